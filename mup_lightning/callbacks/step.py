@@ -1,0 +1,59 @@
+"""Lightning's hooks count micro-batches; what we watch happens once per optimizer step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from mup_lightning.model.taps import Recorder
+
+
+class WatchedModule(pl.LightningModule):
+    """What callbacks may ask of the module that they watch.
+
+    Attributes:
+        recorder: told of the features in the next micro-batch's forward pass, then forgotten.
+        gradient_norm: global norm of the raw gradients in the last step, 0-dim, before clipping.
+    """
+
+    recorder: Recorder | None = None
+    gradient_norm: torch.Tensor
+
+    def step_loss(self) -> torch.Tensor:
+        """Mean loss of this process's part of the current step, 0-dim, on the device."""
+        raise NotImplementedError
+
+    def validation_loss(self) -> float:
+        """Mean loss over the validation tokens, the same on all processes."""
+        raise NotImplementedError
+
+
+class StepCallback(pl.Callback):
+    """Turns micro-batch hooks into step hooks. Steps are counted from 1: `step` is the one begun or just finished."""
+
+    def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """Before the first micro-batch of an optimizer step."""
+
+    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """After the optimizer and the schedule have stepped: the only place where a state may be saved."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """See Lightning."""
+        assert isinstance(pl_module, WatchedModule)
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.on_step_start(trainer, pl_module, trainer.global_step + 1)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """See Lightning."""
+        assert isinstance(pl_module, WatchedModule)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.on_step_end(trainer, pl_module, trainer.global_step)
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something done every `every` steps (0: only at the end) is due after step `step` of `last`."""
+    return step == last or (every > 0 and step % every == 0)

@@ -1,0 +1,1 @@
+"""The command line: thin layers over functions that can be called from Python."""

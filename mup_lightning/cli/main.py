@@ -1,0 +1,60 @@
+"""`mup-lightning VERB`: finds the verb, runs it, and turns the user's mistakes into one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from mup_lightning.errors import UserError
+
+VERBS: dict[str, str] = {
+    "train": "train a model, or continue a run",
+    "evaluate": "validation loss of a checkpoint on a prepared corpus",
+    "data": "prepare, check and describe a corpus",
+    "bench": "measure our speed and memory against a plain PyTorch loop",
+    "figure": "draw feature norms from runs' TensorBoard logs",
+}
+"""Verb -> what it does. Each is a module of this package with `main(argv) -> exit code`, imported when it is called."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        0, or what the verb says; 1 for a user's mistake; 2 for an unknown verb or option; 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        print(f"error: unknown verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"mup_lightning.cli.{verb}").main(rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _help() -> str:
+    lines = [f"  {verb:<10} {what}" for verb, what in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: mup-lightning VERB [options]",
+            "",
+            "Pre-train GPT-2 with hyper-parameters derived from one spectral condition.",
+            "",
+            *lines,
+            "",
+            "mup-lightning VERB --help explains a verb, with an example.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

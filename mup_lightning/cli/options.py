@@ -1,0 +1,84 @@
+"""Parsing a `Config` from YAML files and options, the same for all verbs that take one."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentError, Namespace, RawDescriptionHelpFormatter
+from difflib import get_close_matches
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from mup_lightning.errors import UserError
+from mup_lightning.training.config import Config
+
+
+class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults are shown, and the example keeps its lines."""
+
+
+def config_parser(prog: str, description: str, example: str) -> ArgumentParser:
+    """A parser for a whole `Config`: --config files and options apply from left to right.
+
+    Args:
+        prog: as in "mup-lightning train".
+        description: what the verb does.
+        example: a command line that works.
+    """
+    parser = ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [-c FILE.yaml ...] [--section.key VALUE ...]",
+        description=f"{description}\n\nexample:\n  {example}",
+        formatter_class=_Formatter,
+        exit_on_error=False,
+    )
+    parser.add_argument("-c", "--config", action="config", help="YAML file; may be repeated, the later one wins")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    """Parse and check types; nothing is built yet.
+
+    Raises:
+        UserError: an unknown key, a wrong type, or a file that cannot be read: naming the key and what was expected.
+    """
+    try:
+        return parser.parse_args(argv)
+    except ArgumentError as error:
+        where = _guilty_file(parser, argv)
+        raise UserError((f"{where}: " if where else "") + _explain(str(error), _keys(parser))) from error
+
+
+def _guilty_file(parser: ArgumentParser, argv: list[str]) -> str | None:
+    """Which of several config files cannot be parsed, if it is a file at all."""
+    for flag, path in zip(argv, argv[1:], strict=False):
+        if flag in ("-c", "--config"):
+            try:
+                parser.parse_args([flag, path])
+            except ArgumentError:
+                return path
+    return None
+
+
+def build(parser: ArgumentParser, arguments: Namespace) -> Config:
+    """The Config of parsed arguments, checked as a whole."""
+    values = parser.instantiate_classes(arguments)
+    return Config(**{key: values[key] for key in Config.__dataclass_fields__})
+
+
+def _keys(parser: ArgumentParser) -> list[str]:
+    return [action.dest for action in parser._actions if "." in action.dest or action.dest == "seed"]
+
+
+def _explain(message: str, keys: list[str]) -> str:
+    """Say jsonargparse's message in a user's words, with the nearest known key for an unknown one."""
+    message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    message = re.sub(r"typing\.Literal\[([^]]*)\]", lambda m: "one of " + m[1].replace("'", ""), message)
+    message = re.sub(r"\s*\n\s*", " ", message).replace("Parser key ", "option ").replace("Expected a one of", "Expected one of")
+    unknown = re.search(r"unrecognized arguments: (?:--)?([\w.]+)|[Oo]ption '([\w.]+)'(?: is not accepted)?$", message)
+    if unknown:
+        name = next(part for part in unknown.groups() if part)
+        near = get_close_matches(name, keys, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"unknown option {name}; {hint}All options are listed by --help"
+    return message

@@ -1,0 +1,84 @@
+"""`mup-lightning train`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mup_lightning.cli.options import build, config_parser, parse
+
+if TYPE_CHECKING:
+    from mup_lightning.training.config import Config
+    from mup_lightning.training.train import Result
+
+EXAMPLE = "mup-lightning train -c recipes/gpt2.yaml -c recipes/size/base.yaml -c recipes/optimizer/adamw.yaml --run.name first"
+
+
+def main(argv: list[str]) -> int:
+    """Train, and say at the end what came of it."""
+    parser = config_parser(
+        "mup-lightning train",
+        "Train a GPT-2 whose learning rates, weight decays, inits and multipliers are derived from a tuned base model.",
+        EXAMPLE,
+    )
+    config = build(parser, parse(parser, argv))
+
+    from mup_lightning.training.hardware import tune_allocator
+
+    tune_allocator()
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    from mup_lightning.training.train import train
+
+    if rank_zero_only.rank == 0:
+        print(first_screen(config), flush=True)
+    result = train(config)
+    if rank_zero_only.rank == 0:
+        print(last_screen(config, result), flush=True)
+    return 0 if result.finished else 130
+
+
+def first_screen(config: Config) -> str:
+    """What is about to be trained, in a few lines."""
+    model, recipe = config.model, config.recipe
+    scaled = (
+        f"muP with branch depth k = {recipe.branch_depth}, scaled from the base ({recipe.base_width}, {recipe.base_depth})"
+        if recipe.parametrization == "mup"
+        else "SP: base values, unscaled"
+    )
+    return (
+        f"GPT-2 of width {model.width}, depth {model.depth}, context {model.context}; {recipe.optimizer} at base learning "
+        f"rate {recipe.lr:g}\n{scaled}\n"
+        f"{config.trainer.max_steps} steps of {config.data.batch_size} sequences from {config.data.path}; "
+        f"run folder {config.run.root}/{config.run.name}"
+    )
+
+
+def last_screen(config: Config, result: Result) -> str:
+    """What came of it, where it is, and what to type next."""
+    resume = "make train RESUME=last (with the same other variables), or the same command with --run.resume last"
+    lines = ["", f"{result.steps} steps, {result.tokens:,} tokens, {result.parameters:,} parameters"]
+    if result.finished and result.validation_loss is not None:
+        margin = result.unigram_loss - result.validation_loss
+        comparison = f"{abs(margin):.4f} nats {'better' if margin > 0 else 'WORSE'} than word frequencies alone"
+        lines += [
+            f"  validation loss  {result.validation_loss:.4f} nats per token, {comparison}",
+            f"  unigram model    {result.unigram_loss:.4f} nats per token",
+        ]
+    else:
+        lines.append("  stopped by a signal before the last step")
+    lines += [
+        f"  speed            {result.tokens_per_second:,.0f} tokens/s in training, {result.seconds:.0f} s in all",
+        f"  checkpoint       {result.checkpoint}",
+        f"  TensorBoard      {result.tensorboard}",
+        "",
+        "next:",
+    ]
+    if result.finished:
+        lines += [
+            "  make tensorboard                     the curves and the feature norms of all runs",
+            f"  mup-lightning evaluate {result.checkpoint}",
+            "  make train SIZE=base STEPS=50        a larger model, by the same recipe",
+        ]
+    else:
+        lines.append(f"  {resume}")
+    return "\n".join(lines)

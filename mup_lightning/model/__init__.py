@@ -1,0 +1,1 @@
+"""GPT-2 with multipliers, declared parameter roles and named measuring points."""

@@ -1,0 +1,160 @@
+"""GPT-2 with an input, a residual and an output multiplier in its forward pass.
+
+    h_0 = α_in (token + position embedding)
+    h_l = h_{l-1} + α_res · attention(norm(h_{l-1})),  then the same with the MLP
+    logits = α_out · W_out · norm(h_L)
+
+With all multipliers at 1 it is GPT-2 to the letter. Shapes: B batch, T positions, C width, V padded vocabulary, N = B·T.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mup_lightning.errors import UserError
+from mup_lightning.model import taps
+from mup_lightning.model.block import Block, make_norm
+from mup_lightning.model.config import ModelConfig
+from mup_lightning.model.loss import cross_entropy
+from mup_lightning.model.parameters import Declaration, ParameterInfo, collect, initialise, layer_norm
+from mup_lightning.spectral.recipe import Multipliers, Recipe
+from mup_lightning.spectral.roles import Role
+
+
+class GPT2(nn.Module):
+    """A GPT-2 language model; `build` makes one with the recipe's weights.
+
+    Args:
+        config: shape and switches; vocab_size must be set.
+        multipliers: the forward pass's factors, from the recipe.
+
+    Attributes:
+        parameter_info: role, true shape and more of every parameter by name, recorded before any wrapper touches them.
+    """
+
+    def __init__(self, config: ModelConfig, multipliers: Multipliers) -> None:
+        super().__init__()
+        self.config, self.multipliers = config, multipliers
+        self.vocab_size: int = config.vocab_size or 0
+        self.token = nn.Embedding(config.padded_vocab, config.width)
+        self.position = nn.Embedding(config.context, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer, multipliers.residual) for layer in range(config.depth))
+        self.final_norm = make_norm(config)
+        self.head = None if config.tied else nn.Linear(config.width, config.padded_vocab, bias=False)
+        self.parameter_info: dict[str, ParameterInfo] = collect(self)
+
+    def declarations(self) -> dict[str, Declaration]:
+        """See `parameters.Declares`. A tied matrix is an input to the recipe; `check_tied` makes sure that it may be."""
+        result = {"token.weight": Declaration(Role.INPUT), "position.weight": Declaration(Role.INPUT)}
+        if self.head is not None:
+            result["head.weight"] = Declaration(Role.OUTPUT)
+        return result | layer_norm(self.final_norm, "final_norm", Role.INPUT_BIAS)
+
+    def initialise(self, recipe: Recipe, seed: int, *, gpt2_residual_init: bool = False) -> None:
+        """Draw all weights; a pure function of the recipe, the seed, and each parameter's name and shape.
+
+        Args:
+            recipe: gives each role's standard deviation.
+            seed: any integer.
+            gpt2_residual_init: divide the init of each branch's last matrix by √(2·depth), as GPT-2 does.
+        """
+        for name, parameter in self.named_parameters():
+            info = self.parameter_info[name]
+            std = recipe.values[info.role].init_std
+            if gpt2_residual_init and info.declaration.closes_branch:
+                std *= (2 * self.config.depth) ** -0.5
+            initialise(parameter, info, std, seed)
+
+    def features(self, tokens_BT: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
+        """(B, T) symbols -> (B, T, C) features before the output matrix, times the output multiplier."""
+        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        x_BTC = self.dropout((self.token(tokens_BT) + self.position(positions_T)) * self.multipliers.input)
+        if recorder is not None:
+            recorder.feature(taps.EMBEDDING, None, x_BTC)
+        for block in self.blocks:
+            x_BTC = block(x_BTC, recorder)
+        x_BTC = self.final_norm(x_BTC)
+        if recorder is not None:
+            recorder.feature(taps.FINAL_NORM, None, x_BTC)
+        return x_BTC * self.multipliers.output
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """(B, T) symbols -> (B, T, vocab_size) logits. All multipliers are in; padding symbols are not."""
+        return (self.features(tokens_BT) @ self.output_matrix.t())[..., : self.vocab_size]
+
+    def loss(self, window_BT1: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
+        """Mean next-token cross-entropy in nats.
+
+        Args:
+            window_BT1: (B, T + 1) int64 symbols; each but the first is a target.
+            recorder: told of the features at every tap.
+
+        Returns:
+            The loss, 0-dim.
+        """
+        features_BTC = self.features(window_BT1[:, :-1], recorder)
+        loss, rms = cross_entropy(
+            features_BTC.flatten(0, 1),
+            self.output_matrix,
+            window_BT1[:, 1:].flatten(),
+            self.vocab_size,
+            chunk=self.config.loss_chunk,
+            measure=recorder is not None,
+        )
+        if recorder is not None and rms is not None:
+            recorder.rms(taps.LOGITS, None, rms)
+        return loss
+
+    @property
+    def output_matrix(self) -> torch.Tensor:
+        """(V, C): the head's own, or the token embedding's where they are tied."""
+        return self.token.weight if self.head is None else self.head.weight
+
+
+def build(
+    config: ModelConfig,
+    recipe: Recipe,
+    seed: int,
+    *,
+    device: torch.device | str = "cpu",
+    gpt2_residual_init: bool = False,
+) -> GPT2:
+    """Make a model and draw its weights.
+
+    It is laid out on the meta device first, so that torch's own random init, which would be overwritten, costs nothing.
+
+    Args:
+        config: shape and switches.
+        recipe: multipliers and inits, derived for this shape.
+        seed: see `GPT2.initialise`.
+        device: where the weights shall be; on "meta" they stay unmade.
+        gpt2_residual_init: see `GPT2.initialise`.
+
+    Raises:
+        UserError: the recipe does not allow tied embeddings, but the model has them.
+    """
+    check_tied(config, recipe)
+    with torch.device("meta"):
+        model = GPT2(config, recipe.multipliers)
+    if torch.device(device).type != "meta":
+        model.to_empty(device=device)
+        model.initialise(recipe, seed, gpt2_residual_init=gpt2_residual_init)
+    return model
+
+
+def check_tied(config: ModelConfig, recipe: Recipe) -> None:
+    """Refuse tied embeddings where the recipe wants different values for the input and the output matrix.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    first, last = recipe.values[Role.INPUT], recipe.values[Role.OUTPUT]
+    if config.tied and first != last:
+        keys = ("rule", "lr", "weight_decay", "eps", "init_std")
+        differing = [key for key in keys if getattr(first, key) != getattr(last, key)]
+        raise UserError(
+            f"model.tied is true, but this recipe gives input and output matrix different values of {', '.join(differing)}; "
+            f"set model.tied false"
+        )

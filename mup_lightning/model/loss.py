@@ -1,0 +1,135 @@
+"""Cross-entropy of a large vocabulary, a chunk of tokens at a time, so that the logits never stand whole in memory.
+
+At GPT-2's vocabulary the logits and their gradient are most of a small model's memory. Here each chunk's logits are
+made, turned into their gradient in place, and spent on the gradients of features and weights before the next chunk
+begins: the gradient is taken in the forward pass, and backward only scales it.
+
+Shapes: N tokens, C width, V padded vocabulary, K tokens in a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+_CHUNK_BYTES = {"cpu": 50 << 20, "cuda": 1 << 30}
+
+
+def default_chunk(vocab: int, device: torch.device) -> int:
+    """Tokens per chunk: about 50 MB of float32 logits on CPU (256 tokens at 50304 symbols), 1 GB elsewhere."""
+    return max(1, _CHUNK_BYTES.get(device.type, 1 << 30) // (4 * vocab))
+
+
+def cross_entropy(
+    features_NC: torch.Tensor,
+    weight_VC: torch.Tensor,
+    targets_N: torch.Tensor,
+    vocab_size: int,
+    *,
+    chunk: int | None = None,
+    measure: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Mean cross-entropy in nats of softmax(features · weightᵀ) over the first `vocab_size` symbols.
+
+    Rows of the weight past `vocab_size` are padding: they get probability 0 and gradient 0.
+
+    Args:
+        features_NC: (N, C) features, already times the output multiplier.
+        weight_VC: (V, C) output matrix, V >= vocab_size.
+        targets_N: (N,) int64 symbols, below vocab_size.
+        vocab_size: symbols of the tokenizer.
+        chunk: tokens whose logits exist at once; None for `default_chunk`.
+        measure: also return the RMS norm of the logits.
+
+    Returns:
+        The loss (0-dim, float32 or wider), and the RMS norm of the logits or None.
+    """
+    chunk = chunk or default_chunk(weight_VC.shape[0], weight_VC.device)
+    need_grad = torch.is_grad_enabled() and (features_NC.requires_grad or weight_VC.requires_grad)
+    if need_grad:
+        loss, rms = _ChunkedCrossEntropy.apply(features_NC, weight_VC, targets_N, vocab_size, chunk, measure)
+    else:
+        loss, rms, _, _ = _sweep(features_NC, weight_VC, targets_N, vocab_size, chunk, grad=False, measure=measure)
+    return loss, rms if measure else None
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features_NC: torch.Tensor,
+        weight_VC: torch.Tensor,
+        targets_N: torch.Tensor,
+        vocab_size: int,
+        chunk: int,
+        measure: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, rms, d_features, d_weight = _sweep(
+            features_NC, weight_VC, targets_N, vocab_size, chunk, grad=True, measure=measure
+        )
+        ctx.save_for_backward(d_features, d_weight)
+        ctx.mark_non_differentiable(rms)
+        return loss, rms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        d_features, d_weight = ctx.saved_tensors
+        # In place: autograd hands the buffers on to .grad, and a copy of the weight's would be as large as the weight.
+        return d_features.mul_(d_loss), d_weight.mul_(d_loss), None, None, None, None
+
+
+def _sweep(
+    features_NC: torch.Tensor,
+    weight_VC: torch.Tensor,
+    targets_N: torch.Tensor,
+    vocab_size: int,
+    chunk: int,
+    *,
+    grad: bool,
+    measure: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One pass over the tokens: loss, RMS of the logits, and the gradients of the mean loss (empty without `grad`)."""
+    device = features_NC.device
+    # Autocast would cast the weight anew in every chunk: take its dtype once, and switch it off inside.
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else features_NC.dtype
+    tokens, padded = features_NC.shape[0], weight_VC.shape[0]
+    wide = torch.promote_types(dtype, torch.float32)
+    loss_sum, square_sum = torch.zeros(2, device=device, dtype=wide)
+    d_features = torch.empty_like(features_NC) if grad else features_NC.new_empty(0)
+    d_weight = torch.zeros_like(weight_VC) if grad else weight_VC.new_empty(0)
+
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        x_NC, w_VC = features_NC.detach().to(dtype), weight_VC.detach().to(dtype)
+        buffer_KV = torch.empty(min(chunk, tokens), padded, device=device, dtype=wide) if dtype == wide else None
+        for start in range(0, tokens, chunk):
+            rows = slice(start, min(start + chunk, tokens))
+            x_KC, target_K1 = x_NC[rows], targets_N[rows, None]
+            if buffer_KV is not None:
+                z_KV = torch.mm(x_KC, w_VC.t(), out=buffer_KV[: x_KC.shape[0]])
+            else:
+                z_KV = torch.mm(x_KC, w_VC.t()).to(wide)
+            if measure:
+                square_sum += torch.linalg.vector_norm(z_KV[:, :vocab_size]).square()
+            z_KV[:, vocab_size:] = -torch.inf
+            target_logit_K1 = z_KV.gather(1, target_K1)
+            max_K1 = z_KV.amax(1, keepdim=True)
+            e_KV = z_KV.sub_(max_K1).exp_()
+            total_K1 = e_KV.sum(1, keepdim=True)
+            loss_sum += (total_K1.log() + max_K1 - target_logit_K1).sum()
+            if not grad:
+                continue
+            # d(mean loss)/dz = (softmax - onehot)/N, in the logits' own memory.
+            d_KV = e_KV.div_(total_K1 * tokens)
+            d_KV.scatter_add_(1, target_K1, torch.full_like(target_logit_K1, -1.0 / tokens))
+            if dtype == wide:
+                torch.mm(d_KV, w_VC, out=d_features[rows])
+                d_weight.addmm_(d_KV.t(), x_KC)
+            else:
+                d_low_KV = d_KV.to(dtype)
+                d_features[rows] = torch.mm(d_low_KV, w_VC)
+                d_weight += torch.mm(d_low_KV.t(), x_KC)
+    return loss_sum / tokens, (square_sum / (tokens * vocab_size)).sqrt(), d_features, d_weight

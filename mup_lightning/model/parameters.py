@@ -1,0 +1,119 @@
+"""What is known of each parameter, recorded once when the model is built.
+
+Wrappers later flatten, shard or rename parameters; nothing after this point guesses a role from a name or an ndim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from mup_lightning.spectral.roles import Role
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a module says of one of its own parameters.
+
+    Attributes:
+        role: the parameter's role in the spectral condition.
+        blocks: how many matrices of equal shape are stacked along dim 0 (3 for a fused QKV): whole-matrix
+            optimizers treat each on its own.
+        constant: the value that a vector starts at; None for matrices, which are drawn.
+        closes_branch: it is the last matrix of a residual branch (GPT-2's extra init factor applies to it).
+    """
+
+    role: Role
+    blocks: int = 1
+    constant: float | None = None
+    closes_branch: bool = False
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One parameter of the whole model: its name, true shape and declaration."""
+
+    name: str
+    shape: tuple[int, ...]
+    declaration: Declaration
+
+    @property
+    def role(self) -> Role:
+        """The parameter's role in the spectral condition."""
+        return self.declaration.role
+
+
+class Declares(Protocol):
+    """A module that declares the parameters that it owns itself (or through torch's own layers)."""
+
+    def declarations(self) -> dict[str, Declaration]:
+        """Parameter name relative to the module -> declaration."""
+        ...
+
+
+def collect(model: nn.Module) -> dict[str, ParameterInfo]:
+    """Gather the declarations of all modules and check that they cover every parameter exactly once.
+
+    Returns:
+        Parameter name -> what is known of it, in the order of `model.named_parameters()`.
+
+    Raises:
+        RuntimeError: a parameter is declared by no module or by two, or a declared one does not exist. This is a
+            mistake in the model's code, not the user's.
+    """
+    declared: dict[str, Declaration] = {}
+    for prefix, module in model.named_modules():
+        if not hasattr(module, "declarations"):
+            continue
+        for name, declaration in module.declarations().items():
+            full = f"{prefix}.{name}" if prefix else name
+            if full in declared:
+                raise RuntimeError(f"parameter {full} is declared twice")
+            declared[full] = declaration
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if declared.keys() != shapes.keys():
+        missing, extra = sorted(shapes.keys() - declared.keys()), sorted(declared.keys() - shapes.keys())
+        raise RuntimeError(f"every parameter needs exactly one declaration; undeclared: {missing}; not there: {extra}")
+    return {name: ParameterInfo(name, shape, declared[name]) for name, shape in shapes.items()}
+
+
+def linear(layer: nn.Linear, name: str, **declaration: bool | int) -> dict[str, Declaration]:
+    """Declare a hidden linear layer inside a residual branch, with its bias where it has one."""
+    result = {f"{name}.weight": Declaration(Role.HIDDEN, **declaration)}  # type: ignore[arg-type]
+    if layer.bias is not None:
+        result[f"{name}.bias"] = Declaration(Role.HIDDEN_BIAS, constant=0.0)
+    return result
+
+
+def layer_norm(layer: nn.Module, name: str, role: Role) -> dict[str, Declaration]:
+    """Declare a LayerNorm's gain and bias; an identity in its place has nothing to declare."""
+    if not isinstance(layer, nn.LayerNorm):
+        return {}
+    result = {f"{name}.weight": Declaration(role, constant=1.0)}
+    if layer.bias is not None:
+        result[f"{name}.bias"] = Declaration(role, constant=0.0)
+    return result
+
+
+@torch.no_grad()
+def initialise(parameter: torch.Tensor, info: ParameterInfo, std: float, seed: int) -> None:
+    """Fill one parameter: vectors with their constant, matrices with N(0, std²).
+
+    The numbers are a pure function of (seed, name, shape): they depend neither on the order in which parameters are
+    made nor on the device, so that a model built in shards or on another machine starts from the same weights.
+    """
+    if info.declaration.constant is not None:
+        parameter.fill_(info.declaration.constant)
+        return
+    generator = torch.Generator().manual_seed(_mix(seed, info.name))
+    parameter.copy_(torch.randn(info.shape, generator=generator, dtype=torch.float32).mul_(std))
+
+
+def _mix(seed: int, text: str) -> int:
+    """A 63-bit seed from a number and a name, stable across processes (unlike `hash`)."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "little") >> 1

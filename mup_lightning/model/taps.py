@@ -1,0 +1,64 @@
+"""Taps: named measuring points inside the forward pass.
+
+The model calls its recorder at every point, if there is one. Points are inside the model rather than in forward hooks,
+because hooks are silently lost under torch.compile. `scale` says that the feature meant is `scale · x`: the model never
+forms a branch times its multiplier on its own, and its RMS norm needs no second pass.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+EMBEDDING = "embedding"
+ATTENTION = "attention"
+ATTENTION_SCALED = "attention_scaled"
+MLP = "mlp"
+MLP_SCALED = "mlp_scaled"
+RESIDUAL = "residual"
+FINAL_NORM = "final_norm"
+LOGITS = "logits"
+
+LAYER_POINTS = (ATTENTION, ATTENTION_SCALED, MLP, MLP_SCALED, RESIDUAL)
+"""Points that every block has, in the order of the forward pass."""
+
+POINTS = (EMBEDDING, *LAYER_POINTS, FINAL_NORM, LOGITS)
+"""All points."""
+
+
+class Recorder(Protocol):
+    """What the model talks to at its measuring points."""
+
+    def feature(self, point: str, layer: int | None, x: torch.Tensor, scale: float = 1.0) -> None:
+        """A feature: `scale · x`, of layer `layer` (None outside blocks)."""
+        ...
+
+    def rms(self, point: str, layer: int | None, value: torch.Tensor) -> None:
+        """A feature too large to stand whole in memory, by its RMS norm (a 0-dim tensor)."""
+        ...
+
+
+class NormRecorder:
+    """Keeps the RMS norm ‖x‖₂/√numel of each feature on the device, and copies them to the host in one transfer."""
+
+    def __init__(self) -> None:
+        self._names: list[tuple[str, int | None]] = []
+        self._norms: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def feature(self, point: str, layer: int | None, x: torch.Tensor, scale: float = 1.0) -> None:
+        """Record ‖scale · x‖_R, computed in float32."""
+        norm = torch.linalg.vector_norm(x.detach(), dtype=torch.float32)
+        self.rms(point, layer, norm * (abs(scale) * x.numel() ** -0.5))
+
+    def rms(self, point: str, layer: int | None, value: torch.Tensor) -> None:
+        """Record an RMS norm that the model computed itself."""
+        self._names.append((point, layer))
+        self._norms.append(value.detach().float())
+
+    def norms(self) -> dict[tuple[str, int | None], float]:
+        """(point, layer) -> RMS norm. One device synchronisation."""
+        if not self._norms:
+            return {}
+        return dict(zip(self._names, torch.stack(self._norms).tolist(), strict=True))

@@ -1,0 +1,1 @@
+"""The theory: scales, roles, the spectral condition, optimizer families and the recipe they imply. No torch."""

@@ -1,0 +1,125 @@
+"""The spectral condition under width-depth scaling, solved for one weight at a time (arXiv 2603.00541, section 3).
+
+The goal: every feature, and the change of every feature in one step, keeps RMS size Θ(1) as n and L grow, and each
+weight contributes as much to that change as it can. For a residual branch of k matrices with multiplier α:
+
+    input, output    α‖W‖_R = Θ(1)                        α‖ΔW‖_R = Θ(1)
+    hidden, k = 1    α‖W‖_R = Θ(1/√L)                     α‖ΔW‖_R = Θ(1/L)
+    hidden, k >= 2   α ∏‖W_i‖_R = Θ(1/L)                  α‖ΔW_i‖_R ∏_{m≠i}‖W_m‖_R = Θ(1/L) for every i
+
+where ‖W‖_R = √(n_in/n_out)·‖W‖₂. At k = 1 the L random branches add up like a random walk, hence 1/√L at
+initialisation; their updates point the same way, hence 1/L. At k >= 2 the second-order term ΔW₂ΔW₁ needs the
+branch itself to be 1/L. The initialisation convention of width-μP (variance 1 for input and output, 1/n for hidden)
+is put in; multipliers and update sizes come out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mup_lightning.spectral.roles import SHAPES, Role
+from mup_lightning.spectral.scale import HALF, ONE, L, N, Scale, largest
+
+INIT_VARIANCE: dict[Role, Scale] = {
+    Role.INPUT: ONE,
+    Role.HIDDEN: ONE / N,
+    Role.OUTPUT: ONE,
+    # Vectors start at a constant (0 or 1), as large as one drawn with this variance.
+    Role.INPUT_BIAS: ONE,
+    Role.HIDDEN_BIAS: ONE,
+}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight as the condition leaves it: everything that an optimizer family needs to know.
+
+    Attributes:
+        role: what the weight is to the network.
+        n_out: scale of its output side.
+        n_in: scale of its input side (1 for vectors).
+        init_var: variance of its entries at initialisation (a convention, not a result).
+        norm: ‖W‖_R at initialisation.
+        multiplier: α, of the branch or of the layer that it sits in.
+        update: the ‖ΔW‖_R that one step must have.
+        loss_change: ⟨ΔW, G⟩, its share of the first-order change of the loss in one step.
+    """
+
+    role: Role
+    n_out: Scale
+    n_in: Scale
+    init_var: Scale
+    norm: Scale
+    multiplier: Scale
+    update: Scale
+    loss_change: Scale
+
+    @property
+    def larger_side(self) -> Scale:
+        """Scale of max(n_in, n_out)."""
+        return largest(self.n_in, self.n_out)
+
+    @property
+    def gradient(self) -> Scale:
+        """‖G‖₂ of the raw gradient G.
+
+        G is low-rank (its rank is bounded by the batch), so ⟨ΔW, G⟩ = Θ(‖ΔW‖₂‖G‖₂) for an aligned update, and
+        ‖ΔW‖₂ = ‖ΔW‖_R·√(n_out/n_in).
+        """
+        return self.loss_change / (self.update * (self.n_out / self.n_in) ** HALF)
+
+    @property
+    def gradient_entry(self) -> Scale:
+        """RMS of the raw gradient's entries, ‖G‖_F/√(n_in·n_out), with ‖G‖_F = Θ(‖G‖₂) because G is low-rank."""
+        return self.gradient / (self.n_in * self.n_out) ** HALF
+
+
+def solve(role: Role, branch_depth: int) -> Weight:
+    """Solve the condition for one role.
+
+    Args:
+        role: the weight's role.
+        branch_depth: k, the number of weight matrices in one residual branch; 1, or anything from 2 up (all k >= 2 agree).
+
+    Returns:
+        The weight's scales.
+
+    Raises:
+        ValueError: branch_depth is below 1.
+    """
+    if branch_depth < 1:
+        raise ValueError(f"branch_depth is the number k of matrices in a residual branch, at least 1; got {branch_depth}")
+    hidden = _matrix_norm(Role.HIDDEN)
+    # What α·∏‖W‖_R over the whole branch must be at initialisation, and what one update may add to the stream.
+    branch_size, branch_change = (ONE / L**HALF if branch_depth == 1 else ONE / L), ONE / L
+    branch_multiplier = branch_size / hidden**branch_depth
+
+    shape, norm = SHAPES[role], _matrix_norm(role)
+    if role is Role.HIDDEN:
+        multiplier = branch_multiplier
+        update = branch_change / (multiplier * hidden ** (branch_depth - 1))
+    elif role is Role.HIDDEN_BIAS:
+        # A bias adds to the stream through the matrices that follow it; the last one of the branch through none.
+        # Both give the same scale, because the convention makes ‖W‖_R = Θ(1) for hidden matrices.
+        multiplier = branch_multiplier
+        update = branch_change / multiplier
+    else:
+        multiplier = ONE / norm
+        update = ONE / multiplier
+    return Weight(
+        role=role,
+        n_out=shape.n_out,
+        n_in=shape.n_in,
+        init_var=INIT_VARIANCE[role],
+        norm=norm,
+        multiplier=multiplier,
+        update=update,
+        loss_change=branch_change if role.in_branch else ONE,
+    )
+
+
+def _matrix_norm(role: Role) -> Scale:
+    """‖W‖_R of a Gaussian matrix: ‖W‖₂ = Θ(√var·(√n_in + √n_out))."""
+    shape = SHAPES[role]
+    spectral = INIT_VARIANCE[role] ** HALF * largest(shape.n_in, shape.n_out) ** HALF
+    return (shape.n_in / shape.n_out) ** HALF * spectral

@@ -1,0 +1,71 @@
+"""Optimizer families: all that the recipe needs to know of an optimizer (arXiv 2603.00541, sections 4 and 5).
+
+One step is ΔW = -η(A + λW) with A the optimizer's raw direction. A family says how large A is, ‖A‖_R, at the first
+step and without momentum, and what its stabiliser ε is added to. Learning rate and weight decay follow in recipe.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mup_lightning.spectral.condition import Weight
+from mup_lightning.spectral.scale import HALF, ONE, Scale
+
+
+@dataclass(frozen=True)
+class Family:
+    """An optimizer, as far as scaling is concerned.
+
+    Attributes:
+        name: what `recipe.optimizer` calls it.
+        direction: ‖A‖_R of the raw direction for a weight.
+        epsilon: the scale of what the stabiliser ε is added to; None where the optimizer has none that matters.
+        whole_matrix: it acts on a matrix as a whole, so that vectors and, by custom, embeddings and head go to AdamW.
+        aux_lr_factor: base learning rate of that AdamW half over the family's own, as the paper sets it.
+    """
+
+    name: str
+    direction: Callable[[Weight], Scale]
+    epsilon: Callable[[Weight], Scale] | None = None
+    whole_matrix: bool = False
+    aux_lr_factor: float = 1.0
+
+
+def _sign(w: Weight) -> Scale:
+    """sign(G): G is low-rank, so its sign pattern is too: ‖A‖₂ = √(n_in·n_out), hence ‖A‖_R = n_in."""
+    return w.n_in
+
+
+def _orthogonal(w: Weight) -> Scale:
+    """U Vᵀ: every singular value is 1."""
+    return (w.n_in / w.n_out) ** HALF
+
+
+def _gradient(w: Weight) -> Scale:
+    """G itself, whose size follows from the loss."""
+    return (w.n_in / w.n_out) ** HALF * w.gradient
+
+
+def _gradient_entry(w: Weight) -> Scale:
+    return w.gradient_entry
+
+
+def _gradient_squared(w: Weight) -> Scale:
+    return w.gradient**2
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("sgd", _gradient),
+        Family("adamw", _sign, epsilon=_gradient_entry),
+        Family("lion", _sign),
+        Family("sophia", _sign),
+        Family("muon", _orthogonal, whole_matrix=True, aux_lr_factor=0.1),
+        Family("muon_kimi", lambda w: _orthogonal(w) * w.larger_side**HALF, whole_matrix=True),
+        Family("shampoo", _orthogonal, epsilon=_gradient_squared, whole_matrix=True, aux_lr_factor=2.0),
+        Family("soap", _orthogonal, whole_matrix=True),
+        Family("sso", lambda w: ONE, whole_matrix=True),
+    )
+}

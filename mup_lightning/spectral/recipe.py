@@ -1,0 +1,189 @@
+"""From the condition and an optimizer family to numbers: learning rates, weight decays, ε, inits, multipliers.
+
+    η ∝ ‖ΔW‖_R / ‖A‖_R        λ ∝ ‖A‖_R / ‖W‖_R        (arXiv 2603.00541, section 4)
+
+`exponents` gives one cell of the paper's tables; `derive` evaluates all of them for a model, away from a tuned base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mup_lightning.errors import UserError
+from mup_lightning.spectral.condition import solve
+from mup_lightning.spectral.families import FAMILIES, Family
+from mup_lightning.spectral.roles import Role
+from mup_lightning.spectral.scale import ONE, Scale
+
+OptimizerName = Literal["muon_kimi", "adamw"]
+"""The families that have an update rule in mup_lightning.optim; the theory in families.py knows more."""
+
+
+@dataclass
+class RecipeConfig:
+    """What is tuned on the base model, and the shape that it was tuned at. Everything else is derived.
+
+    Attributes:
+        optimizer: the optimizer of the matrices inside blocks: muon_kimi (all else then gets AdamW) or adamw.
+        parametrization: mup applies the spectral condition; sp uses the base values unchanged at every size.
+        branch_depth: k, the matrices in a residual branch that the condition counts: 1, or 2 and more (all agree).
+        lr: base learning rate, at the base shape.
+        weight_decay: base decoupled weight decay; one step removes lr x weight_decay of a weight.
+        eps: base ε of AdamW.
+        aux_lr_factor: learning rate of the AdamW half of a matrix optimizer over lr; null: the family's own.
+        init_std: σ, the base standard deviation of all weight matrices.
+        input_multiplier: base multiplier of the embeddings' output.
+        residual_multiplier: base multiplier of every residual branch.
+        output_multiplier: base multiplier of the logits.
+        decay_vectors: whether biases and LayerNorm gains are decayed too.
+        gpt2_residual_init: GPT-2's extra factor 1/√(2·depth) on the init of each branch's last matrix.
+        base_width: width of the base model, the one that the values above were tuned at.
+        base_depth: depth (blocks) of the base model.
+    """
+
+    optimizer: OptimizerName = "muon_kimi"
+    parametrization: Literal["sp", "mup"] = "mup"
+    branch_depth: int = 2
+    lr: float = 2**-7
+    weight_decay: float = 0.0
+    eps: float = 1e-16
+    aux_lr_factor: float | None = None
+    init_std: float = 0.02
+    input_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    output_multiplier: float = 1.0
+    decay_vectors: bool = True
+    gpt2_residual_init: bool = False
+    base_width: int = 256
+    base_depth: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model could be trained with.
+
+        Raises:
+            UserError: naming the key, the value and what was expected.
+        """
+        for key in ("lr", "init_std", "base_width", "base_depth", "branch_depth", "aux_lr_factor"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise UserError(f"recipe.{key} is {value}; expected a number above 0")
+        for key in ("weight_decay", "eps"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"recipe.{key} is {getattr(self, key)}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Exponents:
+    """One row of the tables: how each hyper-parameter of one role scales with width and depth."""
+
+    multiplier: Scale
+    init_var: Scale
+    lr: Scale
+    weight_decay: Scale
+    eps: Scale | None
+
+
+@dataclass(frozen=True)
+class Values:
+    """The numbers that training uses for the parameters of one role.
+
+    Attributes:
+        rule: name of the update rule.
+        lr: peak learning rate, before the schedule.
+        weight_decay: decoupled; one step at the peak removes lr x weight_decay of a weight.
+        eps: the rule's stabiliser; None where it has none.
+        init_std: standard deviation of a matrix's entries; vectors ignore it.
+    """
+
+    rule: str
+    lr: float
+    weight_decay: float
+    eps: float | None
+    init_std: float
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """The factors of the forward pass: on the embeddings' output, on every residual branch, on the logits."""
+
+    input: float = 1.0
+    residual: float = 1.0
+    output: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The recipe evaluated for one model: a value for every role, and the multipliers."""
+
+    values: dict[Role, Values]
+    multipliers: Multipliers
+
+
+def exponents(family: Family, role: Role, branch_depth: int) -> Exponents:
+    """One row of the paper's tables: factors on the base values, as powers of r_n and r_L.
+
+    Args:
+        family: the optimizer family.
+        role: the parameter's role.
+        branch_depth: k; see `condition.solve`.
+    """
+    weight = solve(role, branch_depth)
+    direction = family.direction(weight)
+    return Exponents(
+        multiplier=weight.multiplier,
+        init_var=weight.init_var,
+        lr=weight.update / direction,
+        weight_decay=direction / weight.norm,
+        eps=family.epsilon(weight) if family.epsilon else None,
+    )
+
+
+def family_of(config: RecipeConfig, role: Role) -> Family:
+    """The family that updates a role: a whole-matrix optimizer takes the matrices inside blocks, AdamW all else."""
+    family = FAMILIES[config.optimizer]
+    return FAMILIES["adamw"] if family.whole_matrix and role is not Role.HIDDEN else family
+
+
+def derive(config: RecipeConfig, width: int, depth: int) -> Recipe:
+    """Scale the base values to a model of another width and depth.
+
+    Args:
+        config: base values, and the base shape that they were tuned at.
+        width: n of the model to train.
+        depth: L, its number of blocks (each with an attention and an MLP branch, which share one multiplier).
+
+    Returns:
+        The values for every role. At the base shape they equal the base values to the bit.
+    """
+    r_n, r_L = width / config.base_width, depth / config.base_depth
+
+    def factor(scale: Scale) -> float:
+        return (ONE if config.parametrization == "sp" else scale).at(r_n, r_L)
+
+    main = FAMILIES[config.optimizer]
+    aux_factor = main.aux_lr_factor if config.aux_lr_factor is None else config.aux_lr_factor
+    values: dict[Role, Values] = {}
+    for role in Role:
+        family = family_of(config, role)
+        row = exponents(family, role, config.branch_depth)
+        decayed = config.decay_vectors or not role.is_vector
+        values[role] = Values(
+            rule=family.name,
+            lr=config.lr * factor(row.lr) * (1.0 if family is main else aux_factor),
+            weight_decay=config.weight_decay * factor(row.weight_decay) if decayed else 0.0,
+            eps=None if row.eps is None else config.eps * factor(row.eps),
+            init_std=config.init_std * factor(row.init_var) ** 0.5,
+        )
+
+    def multiplier(role: Role) -> float:
+        return factor(exponents(main, role, config.branch_depth).multiplier)
+
+    return Recipe(
+        values=values,
+        multipliers=Multipliers(
+            input=config.input_multiplier * multiplier(Role.INPUT),
+            residual=config.residual_multiplier * multiplier(Role.HIDDEN),
+            output=config.output_multiplier * multiplier(Role.OUTPUT),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The LightningModule, strategies, checkpoints and the function that trains."""

@@ -1,0 +1,151 @@
+"""The whole configuration of a run. Imports no torch, so that the command line parses, refuses and helps at once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from mup_lightning.errors import UserError
+from mup_lightning.model.config import ModelConfig
+from mup_lightning.optim.options import RuleOptions, ScheduleConfig
+from mup_lightning.spectral.recipe import RecipeConfig
+from mup_lightning.tokens.config import VOCAB_SIZES, DataConfig
+
+
+@dataclass
+class TrainerConfig:
+    """How long, on what, and what is kept.
+
+    Attributes:
+        max_steps: optimizer steps of the run.
+        strategy: single (one process) or ddp (one process per device, gradients averaged).
+        devices: processes per node: GPUs, or CPU processes.
+        nodes: machines.
+        accelerator: auto takes GPUs where there are any.
+        precision: auto is bf16 (autocast, float32 weights) on GPU and float32 on CPU, where bfloat16 is slow.
+        gradient_clip: largest global gradient norm; 0: no clipping.
+        validate_every: steps between validations; 0: only at the end.
+        checkpoint_every: steps between checkpoints; 0: only at the end.
+        keep_checkpoints: how many of the newest complete checkpoints stay.
+        log_every: steps between points of the training curves.
+        feature_norms_every: steps between measurements of the feature norms; 0: never.
+    """
+
+    max_steps: int = 1221
+    strategy: Literal["single", "ddp"] = "single"
+    devices: int = 1
+    nodes: int = 1
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_clip: float = 1.0
+    validate_every: int = 200
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    feature_norms_every: int = 50
+
+    def __post_init__(self) -> None:
+        """Raise UserError for values that no run can have."""
+        for key in ("max_steps", "devices", "nodes", "keep_checkpoints", "log_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"trainer.{key} is {getattr(self, key)}; expected a whole number of at least 1")
+        for key in ("gradient_clip", "validate_every", "checkpoint_every", "feature_norms_every"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"trainer.{key} is {getattr(self, key)}; expected 0 (off) or more")
+        if self.strategy == "single" and self.devices * self.nodes > 1:
+            raise UserError(
+                f"trainer.strategy single runs one process, but trainer.devices is {self.devices} and trainer.nodes is "
+                f"{self.nodes}; set trainer.strategy ddp"
+            )
+
+
+@dataclass
+class RunConfig:
+    """Where the run lives.
+
+    Attributes:
+        root: folder of all runs.
+        name: the run's folder inside it.
+        resume: last, to continue from the run's newest complete checkpoint, or the path of a checkpoint; null: start anew.
+    """
+
+    root: str = "runs"
+    name: str = "default"
+    resume: str | None = None
+
+
+@dataclass
+class Config:
+    """Everything that determines a run.
+
+    Attributes:
+        model: shape and switches of the model.
+        recipe: parametrization and the base values that all hyper-parameters are derived from.
+        rules: what can be set of the update rules themselves.
+        schedule: learning rate over time.
+        data: the prepared corpus and the batch.
+        trainer: length, devices and intervals.
+        run: where the run lives.
+        seed: of the weights, the order of samples and dropout.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    rules: RuleOptions = field(default_factory=RuleOptions)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Fill in what follows from other keys, and refuse keys that contradict each other.
+
+        Raises:
+            UserError: naming the keys.
+        """
+        symbols = VOCAB_SIZES[self.data.tokenizer]
+        if self.model.vocab_size is None:
+            self.model.vocab_size = symbols
+        elif self.model.vocab_size != symbols:
+            raise UserError(
+                f"model.vocab_size is {self.model.vocab_size}, but data.tokenizer {self.data.tokenizer} has {symbols} symbols; "
+                f"leave model.vocab_size unset, or choose another tokenizer"
+            )
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Config:
+        """The Config of nested plain values, as config.yaml and checkpoints hold them.
+
+        Raises:
+            UserError: a key is unknown: another version of mup_lightning wrote it.
+        """
+        return _from_plain(cls, values, "")
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be continued exactly, as plain nested values.
+
+        Left out: what changes no number that is trained (devices, workers, intervals, places), and max_steps, which
+        may be raised on purpose.
+        """
+        data = asdict(self)
+        trainer = {key: data["trainer"][key] for key in ("precision", "gradient_clip")}
+        batch = {key: data["data"][key] for key in ("tokenizer", "batch_size")}
+        model = {key: value for key, value in data["model"].items() if key != "loss_chunk"}
+        plain = {key: data[key] for key in ("recipe", "rules", "schedule", "seed")}
+        return plain | {"model": model, "data": batch, "trainer": trainer}
+
+
+T = TypeVar("T")
+
+
+def _from_plain(cls: type[T], values: dict[str, Any], prefix: str) -> T:
+    hints = get_type_hints(cls)
+    unknown = sorted(values.keys() - hints.keys())
+    if unknown:
+        raise UserError(f"unknown configuration keys {', '.join(prefix + key for key in unknown)}: written by another version?")
+    arguments = {
+        key: _from_plain(hints[key], value, f"{prefix}{key}.") if is_dataclass(hints[key]) else value
+        for key, value in values.items()
+    }
+    return cls(**arguments)

@@ -1,0 +1,90 @@
+"""Validation loss of a model on windows of tokens, and of a checkpoint on a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mup_lightning.model.gpt2 import GPT2, build
+from mup_lightning.spectral.recipe import derive
+from mup_lightning.tokens.manifest import check_vocabulary
+from mup_lightning.tokens.shards import TokenStore
+from mup_lightning.tokens.validation import validation_batches
+from mup_lightning.training import checkpoints
+from mup_lightning.training.config import Config
+
+
+@torch.no_grad()
+def loss_sums(model: GPT2, batches: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Add up the next-token cross-entropy over batches of windows, without dropout.
+
+    Args:
+        model: left in the mode (training or not) that it came in.
+        batches: (b, T + 1) int64 windows; b may be 0.
+        device: where the model is.
+
+    Returns:
+        (2,) float64: the sum of the losses in nats, and the number of tokens predicted. Ready to be added up over
+        processes.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for window_BT1 in batches:
+        tokens = window_BT1.shape[0] * (window_BT1.shape[1] - 1)
+        loss = model.loss(window_BT1.to(device))
+        if tokens:  # a process that has run out of windows joins in the forward pass only
+            sums[0] += loss.double() * tokens
+            sums[1] += tokens
+    model.train(was_training)
+    return sums
+
+
+def evaluate(
+    path: Path, data: str | None = None, *, batch: int = 8, val_tokens: int | None = None
+) -> dict[str, Any]:
+    """Validation loss of a checkpoint.
+
+    Args:
+        path: a checkpoint's folder, or a run's folder, whose newest checkpoint is meant.
+        data: folder of a prepared corpus; None: the one that the run was trained on.
+        batch: windows in one forward pass.
+        val_tokens: only the first this many validation tokens; None: all.
+
+    Returns:
+        "checkpoint", "step", "data", "validation_loss" and "unigram_loss" (nats per token), "tokens" (predicted).
+
+    Raises:
+        UserError: the checkpoint is damaged or the corpus is of another vocabulary or too short.
+    """
+    checkpoint = checkpoints.newest(path / "checkpoints") if (path / "checkpoints").is_dir() else checkpoints.read(path)
+    checkpoints.verify(checkpoint)
+    config = Config.from_plain(checkpoint.config)
+    folder = data or config.data.path
+    store = TokenStore.open(folder, "val", verify=config.data.verify)
+    check_vocabulary(store.manifest, config.data.tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(checkpoint, config).to(device)
+    batches = validation_batches(store, config.model.context, batch, val_tokens=val_tokens)
+    total, tokens = loss_sums(model, tqdm(list(batches), desc="evaluating", disable=None), device).tolist()
+    return {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "data": str(folder),
+        "validation_loss": total / tokens,
+        "unigram_loss": store.manifest.unigram_loss,
+        "tokens": int(tokens),
+    }
+
+
+def load_model(checkpoint: checkpoints.Checkpoint, config: Config) -> GPT2:
+    """The model of a checkpoint, in evaluation mode on the CPU; multipliers as in training."""
+    recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
+    model = build(config.model, recipe, config.seed, device="meta")
+    state = torch.load(checkpoint.state, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()}, assign=True)
+    return model.eval()

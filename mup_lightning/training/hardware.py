@@ -1,0 +1,38 @@
+"""What the run computes on: device, precision, memory allocator."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from mup_lightning.errors import UserError
+from mup_lightning.training.config import TrainerConfig
+
+
+def tune_allocator() -> None:
+    """Let torch's CPU allocator use huge pages: a GPT-2 vocabulary's logits are otherwise slow to map and unmap.
+
+    To be called before torch allocates for the first time. A value that is set already stays.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def resolve(config: TrainerConfig) -> None:
+    """Replace every `auto` by what this machine has, so that the saved configuration says what was run.
+
+    Raises:
+        UserError: GPUs are asked for, but there are none, or fewer.
+    """
+    found = torch.cuda.device_count()
+    if config.accelerator == "auto":
+        config.accelerator = "gpu" if found else "cpu"
+    if config.accelerator == "gpu" and found < config.devices:
+        raise UserError(
+            f"trainer.accelerator is gpu and trainer.devices is {config.devices}, but torch sees {found} GPUs here; "
+            f"set trainer.devices to {found} or trainer.accelerator to cpu"
+            if found
+            else "trainer.accelerator is gpu, but torch sees no GPU here; set trainer.accelerator cpu"
+        )
+    if config.precision == "auto":
+        config.precision = "bf16" if config.accelerator == "gpu" else "fp32"

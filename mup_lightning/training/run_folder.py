@@ -1,0 +1,62 @@
+"""One folder per run: resolved configuration, TensorBoard events, checkpoints, result."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mup_lightning.errors import UserError
+from mup_lightning.training import checkpoints
+from mup_lightning.training.config import Config
+
+
+class RunFolder:
+    """The places in a run's folder.
+
+    Args:
+        config: says where the folder is.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.path = Path(config.run.root) / config.run.name
+        self.config_file = self.path / "config.yaml"
+        self.result_file = self.path / "result.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+
+    def refuse_used(self) -> None:
+        """Refuse to start a new run where another one lives.
+
+        Raises:
+            UserError: the folder holds a run.
+        """
+        if self.config_file.exists() or checkpoints.complete(self.checkpoints):
+            saved = checkpoints.complete(self.checkpoints)
+            state = f"a run with a checkpoint at {saved[-1].name}" if saved else "a run without a checkpoint"
+            raise UserError(
+                f"{self.path} already holds {state}; continue it (--run.resume last, or make train RESUME=last), "
+                f"give the new run another name (--run.name NAME, or RUN=NAME), or remove the folder"
+            )
+
+    def save_config(self, config: Config, step: int) -> None:
+        """Save the resolved configuration; that of a resumed run goes beside the first one's."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.config_file if not self.config_file.exists() else self.path / f"config.resumed_at_{step:08d}.yaml"
+        file.write_text(yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+
+    def save_result(self, result: dict[str, Any]) -> None:
+        """Write result.json, whole or not at all."""
+        unfinished = self.result_file.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(result, indent=1) + "\n")
+        unfinished.replace(self.result_file)
+
+
+def plain(value: Any) -> Any:
+    """Nested dicts, lists and scalars only, as YAML and JSON give them back: tuples become lists."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,168 @@
+"""The derived recipe against the published tables, hand derivations and measured norms of real directions."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from mup_lightning.errors import UserError
+from mup_lightning.spectral.condition import solve
+from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.recipe import RecipeConfig, derive, exponents
+from mup_lightning.spectral.roles import Role
+from mup_lightning.spectral.scale import L, N, Scale, largest
+
+# arXiv 2603.00541, the tables for k >= 2, as (width, depth) exponents of input / hidden / output.
+PUBLISHED = {
+    "muon_kimi": {"lr": ["0 0", "-1/2 0", "0 0"], "weight_decay": ["0 0", "1/2 0", "0 0"]},
+    "muon": {"lr": ["1/2 0", "0 0", "1/2 0"], "weight_decay": ["-1/2 0", "0 0", "-1/2 0"]},
+    "shampoo": {
+        "lr": ["1/2 0", "0 0", "1/2 0"],
+        "weight_decay": ["-1/2 0", "0 0", "-1/2 0"],
+        "eps": ["-1 0", "0 -2", "-1 0"],
+    },
+    "soap": {"lr": ["1/2 0", "0 0", "1/2 0"], "weight_decay": ["-1/2 0", "0 0", "-1/2 0"]},
+    "sgd": {"lr": ["1 0", "0 1", "1 0"], "weight_decay": ["-1 0", "0 -1", "-1 0"]},
+    "adamw": {"lr": ["0 0", "-1 0", "0 0"], "weight_decay": ["0 0", "1 0", "0 0"], "eps": ["-1 0", "-1 -1", "-1 0"]},
+    "lion": {"lr": ["0 0", "-1 0", "0 0"], "weight_decay": ["0 0", "1 0", "0 0"]},
+    "sophia": {"lr": ["0 0", "-1 0", "0 0"], "weight_decay": ["0 0", "1 0", "0 0"]},
+    "sso": {"lr": ["0 0", "0 0", "1 0"], "weight_decay": ["0 0", "0 0", "-1 0"]},
+}
+# The same paper on hidden biases, k >= 2.
+PUBLISHED_BIAS = {
+    "sgd": {"lr": "1 1", "weight_decay": "-1 -1"},
+    "adamw": {"lr": "0 0", "weight_decay": "0 0", "eps": "-1 -1"},
+    "lion": {"lr": "0 0", "weight_decay": "0 0"},
+    "sophia": {"lr": "0 0", "weight_decay": "0 0"},
+}
+
+
+def scale(text):
+    width, depth = text.split()
+    return Scale(Fraction(width), Fraction(depth))
+
+
+CELLS = [
+    (family, key, role, cell)
+    for family, rows in PUBLISHED.items()
+    for key, cells in rows.items()
+    for role, cell in zip((Role.INPUT, Role.HIDDEN, Role.OUTPUT), cells, strict=True)
+] + [(family, key, Role.HIDDEN_BIAS, cell) for family, rows in PUBLISHED_BIAS.items() for key, cell in rows.items()]
+
+
+@pytest.mark.parametrize(("family", "key", "role", "cell"), CELLS)
+@pytest.mark.parametrize("branch_depth", [2, 3, 5])
+def test_every_published_cell_comes_out(family, key, role, cell, branch_depth):
+    assert getattr(exponents(FAMILIES[family], role, branch_depth), key) == scale(cell)
+
+
+@pytest.mark.parametrize("branch_depth", [2, 3, 7])
+def test_multipliers_do_not_depend_on_the_optimizer(branch_depth):
+    for family in FAMILIES.values():
+        found = [exponents(family, role, branch_depth).multiplier for role in (Role.INPUT, Role.HIDDEN, Role.OUTPUT)]
+        assert found == [scale("0 0"), scale("0 -1"), scale("-1 0")]
+
+
+def test_one_matrix_branches_differ_by_the_root_of_depth():
+    """k = 1 by hand: α = L^-1/2, so ‖ΔW‖_R = (1/L)/α = L^-1/2 goes to every hidden learning rate but SGD's.
+
+    SGD: <ΔW, G> = 1/L and ‖ΔW‖₂ = L^-1/2 give ‖G‖₂ = L^-1/2, so η = ‖ΔW‖/‖G‖ = 1, and λ = ‖G‖/‖W‖ = L^-1/2.
+    """
+    hidden = solve(Role.HIDDEN, 1)
+    assert hidden.multiplier == scale("0 -1/2")
+    assert hidden.update == scale("0 -1/2")
+    for name in ("muon_kimi", "adamw", "muon", "sso"):
+        one, two = (exponents(FAMILIES[name], Role.HIDDEN, k) for k in (1, 2))
+        assert one.lr == two.lr * scale("0 -1/2")
+        assert one.weight_decay == two.weight_decay
+    assert exponents(FAMILIES["sgd"], Role.HIDDEN, 1).lr == scale("0 0")
+    assert exponents(FAMILIES["sgd"], Role.HIDDEN, 1).weight_decay == scale("0 -1/2")
+    assert exponents(FAMILIES["adamw"], Role.HIDDEN, 1).eps == scale("-1 -1/2")
+
+
+DIRECTIONS = {
+    "sso": lambda u, s, v: np.sqrt(u.shape[0] / v.shape[0]) * (u @ v.T),
+    "muon": lambda u, s, v: u @ v.T,
+    "muon_kimi": lambda u, s, v: 0.2 * np.sqrt(max(u.shape[0], v.shape[0])) * (u @ v.T),
+    "adamw": lambda u, s, v: np.sign((u * s) @ v.T),
+    "sgd": lambda u, s, v: (u * s) @ v.T,
+}
+
+
+def gradient(rng, role, n, depth, branch_depth):
+    """A rank-1 gradient of the size that the loss implies: <ΔW, G> = Θ(1/L) or Θ(1) at the required ‖ΔW‖_R."""
+    n_out = 8 if role is Role.OUTPUT else n
+    n_in = 8 if role is Role.INPUT else n
+    u, v = rng.standard_normal((n_out, 1)), rng.standard_normal((n_in, 1))
+    weight = solve(role, branch_depth)
+    update = weight.update.at(n, depth) * np.sqrt(n_out / n_in)
+    size = weight.loss_change.at(n, depth) / update
+    return u / np.linalg.norm(u), np.array([size]), v / np.linalg.norm(v)
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("role", [Role.INPUT, Role.HIDDEN, Role.OUTPUT])
+@pytest.mark.parametrize("branch_depth", [1, 2])
+def test_measured_updates_meet_the_condition(name, role, branch_depth):
+    """Real directions in float64, real spectral norms: α‖ΔW‖_R·∏‖W‖_R does what the condition demands at every size."""
+    found = []
+    for n, depth in [(64, 4), (256, 4), (512, 4), (64, 64), (256, 64)]:
+        rng = np.random.default_rng(0)
+        row = exponents(FAMILIES[name], role, branch_depth)
+        direction = DIRECTIONS[name](*gradient(rng, role, n, depth, branch_depth))
+        n_out, n_in = direction.shape
+        update = row.lr.at(n, depth) * direction
+        norm = np.sqrt(n_in / n_out) * np.linalg.norm(update, 2)
+        std = np.sqrt(row.init_var.at(n, depth))
+        other = np.linalg.norm(std * rng.standard_normal((n, n)), 2) if role is Role.HIDDEN and branch_depth == 2 else 1
+        wanted = 1 / depth if role is Role.HIDDEN else 1
+        found.append(row.multiplier.at(n, depth) * norm * other / wanted)
+    assert max(found) / min(found) < 1.15, found
+
+
+def test_base_shape_leaves_base_values_untouched():
+    config = RecipeConfig(weight_decay=0.1, aux_lr_factor=0.5)
+    recipes = [
+        derive(RecipeConfig(weight_decay=0.1, aux_lr_factor=0.5, parametrization=p, branch_depth=k), 256, 4)
+        for p, k in (("sp", 2), ("mup", 1), ("mup", 2))
+    ]
+    assert recipes[0] == recipes[1] == recipes[2]
+    hidden, embedding = recipes[0].values[Role.HIDDEN], recipes[0].values[Role.INPUT]
+    assert (hidden.rule, hidden.lr, hidden.weight_decay, hidden.eps) == ("muon_kimi", config.lr, 0.1, None)
+    assert (embedding.rule, embedding.lr, embedding.eps) == ("adamw", config.lr * 0.5, config.eps)
+
+
+def test_values_away_from_the_base():
+    recipe = derive(RecipeConfig(optimizer="adamw", weight_decay=0.1, eps=1e-16), width=1024, depth=16)
+    hidden, output = recipe.values[Role.HIDDEN], recipe.values[Role.OUTPUT]
+    assert hidden.lr == pytest.approx(2**-7 / 4)
+    assert hidden.weight_decay == pytest.approx(0.4)
+    assert hidden.eps == pytest.approx(1e-16 / 16)
+    assert hidden.init_std == pytest.approx(0.02 / 2)
+    assert (output.lr, output.eps, output.init_std) == pytest.approx((2**-7, 1e-16 / 4, 0.02))
+    assert recipe.multipliers.residual == pytest.approx(1 / 4)
+    assert recipe.multipliers.output == pytest.approx(1 / 4)
+    assert recipe.multipliers.input == 1.0
+
+
+def test_vectors_are_decayed_only_if_asked():
+    decayed, not_decayed = (
+        derive(RecipeConfig(weight_decay=0.1, decay_vectors=d), 512, 8).values[Role.HIDDEN_BIAS] for d in (True, False)
+    )
+    assert decayed.weight_decay == pytest.approx(0.1)
+    assert not_decayed.weight_decay == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr", 0.0), ("lr", float("nan")), ("branch_depth", 0), ("weight_decay", -0.1), ("base_width", 0)]
+)
+def test_impossible_base_values_are_refused_by_name(key, value):
+    with pytest.raises(UserError, match=rf"recipe\.{key}"):
+        RecipeConfig(**{key: value})
+
+
+def test_scales_know_what_dominates():
+    assert largest(N, N * L) == N * L
+    with pytest.raises(ValueError, match="neither"):
+        largest(N, L)
+    assert str(N ** Fraction(-1, 2) * L) == "n^-1/2 L"
