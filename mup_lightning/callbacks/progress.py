@@ -38,7 +38,7 @@ class ProgressBar(StepCallback):
                 unit="step",
                 dynamic_ncols=True,
                 disable=not sys.stderr.isatty(),
-                bar_format="{desc} {percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+                bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
             )
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:

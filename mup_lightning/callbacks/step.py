@@ -39,7 +39,9 @@ class StepCallback(pl.Callback):
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """After the optimizer and the schedule have stepped: the only place where a state may be saved."""
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """See Lightning."""
         assert isinstance(pl_module, WatchedModule)
         if batch_idx % trainer.accumulate_grad_batches == 0:

@@ -15,7 +15,9 @@ def main(argv: list[str]) -> int:
         "  mup-lightning evaluate runs/nano-muon_kimi-mup/checkpoints/step_00000300 --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder, or a run's folder (its newest checkpoint)")
+    parser.add_argument(
+        "checkpoint", type=Path, help="a checkpoint's folder, or a run's folder (its newest checkpoint)"
+    )
     parser.add_argument("--data", help="folder of a prepared corpus (default: the one that the run was trained on)")
     parser.add_argument("--batch", type=int, default=8, help="windows in one forward pass (default: 8)")
     parser.add_argument("--val-tokens", type=int, help="only the first this many tokens (default: all)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from argparse import ArgumentError, Namespace, RawDescriptionHelpFormatter
 from difflib import get_close_matches
+from itertools import pairwise
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
@@ -51,7 +52,7 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
 
 def _guilty_file(parser: ArgumentParser, argv: list[str]) -> str | None:
     """Which of several config files cannot be parsed, if it is a file at all."""
-    for flag, path in zip(argv, argv[1:], strict=False):
+    for flag, path in pairwise(argv):
         if flag in ("-c", "--config"):
             try:
                 parser.parse_args([flag, path])
@@ -74,7 +75,11 @@ def _explain(message: str, keys: list[str]) -> str:
     """Say jsonargparse's message in a user's words, with the nearest known key for an unknown one."""
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     message = re.sub(r"typing\.Literal\[([^]]*)\]", lambda m: "one of " + m[1].replace("'", ""), message)
-    message = re.sub(r"\s*\n\s*", " ", message).replace("Parser key ", "option ").replace("Expected a one of", "Expected one of")
+    message = (
+        re.sub(r"\s*\n\s*", " ", message)
+        .replace("Parser key ", "option ")
+        .replace("Expected a one of", "Expected one of")
+    )
     unknown = re.search(r"unrecognized arguments: (?:--)?([\w.]+)|[Oo]ption '([\w.]+)'(?: is not accepted)?$", message)
     if unknown:
         name = next(part for part in unknown.groups() if part)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mup_lightning.training.config import Config
     from mup_lightning.training.train import Result
 
-EXAMPLE = "mup-lightning train -c recipes/gpt2.yaml -c recipes/size/base.yaml -c recipes/optimizer/adamw.yaml --run.name first"
+EXAMPLE = "mup-lightning train -c recipes/size/base.yaml -c recipes/optimizer/adamw.yaml --run.name first"
 
 
 def main(argv: list[str]) -> int:
@@ -22,17 +22,15 @@ def main(argv: list[str]) -> int:
     )
     config = build(parser, parse(parser, argv))
 
-    from mup_lightning.training.hardware import tune_allocator
+    from mup_lightning.training.hardware import is_first_process, tune_allocator
 
     tune_allocator()
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
     from mup_lightning.training.train import train
 
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         print(first_screen(config), flush=True)
     result = train(config)
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         print(last_screen(config, result), flush=True)
     return 0 if result.finished else 130
 
@@ -41,13 +39,13 @@ def first_screen(config: Config) -> str:
     """What is about to be trained, in a few lines."""
     model, recipe = config.model, config.recipe
     scaled = (
-        f"muP with branch depth k = {recipe.branch_depth}, scaled from the base ({recipe.base_width}, {recipe.base_depth})"
+        f"muP with branch depth k = {recipe.branch_depth}, scaled from base ({recipe.base_width}, {recipe.base_depth})"
         if recipe.parametrization == "mup"
         else "SP: base values, unscaled"
     )
     return (
-        f"GPT-2 of width {model.width}, depth {model.depth}, context {model.context}; {recipe.optimizer} at base learning "
-        f"rate {recipe.lr:g}\n{scaled}\n"
+        f"GPT-2 of width {model.width}, depth {model.depth}, context {model.context}\n"
+        f"{recipe.optimizer} at base learning rate {recipe.lr:g}, {scaled}\n"
         f"{config.trainer.max_steps} steps of {config.data.batch_size} sequences from {config.data.path}; "
         f"run folder {config.run.root}/{config.run.name}"
     )

@@ -65,8 +65,8 @@ class ModelConfig:
         if self.heads is not None and self.width % self.heads:
             below = max(h for h in range(1, self.heads) if self.width % h == 0)
             raise UserError(
-                f"model.width is {self.width} and model.heads is {self.heads}: the width must be divisible by the heads; "
-                f"try model.heads {below}, or model.width {self.width - self.width % self.heads + self.heads}"
+                f"model.width is {self.width} and model.heads is {self.heads}: the width must be divisible by the "
+                f"heads; try model.heads {below}, or model.width {self.width - self.width % self.heads + self.heads}"
             )
         if self.heads is None and self.head_dim < min(8, self.width):
             raise UserError(

@@ -4,7 +4,9 @@
     h_l = h_{l-1} + α_res · attention(norm(h_{l-1})),  then the same with the MLP
     logits = α_out · W_out · norm(h_L)
 
-With all multipliers at 1 it is GPT-2 to the letter. Shapes: B batch, T positions, C width, V padded vocabulary, N = B·T.
+With all multipliers at 1 it is GPT-2 to the letter.
+
+Shapes: B batch, T positions, C width, V padded vocabulary, N = B·T.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class GPT2(nn.Module):
         self.parameter_info: dict[str, ParameterInfo] = collect(self)
 
     def declarations(self) -> dict[str, Declaration]:
-        """See `parameters.Declares`. A tied matrix is an input to the recipe; `check_tied` makes sure that it may be."""
+        """See `parameters.Declares`. A tied matrix counts as an input; `check_tied` makes sure that it may."""
         result = {"token.weight": Declaration(Role.INPUT), "position.weight": Declaration(Role.INPUT)}
         if self.head is not None:
             result["head.weight"] = Declaration(Role.OUTPUT)
@@ -155,6 +157,6 @@ def check_tied(config: ModelConfig, recipe: Recipe) -> None:
         keys = ("rule", "lr", "weight_decay", "eps", "init_std")
         differing = [key for key in keys if getattr(first, key) != getattr(last, key)]
         raise UserError(
-            f"model.tied is true, but this recipe gives input and output matrix different values of {', '.join(differing)}; "
-            f"set model.tied false"
+            f"model.tied is true, but this recipe gives input and output matrix different values of "
+            f"{', '.join(differing)}; set model.tied false"
         )

@@ -1,4 +1,4 @@
-"""One torch Optimizer that holds many rules, one per parameter group. DeepSpeed and Lightning take exactly one optimizer."""
+"""One torch Optimizer that holds many rules, one per parameter group: DeepSpeed and Lightning take exactly one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class HybridOptimizer(Optimizer):
         super().__init__(groups, defaults={})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of all groups. Parameters without a gradient stay as they are."""
         loss = None
         if closure is not None:

@@ -75,15 +75,15 @@ class ScheduleConfig:
     """Learning rate over time: linear warm-up, then a cosine to a floor. Every group keeps its ratio to the base.
 
     Attributes:
-        warmup_steps: optimizer steps of the linear warm-up from 0.
+        warmup_steps: optimizer steps of the linear warm-up from 0; null: a tenth of the run.
         min_lr: the floor that the cosine ends at, in units of recipe.lr.
     """
 
-    warmup_steps: int = 120
+    warmup_steps: int | None = None
     min_lr: float = 3e-5
 
     def __post_init__(self) -> None:
         """Raise UserError for negative values."""
         for key in ("warmup_steps", "min_lr"):
-            if getattr(self, key) < 0:
+            if (getattr(self, key) or 0) < 0:
                 raise UserError(f"schedule.{key} is {getattr(self, key)}; expected 0 or more")

@@ -23,20 +23,23 @@ def warmup_cosine(config: ScheduleConfig, base_lr: float, total_steps: int) -> C
     Raises:
         UserError: the warm-up is longer than the run, or the floor is above the peak.
     """
-    if config.warmup_steps >= total_steps:
+    warmup_steps = total_steps // 10 if config.warmup_steps is None else config.warmup_steps
+    if warmup_steps >= total_steps:
         raise UserError(
-            f"schedule.warmup_steps is {config.warmup_steps}, but the run has only {total_steps} steps "
-            f"(trainer.max_steps); expected fewer, about a tenth: try {total_steps // 10}"
+            f"schedule.warmup_steps is {warmup_steps}, but the run has only {total_steps} steps "
+            f"(trainer.max_steps); expected fewer: leave it unset for a tenth of the run"
         )
     if config.min_lr > base_lr:
-        raise UserError(f"schedule.min_lr is {config.min_lr}, above recipe.lr {base_lr}; the floor must not exceed the peak")
+        raise UserError(
+            f"schedule.min_lr is {config.min_lr}, above recipe.lr {base_lr}; the floor must not exceed the peak"
+        )
     floor = config.min_lr / base_lr
-    decay_steps = max(1, total_steps - 1 - config.warmup_steps)
+    decay_steps = max(1, total_steps - 1 - warmup_steps)
 
     def factor(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / (config.warmup_steps + 1)
-        progress = min(1.0, (step - config.warmup_steps) / decay_steps)
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        progress = min(1.0, (step - warmup_steps) / decay_steps)
         return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return factor

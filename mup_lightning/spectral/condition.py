@@ -79,7 +79,7 @@ def solve(role: Role, branch_depth: int) -> Weight:
 
     Args:
         role: the weight's role.
-        branch_depth: k, the number of weight matrices in one residual branch; 1, or anything from 2 up (all k >= 2 agree).
+        branch_depth: k, the number of weight matrices in one residual branch; 1, or 2 and more (all k >= 2 agree).
 
     Returns:
         The weight's scales.
@@ -88,7 +88,9 @@ def solve(role: Role, branch_depth: int) -> Weight:
         ValueError: branch_depth is below 1.
     """
     if branch_depth < 1:
-        raise ValueError(f"branch_depth is the number k of matrices in a residual branch, at least 1; got {branch_depth}")
+        raise ValueError(
+            f"branch_depth is the number k of matrices in a residual branch, at least 1; got {branch_depth}"
+        )
     hidden = _matrix_norm(Role.HIDDEN)
     # What α·∏‖W‖_R over the whole branch must be at initialisation, and what one update may add to the stream.
     branch_size, branch_change = (ONE / L**HALF if branch_depth == 1 else ONE / L), ONE / L

@@ -84,6 +84,7 @@ class DocumentReader:
     def _open(self, kind: str, revision: str | None, cache: str) -> Any:
         import datasets
         from datasets.data_files import DataFilesDict, DataFilesList
+        from datasets.packaged_modules.generator.generator import Generator
 
         datasets.disable_progress_bars()
         source = self.card.source
@@ -106,9 +107,11 @@ class DocumentReader:
             return datasets.load_dataset("parquet", split="train", columns=columns, batch_size=self._rows, **options)
         by_line = kind == "jsonl" or source.document == "line"
         features = datasets.Features({"bytes": datasets.Value("large_binary")})
-        return datasets.IterableDataset.from_generator(
-            records, features=features, gen_kwargs={"files": names, "by_line": by_line}
+        # IterableDataset.from_generator is this builder, but it always puts its lock file into the user's cache.
+        builder = Generator(
+            cache_dir=cache, features=features, generator=records, gen_kwargs={"files": names, "by_line": by_line}
         )
+        return builder.as_streaming_dataset(split="train")
 
     def _bytes(self, table: Any) -> list[Any]:
         """The rows of an arrow table as bytes, None, or (for a column that is not text) what they are."""

@@ -66,7 +66,7 @@ class RunConfig:
     Attributes:
         root: folder of all runs.
         name: the run's folder inside it.
-        resume: last, to continue from the run's newest complete checkpoint, or the path of a checkpoint; null: start anew.
+        resume: last (continue from the run's newest complete checkpoint), or a checkpoint's folder; null: start anew.
     """
 
     root: str = "runs"
@@ -109,8 +109,8 @@ class Config:
             self.model.vocab_size = symbols
         elif self.model.vocab_size != symbols:
             raise UserError(
-                f"model.vocab_size is {self.model.vocab_size}, but data.tokenizer {self.data.tokenizer} has {symbols} symbols; "
-                f"leave model.vocab_size unset, or choose another tokenizer"
+                f"model.vocab_size is {self.model.vocab_size}, but data.tokenizer {self.data.tokenizer} has {symbols} "
+                f"symbols; leave model.vocab_size unset, or choose another tokenizer"
             )
 
     @classmethod
@@ -143,7 +143,9 @@ def _from_plain(cls: type[T], values: dict[str, Any], prefix: str) -> T:
     hints = get_type_hints(cls)
     unknown = sorted(values.keys() - hints.keys())
     if unknown:
-        raise UserError(f"unknown configuration keys {', '.join(prefix + key for key in unknown)}: written by another version?")
+        raise UserError(
+            f"unknown configuration keys {', '.join(prefix + key for key in unknown)}: written by another version?"
+        )
     arguments = {
         key: _from_plain(hints[key], value, f"{prefix}{key}.") if is_dataclass(hints[key]) else value
         for key, value in values.items()

@@ -44,9 +44,7 @@ def loss_sums(model: GPT2, batches: Iterable[torch.Tensor], device: torch.device
     return sums
 
 
-def evaluate(
-    path: Path, data: str | None = None, *, batch: int = 8, val_tokens: int | None = None
-) -> dict[str, Any]:
+def evaluate(path: Path, data: str | None = None, *, batch: int = 8, val_tokens: int | None = None) -> dict[str, Any]:
     """Validation loss of a checkpoint.
 
     Args:

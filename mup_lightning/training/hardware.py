@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import torch
-
 from mup_lightning.errors import UserError
 from mup_lightning.training.config import TrainerConfig
 
@@ -18,12 +16,21 @@ def tune_allocator() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that prints and writes (global rank 0, as the launcher's environment says)."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def resolve(config: TrainerConfig) -> None:
     """Replace every `auto` by what this machine has, so that the saved configuration says what was run.
 
     Raises:
         UserError: GPUs are asked for, but there are none, or fewer.
     """
+    import torch
+
     found = torch.cuda.device_count()
     if config.accelerator == "auto":
         config.accelerator = "gpu" if found else "cpu"

@@ -47,11 +47,11 @@ class GPT2Module(WatchedModule):
 
     def configure_optimizers(self) -> Any:
         """Roles -> recipe -> groups -> one optimizer -> schedule."""
-        groups = make_groups(dict(self.model.named_parameters()), self.model.parameter_info, self.recipe, self.config.rules)
-        optimizer = HybridOptimizer(groups)
-        schedule = make_schedule(
-            optimizer, self.config.schedule, self.config.recipe.lr, self.config.trainer.max_steps
+        groups = make_groups(
+            dict(self.model.named_parameters()), self.model.parameter_info, self.recipe, self.config.rules
         )
+        optimizer = HybridOptimizer(groups)
+        schedule = make_schedule(optimizer, self.config.schedule, self.config.recipe.lr, self.config.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
@@ -97,10 +97,9 @@ class GPT2Module(WatchedModule):
         return float(total[0] / total[1])
 
     def _not_finite(self) -> str:
-        for loss, counters in self.micro_losses:
-            if not torch.isfinite(loss):
-                what = f"the loss is {loss.item()}"
-                break
+        bad = [(loss, counters) for loss, counters in self.micro_losses if not torch.isfinite(loss)]
+        if bad:
+            what, counters = f"the loss is {bad[0][0].item()}", bad[0][1]
         else:
             what = f"the norm of the gradients is {float(self.gradient_norm)}"
             counters = torch.cat([counters for _, counters in self.micro_losses])

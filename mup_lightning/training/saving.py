@@ -80,6 +80,6 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
         still = f"the checkpoint before it, {saved[-1]}, is untouched" if saved else "none was saved before it"
         cause = next((line for line in str(error).splitlines() if line), repr(error))
         return (
-            f"the checkpoint of step {step} could not be written to {self.folder} ({cause}; {free:,} MB free on that disk); "
-            f"{still}. Make room, then resume from it"
+            f"the checkpoint of step {step} could not be written to {self.folder} ({cause}; {free:,} MB free on that "
+            f"disk); {still}. Make room, then resume from it"
         )

@@ -95,7 +95,7 @@ def train(config: Config) -> Result:
     datamodule = TokenDataModule(config.data, config.model.context, config.seed, config.trainer.max_steps)
     datamodule.setup()
     module = GPT2Module(config)
-    if rank_zero_only.rank == 0:
+    if hardware.is_first_process():
         if config.run.resume != "last" and not _is_own(start, folder):
             folder.refuse_used()
         folder.save_config(config, first_step)
@@ -133,7 +133,7 @@ def train(config: Config) -> Result:
         tensorboard=str(folder.tensorboard),
         versions=versions.versions(),
     )
-    if rank_zero_only.rank == 0:
+    if hardware.is_first_process():
         folder.save_result(asdict(result))
     return result
 
@@ -162,6 +162,7 @@ def make_trainer(
         max_epochs=-1,
         accumulate_grad_batches=accumulation,
         logger=logger,
+        log_every_n_steps=1,  # our callbacks decide when to log
         callbacks=callbacks,
         plugins=[StreamedCheckpointIO()],
         default_root_dir=folder.path,
@@ -214,13 +215,17 @@ def _say_new_length(start: checkpoints.Checkpoint, config: Config, lr_factor: An
     old = start.config["trainer"]["max_steps"]
     before = warmup_cosine(config.schedule, config.recipe.lr, old)(start.step)
     print(
-        f"note: the run was planned for {old} steps and now has {config.trainer.max_steps}; the schedule's factor on the "
-        f"learning rate at step {start.step} goes from {before:.4f} to {lr_factor(start.step):.4f}"
+        f"note: the run was planned for {old} steps and now has {config.trainer.max_steps}; the schedule's factor on "
+        f"the learning rate at step {start.step} goes from {before:.4f} to {lr_factor(start.step):.4f}"
     )
 
 
 def _quieten() -> None:
     """Silence Lightning's advice that does not apply here; its errors stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*Checkpoint directory.*exists.*", ".*tensorboard.*", ".*`max_epochs`.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+        ".*Checkpoint directory.*exists.*",
+    ):
         warnings.filterwarnings("ignore", text)

@@ -103,7 +103,8 @@ def test_multipliers_are_in_training_and_inference():
 
 
 @pytest.mark.parametrize(
-    "switches", [{"layer_norm": False}, {"bias": False}, {"qk_norm": True}, {"attention_scale": "1/d"}, {"mlp_ratio": 2}]
+    "switches",
+    [{"layer_norm": False}, {"bias": False}, {"qk_norm": True}, {"attention_scale": "1/d"}, {"mlp_ratio": 2}],
 )
 def test_switches_change_what_they_say(switches):
     model, plain = make(**switches), make()
@@ -224,9 +225,7 @@ def test_taps_measure_what_they_name():
     recorder = taps.NormRecorder()
     model.loss(window, recorder)
     found = recorder.norms()
-    assert set(found) == {
-        (p, layer) for p in taps.POINTS for layer in (range(3) if p in taps.LAYER_POINTS else [None])
-    }
+    assert set(found) == {(p, layer) for p in taps.POINTS for layer in (range(3) if p in taps.LAYER_POINTS else [None])}
 
     def rms(x):
         return x.square().mean().sqrt().item()

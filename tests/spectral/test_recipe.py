@@ -154,7 +154,8 @@ def test_vectors_are_decayed_only_if_asked():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("lr", 0.0), ("lr", float("nan")), ("branch_depth", 0), ("weight_decay", -0.1), ("base_width", 0)]
+    ("key", "value"),
+    [("lr", 0.0), ("lr", float("nan")), ("branch_depth", 0), ("weight_decay", -0.1), ("base_width", 0)],
 )
 def test_impossible_base_values_are_refused_by_name(key, value):
     with pytest.raises(UserError, match=rf"recipe\.{key}"):

@@ -1,0 +1,120 @@
+# Everyday commands; `make help` lists them. Each is a thin wrapper around `mup-lightning VERB`.
+
+# The everyday overrides, e.g. make train SIZE=base OPT=adamw STEPS=200. Anything else: ARGS="--model.dropout 0.1".
+SIZE     ?= nano
+OPT      ?= muon_kimi
+STRATEGY ?= single
+PARAM    ?= mup
+DEVICES  ?=
+NODES    ?=
+BRANCH_DEPTH ?=
+STEPS    ?=
+BATCH    ?=
+LR       ?=
+WD       ?=
+SEED     ?=
+CARD     ?= data/austen.yaml
+TOKENIZER ?= gpt2
+DATA     ?=
+RUN      ?= $(SIZE)-$(OPT)-$(PARAM)
+RESUME   ?=
+CONFIG   ?=
+ARGS     ?=
+PORT     ?= 6006
+
+PYTHON   ?= python3
+VENV     ?= .venv
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+MUP := $(BIN)/mup-lightning
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+# An option of mup-lightning for every variable that is set.
+opt = $(if $($(1)),$(2) $($(1)))
+CARD_NAME := $(basename $(notdir $(CARD)))
+CORPUS := $(if $(DATA),$(DATA),data/prepared/$(CARD_NAME)-$(TOKENIZER))
+OPTIONS = -c recipes/gpt2.yaml -c recipes/size/$(SIZE).yaml -c recipes/optimizer/$(OPT).yaml \
+  -c recipes/strategy/$(STRATEGY).yaml $(addprefix -c ,$(CONFIG)) \
+  --recipe.parametrization $(PARAM) --data.path $(CORPUS) --data.tokenizer $(TOKENIZER) --run.name $(RUN) \
+  $(call opt,DEVICES,--trainer.devices) $(call opt,NODES,--trainer.nodes) $(call opt,STEPS,--trainer.max_steps) \
+  $(call opt,BATCH,--data.batch_size) \
+  $(call opt,BRANCH_DEPTH,--recipe.branch_depth) $(call opt,LR,--recipe.lr) $(call opt,WD,--recipe.weight_decay) \
+  $(call opt,SEED,--seed) $(call opt,RESUME,--run.resume) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data train evaluate tensorboard bench figure test lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo "  variables: SIZE=$$(ls recipes/size | sed 's/\.yaml//' | paste -sd '|')  OPT=$$(ls recipes/optimizer | sed 's/\.yaml//' | paste -sd '|')"
+	@echo "             STRATEGY=$$(ls recipes/strategy | sed 's/\.yaml//' | paste -sd '|')  PARAM=mup|sp  BRANCH_DEPTH=1|2  DEVICES= NODES= STEPS= BATCH= LR= WD= SEED="
+	@echo "             CARD=data/NAME.yaml TOKENIZER=gpt2|bytes DATA=FOLDER RUN=NAME RESUME=last CONFIG=FILE.yaml ARGS='--any.option VALUE'"
+
+setup: $(VENV)/.run ## make the virtual environment and install pinned dependencies
+
+data: $(CORPUS)/manifest.json ## tokenise the corpus of CARD
+
+train: check $(VENV)/.run $(if $(DATA),,$(CORPUS)/manifest.json) ## train SIZE with OPT; RESUME=last continues
+	@$(MUP) train $(OPTIONS)
+
+evaluate: $(VENV)/.run ## validation loss of RUN's newest checkpoint
+	@$(MUP) evaluate runs/$(RUN) $(ARGS)
+
+tensorboard: $(VENV)/.run ## look at all runs in a browser
+	@$(BIN)/tensorboard --logdir runs --port $(PORT)
+
+bench: $(VENV)/.run ## our speed and memory against a plain PyTorch loop
+	@$(MUP) bench $(ARGS)
+
+figure: $(VENV)/.run ## draw RUN's feature norms over depth and time
+	@$(MUP) figure runs/$(RUN) $(ARGS)
+
+test: $(VENV)/.test ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.lint ## formatter, linter, types, import direction
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.lint ## reformat the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean: ## remove prepared corpora and caches; runs and the virtual environment stay
+	@rm -rf data/prepared .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+# Every choice by name is a file; say so before anything is installed or prepared.
+.PHONY: check
+check:
+	@for f in size/$(SIZE) optimizer/$(OPT) strategy/$(STRATEGY); do \
+	  if [ ! -f recipes/$$f.yaml ]; then \
+	    echo "error: there is no recipes/$$f.yaml; $$(dirname $$f) can be: $$(ls recipes/$$(dirname $$f) | sed 's/\.yaml//' | paste -sd ' ')" >&2; \
+	    exit 1; fi; done
+
+data/prepared/$(CARD_NAME)-$(TOKENIZER)/manifest.json: $(CARD) | $(VENV)/.run
+	@$(MUP) data prepare $(CARD) --tokenizer $(TOKENIZER)
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv" >&2; exit 1; }
+
+# torch comes first and pinned, so that nothing else chooses another build of it.
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (once; a minute or two)"
+	@$(PIP) torch==2.13.0
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	@$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.run
+	@$(PIP) -e '.[lint]'
+	@touch $@

@@ -1,0 +1,64 @@
+"""A tiny prepared corpus and a tiny configuration, shared by all tests that train."""
+
+import json
+import random
+
+import pytest
+
+WORDS = "the cat sat on a mat and saw that it was good for one very long day in may".split()
+
+
+def write_corpus(folder, seed=0, documents=60):
+    """Documents with structure to learn, prepared as bytes."""
+    from mup_lightning.tokens.cards import load_card
+    from mup_lightning.tokens.prepare import prepare
+
+    chance = random.Random(seed)
+    folder.mkdir(parents=True)
+    lines = [
+        json.dumps({"text": " ".join(chance.choice(WORDS) for _ in range(80)) + ".", "n": n}) for n in range(documents)
+    ]
+    (folder / "docs.jsonl").write_text("\n".join(lines))
+    (folder / "card.yaml").write_text(
+        "name: tiny\nsource: {kind: jsonl, files: docs.jsonl}\ntext_column: text\n"
+        "validation: {fraction: 0.2, seed: 0}\nlicence: none\ndescription: for tests\n"
+    )
+    prepare(load_card(folder / "card.yaml"), folder / "prepared", tokenizer="bytes", progress=False)
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Folder of a prepared corpus of about 20,000 bytes."""
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "tiny")
+
+
+@pytest.fixture
+def tiny(corpus, tmp_path):
+    """Makes configurations of runs that take about a second: tiny(**{"section.key": value})."""
+    from mup_lightning.training.config import Config
+
+    def make(**changes):
+        values = {
+            "model": {"width": 32, "depth": 2, "heads": 2, "context": 16},
+            "recipe": {"base_width": 16, "base_depth": 1, "weight_decay": 0.1, "eps": 1e-8},
+            "data": {"path": str(corpus), "tokenizer": "bytes", "batch_size": 8, "micro_batch": 4},
+            "trainer": {
+                "max_steps": 10,
+                "checkpoint_every": 4,
+                "validate_every": 5,
+                "log_every": 2,
+                "feature_norms_every": 3,
+                "accelerator": "cpu",
+            },
+            "run": {"root": str(tmp_path / "runs"), "name": "tiny"},
+        }
+        for key, value in changes.items():
+            *sections, name = key.split(".")
+            target = values
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[name] = value
+        return Config.from_plain(values)
+
+    return make

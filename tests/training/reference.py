@@ -1,0 +1,50 @@
+"""A second, plain implementation of training, to compare with: no Lightning, no groups, no chunked loss."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mup_lightning.model.gpt2 import build
+from mup_lightning.optim.schedule import warmup_cosine
+from mup_lightning.spectral.recipe import derive
+from mup_lightning.tokens.order import epoch_permutation
+
+
+def weights_of(path):
+    """Parameter name -> tensor of a checkpoint's folder."""
+    state = torch.load(path / "state.ckpt", weights_only=True)["state_dict"]
+    return {name.removeprefix("model."): value for name, value in state.items()}
+
+
+def train_plainly(config, steps):
+    """The same run, for `adamw` and without dropout: the whole batch at once, one torch.optim.AdamW group a parameter.
+
+    Returns:
+        The parameters by name.
+    """
+    recipe = derive(config.recipe, config.model.width, config.model.depth)
+    model = build(config.model, recipe, config.seed)
+    groups = []
+    for name, parameter in model.named_parameters():
+        values = recipe.values[model.parameter_info[name].role]
+        groups.append({"params": [parameter], "lr": values.lr, "eps": values.eps, "weight_decay": values.weight_decay})
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False, fused=False)
+    factor = warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)
+    tokens = np.fromfile(f"{config.data.path}/train-00000.bin", dtype="<u2").astype(np.int64)
+    context, batch = config.model.context, config.data.batch_size
+    samples = (len(tokens) - 1) // context
+    for step in range(steps):
+        windows = []
+        for counter in range(step * batch, (step + 1) * batch):
+            epoch, place = divmod(counter, samples)
+            start = int(epoch_permutation(config.seed, epoch, samples)[place]) * context
+            windows.append(torch.from_numpy(tokens[start : start + context + 1]))
+        window = torch.stack(windows)
+        loss = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.trainer.gradient_clip)
+        for group, first in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] = first.setdefault("first_lr", group["lr"]) * factor(step)
+        optimizer.step()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -1,0 +1,229 @@
+"""Resume: bit-identical after a crash, refused where it could not be, offered an older checkpoint where one is damaged."""
+
+import errno
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import write_corpus
+from tests.training.reference import weights_of
+
+from mup_lightning.callbacks.curves import Curves
+from mup_lightning.errors import UserError
+from mup_lightning.training import checkpoints
+from mup_lightning.training.saving import StreamedCheckpointIO
+from mup_lightning.training.train import train
+
+
+class Crash(RuntimeError):
+    """Stands for a power cut."""
+
+
+def crash_at(monkeypatch, step):
+    """Make the run die right after a step, before anything is logged or saved."""
+    original = Curves.on_step_end
+
+    def on_step_end(self, trainer, module, now):
+        if now == step:
+            raise Crash
+        original(self, trainer, module, now)
+
+    monkeypatch.setattr(Curves, "on_step_end", on_step_end)
+
+
+@pytest.fixture
+def crashed(tiny, monkeypatch):
+    """A run of 10 steps that died after step 9, with checkpoints at 4 and 8; returns what makes its configuration."""
+
+    def make(**changes):
+        with monkeypatch.context() as patch:
+            crash_at(patch, 9)
+            with pytest.raises(Crash):
+                train(tiny(**changes))
+        return lambda **more: tiny(**{**changes, **more})
+
+    return make
+
+
+def assert_equal(first, second):
+    a, b = (torch.load(Path(path) / "state.ckpt", weights_only=True) for path in (first, second))
+    for name, weight in a["state_dict"].items():
+        assert torch.equal(weight, b["state_dict"][name]), name
+    states = [c["optimizer_states"][0]["state"] for c in (a, b)]
+    for index, state in states[0].items():
+        for key, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][index][key])), (index, key)
+
+
+@pytest.mark.parametrize("optimizer", ["muon_kimi", "adamw"])
+def test_resume_is_bit_identical_with_dropout(crashed, tiny, optimizer):
+    changes = {"recipe.optimizer": optimizer, "model.dropout": 0.1}
+    straight = train(tiny(**changes, **{"run.name": "straight"}))
+    config = crashed(**changes)
+    resumed = train(config(**{"run.resume": "last"}))
+    assert resumed.steps == 10
+    assert resumed.validation_loss == straight.validation_loss
+    assert_equal(straight.checkpoint, resumed.checkpoint)
+
+
+def test_dropout_is_really_on(tiny):
+    with_it = train(tiny(**{"model.dropout": 0.1, "run.name": "a", "trainer.max_steps": 2}))
+    without = train(tiny(**{"run.name": "b", "trainer.max_steps": 2}))
+    assert not torch.equal(*(weights_of(Path(r.checkpoint))["token.weight"] for r in (with_it, without)))
+
+
+@pytest.mark.parametrize("micro_batch", [2, 8])
+def test_resume_with_another_accumulation_continues_the_same_run(crashed, tiny, micro_batch):
+    straight = train(tiny(**{"run.name": "straight"}))
+    resumed = train(crashed()(**{"run.resume": "last", "data.micro_batch": micro_batch}))
+    assert resumed.steps == 10
+    for name, weight in weights_of(Path(straight.checkpoint)).items():
+        torch.testing.assert_close(weights_of(Path(resumed.checkpoint))[name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_curves_have_no_points_of_the_lost_steps_twice(crashed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = train(crashed()(**{"run.resume": "last"}))
+    events = EventAccumulator(result.tensorboard, size_guidance={"scalars": 0}).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [2, 4, 6, 8, 10]
+
+
+def test_a_checkpoint_can_be_the_start_of_another_run(crashed, tiny):
+    config = crashed()
+    first = Path(config().run.root) / "tiny" / "checkpoints" / "step_00000004"
+    fork = train(config(**{"run.resume": str(first), "run.name": "fork"}))
+    straight = train(tiny(**{"run.name": "straight"}))
+    assert_equal(straight.checkpoint, fork.checkpoint)
+    with pytest.raises(UserError, match="already holds a run"):
+        train(config(**{"run.resume": str(first), "run.name": "fork"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"recipe.lr": 0.001}, r"recipe\.lr: 0\.0078125 in the checkpoint, 0\.001 now"),
+        ({"recipe.branch_depth": 1}, r"recipe\.branch_depth: 2 in the checkpoint, 1 now"),
+        ({"recipe.base_width": 32}, r"recipe\.base_width: 16 in the checkpoint, 32 now"),
+        ({"model.qk_norm": True, "seed": 3}, r"model\.qk_norm: False(.|\n)*seed: 0 in the checkpoint, 3 now"),
+        ({"data.batch_size": 16}, r"data\.batch_size: 8 in the checkpoint, 16 now"),
+        ({"data.path": "OTHER"}, r"corpus: \w+ in the checkpoint, \w+ now"),
+        ({"trainer.max_steps": 8}, r"has all 8 steps of the run already"),
+    ],
+)
+def test_another_run_is_not_continued(crashed, tmp_path, change, named):
+    if change.get("data.path"):
+        change = {"data.path": str(write_corpus(tmp_path / "other", seed=1))}
+    config = crashed()
+    with pytest.raises(UserError, match=named):
+        train(config(**{"run.resume": "last", **change}))
+
+
+def test_a_longer_run_is_continued_and_says_what_happens_to_the_schedule(crashed, capsys):
+    result = train(crashed()(**{"run.resume": "last", "trainer.max_steps": 14}))
+    assert result.steps == 14
+    assert "planned for 10 steps and now has 14" in capsys.readouterr().out
+
+
+def test_without_a_checkpoint_there_is_nothing_to_resume(tiny):
+    with pytest.raises(UserError, match="no complete checkpoint in .*start the run without resuming"):
+        train(tiny(**{"run.resume": "last"}))
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        train(tiny(**{"run.resume": "nowhere"}))
+
+
+def damage_cut(path):
+    file = path / "state.ckpt"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def damage_flip(path):
+    file = path / "state.ckpt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def damage_missing(path):
+    (path / "state.ckpt").unlink()
+
+
+def damage_marker(path):
+    (path / "checkpoint.json").write_text('{"step": 8')
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (damage_cut, r"state\.ckpt has [\d,]+ bytes instead of [\d,]+: it was cut short"),
+        (damage_flip, r"state\.ckpt has other content"),
+        (damage_missing, r"state\.ckpt is missing"),
+        (damage_marker, r"checkpoint\.json cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(crashed, damage, named):
+    config = crashed()
+    folder = Path(config().run.root) / "tiny" / "checkpoints"
+    damage(folder / "step_00000008")
+    with pytest.raises(UserError, match=rf"step_00000008.*{named}.*resume from .*step_00000004"):
+        train(config(**{"run.resume": "last"}))
+    assert train(config(**{"run.resume": str(folder / "step_00000004")})).steps == 10
+
+
+def test_an_unfinished_checkpoint_does_not_exist(crashed):
+    config = crashed()
+    folder = Path(config().run.root) / "tiny" / "checkpoints"
+    shutil.copytree(folder / "step_00000008", folder / ".unfinished_step_00000009")
+    (folder / "step_00000008" / "checkpoint.json").unlink()
+    assert checkpoints.newest(folder).step == 4
+
+
+def test_a_full_disk_while_saving_leaves_the_checkpoint_before_it(tiny, monkeypatch):
+    config = tiny()
+    original = StreamedCheckpointIO.save_checkpoint
+    calls = []
+
+    def second_time_full(self, checkpoint, path, storage_options=None):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(StreamedCheckpointIO, "save_checkpoint", second_time_full)
+    with pytest.raises(UserError, match=r"step 8 could not be written.*No space left.*step_00000004, is untouched"):
+        train(config)
+    folder = Path(config.run.root) / "tiny" / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step_00000004"]
+    monkeypatch.undo()
+    assert train(tiny(**{"run.resume": "last"})).steps == 10
+
+
+def test_a_write_that_really_fails_is_named_too(tiny, monkeypatch):
+    """The kernel refuses to write past a file-size limit in the middle of torch's own writing."""
+    config = tiny()
+    original = StreamedCheckpointIO.save_checkpoint
+
+    def limited(self, checkpoint, path, storage_options=None):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        try:
+            original(self, checkpoint, path, storage_options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(StreamedCheckpointIO, "save_checkpoint", limited)
+    with pytest.raises(UserError, match=r"step 4 could not be written.*none was saved before it"):
+        train(config)
+    assert list((Path(config.run.root) / "tiny" / "checkpoints").iterdir()) == []
+
+
+def test_the_checkpoint_holds_the_recipe_and_the_base_shape(tiny):
+    result = train(tiny(**{"trainer.max_steps": 2}))
+    marker = json.loads((Path(result.checkpoint) / "checkpoint.json").read_text())
+    assert marker["config"]["recipe"]["base_width"] == 16
+    assert marker["identity"]["recipe"]["lr"] == 0.0078125
+    assert marker["step"] == 2

@@ -1,0 +1,179 @@
+"""Training as a whole: against a plain loop, across parametrizations, and what it leaves behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.training.reference import train_plainly, weights_of
+
+from mup_lightning.errors import UserError
+from mup_lightning.model.taps import NormRecorder
+from mup_lightning.tokens.shards import TokenStore
+from mup_lightning.training.config import Config
+from mup_lightning.training.evaluate import evaluate
+from mup_lightning.training.module import GPT2Module
+from mup_lightning.training.train import train
+
+
+def trained(config):
+    """Train, and return the last weights."""
+    return weights_of(Path(train(config).checkpoint))
+
+
+@pytest.mark.parametrize("branch_depth", [1, 2])
+def test_equals_a_plain_loop(tiny, branch_depth):
+    """Accumulation, clipping (active), schedule, groups and chunked loss change nothing but rounding."""
+    config = tiny(
+        **{
+            "recipe.optimizer": "adamw",
+            "recipe.branch_depth": branch_depth,
+            "trainer.gradient_clip": 0.5,
+            "model.loss_chunk": 7,
+        }
+    )
+    found = trained(config)
+    wanted = train_plainly(config, config.trainer.max_steps)
+    start = GPT2Module(config).model.state_dict()
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        moved = (wanted[name] - start[name]).abs().max()
+        assert moved > 1e-4, name
+        assert (found[name] - wanted[name]).abs().max() < 1e-3 * moved, name
+
+
+@pytest.mark.parametrize("optimizer", ["muon_kimi", "adamw"])
+def test_at_the_base_shape_all_parametrizations_train_bit_identically(tiny, optimizer):
+    def run(name, base, **recipe):
+        shape = {"recipe.base_width": base[0], "recipe.base_depth": base[1], "recipe.optimizer": optimizer}
+        return trained(tiny(**{"run.name": name, "trainer.max_steps": 4, **shape, **recipe}))
+
+    sp, k1, k2 = ({"recipe.parametrization": p, "recipe.branch_depth": k} for p, k in (("sp", 2), ("mup", 1), ("mup", 2)))
+    at_base = [run(f"base{i}", (32, 2), **recipe) for i, recipe in enumerate((sp, k1, k2))]
+    for name, weight in at_base[0].items():
+        assert torch.equal(weight, at_base[1][name]), name
+        assert torch.equal(weight, at_base[2][name]), name
+    away = [run(f"away{i}", (16, 1), **recipe) for i, recipe in enumerate((sp, k1, k2))]
+    hidden = "blocks.0.mlp.up.weight"
+    assert not torch.equal(away[0][hidden], away[1][hidden])
+    assert not torch.equal(away[1][hidden], away[2][hidden])
+
+
+def test_it_learns_and_says_so(tiny):
+    config = tiny(**{"trainer.max_steps": 60, "recipe.lr": 0.02})
+    result = train(config)
+    folder = Path(config.run.root) / "tiny"
+    assert result.finished
+    assert result.steps == 60
+    assert result.tokens == 60 * 8 * 16
+    assert result.validation_loss < result.unigram_loss - 0.1
+    saved = json.loads((folder / "result.json").read_text())
+    assert saved["validation_loss"] == result.validation_loss
+    assert {"torch", "lightning", "python", "git"} <= saved["versions"].keys()
+    assert Config.from_plain(yaml.safe_load((folder / "config.yaml").read_text())) == config
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step_00000056", "step_00000060"]
+
+
+def test_validation_loss_is_that_of_the_whole_split(tiny):
+    config = tiny(**{"trainer.max_steps": 5})
+    result = train(config)
+    weights = weights_of(Path(result.checkpoint))
+    model = GPT2Module(config).model.eval()
+    model.load_state_dict(weights)
+    store = TokenStore.open(config.data.path, "val")
+    tokens = torch.from_numpy(store.window(0, len(store)))
+    losses = []
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 16, 16):
+            window = tokens[start : start + 17]
+            losses.append(torch.nn.functional.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum"))
+    wanted = float(sum(losses)) / (16 * len(losses))
+    assert result.validation_loss == pytest.approx(wanted, abs=1e-5)
+    again = evaluate(Path(config.run.root) / "tiny", batch=3)
+    assert again["validation_loss"] == pytest.approx(wanted, abs=1e-5)
+    assert again["tokens"] == 16 * len(losses)
+
+
+def test_tensorboard_holds_the_curves_and_the_feature_norms(tiny):
+    config = tiny()
+    result = train(config)
+    events = EventAccumulator(result.tensorboard, size_guidance={"scalars": 0}).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/lr_factor", "train/gradient_norm", "train/tokens_per_second", "validation/loss"} <= tags
+    assert [e.step for e in events.Scalars("train/loss")] == [2, 4, 6, 8, 10]
+    assert [e.step for e in events.Scalars("validation/loss")] == [5, 10]
+    assert [e.step for e in events.Scalars("features/residual/layer_001")] == [0, 3, 6, 9]
+    assert events.Scalars("validation/loss")[-1].value == pytest.approx(result.validation_loss)
+    # The first point is the initialisation's, on the run's first micro-batch.
+    from mup_lightning.tokens.datamodule import TokenDataModule
+
+    data = TokenDataModule(config.data, 16, config.seed, 10)
+    data.setup()
+    recorder = NormRecorder()
+    GPT2Module(config).model.loss(next(iter(data.train_dataloader()))["tokens"], recorder)
+    for (point, layer), norm in recorder.norms().items():
+        tag = f"features/{point}" if layer is None else f"features/{point}/layer_{layer:03d}"
+        assert events.Scalars(tag)[0].value == pytest.approx(norm, rel=1e-5), tag
+    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert b"features/mlp_scaled/layer_001" in layout
+
+
+def test_a_nan_stops_before_the_optimizer_step(tiny, monkeypatch):
+    config = tiny()
+    step = GPT2Module.training_step
+
+    def poisoned(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        return loss * float("nan") if batch_idx == 11 else loss  # the second micro-batch of the sixth step
+
+    def checked(self, batch, batch_idx):
+        loss = poisoned(self, batch, batch_idx)
+        self.micro_losses[-1] = (loss.detach(), batch["counters"])
+        return loss
+
+    monkeypatch.setattr(GPT2Module, "training_step", checked)
+    with pytest.raises(UserError, match=r"the loss is nan in step 6(.|\n)*counter 44 \(step 5\)") as error:
+        train(config)
+    assert "counter 40 " not in str(error.value)  # of the first micro-batch, which was sound
+    newest = Path(config.run.root) / "tiny" / "checkpoints" / "step_00000004"
+    assert (newest / "checkpoint.json").is_file()
+    assert all(torch.isfinite(weight).all() for weight in weights_of(newest).values())
+
+
+def test_an_infinite_gradient_stops_too(tiny, monkeypatch):
+    config = tiny()
+    monkeypatch.setattr(
+        "mup_lightning.training.module.get_total_norm", lambda grads: torch.tensor(float("inf"))
+    )
+    with pytest.raises(UserError, match="norm of the gradients is inf in step 1"):
+        train(config)
+
+
+def test_a_run_folder_that_holds_another_run_is_refused(tiny):
+    train(tiny(**{"trainer.max_steps": 2}))
+    before = sorted((path, path.stat().st_mtime_ns) for path in Path(tiny().run.root).rglob("*"))
+    with pytest.raises(UserError, match=r"tiny already holds a run with a checkpoint at step_00000002.*RESUME=last.*RUN="):
+        train(tiny())
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in Path(tiny().run.root).rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.path": "/nowhere"}, r"no prepared corpus at /nowhere.*data prepare"),
+        ({"data.tokenizer": "gpt2"}, r"another vocabulary.*tokenizer 'bytes'"),
+        ({"model.context": 100_000}, r"context of 100000 needs"),
+        ({"data.batch_size": 9}, r"data\.batch_size = 9 .* 8 or 12"),
+        ({"schedule.warmup_steps": 10}, r"schedule\.warmup_steps is 10"),
+        ({"trainer.accelerator": "gpu"}, r"no GPU here"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(tiny, changes, message):
+    if "trainer.accelerator" in changes and torch.cuda.is_available():
+        changes, message = {"trainer.accelerator": "gpu", "trainer.devices": 999, "trainer.strategy": "ddp"}, "GPUs here"
+    config = tiny(**changes)
+    with pytest.raises(UserError, match=message):
+        train(config)
+    assert not Path(config.run.root).exists()
