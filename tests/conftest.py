@@ -1,9 +1,13 @@
 """A tiny prepared corpus and a tiny configuration, shared by all tests that train."""
 
 import json
+import os
 import random
 
 import pytest
+
+# Tiny models gain nothing from threads, and tests that share the cores with other processes lose much by them.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 WORDS = "the cat sat on a mat and saw that it was good for one very long day in may".split()
 

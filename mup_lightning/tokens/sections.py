@@ -19,7 +19,7 @@ def cut(text: str, sections: Sections | None) -> list[str]:
         return [text]
     pieces = [text]
     if sections.pattern is not None:
-        starts = [match.start() for match in _compiled(sections.pattern).finditer(text) if match.start() > 0]
+        starts = [match.start() for match in _compiled(sections.pattern).finditer(text)]
         pieces = [text[a:b] for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
     if sections.max_characters is not None:
         pieces = [part for piece in pieces for part in _shorten(piece, sections.max_characters)]

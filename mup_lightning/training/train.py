@@ -88,6 +88,8 @@ def train(config: Config) -> Result:
 
     folder = RunFolder(config)
     start = _resume_from(config, folder, identity)
+    if hardware.is_first_process() and not _is_own(start, folder):
+        folder.refuse_used()
     first_step = start.step if start else 0
     if start and start.config["trainer"]["max_steps"] != config.trainer.max_steps:
         _say_new_length(start, config, lr_factor)
@@ -96,8 +98,6 @@ def train(config: Config) -> Result:
     datamodule.setup()
     module = GPT2Module(config)
     if hardware.is_first_process():
-        if config.run.resume != "last" and not _is_own(start, folder):
-            folder.refuse_used()
         folder.save_config(config, first_step)
 
     tokens_per_step = config.data.batch_size * config.model.context

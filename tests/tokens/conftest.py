@@ -85,6 +85,12 @@ def make_corpus(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def corpus(make_corpus: Callable[..., Path]) -> Path:
+    """1000 training and 200 validation tokens."""
+    return make_corpus(train=1000, val=200)
+
+
 def expected_tokens(n: int) -> np.ndarray:
     i = np.arange(n)
     return ((i * i + i // 7) % 251).astype(np.uint16)

@@ -44,6 +44,7 @@ def test_a_good_card(tmp_path):
         ({"validation": {"fraction": True}}, r"validation\.fraction is True; expected a number"),
         ({"validation": {"fraction": 1}}, r"validation\.fraction is 1\.0; expected .* below 1"),
         ({"validation": {"fraction": 0.1, "seed": 0.5}}, r"validation\.seed is 0\.5; expected a whole number"),
+        ({"validation": {"fraction": 0.1, "seed": True}}, r"validation\.seed is True; expected a whole number"),
         ({"licence": ...}, r"the key licence is missing"),
         ({"name": "a/b"}, r"name is 'a/b'"),
         ({"on_bad_document": "drop"}, r"on_bad_document is 'drop'; expected one of skip, refuse"),

@@ -79,7 +79,8 @@ def test_text_files_by_file_and_by_line(make_card, tmp_path):
     assert all(text.endswith("\nsecond line\n") and "\r" not in text for text in texts_of(tmp_path / "files", "train"))
     card = make_card([], source={"kind": "text", "files": "t*.txt", "document": "line"})
     assert run(card, tmp_path / "lines").documents == 60
-    assert "second line" in {*texts_of(tmp_path / "lines", "train"), *texts_of(tmp_path / "lines", "val")}
+    lines = {*texts_of(tmp_path / "lines", "train"), *texts_of(tmp_path / "lines", "val")}
+    assert lines == {"second line", *documents(30)}
 
 
 def parquet_with_bad_bytes(path):
@@ -120,6 +121,13 @@ def test_bad_documents_are_refused_by_number(make_card, tmp_path, reason):
     lines = [json.dumps({"text": t}).encode() for t in documents(10)]
     card = make_card(b"\n".join([*lines[:7], BAD[reason], *lines[7:]]), on_bad_document="refuse")
     with pytest.raises(UserError, match=rf"document 7 \(counted from 0\) is bad: {reason}\. .*on_bad_document: skip"):
+        run(card, tmp_path / "out")
+
+
+def test_documents_are_numbered_across_batches(make_card, tmp_path):
+    texts = documents(400)
+    card = make_card([*texts[:300], "", *texts[300:]], on_bad_document="refuse")
+    with pytest.raises(UserError, match="document 300 "):
         run(card, tmp_path / "out")
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from mup_lightning.errors import UserError
 from mup_lightning.tokens import prepare as prepare_module
+from mup_lightning.tokens.cards import Validation
 from mup_lightning.tokens.manifest import Manifest
+from mup_lightning.tokens.sections import is_validation
 from mup_lightning.tokens.shards import TokenStore
 from mup_lightning.tokens.tokenizer import BytesTokenizer
 from mup_lightning.tokens.writer import Journal, SplitWriter
@@ -79,19 +81,19 @@ def test_resuming_does_not_start_again(make_card, tmp_path, monkeypatch):
     assert 0 < len(encoded) < 500
 
 
-def test_sigkill_and_resume(make_card, tmp_path):
-    texts = documents(900, 15)
-    card = make_card(texts)
+@pytest.mark.parametrize(("owner", "name", "at"), [("SplitWriter", "append", 640), ("Journal", "save", 3)])
+def test_sigkill_and_resume(make_card, tmp_path, owner, name, at):
+    card = make_card(documents(900, 15))
     code = (
         "import os, signal, sys\n"
         "from mup_lightning.tokens.prepare import prepare\n"
-        "from mup_lightning.tokens.writer import SplitWriter\n"
-        "original, calls = SplitWriter.append, [0]\n"
-        "def append(self, ids):\n"
+        f"from mup_lightning.tokens.writer import {owner}\n"
+        f"original, calls = {owner}.{name}, [0]\n"
+        "def patched(*args):\n"
+        "    original(*args)\n"
         "    calls[0] += 1\n"
-        "    if calls[0] == 640: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    original(self, ids)\n"
-        "SplitWriter.append = append\n"
+        f"    if calls[0] == {at}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{owner}.{name} = patched\n"
         f"prepare({str(card.path)!r}, {str(tmp_path / 'broken')!r}, 'bytes', shard_tokens=9000, progress=False)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -111,13 +113,27 @@ def test_an_unfinished_corpus_of_another_card_is_refused(make_card, tmp_path, mo
     with pytest.raises(UserError, match=r"unfinished corpus of another source.*--force"):
         run(make_card(documents(601, 15)), tmp_path / "out", shard_tokens=9_000)
     card = make_card(documents(600, 15))
-    part = next((tmp_path / "out").glob("train-*.part"), None)
-    victim = part or tmp_path / "out" / "train-00000.bin"
-    os.truncate(victim, 1)
-    with pytest.raises(UserError, match=r"cannot be continued.*--force"):
-        run(card, tmp_path / "out", shard_tokens=9_000)
+    for pattern in ("train-*.part", "train-00000.bin", "journal.json"):
+        [victim] = (tmp_path / "out").glob(pattern)
+        os.truncate(victim, 1)
+        with pytest.raises(UserError, match=rf"cannot be continued: .*{victim.name}.*--force"):
+            run(card, tmp_path / "out", shard_tokens=9_000)
     run(card, tmp_path / "out", shard_tokens=9_000, force=True)
     TokenStore.open(tmp_path / "out", "train")
+
+
+def test_a_shard_begun_after_the_journal_is_begun_again(make_card, tmp_path, monkeypatch):
+    texts = sorted(documents(900, 15), key=lambda text: is_validation(text, Validation(0.2, seed=1)))  # train first
+    card = make_card(texts)
+    run(card, tmp_path / "whole", shard_tokens=30_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(*killing(SplitWriter, "append", 800, False))
+        with pytest.raises(KilledError):
+            run(card, tmp_path / "out", shard_tokens=30_000)
+    assert json.loads((tmp_path / "out" / "journal.json").read_text())["splits"]["val"]["tokens"] == 0
+    assert (tmp_path / "out" / "val-00000.bin.part").exists()
+    run(card, tmp_path / "out", shard_tokens=30_000)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_full_disk_says_so_and_can_be_resumed(make_card, tmp_path, monkeypatch):

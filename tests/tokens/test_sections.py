@@ -14,6 +14,7 @@ def test_a_pattern_cuts_before_each_match():
 
 def test_long_text_is_cut_after_paragraphs_then_lines_then_words():
     assert cut("aa bb\n\ncc\ndd", Sections(max_characters=9)) == ["aa bb\n\n", "cc\ndd"]
+    assert cut("aa\n\nbb\ncc dd", Sections(max_characters=9)) == ["aa\n\n", "bb\ncc dd"]
     assert cut("aa bb\ncc dd", Sections(max_characters=9)) == ["aa bb\n", "cc dd"]
     assert cut("aaaa bbbb", Sections(max_characters=6)) == ["aaaa ", "bbbb"]
     assert cut("abcdefgh", Sections(max_characters=3)) == ["abc", "def", "gh"]

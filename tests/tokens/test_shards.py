@@ -29,7 +29,7 @@ def test_windows_cross_shards(make_corpus):
     many = store.windows(np.array([0, 590, 298]), 20)
     assert many.tolist() == [tokens[s : s + 20].tolist() for s in (0, 590, 298)]
     for start, length in ((-1, 5), (990, 11)):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match="window outside the train split"):
             store.window(start, length)
 
 

@@ -16,6 +16,20 @@ def weights_of(path):
     return {name.removeprefix("model."): value for name, value in state.items()}
 
 
+def assert_same_training(found, wanted, bound=1e-5):
+    """Compare the weights of two runs that differ in rounding alone.
+
+    Biases of keys are left out: they add the same number to all logits of a query, so their gradient is exactly zero
+    but for rounding, and AdamW makes steps of full size out of that.
+    """
+    assert found.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        difference = (found[name] - weight).abs()
+        if name.endswith("qkv.bias"):
+            difference[len(weight) // 3 : 2 * len(weight) // 3] = 0.0
+        assert difference.max() < bound, name
+
+
 def train_plainly(config, steps):
     """The same run, for `adamw` and without dropout: the whole batch at once, one torch.optim.AdamW group a parameter.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import write_corpus
-from tests.training.reference import weights_of
+from tests.training.reference import assert_same_training, weights_of
 
 from mup_lightning.callbacks.curves import Curves
 from mup_lightning.errors import UserError
@@ -80,8 +80,7 @@ def test_resume_with_another_accumulation_continues_the_same_run(crashed, tiny, 
     straight = train(tiny(**{"run.name": "straight"}))
     resumed = train(crashed()(**{"run.resume": "last", "data.micro_batch": micro_batch}))
     assert resumed.steps == 10
-    for name, weight in weights_of(Path(straight.checkpoint)).items():
-        torch.testing.assert_close(weights_of(Path(resumed.checkpoint))[name], weight, atol=1e-5, rtol=1e-4)
+    assert_same_training(weights_of(Path(resumed.checkpoint)), weights_of(Path(straight.checkpoint)))
 
 
 def test_curves_have_no_points_of_the_lost_steps_twice(crashed):
