@@ -43,7 +43,7 @@ OPTIONS = -c recipes/gpt2.yaml -c recipes/size/$(SIZE).yaml -c recipes/optimizer
   $(call opt,SEED,--seed) $(call opt,RESUME,--run.resume) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train evaluate tensorboard bench figure test lint format clean
+.PHONY: help setup data train evaluate tensorboard bench figure picture test lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,22 @@ bench: $(VENV)/.run ## our speed and memory against a plain PyTorch loop
 
 figure: $(VENV)/.run ## draw RUN's feature norms over depth and time
 	@$(MUP) figure runs/$(RUN) $(ARGS)
+
+# The README's picture: small trainings over widths and depths. A run that is there is not repeated.
+PICTURE := $(foreach param,sp mup,$(foreach size,64x4 128x4 256x4 512x4 64x8 64x16 64x32 64x64,runs/picture/$(param)-$(size)))
+
+picture: $(VENV)/.run ## train 16 tiny models and draw the README's picture of their feature norms
+	@$(MAKE) --no-print-directory data CARD=data/austen.yaml TOKENIZER=bytes
+	@$(MAKE) --no-print-directory $(PICTURE:=/result.json)
+	@$(MUP) figure $(PICTURE) --out docs/figures/feature_norms.png
+
+# The stem says it all, e.g. sp-64x4: parametrization, width, depth. The weights are not needed afterwards.
+picture_word = $(word $(1),$(subst -, ,$(subst x, ,$*)))
+runs/picture/%/result.json:
+	@rm -rf $(@D)
+	@$(MUP) train -c recipes/gpt2.yaml -c recipes/experiment/readme_picture.yaml --run.name $* \
+	  --recipe.parametrization $(call picture_word,1) --model.width $(call picture_word,2) --model.depth $(call picture_word,3)
+	@rm -rf $(@D)/checkpoints
 
 test: $(VENV)/.test ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)

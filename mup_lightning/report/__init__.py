@@ -1,0 +1,1 @@
+"""Tables and pictures from runs' result files and TensorBoard logs; nothing here trains."""
