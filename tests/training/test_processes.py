@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.training.reference import assert_same_training, weights_of
 
 from mup_lightning.training.run_folder import plain
 from mup_lightning.training.train import train
+from tests.training.reference import assert_same_training, weights_of
 
 
 def start(config, tmp_path, *options):

@@ -1,4 +1,4 @@
-"""Resume: bit-identical after a crash, refused where it could not be, offered an older checkpoint where one is damaged."""
+"""Resume: bit-identical after a crash, refused where it could not be, an older checkpoint offered for a damaged one."""
 
 import errno
 import json
@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import write_corpus
-from tests.training.reference import assert_same_training, weights_of
 
 from mup_lightning.callbacks.curves import Curves
 from mup_lightning.errors import UserError
 from mup_lightning.training import checkpoints
 from mup_lightning.training.saving import StreamedCheckpointIO
 from mup_lightning.training.train import train
+from tests.conftest import write_corpus
+from tests.training.reference import assert_same_training, weights_of
 
 
-class Crash(RuntimeError):
+class CrashError(RuntimeError):
     """Stands for a power cut."""
 
 
@@ -28,7 +28,7 @@ def crash_at(monkeypatch, step):
 
     def on_step_end(self, trainer, module, now):
         if now == step:
-            raise Crash
+            raise CrashError
         original(self, trainer, module, now)
 
     monkeypatch.setattr(Curves, "on_step_end", on_step_end)
@@ -41,7 +41,7 @@ def crashed(tiny, monkeypatch):
     def make(**changes):
         with monkeypatch.context() as patch:
             crash_at(patch, 9)
-            with pytest.raises(Crash):
+            with pytest.raises(CrashError):
                 train(tiny(**changes))
         return lambda **more: tiny(**{**changes, **more})
 
@@ -128,7 +128,7 @@ def test_a_longer_run_is_continued_and_says_what_happens_to_the_schedule(crashed
 
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(tiny):
-    with pytest.raises(UserError, match="no complete checkpoint in .*start the run without resuming"):
+    with pytest.raises(UserError, match=r"no complete checkpoint in .*start the run without resuming"):
         train(tiny(**{"run.resume": "last"}))
     with pytest.raises(UserError, match="no complete checkpoint"):
         train(tiny(**{"run.resume": "nowhere"}))

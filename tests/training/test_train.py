@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.training.reference import assert_same_training, train_plainly, weights_of
 
 from mup_lightning.errors import UserError
 from mup_lightning.model.taps import NormRecorder
@@ -16,6 +15,7 @@ from mup_lightning.training.config import Config
 from mup_lightning.training.evaluate import evaluate
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
+from tests.training.reference import assert_same_training, train_plainly, weights_of
 
 
 def trained(config):
@@ -48,7 +48,9 @@ def test_at_the_base_shape_all_parametrizations_train_bit_identically(tiny, opti
         shape = {"recipe.base_width": base[0], "recipe.base_depth": base[1], "recipe.optimizer": optimizer}
         return trained(tiny(**{"run.name": name, "trainer.max_steps": 4, **shape, **recipe}))
 
-    sp, k1, k2 = ({"recipe.parametrization": p, "recipe.branch_depth": k} for p, k in (("sp", 2), ("mup", 1), ("mup", 2)))
+    sp, k1, k2 = (
+        {"recipe.parametrization": p, "recipe.branch_depth": k} for p, k in (("sp", 2), ("mup", 1), ("mup", 2))
+    )
     at_base = [run(f"base{i}", (32, 2), **recipe) for i, recipe in enumerate((sp, k1, k2))]
     for name, weight in at_base[0].items():
         assert torch.equal(weight, at_base[1][name]), name
@@ -99,7 +101,13 @@ def test_tensorboard_holds_the_curves_and_the_feature_norms(tiny):
     result = train(config)
     events = EventAccumulator(result.tensorboard, size_guidance={"scalars": 0}).Reload()
     tags = set(events.Tags()["scalars"])
-    assert {"train/loss", "train/lr_factor", "train/gradient_norm", "train/tokens_per_second", "validation/loss"} <= tags
+    assert {
+        "train/loss",
+        "train/lr_factor",
+        "train/gradient_norm",
+        "train/tokens_per_second",
+        "validation/loss",
+    } <= tags
     assert [e.step for e in events.Scalars("train/loss")] == [2, 4, 6, 8, 10]
     assert [e.step for e in events.Scalars("validation/loss")] == [5, 10]
     assert [e.step for e in events.Scalars("features/residual/layer_001")] == [0, 3, 6, 9]
@@ -142,9 +150,7 @@ def test_a_nan_stops_before_the_optimizer_step(tiny, monkeypatch):
 
 def test_an_infinite_gradient_stops_too(tiny, monkeypatch):
     config = tiny()
-    monkeypatch.setattr(
-        "mup_lightning.training.module.get_total_norm", lambda grads: torch.tensor(float("inf"))
-    )
+    monkeypatch.setattr("mup_lightning.training.module.get_total_norm", lambda grads: torch.tensor(float("inf")))
     with pytest.raises(UserError, match="norm of the gradients is inf in step 1"):
         train(config)
 
@@ -152,7 +158,9 @@ def test_an_infinite_gradient_stops_too(tiny, monkeypatch):
 def test_a_run_folder_that_holds_another_run_is_refused(tiny):
     train(tiny(**{"trainer.max_steps": 2}))
     before = sorted((path, path.stat().st_mtime_ns) for path in Path(tiny().run.root).rglob("*"))
-    with pytest.raises(UserError, match=r"tiny already holds a run with a checkpoint at step_00000002.*RESUME=last.*RUN="):
+    with pytest.raises(
+        UserError, match=r"tiny already holds a run with a checkpoint at step_00000002.*RESUME=last.*RUN="
+    ):
         train(tiny())
     assert before == sorted((path, path.stat().st_mtime_ns) for path in Path(tiny().run.root).rglob("*"))
 
@@ -170,7 +178,10 @@ def test_a_run_folder_that_holds_another_run_is_refused(tiny):
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tiny, changes, message):
     if "trainer.accelerator" in changes and torch.cuda.is_available():
-        changes, message = {"trainer.accelerator": "gpu", "trainer.devices": 999, "trainer.strategy": "ddp"}, "GPUs here"
+        changes, message = (
+            {"trainer.accelerator": "gpu", "trainer.devices": 999, "trainer.strategy": "ddp"},
+            "GPUs here",
+        )
     config = tiny(**changes)
     with pytest.raises(UserError, match=message):
         train(config)

@@ -1,0 +1,157 @@
+"""The printed tables, and the comparison with what is used elsewhere."""
+
+from fractions import Fraction
+
+import pytest
+from tests.spectral.test_recipe import CELLS
+
+from mup_lightning.errors import UserError
+from mup_lightning.spectral import comparison, tables
+from mup_lightning.spectral.condition import INIT_VARIANCE
+from mup_lightning.spectral.elsewhere import PUBLISHED, Row, in_our_convention
+from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.roles import Role
+from mup_lightning.spectral.scale import ONE, L, N
+
+
+@pytest.mark.parametrize(("family", "key", "role", "cell"), CELLS)
+@pytest.mark.parametrize("branch_depth", [2, 3])
+def test_every_published_cell_is_in_the_json(family, key, role, cell, branch_depth):
+    assert tables.as_plain(FAMILIES[family], branch_depth)["roles"][str(role)][key] == cell.split()
+
+
+def test_the_json_of_one_table():
+    found = tables.as_plain(FAMILIES["adamw"], 1)
+    assert list(found) == ["optimizer", "branch_depth", "roles"]
+    assert list(found["roles"]) == ["input", "hidden", "output", "input_bias", "hidden_bias"]
+    assert found["roles"]["hidden"] == {
+        "multiplier": ["0", "-1/2"],
+        "init_var": ["-1", "0"],
+        "lr": ["-1", "-1/2"],
+        "weight_decay": ["1", "0"],
+        "eps": ["-1", "-1/2"],
+    }
+    assert tables.as_plain(FAMILIES["lion"], 2)["roles"]["hidden"]["eps"] is None
+
+
+def test_the_text_of_one_table():
+    lines = tables.as_text(FAMILIES["muon_kimi"], 2).splitlines()
+    hidden = next(line for line in lines if line.startswith("hidden "))
+    assert hidden.split() == ["hidden", "L^-1", "n^-1", "n^-1/2", "n^1/2", "-"]
+    assert any("muon_kimi gets the hidden matrices alone" in line for line in lines)
+    assert "0.1 times the base learning rate" in tables.as_text(FAMILIES["muon"], 2)
+    assert "no update rule" not in tables.as_text(FAMILIES["adamw"], 2)
+    assert "no update rule" in tables.as_text(FAMILIES["sso"], 2)
+
+
+def test_all_tables_at_once_hold_every_optimizer():
+    text = tables.all_as_text(2)
+    for name in FAMILIES:
+        assert len([line for line in text.splitlines() if line.startswith(f"{name} ")]) >= 2, name
+    assert "shampoo  n^-1   L^-2" in text
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    assert tables.aligned([["a", "bc", "d"], ["abcd", "", "e"]]) == "a     bc  d\nabcd      e"
+
+
+def statuses(name, optimizer, branch_depth):
+    return {(str(c.role), c.quantity): c.status for c in comparison.compare(name, optimizer, branch_depth)}
+
+
+def test_completep_is_our_adamw_but_for_the_decay_of_vectors():
+    found = statuses("completep", "adamw", 2)
+    assert len(found) == 25
+    assert {cell for cell, status in found.items() if status != "agrees"} == {
+        ("input_bias", "weight_decay"),
+        ("hidden_bias", "weight_decay"),
+    }
+    differing = {cell for cell, status in statuses("completep", "adamw", 1).items() if status == "differs"}
+    assert {(role, key) for role in ("hidden", "hidden_bias") for key in ("multiplier", "lr", "eps")} < differing
+
+
+def test_mup_is_ours_at_fixed_depth():
+    for optimizer in ("adamw", "sgd"):
+        for k in (1, 2):
+            for cell in comparison.compare("mup", optimizer, k):
+                if cell.status != "not specified":
+                    assert cell.ours.width == cell.theirs.width, cell
+                    assert cell.theirs.depth == 0
+                    assert (cell.status == "differs") == (cell.ours.depth != 0)
+    assert statuses("mup", "sgd", 2)["hidden", "lr"] == "differs"
+    assert statuses("mup", "adamw", 2)["hidden", "eps"] == "not specified"
+
+
+def test_depth_mup_is_our_one_matrix_recipe():
+    for optimizer in ("adamw", "sgd"):
+        found = statuses("depth-mup", optimizer, 1)
+        assert "differs" not in found.values()
+        assert [found["hidden", key] for key in ("multiplier", "init_var", "lr")] == ["agrees"] * 3
+        against_two = statuses("depth-mup", optimizer, 2)
+        assert [key for (_, key), status in against_two.items() if status == "differs"] == ["multiplier", "lr"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("branch_depth", [1, 2])
+def test_every_difference_has_a_reason(name, branch_depth):
+    for optimizer in PUBLISHED[name].tables:
+        for cell in comparison.compare(name, optimizer, branch_depth):
+            assert bool(cell.why) == (cell.status == "differs") or cell.status == "not specified", cell
+
+
+def test_the_convention_of_an_equivalent_table_does_not_matter():
+    """Tensor Programs V prints muP three times; its table 8 (output multiplier 1/n) must give what its table 3 gives."""
+    output = {
+        "adamw": (Row(ONE, ONE / N**2, lr=ONE / N, removed=ONE), Row(ONE / N, ONE, lr=ONE, removed=ONE)),
+        "sgd": (Row(ONE, ONE / N**2, lr=ONE / N, removed=ONE), Row(ONE / N, ONE, lr=N, removed=ONE)),
+    }
+    for optimizer, forms in output.items():
+        first, second = (in_our_convention(form, ONE, adaptive=optimizer == "adamw") for form in forms)
+        assert first == second
+    # Any other factor must come back as well, whatever the quantity.
+    for adaptive in (True, False):
+        row = Row(ONE, ONE / N, lr=ONE / N, removed=ONE, eps=ONE / N)
+        theta = N ** Fraction(1, 3) * L
+        shrink = theta if adaptive else theta**2
+        moved = Row(theta, row.init_var / theta**2, row.lr / shrink, row.removed, row.eps * theta)
+        found = in_our_convention(moved, INIT_VARIANCE[Role.HIDDEN], adaptive=adaptive)
+        assert found == in_our_convention(row, INIT_VARIANCE[Role.HIDDEN], adaptive=adaptive)
+        assert found["weight_decay"] == N
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_the_symmetry_is_one_of_training(adaptive):
+    """A weight in float64, trained for a step under both forms: αW must come out the same, ε and decay included."""
+    form = {"multiplier": 1.0, "init_var": 0.25, "lr": 0.1, "removed": 0.02, "eps": 0.3}
+    theta = 7.0
+    scales = in_our_convention(Row(ONE, N, ONE, ONE, ONE), ONE, adaptive=adaptive)  # N = θ², so that θ = n^1/2
+    moved = {key: value.at(theta**2, 1) for key, value in scales.items()}
+
+    def step(multiplier, weight, lr, decay, eps):
+        gradient = multiplier * 1.7  # ∂loss/∂W for ∂loss/∂(αW) = 1.7
+        direction = gradient / (abs(gradient) + eps) if adaptive else gradient
+        return multiplier * (weight - lr * (direction + decay * weight))
+
+    ours = step(
+        moved["multiplier"],
+        0.5 / theta,
+        form["lr"] * moved["lr"],
+        form["removed"] / form["lr"] * moved["weight_decay"],
+        form["eps"] * moved["eps"],
+    )
+    assert ours == pytest.approx(step(1.0, 0.5, form["lr"], form["removed"] / form["lr"], form["eps"]), rel=1e-12)
+
+
+def test_a_publication_without_a_rule_is_refused():
+    with pytest.raises(UserError, match="completep has no rule for muon; compare with --optimizer adamw"):
+        comparison.compare("completep", "muon", 2)
+
+
+def test_the_text_of_a_comparison():
+    text = comparison.as_text("depth-mup", "adamw", 2)
+    assert "n^-1 | n^-1 L^-1/2" in text
+    assert "7 cells agree, 2 differ, 16 are not specified." in text
+    assert "1 | none" in comparison.as_text("completep", "adamw", 2)
+    plain = comparison.as_plain("depth-mup", "adamw", 2)
+    cell = next(c for c in plain["cells"] if (c["role"], c["quantity"]) == ("hidden", "lr"))
+    assert (cell["ours"], cell["theirs"], cell["status"]) == (["-1", "0"], ["-1", "-1/2"], "differs")
