@@ -10,6 +10,8 @@ from mup_lightning.errors import UserError
 VERBS: dict[str, str] = {
     "train": "train a model, or continue a run",
     "evaluate": "validation loss of a checkpoint on a prepared corpus",
+    "recipe": "how every hyper-parameter scales with width and depth",
+    "plan": "what a run would use and cost: values, FLOPs, GPU memory",
     "data": "prepare, check and describe a corpus",
     "bench": "measure our speed and memory against a plain PyTorch loop",
     "figure": "draw feature norms from runs' TensorBoard logs",

@@ -104,14 +104,16 @@ def _sweep(
 
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         x_NC, w_VC = features_NC.detach().to(dtype), weight_VC.detach().to(dtype)
-        buffer_KV = torch.empty(min(chunk, tokens), padded, device=device, dtype=wide) if dtype == wide else None
+        # The only memory that logits ever have; in low precision the products need a second one beside the float32.
+        wide_KV = torch.empty(min(chunk, tokens), padded, device=device, dtype=wide)
+        low_KV = wide_KV if dtype == wide else torch.empty_like(wide_KV, dtype=dtype)
         for start in range(0, tokens, chunk):
             rows = slice(start, min(start + chunk, tokens))
             x_KC, target_K1 = x_NC[rows], targets_N[rows, None]
-            if buffer_KV is not None:
-                z_KV = torch.mm(x_KC, w_VC.t(), out=buffer_KV[: x_KC.shape[0]])
-            else:
-                z_KV = torch.mm(x_KC, w_VC.t()).to(wide)
+            z_KV, z_low_KV = wide_KV[: x_KC.shape[0]], low_KV[: x_KC.shape[0]]
+            torch.mm(x_KC, w_VC.t(), out=z_low_KV)
+            if dtype != wide:
+                z_KV.copy_(z_low_KV)
             if measure:
                 square_sum += torch.linalg.vector_norm(z_KV[:, :vocab_size]).square()
             z_KV[:, vocab_size:] = -torch.inf
@@ -129,7 +131,7 @@ def _sweep(
                 torch.mm(d_KV, w_VC, out=d_features[rows])
                 d_weight.addmm_(d_KV.t(), x_KC)
             else:
-                d_low_KV = d_KV.to(dtype)
+                d_low_KV = z_low_KV.copy_(d_KV)
                 d_features[rows] = torch.mm(d_low_KV, w_VC)
                 d_weight += torch.mm(d_low_KV.t(), x_KC)
     return loss_sum / tokens, (square_sum / (tokens * vocab_size)).sqrt(), d_features, d_weight

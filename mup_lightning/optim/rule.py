@@ -25,12 +25,14 @@ class Item:
         gradient: of the parameter's shape; the rule must not change it.
         state: what the rule keeps for it.
         blocks: matrices of equal shape stacked along dim 0 (3 for a fused QKV); whole-matrix rules part them.
+        hessian: a fresh estimate of the Hessian's diagonal, of the parameter's shape; None in most steps.
     """
 
     parameter: torch.Tensor
     gradient: torch.Tensor
     state: State
     blocks: int
+    hessian: torch.Tensor | None = None
 
 
 class Rule(Protocol):
@@ -42,7 +44,11 @@ class Rule(Protocol):
     """It needs whole matrices: a slice or a flat shard would make it another algorithm."""
 
     def hyperparameters(self, options: RuleOptions) -> dict[str, Any]:
-        """What a group of this rule carries beside lr, weight_decay and eps: plain numbers and strings."""
+        """What a group of this rule carries beside lr, weight_decay and eps: plain numbers and strings.
+
+        A rule that needs estimates of the Hessian's diagonal names the steps between two of them "hessian_every", and
+        counts the steps that it has done in each parameter's state as "step".
+        """
         ...
 
     def update(self, group: Group, items: list[Item]) -> None:

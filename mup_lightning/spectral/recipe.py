@@ -16,7 +16,7 @@ from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import ONE, Scale
 
-OptimizerName = Literal["muon_kimi", "adamw"]
+OptimizerName = Literal["muon_kimi", "adamw", "muon", "sgd", "lion", "sophia", "shampoo", "soap", "sso"]
 """The families that have an update rule in mup_lightning.optim; the theory in families.py knows more."""
 
 

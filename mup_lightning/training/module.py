@@ -11,7 +11,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from mup_lightning.callbacks.step import WatchedModule
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import build
+from mup_lightning.model.loss import cross_entropy
 from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.hessian import estimate, sample_labels
 from mup_lightning.optim.hybrid import HybridOptimizer
 from mup_lightning.optim.schedule import make_schedule
 from mup_lightning.spectral.recipe import derive
@@ -50,7 +52,8 @@ class GPT2Module(WatchedModule):
         groups = make_groups(
             dict(self.model.named_parameters()), self.model.parameter_info, self.recipe, self.config.rules
         )
-        optimizer = HybridOptimizer(groups)
+        # No check of its own: configure_gradient_clipping has looked at the same gradients.
+        optimizer = HybridOptimizer(groups, check=False)
         schedule = make_schedule(optimizer, self.config.schedule, self.config.recipe.lr, self.config.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -61,6 +64,7 @@ class GPT2Module(WatchedModule):
         if self.config.model.dropout > 0:
             # Dropout's mask, too, is a pure function of the place in the run: nothing to save, nothing to lose.
             torch.manual_seed(_mix(self.config.seed, batch_idx, self.global_rank))
+        self._window = batch["tokens"]
         recorder, self.recorder = self.recorder, None
         loss = self.model.loss(batch["tokens"], recorder)
         self.micro_losses.append((loss.detach(), batch["counters"]))
@@ -84,6 +88,34 @@ class GPT2Module(WatchedModule):
         limit = self.config.trainer.gradient_clip
         if limit > 0:
             clip_grads_with_norm_(parameters, limit, self.gradient_norm)
+        self.estimate_hessian()
+
+    def estimate_hessian(self) -> None:
+        """Where a rule (Sophia) wants it before this step: estimate the Hessian's diagonal on the last micro-batch.
+
+        A second backward pass that touches no .grad, and so none of the hooks that average gradients over processes;
+        each process estimates on its own tokens with its own draws, and the mean of all goes in.
+        """
+        optimizer = self.trainer.optimizers[0]
+        assert isinstance(optimizer, HybridOptimizer)
+        parameters = optimizer.wants_hessian()
+        if not parameters:
+            return
+        window = self._window
+        generator = torch.Generator(window.device).manual_seed(
+            _mix(self.config.seed, self.trainer.global_step, self.global_rank, 1)
+        )
+        with self.trainer.precision_plugin.forward_context():
+            diagonals = estimate(lambda: self._loss_on_own_labels(window, generator), parameters, window[:, 1:].numel())
+        reduce = self.trainer.strategy.reduce
+        optimizer.give_hessian(parameters, [reduce(diagonal, reduce_op="mean") for diagonal in diagonals])
+
+    def _loss_on_own_labels(self, window_BT1: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Mean cross-entropy against labels drawn from the model's own predictions."""
+        model, chunk = self.model, self.config.model.loss_chunk
+        features_NC = model.features(window_BT1[:, :-1]).flatten(0, 1)
+        labels_N = sample_labels(features_NC, model.output_matrix, model.vocab_size, generator, chunk=chunk)
+        return cross_entropy(features_NC, model.output_matrix, labels_N, model.vocab_size, chunk=chunk)[0]
 
     def step_loss(self) -> torch.Tensor:
         """See `WatchedModule`."""

@@ -1,0 +1,1 @@
+"""Measurements and studies: functions from settings to results. None draws, and nothing in training knows them."""

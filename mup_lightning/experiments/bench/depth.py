@@ -1,0 +1,100 @@
+"""Case `depth`: what a layer costs in a training step of a deep model against a shallow one.
+
+Time per layer is (t(L) - t(1)) / (L - 1), t(L) being a whole step (forward, backward, clipping, update) with L blocks.
+The difference takes out what does not depend on the depth: embedding, loss, batch. Taking t(1) away is steadier than
+(t(2L) - t(L)) / L: t(1) is the smallest time there is, so little noise comes in with it, and it serves all depths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mup_lightning.experiments.bench.process import measure
+from mup_lightning.experiments.bench.result import Quantity, quantity, ratio
+from mup_lightning.experiments.bench.rounds import take_rounds
+from mup_lightning.experiments.bench.settings import Settings
+
+FUNCTION = "mup_lightning.experiments.bench.depth:take_turn"
+ONE = "L = 1"
+
+
+@dataclass(frozen=True)
+class DepthSettings(Settings):
+    """`depth` is the deep model's; the timed steps are its own.
+
+    Attributes:
+        shallow: depth of the model to compare with.
+    """
+
+    shallow: int = 4
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Deep, shallow, and shallow again (the control)."""
+        return f"L = {self.depth}", f"L = {self.shallow}", f"L = {self.shallow} again"
+
+
+DEFAULT = DepthSettings(width=64, depth=256, context=64, batch=8, tokenizer="bytes", rounds=5, steps=3, warmup=1)
+QUICK = DepthSettings(width=32, depth=12, context=16, batch=2, tokenizer="bytes", rounds=2, steps=2, warmup=1)
+
+
+def run(settings: Settings, say: Callable[[str], None]) -> list[Quantity]:
+    """Measure time per layer; see the module's text.
+
+    Args:
+        settings: a `DepthSettings`.
+        say: is told of every round.
+    """
+    assert isinstance(settings, DepthSettings)
+    return quantities(take_rounds(settings, lambda: _take(settings), say), settings)
+
+
+def _take(settings: DepthSettings) -> tuple[dict[str, Any], float, str]:
+    """One round: what `take_turn` returned."""
+    turn = measure(FUNCTION, {"settings": asdict(settings)}, settings.threads)
+    layers = per_layer(turn["milliseconds"], settings)
+    return turn, turn["others"], ", ".join(f"{value:.3f} ms a layer at {name}" for name, value in layers.items())
+
+
+def take_turn(settings: dict[str, Any]) -> dict[str, Any]:
+    """One round, all depths in turn: "milliseconds" of a step by name, and "others" (see `StepClock`)."""
+    from mup_lightning.training.hardware import tune_allocator
+
+    tune_allocator()
+    from mup_lightning.experiments.bench.depth_models import Stepper
+    from mup_lightning.experiments.bench.processor import OtherPrograms
+
+    s = DepthSettings(**settings)
+    deep, shallow, again = s.names
+    depths = {deep: s.depth, shallow: s.shallow, ONE: 1}
+    steppers = {name: Stepper(s, depth) for name, depth in depths.items()}
+    for stepper in steppers.values():
+        stepper.seconds(max(1, s.warmup))
+    # As many layers are timed of the shallow models as of the deep one.
+    counts = {deep: s.steps, shallow: s.steps * s.depth // s.shallow, ONE: s.steps * s.depth // s.shallow}
+    order = [(shallow, shallow), (deep, deep), (again, shallow), (ONE, ONE)]
+    processor = OtherPrograms()
+    milliseconds = {name: 1e3 * steppers[model].seconds(counts[model]) for name, model in order}
+    return {"milliseconds": milliseconds, "others": processor.cores()}
+
+
+def per_layer(milliseconds: dict[str, float], settings: DepthSettings) -> dict[str, float]:
+    """Milliseconds a layer by contender, from those of a step."""
+    deep, shallow, again = settings.names
+    depths = {deep: settings.depth, shallow: settings.shallow, again: settings.shallow}
+    return {name: (milliseconds[name] - milliseconds[ONE]) / (depth - 1) for name, depth in depths.items()}
+
+
+def quantities(rounds: list[dict[str, Any]], settings: DepthSettings) -> list[Quantity]:
+    """The figures of all rounds: what `take_turn` returned, in order."""
+    deep, shallow, again = settings.names
+    times = [turn["milliseconds"] for turn in rounds]
+    layers = [per_layer(milliseconds, settings) for milliseconds in times]
+    each = {name: [layer[name] for layer in layers] for name in settings.names}
+    return [
+        quantity("time of a step", "ms", {name: [turn[name] for turn in times] for name in times[0]}, []),
+        quantity("time per layer", "ms", each, [ratio(deep, shallow, each, "at most 1"), ratio(shallow, again, each)]),
+        quantity("other programs", "cores", {"all depths": [turn["others"] for turn in rounds]}, []),
+    ]

@@ -1,0 +1,51 @@
+"""Parameters as whole-matrix rules see them: the blocks of each apart, and equal shapes together in one batch.
+
+Shapes: k blocks of one parameter (3 for a fused QKV), b matrices in a batch, r rows, s columns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+
+from mup_lightning.optim.rule import Item
+
+_CHUNK_NUMBERS = 1 << 24
+"""Numbers in one batch of matrices at most (64 MB of float32), so that the stack stays one small buffer."""
+
+
+def part(tensor: torch.Tensor, blocks: int) -> torch.Tensor:
+    """A (k·r, s) tensor's blocks as a (k, r, s) view."""
+    return tensor.unflatten(0, (blocks, -1))
+
+
+def equal_shapes(items: list[Item]) -> list[list[Item]]:
+    """Sort items into batches of equal device, dtype and block shape, of about 16 million numbers at most."""
+    alike: dict[tuple[torch.device, torch.dtype, int, int], list[Item]] = defaultdict(list)
+    for item in items:
+        rows, columns = item.parameter.shape[0] // item.blocks, item.parameter.shape[1]
+        alike[item.parameter.device, item.parameter.dtype, rows, columns].append(item)
+    batches = []
+    for same in alike.values():
+        size = max(1, _CHUNK_NUMBERS // max(item.parameter.numel() for item in same))
+        batches += [same[start : start + size] for start in range(0, len(same), size)]
+    return batches
+
+
+def stack(tensors: list[torch.Tensor], items: list[Item]) -> torch.Tensor:
+    """One tensor per item, of its parameter's shape -> all their blocks as (b, r, s)."""
+    return torch.cat([part(tensor, item.blocks) for tensor, item in zip(tensors, items, strict=True)])
+
+
+def unstack(matrices_brs: torch.Tensor, items: list[Item]) -> list[torch.Tensor]:
+    """(b, r, s) -> one (k·r, s) tensor of the parameter's shape and dtype per item; the inverse of `stack`."""
+    parts = matrices_brs.split([item.blocks for item in items])
+    return [matrices.flatten(0, 1).to(item.parameter.dtype) for matrices, item in zip(parts, items, strict=True)]
+
+
+def arithmetic(name: str, device: torch.device, own: torch.dtype) -> torch.dtype:
+    """The dtype to iterate in: `auto` is bfloat16 on GPU and float32 elsewhere; float64 parameters keep float64."""
+    if name == "bfloat16" or (name == "auto" and device.type == "cuda"):
+        return torch.bfloat16
+    return torch.promote_types(own, torch.float32)

@@ -1,0 +1,162 @@
+"""What people use elsewhere, CompleteP, muP and Depth-muP, as published, and the way to put it into our convention.
+
+A parametrization has a symmetry: let a weight W enter the network as αW, and shrink W by any factor θ while α grows
+by it. The network is the same, and so is its training, if (Tensor Programs IV and V, "abc-symmetry")
+
+    multiplier      α -> α·θ           since α·W stays as it is
+    init variance   v -> v/θ²          since W -> W/θ
+    learning rate   η -> η/θ           for Adam-like steps, whose size ignores the gradient's: ΔW -> ΔW/θ
+                    η -> η/θ²          for SGD, because the gradient ∂loss/∂W = α·∂loss/∂(αW) grows by θ as well
+    ε               ε -> ε·θ           since it is added to gradients
+    ηλ              stays              the share of W that one step removes has no unit
+
+Rules that look different may therefore be one rule. They are compared after choosing θ so that the init variance is
+ours, which is our convention's choice and no result: θ² = v_theirs / v_ours. What then differs, differs in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mup_lightning.spectral.roles import Role
+from mup_lightning.spectral.scale import HALF, ONE, L, N, Scale
+
+
+@dataclass(frozen=True)
+class Row:
+    """One role as a publication gives it, in the publication's own convention. None: it says nothing.
+
+    Attributes:
+        multiplier: α.
+        init_var: variance of the entries at initialisation.
+        lr: learning rate.
+        removed: ηλ, the share of the weight that one step removes.
+        eps: the stabiliser.
+        decayed: False: it takes these parameters out of weight decay.
+    """
+
+    multiplier: Scale | None = None
+    init_var: Scale | None = None
+    lr: Scale | None = None
+    removed: Scale | None = None
+    eps: Scale | None = None
+    decayed: bool = True
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published parametrization.
+
+    Attributes:
+        title: name and source.
+        tables: optimizer -> role -> row.
+        why: quantity -> why it differs from ours, where it does.
+        silent: quantity -> what to know where it is not specified.
+        note: what to know of the comparison as a whole.
+    """
+
+    title: str
+    tables: dict[str, dict[Role, Row]]
+    why: dict[str, str]
+    silent: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+_ROOT_L = L**HALF
+
+_COMPLETEP = {
+    Role.INPUT: Row(ONE, ONE, lr=ONE, removed=ONE, eps=ONE / N),
+    Role.HIDDEN: Row(ONE / L, ONE / N, lr=ONE / N, removed=ONE, eps=ONE / (N * L)),
+    Role.OUTPUT: Row(ONE / N, ONE, lr=ONE, removed=ONE, eps=ONE / N),
+    Role.INPUT_BIAS: Row(ONE, ONE, lr=ONE, eps=ONE / N, decayed=False),
+    Role.HIDDEN_BIAS: Row(ONE / L, ONE, lr=ONE, eps=ONE / (N * L), decayed=False),
+}
+# Tensor Programs V, table 3, with fan_in = 1, n, n and fan_out = n, n, 1 for input, hidden, output.
+_MUP_ADAM = {
+    Role.INPUT: Row(ONE, ONE, lr=ONE, removed=ONE),
+    Role.HIDDEN: Row(ONE, ONE / N, lr=ONE / N, removed=ONE),
+    Role.OUTPUT: Row(ONE, ONE / N**2, lr=ONE / N, removed=ONE),
+    Role.INPUT_BIAS: Row(ONE, ONE, lr=ONE, removed=ONE),
+    Role.HIDDEN_BIAS: Row(ONE, ONE, lr=ONE, removed=ONE),
+}
+_MUP_SGD = {
+    Role.INPUT: Row(ONE, ONE, lr=N, removed=ONE),
+    Role.HIDDEN: Row(ONE, ONE / N, lr=ONE, removed=ONE),
+    Role.OUTPUT: Row(ONE, ONE / N**2, lr=ONE / N, removed=ONE),
+    Role.INPUT_BIAS: Row(ONE, ONE, lr=N, removed=ONE),
+    Role.HIDDEN_BIAS: Row(ONE, ONE, lr=N, removed=ONE),
+}
+
+
+def _depth_mup(width: dict[Role, Row], hidden_lr: Scale) -> dict[Role, Row]:
+    """Depth-muP: muP in width, 1/√L on every branch, and its own learning rate inside branches."""
+    table = {role: Row(row.multiplier, row.init_var, row.lr) for role, row in width.items() if not role.is_vector}
+    table[Role.HIDDEN] = Row(ONE / _ROOT_L, ONE / N, hidden_lr)
+    return table | {Role.INPUT_BIAS: Row(), Role.HIDDEN_BIAS: Row()}
+
+
+PUBLISHED: dict[str, Published] = {
+    "completep": Published(
+        title="CompleteP (Dey et al. 2025, arXiv 2505.01618, table 1 and equation 40 at α = 1; weight decay of vectors "
+        "from its published code)",
+        tables={"adamw": _COMPLETEP},
+        why={
+            "multiplier": "CompleteP is the k >= 2 answer, 1/L on a branch; one matrix per branch allows 1/√L",
+            "lr": "follows from the multiplier: under 1/√L the step must shrink as 1/√L to add 1/L to the stream",
+            "eps": "follows from the multiplier: it scales the gradients inside the branch, and ε is added to those",
+            "weight_decay": "it does not decay vectors at all; recipe.decay_vectors false does the same here",
+        },
+        note="Its published code gave the embeddings the hidden ε, until a fix that credits arXiv 2512.22382.",
+    ),
+    "mup": Published(
+        title="muP (Yang, Hu et al. 2022, Tensor Programs V, arXiv 2203.03466, table 3; weight decay as in the mup "
+        "package, which holds learning rate x weight decay fixed)",
+        tables={"adamw": _MUP_ADAM, "sgd": _MUP_SGD},
+        why={
+            "multiplier": "muP scales width alone: branches keep their size, and the stream grows with their number",
+            "lr": "muP has no depth: the step does not make up for the branch's own multiplier",
+            "weight_decay": "follows the learning rate, because learning rate x weight decay is held fixed in both",
+        },
+        silent={
+            "eps": "not in its tables; the mup package has one ε for all groups, although the gradients that it is "
+            "added to shrink as 1/n"
+        },
+        note="At fixed depth (L = 1 in the table) every specified cell agrees. muP also divides the attention logits "
+        "by d instead of √d (model.attention_scale 1/d), a constant where the head dimension is fixed.",
+    ),
+    "depth-mup": Published(
+        title="Depth-muP (Yang, Yu, Zhu, Hayou 2023, Tensor Programs VI, arXiv 2310.02244, section 1: 1/√L on a "
+        "branch, Adam's learning rate over √L, SGD's constant)",
+        tables={"adamw": _depth_mup(_MUP_ADAM, ONE / (N * _ROOT_L)), "sgd": _depth_mup(_MUP_SGD, ONE)},
+        why={
+            "multiplier": "derived for one matrix per branch; with two, under 1/√L, the term ΔW₂ΔW₁ vanishes as 1/√L",
+            "lr": "follows from the multiplier: one step of a branch adds 1/L to the stream, whatever its multiplier",
+        },
+        silent=dict.fromkeys(("weight_decay", "eps"), "not part of its rules"),
+        note="It is our k = 1: with --branch-depth 1 every specified cell agrees.",
+    ),
+}
+
+
+def in_our_convention(row: Row, init_var: Scale, *, adaptive: bool) -> dict[str, Scale | None]:
+    """Move a published row along the symmetry until its init variance is `init_var`.
+
+    Args:
+        row: as published.
+        init_var: the init variance to arrive at.
+        adaptive: the step ignores the gradient's size (Adam and the like), unlike SGD's.
+
+    Returns:
+        Quantity (as in `recipe.Exponents`) -> its scale in our convention, or None where the row does not say.
+    """
+    if row.multiplier is None or row.init_var is None or row.lr is None:
+        return dict.fromkeys(("multiplier", "init_var", "lr", "weight_decay", "eps"))
+    theta = (row.init_var / init_var) ** HALF
+    lr = row.lr / theta if adaptive else row.lr / theta**2
+    return {
+        "multiplier": row.multiplier * theta,
+        "init_var": row.init_var / theta**2,
+        "lr": lr,
+        "weight_decay": None if row.removed is None else row.removed / lr,
+        "eps": None if row.eps is None else row.eps * theta,
+    }

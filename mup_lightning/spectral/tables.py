@@ -1,0 +1,111 @@
+"""The recipe's tables as plain values and as text. No cell is typed in: `recipe.exponents` derives each one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mup_lightning.spectral.families import FAMILIES, Family
+from mup_lightning.spectral.recipe import Exponents, exponents
+from mup_lightning.spectral.roles import Role
+from mup_lightning.spectral.scale import Scale
+
+QUANTITIES: dict[str, str] = {
+    "multiplier": "multiplier",
+    "init_var": "init variance",
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "eps": "epsilon",
+}
+"""Columns of a table: attribute of `Exponents` -> what it is called in text."""
+
+LEGEND = "Factors on the base values; n stands for width / base width, L for depth / base depth."
+
+REMARKS = {
+    "soap": "The row takes SOAP for U Vᵀ, as the paper does; measured, the real one is closer to the adamw row.",
+}
+
+
+def rows(family: Family, branch_depth: int) -> dict[Role, Exponents]:
+    """One optimizer's table: role -> exponents of every quantity.
+
+    For a whole-matrix family this is the family's own column for all roles, as the paper prints it, although training
+    gives it the hidden matrices alone (see `recipe.family_of`).
+
+    Args:
+        family: the optimizer family.
+        branch_depth: k; see `condition.solve`.
+    """
+    return {role: exponents(family, role, branch_depth) for role in Role}
+
+
+def plain_scale(scale: Scale | None) -> list[str] | None:
+    """[a, b] of n^a L^b as strings such as "-1/2"; None stays None."""
+    return None if scale is None else [str(scale.width), str(scale.depth)]
+
+
+def as_plain(family: Family, branch_depth: int) -> dict[str, Any]:
+    """One optimizer's table as plain values, ready for JSON.
+
+    Returns:
+        {"optimizer", "branch_depth", "roles": {role: {quantity: [a, b] or None}}}; None: it has no such thing.
+    """
+    return {
+        "optimizer": family.name,
+        "branch_depth": branch_depth,
+        "roles": {
+            str(role): {quantity: plain_scale(getattr(row, quantity)) for quantity in QUANTITIES}
+            for role, row in rows(family, branch_depth).items()
+        },
+    }
+
+
+def as_text(family: Family, branch_depth: int) -> str:
+    """One optimizer's table for the terminal: a row per role, a column per quantity."""
+    lines = [["role", *QUANTITIES.values()]]
+    for role, row in rows(family, branch_depth).items():
+        lines.append([str(role), *(show(getattr(row, quantity)) for quantity in QUANTITIES)])
+    return "\n".join([f"{family.name}, k = {branch_depth}", "", aligned(lines), "", LEGEND, *_notes(family)])
+
+
+def all_as_text(branch_depth: int) -> str:
+    """All optimizers, compact: what they share once, then a table per quantity with a row per optimizer."""
+    shared = rows(FAMILIES["adamw"], branch_depth)
+    parts = [f"All optimizers, k = {branch_depth}. {LEGEND}"]
+    for quantity in ("multiplier", "init_var"):
+        cells = [show(getattr(shared[role], quantity)) for role in Role]
+        parts.append(aligned([[f"{QUANTITIES[quantity]} (shared)", *Role], ["", *cells]]))
+    for quantity in ("lr", "weight_decay", "eps"):
+        lines = [[QUANTITIES[quantity], *Role]]
+        for family in FAMILIES.values():
+            table = rows(family, branch_depth)
+            if getattr(table[Role.HIDDEN], quantity) is not None:
+                lines.append([family.name, *(show(getattr(table[role], quantity)) for role in Role)])
+        parts.append(aligned(lines))
+    matrix = ", ".join(family.name for family in FAMILIES.values() if family.whole_matrix)
+    parts.append(f"In training, {matrix} get the hidden matrices alone, and adamw all else.")
+    return "\n\n".join(parts)
+
+
+def show(scale: Scale | None) -> str:
+    """A cell of a text table."""
+    return "-" if scale is None else str(scale)
+
+
+def aligned(lines: list[list[str]], gap: str = "  ") -> str:
+    """Lines of cells as text, every column as wide as its widest cell, under its heading."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        gap.join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _notes(family: Family) -> list[str]:
+    notes = []
+    if family.whole_matrix:
+        factor = "" if family.aux_lr_factor == 1 else f", at {family.aux_lr_factor:g} times the base learning rate"
+        notes.append(
+            f"In training, {family.name} gets the hidden matrices alone; embeddings, head, vectors get adamw{factor}."
+        )
+    if family.name in REMARKS:
+        notes.append(REMARKS[family.name])
+    return notes

@@ -1,0 +1,259 @@
+"""Structure and arithmetic of the benchmark. No test here looks at how long anything took."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from mup_lightning.cli import bench as command
+from mup_lightning.errors import UserError
+from mup_lightning.experiments.bench import bare, cases, depth, feature_norms, ours, result, rounds, table, trainer
+from mup_lightning.experiments.bench.clock import StepClock
+from mup_lightning.experiments.bench.corpus import write_corpus
+from mup_lightning.experiments.bench.machine import machine
+from mup_lightning.experiments.bench.memory import peak_mb, resident_mb
+from mup_lightning.experiments.bench.process import measure
+from mup_lightning.tokens.shards import TokenStore
+
+TINY = replace(trainer.QUICK, width=16, depth=1, context=8, rounds=2, steps=2, warmup=1)
+
+
+def turn(seconds, peak=100.0, imports=40.0, others=0.0):
+    return {
+        "step_seconds": seconds,
+        "peak_mb": peak,
+        "imports_mb": imports,
+        "whole_run_peak_mb": peak + 1,
+        "others": others,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _restore_environment(monkeypatch):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # a turn sets it for its process, which here is the tests'
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    write_corpus(tmp_path / "corpus", "bytes", train=400, validation=40)
+    return tmp_path / "corpus"
+
+
+def test_ratios_are_taken_round_by_round():
+    rounds = {"a": [2.0, 6.0, 30.0], "b": [1.0, 2.0, 5.0]}
+    found = result.ratio("a", "b", rounds, "at least 1")
+    assert (found.name, found.aim) == ("a / b", "at least 1")
+    assert asdict(found.spread) == {"median": 3.0, "lowest": 2.0, "highest": 6.0, "values": [2.0, 3.0, 6.0]}
+
+
+def test_a_missing_value_is_no_ratio():
+    with pytest.raises(ValueError, match="zip"):
+        result.ratio("a", "b", {"a": [1.0, 2.0], "b": [1.0]})
+
+
+def test_trainer_figures():
+    rounds = [
+        {
+            trainer.OURS: turn([0.5, 1.5], peak=100),
+            trainer.BARE: turn([2.0, 2.0], peak=200),
+            trainer.AGAIN: turn([1.0, 1.0], peak=100),
+        },
+        {
+            trainer.OURS: turn([1.0, 1.0], peak=120),
+            trainer.BARE: turn([4.0, 4.0], peak=400),
+            trainer.AGAIN: turn([0.5, 0.5], peak=60, imports=20),
+        },
+    ]
+    settings = replace(TINY, batch=2, context=8)
+    by_name = {quantity.name: quantity for quantity in trainer.quantities(rounds, settings)}
+
+    speed = by_name["speed"]
+    assert speed.measured["ours"].values == [16.0, 16.0]  # all steps of a turn count, not only the fast ones
+    assert [found.spread.values for found in speed.ratios] == [[2.0, 4.0], [1.0, 0.5]]
+    assert by_name["speed in the fastest step"].measured["ours"].values == [32.0, 16.0]
+    assert by_name["peak memory"].ratios[0].spread.values == [0.5, 0.3]
+    assert by_name["peak memory above imports"].measured["ours again"].values == [60.0, 40.0]
+    assert by_name["peak memory with final save"].measured == {"ours": result.spread([101.0, 121.0])}
+
+
+def test_time_per_layer_leaves_out_what_does_not_depend_on_depth():
+    settings = replace(depth.DEFAULT, depth=11, shallow=3)
+    names = settings.names
+    assert names == ("L = 11", "L = 3", "L = 3 again")
+    # 5 ms beside the blocks, 2 ms a layer in the deep model, 4 in the shallow one.
+    milliseconds = {"L = 11": 29.0, "L = 3": 17.0, "L = 3 again": 13.0, depth.ONE: 9.0}
+    assert depth.per_layer(milliseconds, settings) == {"L = 11": 2.0, "L = 3": 4.0, "L = 3 again": 2.0}
+    layers = depth.quantities([{"milliseconds": milliseconds, "others": 0.0}], settings)[1]
+    assert [(found.name, found.spread.median) for found in layers.ratios] == [
+        ("L = 11 / L = 3", 0.5),
+        ("L = 3 / L = 3 again", 2.0),
+    ]
+
+
+def test_depth_turn():
+    settings = replace(depth.QUICK, width=16, context=8, depth=4, shallow=2, steps=1)
+    found = depth.take_turn(asdict(settings))
+    assert found["milliseconds"].keys() == {*settings.names, depth.ONE}
+    assert min(found["milliseconds"].values()) > 0
+    json.dumps(found)
+
+
+def test_cost_of_feature_norms():
+    # Groups of (measured, plain, plain again); the middle group was disturbed.
+    seconds = [1.5, 1.0, 1.1, 9.0, 1.0, 5.0, 3.0, 2.0, 2.2]
+    assert feature_norms.kinds(seconds)[feature_norms.WITHOUT] == [1.0, 1.0, 2.0]
+    found = feature_norms.costs(seconds, every=50)
+    assert found[feature_norms.WITH] == pytest.approx(1.0)  # half a step in 50 steps
+    assert found[feature_norms.AGAIN] == pytest.approx(0.2)
+    cost = feature_norms.quantities([turn(seconds), turn(seconds)], every=50)[1]
+    assert cost.measured[feature_norms.WITH].median == pytest.approx(1.0)
+    assert cost.aims == {feature_norms.WITH: "at most 0.5"}
+
+
+def test_the_clock_counts_whole_steps_of_any_optimizer():
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.ones(1)
+    optimizer = torch.optim.SGD([weight])
+    with StepClock(warmup=2, steps=3) as clock:
+        for _ in range(6):
+            optimizer.step()
+    assert len(clock.seconds) == 3
+    assert clock.peak > 0
+    seconds = clock.seconds
+    optimizer.step()  # outside: not counted
+    assert clock.seconds == seconds
+
+
+def test_the_clock_refuses_a_run_that_was_too_short():
+    with StepClock(warmup=1, steps=3) as clock:
+        pass
+    with pytest.raises(RuntimeError, match="0 steps were run; 5 are needed"):
+        _ = clock.seconds
+
+
+def test_corpus_is_a_real_one(corpus):
+    store = TokenStore.open(corpus, "train", verify=True)
+    assert len(store) == 400
+    assert len(TokenStore.open(corpus, "val", verify=True)) == 40
+    assert np.unique(store.window(0, 400)).size > 100
+
+
+def test_our_trainer_and_the_bare_loop_run_the_same_steps(corpus):
+    us = ours.train(str(corpus), asdict(TINY))
+    them = bare.train(str(corpus / "train-00000.bin"), asdict(TINY))
+    assert len(us["step_seconds"]) == len(them["step_seconds"]) == TINY.steps
+    assert us.keys() - them.keys() == {"whole_run_peak_mb"}
+    assert us["whole_run_peak_mb"] >= us["peak_mb"] > 0
+    json.dumps([us, them])
+
+
+def test_our_run_keeps_the_default_intervals(tmp_path):
+    config = ours.make_config(trainer.DEFAULT, "corpus", str(tmp_path))
+    assert (config.trainer.log_every, config.trainer.feature_norms_every) == (10, 50)
+    assert config.model.padded_vocab == 50304
+    assert (config.model.width, config.model.depth, trainer.DEFAULT.tokens) == (256, 4, 8 * 256)
+
+
+def test_memory_is_told():
+    assert 0 < resident_mb() <= peak_mb()
+
+
+def test_a_turn_is_a_fresh_process_with_an_untouched_allocator(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    found = measure("os:getenv", {"key": "MALLOC_ARENA_MAX"}, threads=2)
+    assert found is None
+    assert measure("os:getenv", {"key": "OMP_NUM_THREADS"}, threads=2) == "2"
+
+
+def test_a_failed_turn_says_why():
+    with pytest.raises(UserError, match=r"json:loads ended with status 1:(.|\n)*JSONDecodeError"):
+        measure("json:loads", {"s": "{"}, threads=1)
+
+
+@pytest.mark.parametrize(("patience", "kept", "said"), [(0.0, ["a", "b"], 2), (1.0, ["b", "d"], 4)])
+def test_disturbed_rounds_are_repeated_while_patience_lasts(monkeypatch, patience, kept, said):
+    monkeypatch.setattr(rounds, "_wait_for_quiet", lambda deadline: None)
+    waiting = [("a", 1.26, "A"), ("b", 0.0, "B"), ("c", 0.5, "C"), ("d", 0.05, "D")]
+    lines = []
+    found = rounds.take_rounds(replace(TINY, patience=patience), lambda: waiting.pop(0), lines.append)
+    assert (found, len(lines)) == (kept, said)
+    once_more = "; once more" if patience else ""
+    assert lines[0] == f"round 1 of 2: A (other programs kept 1.3 cores busy){once_more}"
+    assert lines[-1].endswith("B" if not patience else "D")
+
+
+def test_patience_runs_out(monkeypatch):
+    now = iter([0.0, 0.0, 30.0, 61.0, 61.0, 61.0])
+    monkeypatch.setattr(rounds.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(rounds, "_wait_for_quiet", lambda deadline: rounds.time.monotonic())
+    found = rounds.take_rounds(replace(TINY, rounds=1, patience=1.0), lambda: ("a", 1.0, "A"), lambda text: None)
+    assert found == ["a"]
+
+
+def test_options_override_a_case(monkeypatch):
+    seen = []
+    case = replace(cases.CASES["trainer"], run=lambda settings, say: seen.append(settings) or say("a turn") or [])
+    monkeypatch.setitem(cases.CASES, "trainer", case)
+    said = []
+    found = cases.run_case("trainer", said.append, quick=True, rounds=7, threads=1)
+    assert (seen[0].rounds, seen[0].threads, seen[0].steps) == (7, 1, trainer.QUICK.steps)
+    assert (found.case, found.settings, said) == ("trainer", asdict(seen[0]), ["trainer, a turn"])
+    with pytest.raises(UserError, match="--rounds is 0; expected a whole number of at least 1"):
+        cases.run_case("trainer", said.append, rounds=0)
+
+
+def fake_cases(monkeypatch):
+    quantities = [
+        result.quantity("speed", "tokens/s", {"ours": [2000.0], "bare": [1000.0]}, []),
+        replace(result.quantity("cost", "%", {"ours": [0.25]}, []), aims={"ours": "at most 0.5"}),
+    ]
+    for name, case in cases.CASES.items():
+        monkeypatch.setitem(cases.CASES, name, replace(case, run=lambda settings, say: quantities))
+
+
+def test_json(monkeypatch, capsys, tmp_path):
+    fake_cases(monkeypatch)
+    assert command.main(["--quick", "--json", "-"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [case["case"] for case in printed["cases"]] == list(cases.CASES)
+    assert printed["quick"] is True
+    assert printed["machine"].keys() == machine().keys()
+    spread = printed["cases"][0]["quantities"][0]["measured"]["ours"]
+    assert spread == {"median": 2000.0, "lowest": 2000.0, "highest": 2000.0, "values": [2000.0]}
+
+    assert command.main(["depth", "--json", str(tmp_path / "bench.json")]) == 0
+    assert "aim: at most 0.5" in capsys.readouterr().out
+    assert [case["case"] for case in json.loads((tmp_path / "bench.json").read_text())["cases"]] == ["depth"]
+
+
+def test_aims_are_not_shown_where_they_do_not_apply(monkeypatch, capsys):
+    fake_cases(monkeypatch)
+    command.main(["trainer", "--quick"])
+    out = capsys.readouterr().out
+    assert "2,000" in out
+    assert "aim" not in out
+
+
+def test_unknown_case(capsys):
+    with pytest.raises(SystemExit) as error:
+        command.main(["speed"])
+    assert error.value.code == 2
+    assert "unknown case 'speed'; expected trainer, depth, feature_norms" in capsys.readouterr().err
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert "mup-lightning bench trainer --json bench.json" in capsys.readouterr().out
+
+
+def test_tables_line_up():
+    quantity = result.quantity(
+        "speed", "tokens/s", {"ours": [1.0, 3.0]}, [result.ratio("a", "b", {"a": [1], "b": [2]})]
+    )
+    text = table.table(result.CaseResult("trainer", "what", {"width": 1}, [quantity]))
+    figures = [line for line in text.splitlines() if line.startswith("    ")]
+    assert len({len(line) for line in figures}) == 1
+    assert figures[0].split() == ["ours", "2.000", "1.000", "3.000"]

@@ -1,0 +1,111 @@
+"""The estimate of the Hessian's diagonal against the exact one, and its way into the optimizer."""
+
+import numpy as np
+import pytest
+import torch
+
+from mup_lightning.model.loss import cross_entropy
+from mup_lightning.optim.hessian import estimate, sample_labels
+from tests.optim.test_rules import normal, optimizer
+
+TOKENS, WIDTH, VOCABULARY, PADDED = 6, 4, 5, 8
+
+
+def problem():
+    """A softmax regression: its Gauss-Newton matrix is its Hessian, whatever the labels are."""
+    features = torch.tensor(normal(TOKENS, WIDTH))
+    weight = torch.nn.Parameter(torch.tensor(normal(PADDED, WIDTH, seed=1)))
+    return features, weight
+
+
+def test_its_mean_is_the_diagonal_of_the_hessian():
+    features, weight = problem()
+    generator = torch.Generator().manual_seed(0)
+
+    def loss_fn():
+        labels = sample_labels(features, weight, VOCABULARY, generator)
+        return cross_entropy(features, weight, labels, VOCABULARY)[0]
+
+    mean = sum(estimate(loss_fn, [weight], TOKENS)[0] for _ in range(4000)) / 4000
+
+    def exact_loss(w):
+        return torch.nn.functional.cross_entropy(features @ w[:VOCABULARY].t(), torch.zeros(TOKENS, dtype=torch.long))
+
+    hessian = torch.autograd.functional.hessian(exact_loss, weight.detach())
+    diagonal = hessian.reshape(PADDED * WIDTH, -1).diagonal().reshape(PADDED, WIDTH)
+    assert np.linalg.norm(mean - diagonal) < 0.05 * np.linalg.norm(diagonal)
+    assert not mean[VOCABULARY:].any()
+
+
+def test_nothing_leaks_into_grad():
+    features, weight = problem()
+    cross_entropy(features, weight, torch.zeros(TOKENS, dtype=torch.long), VOCABULARY)[0].backward()
+    before = weight.grad.clone()
+    with torch.no_grad():  # as Lightning may call it
+        (diagonal,) = estimate(lambda: (weight**3).sum(), [weight], 2)
+    assert torch.equal(weight.grad, before)
+    assert not diagonal.requires_grad
+    torch.testing.assert_close(diagonal, 2 * (3 * weight.detach() ** 2) ** 2)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 1000])
+def test_labels_follow_the_softmax(chunk):
+    features, weight = problem()
+    many = features[:1].expand(6000, -1)
+    labels = sample_labels(many, weight, VOCABULARY, torch.Generator().manual_seed(0), chunk=chunk)
+    wanted = (features[:1] @ weight[:VOCABULARY].t()).softmax(-1)[0]
+    assert labels.shape == (6000,)
+    assert (labels.bincount(minlength=VOCABULARY) / 6000 - wanted).abs().max() < 0.02
+
+
+def test_labels_are_a_function_of_the_generator():
+    features, weight = problem()
+    first, second, other = (
+        sample_labels(features, weight, VOCABULARY, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def sophia():
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    parameter.grad = torch.full((2, 2), 1e-3)
+    return parameter, optimizer("sophia", [parameter])
+
+
+def test_an_estimate_is_wanted_every_tenth_step_and_used_once():
+    parameter, stepper = sophia()
+    for step in range(25):
+        assert stepper.wants_hessian() == ([parameter] if step % 10 == 0 else [])
+        if step % 10 == 0:
+            stepper.give_hessian([parameter], [torch.full((2, 2), 100.0)])
+        stepper.step()
+        estimates = step // 10 + 1
+        held = stepper.state[parameter]["hessian"]
+        torch.testing.assert_close(held, torch.full((2, 2), 100 * (1 - 0.99**estimates)))
+
+
+def test_without_its_estimate_the_step_is_refused():
+    """It would be sign descent under another name."""
+    parameter, stepper = sophia()
+    with pytest.raises(RuntimeError, match="w need an estimate of the Hessian's diagonal"):
+        stepper.step()
+    assert (parameter == 1).all()
+    assert not stepper.state
+
+
+def test_long_lists_of_names_are_cut():
+    parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(5)]
+    for parameter in parameters:
+        parameter.grad = torch.ones(1)
+    stepper = optimizer("sophia", parameters)
+    stepper.param_groups[0]["names"] = list("abcde")
+    with pytest.raises(RuntimeError, match="^a, b, c and 2 more need"):
+        stepper.step()
+
+
+def test_estimates_that_are_not_finite_are_refused():
+    parameter, stepper = sophia()
+    with pytest.raises(FloatingPointError, match="the estimate of the Hessian, of w holds a NaN"):
+        stepper.give_hessian([parameter], [torch.tensor([[1.0, torch.nan], [0.0, 0.0]])])
+    assert not stepper.state

@@ -1,0 +1,109 @@
+"""What single rules do beside their equation: options, refreshes, and cases that only they know."""
+
+import numpy as np
+import pytest
+import torch
+
+from mup_lightning.errors import UserError
+from mup_lightning.optim.options import MuonOptions, RuleOptions, SGDOptions, ShampooOptions, SOAPOptions, SSOOptions
+from tests.optim.references import REFERENCES
+from tests.optim.test_rules import hessian, normal, optimizer, run, step
+
+
+@pytest.mark.parametrize("rule", ["sophia", "soap"])
+def test_what_happens_every_tenth_step(rule):
+    """Sophia's second estimate; SOAP's refresh of bases that are unique up to the vectors' signs."""
+    w, *grads = normal(8, 8, count=24)
+    found, _ = run(rule, w, grads)
+    wanted = REFERENCES[rule](w, grads, 0.05, 0.1, 1e-8, hessian=hessian)
+    assert np.abs(found - wanted).max() < 1e-10
+
+
+def test_shampoo_keeps_its_roots_between_refreshes():
+    """Precondition every third step: A is linear in M while the roots stay."""
+    w, *grads = normal(6, 4, count=5)
+    options = RuleOptions(shampoo=ShampooOptions(precondition_every=3, beta1=0.0))
+    parameter = torch.nn.Parameter(torch.tensor(w))
+    stepper = optimizer("shampoo", [parameter], options=options, weight_decay=0.0)
+    moves, roots = [], []
+    for g in grads:
+        before = parameter.detach().clone()
+        step(stepper, [g])
+        moves.append(parameter.detach() - before)
+        roots.append(stepper.state[parameter]["left_root"].clone())
+    assert torch.equal(roots[0], roots[1])
+    assert torch.equal(roots[0], roots[2])
+    assert not torch.equal(roots[0], roots[3])
+    right = stepper.state[parameter]["right_root"][0]
+    expected = -0.05 * roots[3][0] @ torch.tensor(grads[3]) @ right
+    torch.testing.assert_close(moves[3], expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (3, 8)])
+def test_shampoo_takes_the_whole_root_on_one_side_alone(shape):
+    options = RuleOptions(shampoo=ShampooOptions(max_dimension=4))
+    g = normal(*shape)
+    found, _ = run("shampoo", np.zeros(shape), [g], options=options, eps=0.0)
+    u, _, vt = np.linalg.svd(g, full_matrices=False)
+    assert np.abs(found + 0.05 * u @ vt).max() < 1e-12
+
+
+def test_shampoo_takes_its_roots_in_float64():
+    """Where singular values span a factor of 1000, float32's eigenvectors alone would put U Vᵀ 0.1 off."""
+    u, _, vt = np.linalg.svd(normal(64, 64))
+    g = u @ np.diag(np.geomspace(1, 1e-3, 64)) @ vt
+    found, _ = run("shampoo", np.zeros((64, 64)), [g], dtype=torch.float32, eps=1e-16)
+    assert np.linalg.norm(found / 0.05 + u @ vt, 2) < 0.02
+
+
+def test_shampoo_refuses_to_precondition_nothing():
+    options = RuleOptions(shampoo=ShampooOptions(max_dimension=4))
+    with pytest.raises(UserError, match=r"rules\.shampoo\.max_dimension is 4.*8 x 5.*at least 5"):
+        run("shampoo", normal(8, 5), [normal(8, 5)], options=options)
+
+
+def test_soap_without_preconditioners_is_adam_a_step_late():
+    w, *grads = normal(8, 5, count=4)
+    options = RuleOptions(soap=SOAPOptions(max_dimension=4, eps=1e-30))
+    found, stepper = run("soap", w, grads, options=options)
+    assert stepper.state_dict()["state"][0].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    assert np.abs(found - REFERENCES["adamw"](w, grads[1:], 0.05, 0.1, 0.0, beta1=0.95)).max() < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
+def test_sso_stays_on_its_sphere(shape):
+    """Steps tangent to the sphere leave it by η² only; at a tolerance as set by default."""
+    w, *grads = normal(*shape, count=3)
+    radius = 2 * np.sqrt(shape[0] / shape[1])
+    found, stepper = run("sso", w, grads, options=RuleOptions(sso=SSOOptions(radius=2.0)), lr=1e-3, weight_decay=0.0)
+    assert np.linalg.norm(found, 2) == pytest.approx(radius, rel=1e-4)
+    before = found.copy()
+    u, s, vt = np.linalg.svd(before)
+    step(stepper, [normal(*shape, seed=5)])
+    moved = found - before * radius / s[0]
+    assert np.linalg.norm(moved, 2) == pytest.approx(1e-3 * radius, rel=1e-3)
+    assert abs(u[:, 0] @ moved @ vt[0]) < 3e-4 * 1e-3 * radius
+
+
+def test_sso_keeps_a_weight_whose_gradient_is_a_multiple_of_it():
+    """M = Θ has no tangent part: the only Φ with ⟨Θ, Φ⟩ = 0 is 0."""
+    w = np.outer(normal(8), normal(5, seed=1))
+    found, _ = run("sso", w, [w, -3 * w], weight_decay=0.0, options=RuleOptions())
+    assert np.abs(found - w * np.sqrt(8 / 5) / np.linalg.norm(w, 2)).max() < 2e-4 * 0.05 * 2
+
+
+def test_sgd_without_momentum_keeps_no_state():
+    w, *grads = normal(6, 4, count=3)
+    found, stepper = run("sgd", w, grads, options=RuleOptions(sgd=SGDOptions(momentum=0.0)))
+    assert not any(stepper.state.values())
+    assert np.abs(found - REFERENCES["sgd"](w, grads, 0.05, 0.1, 0.0, momentum=0.0)).max() < 1e-15
+
+
+def test_nesterov_and_bfloat16_are_switches():
+    w, *grads = normal(8, 8, count=3)
+    plain = run("muon_kimi", w, grads)[0]
+    heavy_ball = run("muon_kimi", w, grads, options=RuleOptions(muon=MuonOptions(nesterov=False)))[0]
+    low = run("muon_kimi", w, grads, options=RuleOptions(muon=MuonOptions(dtype="bfloat16")))[0]
+    assert np.abs(plain - heavy_ball).max() > 1e-3
+    assert 1e-6 < np.abs(plain - low).max() < 0.02
+    assert np.abs(run("sgd", w, grads, options=RuleOptions(sgd=SGDOptions(nesterov=True)))[0] - plain).max() > 1e-3

@@ -1,0 +1,125 @@
+"""The memory model against autograd, against the rules' real state, and against measured peaks."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mup_lightning.model.config import ModelConfig
+from mup_lightning.model.gpt2 import build
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.hybrid import RULES
+from mup_lightning.optim.options import RuleOptions
+from mup_lightning.optim.rule import Item
+from mup_lightning.spectral.recipe import RecipeConfig, derive
+from mup_lightning.training import rule_memory
+from mup_lightning.training.config import Config
+from mup_lightning.training.memory import Load, block_activations, memory
+from mup_lightning.training.peak import measure
+from mup_lightning.training.plan import plan
+
+
+def configure(**changes):
+    values = {}
+    for key, value in changes.items():
+        section, name = key.split("__")
+        values.setdefault(section, {})[name] = value
+    return Config.from_plain(values)
+
+
+def kept_by_a_block(model, half):
+    """Bytes of all distinct tensors that autograd keeps for one block, without its weights and their bf16 casts."""
+
+    def kept(depth):
+        network = build(replace(model, depth=depth), derive(RecipeConfig(), model.width, depth), seed=0)
+        weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        shapes = {tuple(p.shape) for p in network.parameters() if p.ndim == 2}
+        sizes = {}
+
+        def pack(tensor):
+            cast = tensor.dtype == torch.bfloat16 and {tuple(tensor.shape), tuple(tensor.shape[::-1])} & shapes
+            if not cast and tensor.untyped_storage().data_ptr() not in weights:
+                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=half):
+            network.loss(torch.randint(256, (3, model.context + 1)))
+            return sum(sizes.values())
+
+    return kept(3) - kept(2)
+
+
+SWITCHES = [{}, {"activation": "relu"}, {"layer_norm": False}, {"qk_norm": True}, {"bias": False}, {"mlp_ratio": 2}]
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+@pytest.mark.parametrize("half", [False, True])
+def test_a_block_keeps_what_autograd_keeps(switches, half):
+    model = ModelConfig(width=64, context=40, heads=4, vocab_size=256, **switches)
+    load = Load(model, sequences=3, rules={}, half=half)
+    assert block_activations(load, autocast=half) == pytest.approx(kept_by_a_block(model, half), rel=0.01)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_state_of_every_rule_is_known(name):
+    """Two real steps of every rule on a fused matrix, and on a vector where it takes one."""
+    rule, options = RULES[name], RuleOptions()
+    group = {"rule": name, "lr": 0.1, "weight_decay": 0.0, "eps": 1e-8, **rule.hyperparameters(options)}
+    shapes = [((24, 12), 3)] if rule.whole_matrix else [((24, 12), 3), ((7,), 1)]
+    parameters = [torch.randn(shape) for shape, _ in shapes]
+    items = [Item(p, torch.randn_like(p), {}, blocks) for p, (_, blocks) in zip(parameters, shapes, strict=True)]
+    for _ in range(2):
+        rule.update(group, items)
+    state = [v for item in items for v in item.state.values() if torch.is_tensor(v) and v.numel() > 1]
+    found = rule_memory.rule_memory([group | {"params": parameters, "blocks": [b for _, b in shapes]}], half=False)
+    assert found[name].state == sum(tensor.numel() * tensor.element_size() for tensor in state)
+
+
+MEASURED = [
+    {"model__width": 128, "model__depth": 12, "model__context": 256, "data__tokenizer": "bytes"},
+    {"model__width": 128, "model__depth": 2, "model__context": 128, "model__tied": False},
+    {
+        **{"model__width": 512, "model__depth": 4, "model__context": 32, "data__tokenizer": "bytes"},
+        **{"recipe__optimizer": "muon_kimi", "rules__muon": {"steps": 2}},
+    },
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+@pytest.mark.parametrize("changes", MEASURED)
+def test_the_memory_of_real_steps(changes):
+    """Peak of three float32 steps in a process of their own, on CPU; nothing here depends on time."""
+    config = configure(
+        **{"recipe__optimizer": "adamw", "data__micro_batch": 4, "trainer__precision": "fp32", **changes}
+    )
+    assert memory(_load(config, "cpu"), 1, 0).total == pytest.approx(measure(config), rel=0.15)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_memory_of_real_steps_on_a_gpu(precision):
+    config = configure(model__width=768, model__depth=6, data__micro_batch=4, trainer__precision=precision)
+    assert memory(_load(config, "cuda"), 1, 0).total == pytest.approx(measure(config, "cuda"), rel=0.2)
+
+
+def _load(config, device):
+    recipe = derive(config.recipe, config.model.width, config.model.depth)
+    model = build(config.model, recipe, 0, device="meta")
+    groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
+    half = config.trainer.precision != "fp32"
+    rules = rule_memory.rule_memory(groups, half=half and device == "cuda")
+    return Load(config.model, config.data.micro_batch, rules, half, device)
+
+
+XL = {"model__width": 1600, "model__depth": 48, "data__micro_batch": 2}
+
+
+def test_sharding_stops_at_whole_matrices():
+    found = {m.gpus: m for m in plan(configure(**XL), (4096,)).memory if m.zero == 3}
+    up = 1600 * 6400  # master copy and momentum of one matrix; the fused QKV is smaller
+    assert found[4096].optimizer == pytest.approx(8 * up, rel=0.01)
+    adamw = {m.zero: m for m in plan(configure(**XL, recipe__optimizer="adamw"), (4096,)).memory}
+    assert adamw[3].optimizer == pytest.approx(12 * 1_557_686_400 / 4096, rel=0.01)
+    assert adamw[1].optimizer < adamw[0].optimizer / 1000

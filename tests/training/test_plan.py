@@ -1,0 +1,186 @@
+"""The plan against hand calculations, and against the optimizer that training makes."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mup_lightning.cli.plan import main
+from mup_lightning.errors import UserError
+from mup_lightning.model.gpt2 import build
+from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.recipe import derive
+from mup_lightning.training.config import Config
+from mup_lightning.training.module import GPT2Module
+from mup_lightning.training.plan import plan
+
+
+def configure(**changes):
+    values = {}
+    for key, value in changes.items():
+        section, name = key.split("__")
+        values.setdefault(section, {})[name] = value
+    return Config.from_plain(values)
+
+
+EXAMPLE = [
+    *("--model.width", "1024", "--model.depth", "16", "--recipe.optimizer", "adamw", "--recipe.parametrization", "mup"),
+    *("--recipe.branch_depth", "2", "--recipe.lr", "0.0078125", "--recipe.weight_decay", "0.1"),
+    *("--recipe.eps", "1e-16"),
+]
+
+
+def test_the_example_by_hand(capsys):
+    """r_n = 4, r_L = 4, AdamW, k = 2."""
+    assert main([*EXAMPLE, "--gpus", "1,8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    by_name = {parameter["name"]: parameter for parameter in found["parameters"]}
+    keys = ["name", "shape", "role", "rule", "multiplier", "init_std", "lr", "weight_decay", "eps"]
+    assert all(list(parameter) == keys for parameter in found["parameters"])
+    qkv, token, bias, final = (
+        by_name[name]
+        for name in ("blocks.3.attention.qkv.weight", "token.weight", "blocks.0.mlp.up.bias", "final_norm.weight")
+    )
+    assert (qkv["shape"], qkv["role"], qkv["rule"]) == ([3072, 1024], "hidden", "adamw")
+    numbers = ["multiplier", "init_std", "lr", "weight_decay", "eps"]
+    assert [qkv[key] for key in numbers] == pytest.approx([1 / 4, 0.02 / 2, 2**-7 / 4, 0.4, 1e-16 / 16], rel=1e-12)
+    assert [token[key] for key in numbers] == pytest.approx([1, 0.02, 2**-7, 0.1, 1e-16 / 4], rel=1e-12)
+    assert [bias[key] for key in numbers] == pytest.approx([1 / 4, 0, 2**-7, 0.1, 1e-16 / 16], rel=1e-12)
+    assert [final[key] for key in numbers] == pytest.approx([1, 0, 2**-7, 0.1, 1e-16 / 4], rel=1e-12)
+    assert found["tokens"] == 1221 * 240 * 1024
+    assert found["accumulation"] == {"1": 30, "8": None}  # 240 sequences are no multiple of 8 x 8
+
+
+XL = {"model__width": 1600, "model__depth": 48, "data__micro_batch": 2}
+
+
+def test_gpt2_xl_by_hand():
+    n, L, V, T = 1600, 48, 50304, 1024
+    found = plan(configure(**XL), (1, 8))
+    N = V * n + T * n + L * (12 * n * n + 13 * n) + 2 * n
+    assert found.parameter_count == N == 1_557_686_400
+    assert sum(math.prod(p.shape) for p in found.parameters) == N
+    assert found.flops.convention_per_token == 6 * (N - T * n) + 12 * L * n * T
+    assert found.flops.matmul_per_token == 6 * (12 * L * n * n + V * n) + 7 * n * (T + 1) * L
+    # Five iterations on 4 square matrices a block, and on 2 of (n, 4n): 6n³ and 18n³ each.
+    assert found.flops.newton_schulz_per_step == 5 * L * (4 * 6 + 2 * 18) * n**3
+    assert found.accumulation == {1: 120, 8: 15}
+    hidden, rest = 12 * L * n * n, N - 12 * L * n * n
+    zero = [m for m in found.memory if m.gpus == 8]
+    assert [m.weights for m in zero] == [4 * N, 2 * N, 2 * N, 2 * N / 8]
+    assert [m.gradients for m in zero] == [4 * N, 2 * N, 2 * N / 8, 2 * N / 8]
+    assert [m.optimizer for m in zero] == [4 * hidden + 8 * rest] + [(8 * hidden + 12 * rest) / 8] * 3
+    assert zero[1].step - zero[0].step == 4 * N / 8
+    tokens = 2 * T  # one chunk of the loss holds them all
+    casts, blocks = 2 * L * 12 * n * n, L * tokens * ((4 + 4 + 14 * 2) * n + 2 * 8 + 4 * 25)
+    head, loss = tokens * n * (3 * 4 + 2) + 4 * V * n, 6 * tokens * V + 2 * V * n + 2 * V * n
+    assert zero[0].activations == casts + blocks + head + loss
+    blocks, head, loss = (
+        L * tokens * ((2 + 2 + 14 * 2) * n + 2 * 8 + 4 * 25),
+        tokens * n * 3 * 2 + 2 * V * n,
+        loss - 2 * V * n,
+    )
+    assert zero[2].activations == blocks + head + loss
+    assert zero[3].activations == blocks + head + loss + 2 * (2 * 12 * n * n + V * n)
+
+
+CASES = [
+    {},
+    {"recipe__optimizer": "adamw", "recipe__weight_decay": 0.1, "recipe__eps": 1e-8},
+    {"recipe__optimizer": "adamw", "recipe__branch_depth": 1, "recipe__weight_decay": 0.1},
+    {"recipe__parametrization": "sp", "recipe__weight_decay": 0.1, "recipe__decay_vectors": False},
+    {
+        "model__tied": False,
+        "recipe__aux_lr_factor": 0.3,
+        "recipe__weight_decay": 0.2,
+        "recipe__residual_multiplier": 3.0,
+    },
+    {"model__bias": False, "recipe__gpt2_residual_init": True, "recipe__output_multiplier": 2.0},
+    {"model__layer_norm": False, "recipe__input_multiplier": 2.0},
+    *({"recipe__optimizer": name, "recipe__eps": 1e-8} for name in FAMILIES),
+]
+
+
+@pytest.mark.parametrize("changes", CASES)
+def test_it_says_what_training_does(changes):
+    config = configure(**{"model__width": 64, "model__depth": 3, "data__tokenizer": "bytes", **changes})
+    found = plan(config)
+    module = GPT2Module(config)
+    assert [p.name for p in found.parameters] == [name for name, _ in module.model.named_parameters()]
+    # configure_optimizers scales by the schedule's first factor at once; the peak is "initial_lr".
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    real = {name: group for group in groups for name in group["names"]}
+    for p in found.parameters:
+        group, weight = real[p.name], module.model.get_parameter(p.name)
+        assert (p.rule, p.lr, p.weight_decay, p.eps) == (
+            group["rule"],
+            group["initial_lr"],
+            group["weight_decay"],
+            group["eps"],
+        )
+        assert p.shape == tuple(weight.shape)
+        # Vectors are constant; σ of thousands of drawn entries is known to a few percent.
+        assert p.init_std == pytest.approx(float(weight.detach().std()), rel=0.05, abs=1e-9), p.name
+        role, multipliers = p.role, module.model.multipliers
+        wanted = {"input": multipliers.input, "output": multipliers.output, "input_bias": 1.0}
+        assert p.multiplier == wanted.get(role, multipliers.residual)
+    assert [(g.tensors, g.parameters) for g in found.groups] == [
+        (len(group["params"]), sum(p.numel() for p in group["params"])) for group in groups
+    ]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_counted_operations_are_those_that_torch_counts(tied):
+    """All products but attention's, which torch counts as if nothing were masked.
+
+    It leaves out the loss's third product, the head's gradient, because it is added in place.
+    """
+    config = configure(model__width=32, model__depth=3, model__context=16, model__tied=tied, data__tokenizer="bytes")
+    counted = plan(config).flops.matmul_per_token - 7 * 32 * (16 + 1) * 3
+    model = build(config.model, derive(config.recipe, 32, 3), seed=0)
+    with FlopCounterMode(display=False) as counter:
+        model.loss(torch.randint(256, (2, 17))).backward()
+    products = {op: n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op)}
+    in_place = 2 * 256 * 32
+    assert sum(products.values()) == (counted - in_place) * 2 * 16
+
+
+def test_the_screen(capsys):
+    options = ["--model.width", "1600", "--model.depth", "48", "--data.micro_batch", "2"]
+    assert main([*options, "--gpus", "8,64", "--gpu-memory", "20"]) == 0
+    text = capsys.readouterr().out
+    assert "1,557,686,400 parameters" in text
+    assert "Newton-Schulz" in text
+    rows = [line.split() for line in text.splitlines()]
+    zero_0 = next(row for row in rows if row[:3] == ["8", "15", "0"])
+    assert zero_0[3:6] == ["6.23", "6.23", "6.56"]
+    assert zero_0[-1] == "*"
+    assert not next(row for row in rows if row[:1] == ["3"])[-1].endswith("*")
+    assert "data.batch_size 240 is no multiple of 2 x GPUs" in text
+    assert "the output matrix is the token embedding" in text
+
+
+def test_refusals():
+    with pytest.raises(UserError, match="--gpus is '8,many'; expected whole numbers"):
+        main(["--gpus", "8,many"])
+    with pytest.raises(UserError, match="numbers of GPUs are 0; expected numbers of at least 1"):
+        main(["--gpus", "0"])
+    with pytest.raises(UserError, match=r"schedule\.warmup_steps is 50"):
+        main(["--schedule.warmup_steps", "50", "--trainer.max_steps", "50"])
+    with pytest.raises(UserError, match=r"unknown option model\.widht; did you mean model\.width"):
+        main(["--model.widht", "50"])
+
+
+def test_it_imports_neither_lightning_nor_the_compiler():
+    """Either would cost more than all the rest: the plan of any size is there in a second or two."""
+    code = (
+        "import sys; from mup_lightning.cli.plan import main\n"
+        "main(['--model.width', '1600', '--model.depth', '48'])\n"
+        "assert not {'lightning', 'torch._dynamo', 'datasets'} & sys.modules.keys()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
