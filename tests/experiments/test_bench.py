@@ -78,18 +78,20 @@ def test_trainer_figures():
     assert by_name["peak memory with final save"].measured == {"ours": result.spread([101.0, 121.0])}
 
 
-def test_time_per_layer_leaves_out_what_does_not_depend_on_depth():
+def test_time_of_a_further_layer_leaves_out_what_does_not_depend_on_depth():
     settings = replace(depth.DEFAULT, depth=11, shallow=3)
     names = settings.names
     assert names == ("L = 11", "L = 3", "L = 3 again")
-    # 5 ms beside the blocks, 2 ms a layer in the deep model, 4 in the shallow one.
-    milliseconds = {"L = 11": 29.0, "L = 3": 17.0, "L = 3 again": 13.0, depth.ONE: 9.0}
-    assert depth.per_layer(milliseconds, settings) == {"L = 11": 2.0, "L = 3": 4.0, "L = 3 again": 2.0}
-    layers = depth.quantities([{"milliseconds": milliseconds, "others": 0.0}], settings)[1]
-    assert [(found.name, found.spread.median) for found in layers.ratios] == [
-        ("L = 11 / L = 3", 0.5),
-        ("L = 3 / L = 3 again", 2.0),
+    # 5 ms beside the blocks and 4 in the first; a further layer takes 2 ms in the deep model, 6 in the shallow one.
+    milliseconds = {"L = 11": 29.0, "L = 3": 21.0, "L = 3 again": 15.0, depth.ONE: 9.0}
+    assert depth.per_layer(milliseconds, settings) == {"L = 11": 29 / 11, "L = 3": 7.0, "L = 3 again": 5.0}
+    assert depth.further_layer(milliseconds, settings) == {"L = 11": 2.0, "L = 3": 6.0, "L = 3 again": 3.0}
+    _, layers, further, _ = depth.quantities([{"milliseconds": milliseconds, "others": 0.0}], settings)
+    assert [(found.name, found.aim) for found in layers.ratios] == [
+        ("L = 11 / L = 3", "at most 1"),
+        ("L = 3 / L = 3 again", ""),
     ]
+    assert [found.spread.median for found in further.ratios] == [2 / 6, 2.0]
 
 
 def test_depth_turn():

@@ -1,8 +1,12 @@
 """Case `depth`: what a layer costs in a training step of a deep model against a shallow one.
 
-Time per layer is (t(L) - t(1)) / (L - 1), t(L) being a whole step (forward, backward, clipping, update) with L blocks.
-The difference takes out what does not depend on the depth: embedding, loss, batch. Taking t(1) away is steadier than
-(t(2L) - t(L)) / L: t(1) is the smallest time there is, so little noise comes in with it, and it serves all depths.
+With t(L) for a whole step (forward, backward, clipping, update) at L blocks, two figures are told:
+
+    time per layer          t(L) / L, as one feels it. Embedding and loss are in it, so shallow models look dear.
+    time of a further layer (t(L) - t(1)) / (L - 1), the blocks alone: it would show anything that grows faster than L.
+
+Taking t(1) away is steadier than (t(2L) - t(L)) / L: t(1) is the smallest time there is, so little noise comes in with
+it, and it serves all depths.
 """
 
 from __future__ import annotations
@@ -81,20 +85,33 @@ def take_turn(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def per_layer(milliseconds: dict[str, float], settings: DepthSettings) -> dict[str, float]:
-    """Milliseconds a layer by contender, from those of a step."""
-    deep, shallow, again = settings.names
-    depths = {deep: settings.depth, shallow: settings.shallow, again: settings.shallow}
-    return {name: (milliseconds[name] - milliseconds[ONE]) / (depth - 1) for name, depth in depths.items()}
+    """Milliseconds per layer by contender, from those of a step."""
+    return {name: milliseconds[name] / depth for name, depth in _depths(settings).items()}
+
+
+def further_layer(milliseconds: dict[str, float], settings: DepthSettings) -> dict[str, float]:
+    """Milliseconds of a further layer by contender, from those of a step."""
+    return {name: (milliseconds[name] - milliseconds[ONE]) / (depth - 1) for name, depth in _depths(settings).items()}
 
 
 def quantities(rounds: list[dict[str, Any]], settings: DepthSettings) -> list[Quantity]:
     """The figures of all rounds: what `take_turn` returned, in order."""
     deep, shallow, again = settings.names
     times = [turn["milliseconds"] for turn in rounds]
-    layers = [per_layer(milliseconds, settings) for milliseconds in times]
-    each = {name: [layer[name] for layer in layers] for name in settings.names}
+
+    def figure(name: str, of: Callable[[dict[str, float], DepthSettings], dict[str, float]], aim: str) -> Quantity:
+        layers = [of(milliseconds, settings) for milliseconds in times]
+        each = {contender: [layer[contender] for layer in layers] for contender in settings.names}
+        return quantity(name, "ms", each, [ratio(deep, shallow, each, aim), ratio(shallow, again, each)])
+
     return [
         quantity("time of a step", "ms", {name: [turn[name] for turn in times] for name in times[0]}, []),
-        quantity("time per layer", "ms", each, [ratio(deep, shallow, each, "at most 1"), ratio(shallow, again, each)]),
+        figure("time per layer", per_layer, "at most 1"),
+        figure("time of a further layer", further_layer, ""),
         quantity("other programs", "cores", {"all depths": [turn["others"] for turn in rounds]}, []),
     ]
+
+
+def _depths(settings: DepthSettings) -> dict[str, int]:
+    deep, shallow, again = settings.names
+    return {deep: settings.depth, shallow: settings.shallow, again: settings.shallow}
