@@ -17,7 +17,7 @@ from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import ONE, Scale
 
 OptimizerName = Literal["muon_kimi", "adamw", "muon", "sgd", "lion", "sophia", "shampoo", "soap", "sso"]
-"""The families that have an update rule in mup_lightning.optim; the theory in families.py knows more."""
+"""The families of families.py, each with an update rule in mup_lightning.optim."""
 
 
 @dataclass
@@ -25,12 +25,13 @@ class RecipeConfig:
     """What is tuned on the base model, and the shape that it was tuned at. Everything else is derived.
 
     Attributes:
-        optimizer: the optimizer of the matrices inside blocks: muon_kimi (all else then gets AdamW) or adamw.
+        optimizer: muon_kimi, muon, shampoo, soap and sso update the matrices inside blocks, and AdamW all else; adamw,
+            lion, sophia and sgd update everything.
         parametrization: mup applies the spectral condition; sp uses the base values unchanged at every size.
         branch_depth: k, the matrices in a residual branch that the condition counts: 1, or 2 and more (all agree).
         lr: base learning rate, at the base shape.
         weight_decay: base decoupled weight decay; one step removes lr x weight_decay of a weight.
-        eps: base ε of AdamW.
+        eps: base ε of AdamW, and of Shampoo.
         aux_lr_factor: learning rate of the AdamW half of a matrix optimizer over lr; null: the family's own.
         init_std: σ, the base standard deviation of all weight matrices.
         input_multiplier: base multiplier of the embeddings' output.

@@ -73,7 +73,7 @@ def test_later_files_win_and_options_win_over_files(tmp_path):
     [
         (["--model.widht", "3"], r"unknown option model\.widht; did you mean model\.width\?"),
         (["--model.width", "x"], r'option "model\.width": Expected a int\. Got value: x'),
-        (["--recipe.optimizer", "muonn"], r"recipe\.optimizer.*one of muon_kimi, adamw\. Got value: muonn"),
+        (["--recipe.optimizer", "muonn"], r"recipe\.optimizer.*one of muon_kimi, adamw, muon, .*\. Got value: muonn"),
         (["--model.width", "100", "--model.heads", "7"], r"model\.width is 100 and model\.heads is 7"),
         (["--trainer.devices", "2"], r"strategy single runs one process.*set trainer\.strategy ddp"),
         (["-c", "nowhere.yaml"], r"nowhere\.yaml.*does not exist"),
