@@ -73,9 +73,9 @@ def last_screen(config: Config, result: Result) -> str:
     ]
     if result.finished:
         lines += [
-            "  make tensorboard                     the curves and the feature norms of all runs",
+            "  make tensorboard                         the curves and the feature norms of all runs",
             f"  mup-lightning evaluate {result.checkpoint}",
-            "  make train SIZE=base STEPS=50        a larger model, by the same recipe",
+            "  make train SIZE=base STEPS=30 BATCH=8    a larger model, by the same recipe",
         ]
     else:
         lines.append(f"  {resume}")
