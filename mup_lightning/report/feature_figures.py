@@ -169,8 +169,9 @@ def _draw_outside(ax: Axes, run: Run, points: list[str]) -> None:
         ax.plot(*zip(*curve, strict=True), style, color="black", linewidth=1.6, label=WHAT.get(point, point))
     ax.set_title("outside the blocks", fontsize=11)
     ax.set(xlabel="training step", ylabel="RMS norm")
-    ax.legend(frameon=False)
     _style(ax)
+    ax.set_ylim(top=4 * ax.get_ylim()[1])  # room above all lines (the axis is logarithmic)
+    ax.legend(loc="upper center", ncols=3, frameon=False, fontsize=9, handlelength=1.6, columnspacing=0.9)
 
 
 def _style(ax: Axes) -> None:
