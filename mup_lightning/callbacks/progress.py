@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -37,7 +38,7 @@ class ProgressBar(StepCallback):
                 desc="training",
                 unit="step",
                 dynamic_ncols=True,
-                disable=not sys.stderr.isatty(),
+                disable=not _on_terminal(),
                 bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
             )
 
@@ -66,3 +67,8 @@ class ProgressBar(StepCallback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _on_terminal() -> bool:
+    """Whether there is a terminal that a bar fits in; some report no columns at all."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
