@@ -39,7 +39,7 @@ def finish(process):
 
 def wait_for(path, process):
     """Wait until a file is there."""
-    for _ in range(1200):
+    for _ in range(4000):
         if path.exists():
             return
         assert process.poll() is None, process.communicate()
@@ -62,7 +62,7 @@ def test_two_processes_train_what_one_does(tiny, tmp_path, optimizer):
 
 def test_interrupted_and_killed_runs_resume_bit_identically(tiny, tmp_path):
     """Ctrl-C saves and leaves; kill -9 costs the steps since the last checkpoint. Neither changes a number."""
-    long = {"trainer.max_steps": 300, "trainer.checkpoint_every": 50, "trainer.keep_checkpoints": 9}
+    long = {"trainer.max_steps": 600, "trainer.checkpoint_every": 50, "trainer.keep_checkpoints": 9}
     long |= {"trainer.validate_every": 0, "model.dropout": 0.1}
     straight = train(tiny(**long, **{"run.name": "straight"}))
     config = tiny(**long)
@@ -81,7 +81,7 @@ def test_interrupted_and_killed_runs_resume_bit_identically(tiny, tmp_path):
     wait_for(folder / f"step_{(int(stopped[5:]) // 50 + 2) * 50:08d}", process)
     process.kill()
     finish(process)
-    assert not (Path(config.run.root) / "tiny" / "checkpoints" / "step_00000300").exists()
+    assert not (Path(config.run.root) / "tiny" / "checkpoints" / "step_00000600").exists()
 
     code, out, err = finish(start(config, tmp_path, "--run.resume", "last"))
     assert code == 0, err
