@@ -131,6 +131,7 @@ def seal(folder: Path, step: int, config: dict[str, Any], identity: dict[str, An
     (source / MARKER_FILE).write_text(json.dumps(content, indent=1))
     for path in source.iterdir():
         _sync(path)
+    _sync(source)
     if target.exists():  # the same step once more, after a resume from an older checkpoint
         shutil.rmtree(target)
     source.rename(target)

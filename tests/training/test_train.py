@@ -8,6 +8,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
 from mup_lightning.model.taps import NormRecorder
 from mup_lightning.tokens.shards import TokenStore
@@ -76,7 +77,7 @@ def test_it_learns_and_says_so(tiny):
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step_00000056", "step_00000060"]
 
 
-def test_validation_loss_is_that_of_the_whole_split(tiny):
+def test_validation_loss_is_that_of_the_whole_split(tiny, capsys):
     config = tiny(**{"trainer.max_steps": 5, "model.dropout": 0.1})  # which must be off while validating
     result = train(config)
     weights = weights_of(Path(result.checkpoint))
@@ -94,6 +95,11 @@ def test_validation_loss_is_that_of_the_whole_split(tiny):
     again = evaluate(Path(config.run.root) / "tiny", batch=3)
     assert again["validation_loss"] == pytest.approx(wanted, abs=1e-5)
     assert again["tokens"] == 16 * len(losses)
+    capsys.readouterr()
+    assert main(["evaluate", result.checkpoint, "--batch", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == again
+    assert main(["evaluate", result.checkpoint, "--data", "nowhere"]) == 1
+    assert "no prepared corpus at nowhere" in capsys.readouterr().err
 
 
 def test_tensorboard_holds_the_curves_and_the_feature_norms(tiny):
