@@ -31,6 +31,11 @@ class Declaration:
     constant: float | None = None
     closes_branch: bool = False
 
+    @property
+    def transposed(self) -> bool:
+        """Whether it is stored as (n_in, n_out): the embeddings, whose rows are picked, and not multiplied."""
+        return self.role is Role.INPUT
+
 
 @dataclass(frozen=True)
 class ParameterInfo:

@@ -25,6 +25,10 @@ class AdamW:
         """See `Rule`."""
         return {"beta1": options.adamw.beta1, "beta2": options.adamw.beta2}
 
+    def cost(self, rows: int, columns: int) -> float:
+        """See `Rule`."""
+        return rows * columns
+
     def update(self, group: Group, items: list[Item]) -> None:
         """See `Rule`. Decay is decoupled: W <- (1 - ηλ)W first, then -η m̂/(√v̂ + ε)."""
         for item in items:

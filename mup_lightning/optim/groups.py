@@ -28,7 +28,7 @@ def make_groups(
 
     Returns:
         One group for each distinct set of hyper-parameters, in order of first appearance. Beside torch's "params" and
-        the hyper-parameters, a group holds the parameters' "names" and "blocks" in the same order.
+        the hyper-parameters, a group holds the parameters' "names", "blocks" and "transposed" in the same order.
 
     Raises:
         RuntimeError: a parameter has no info, or a whole-matrix rule is given something that is no matrix.
@@ -48,6 +48,7 @@ def make_groups(
                 "params": [],
                 "names": [],
                 "blocks": [],
+                "transposed": [],
                 "rule": values.rule,
                 "lr": values.lr,
                 "weight_decay": values.weight_decay,
@@ -57,6 +58,7 @@ def make_groups(
         merged[key]["params"].append(parameter)
         merged[key]["names"].append(name)
         merged[key]["blocks"].append(info.declaration.blocks)
+        merged[key]["transposed"].append(info.declaration.transposed)
     return list(merged.values())
 
 

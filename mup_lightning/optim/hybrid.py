@@ -9,11 +9,13 @@ import torch
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from mup_lightning.optim import exchange
 from mup_lightning.optim.adamw import AdamW
+from mup_lightning.optim.layout import Layout, assign
 from mup_lightning.optim.lion import Lion
 from mup_lightning.optim.muon import Muon
 from mup_lightning.optim.muon_kimi import MuonKimi
-from mup_lightning.optim.rule import Item, Rule
+from mup_lightning.optim.rule import Group, Item, Rule, State
 from mup_lightning.optim.sgd import SGD
 from mup_lightning.optim.shampoo import Shampoo
 from mup_lightning.optim.soap import SOAP
@@ -26,19 +28,45 @@ RULES: dict[str, Rule] = {
 
 
 class HybridOptimizer(Optimizer):
-    """Steps every group by the rule that its key "rule" names.
+    """Steps every group by the rule that its key "rule" names, in one process or in many.
+
+    Where all processes hold all parameters, each process works on its share of the matrices and sends the others the
+    new weights; a matrix's state lives at its owner alone. Where ZeRO has replaced a group's parameters by a flat part
+    of them (`set_layout`), elementwise rules step that part, and matrices come together at their owners.
 
     Args:
-        groups: from `groups.make_groups`: dicts with "params", "names", "blocks", "rule", "lr", "weight_decay", "eps"
-            and the rule's own hyper-parameters.
+        groups: from `groups.make_groups`: dicts with "params", "names", "blocks", "transposed", "rule", "lr",
+            "weight_decay", "eps" and the rule's own hyper-parameters.
         check: refuse gradients that are not finite before any rule sees one. That is one pass over them; whoever has
             checked them already may leave it out.
+        share_work: whether processes share the work on matrices; without it each does all of it.
+
+    Attributes:
+        originals: parameter by name, as the model holds it.
+        layouts: flat tensor -> its layout; empty where groups hold the parameters themselves.
+        matrix_states: a matrix's state by name, where groups hold flat tensors.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, check: bool = True) -> None:
+    def __init__(self, groups: list[dict[str, Any]], *, check: bool = True, share_work: bool = True) -> None:
         super().__init__(groups, defaults={})
-        self.check = check
+        self.check, self.share_work = check, share_work
+        for group in self.param_groups:
+            # Recorded before any wrapper flattens them.
+            group["shapes"] = [tuple(parameter.shape) for parameter in group["params"]]
+            group.setdefault("transposed", [False] * len(group["params"]))
+        self.originals: dict[str, torch.Tensor] = {
+            name: parameter
+            for group in self.param_groups
+            for name, parameter in zip(group["names"], group["params"], strict=True)
+        }
+        self.layouts: dict[torch.Tensor, Layout] = {}
+        self.matrix_states: dict[str, State] = {}
         self._hessians: dict[torch.Tensor, torch.Tensor] = {}
+        self._owners: dict[Any, dict[str, int]] = {}
+
+    def set_layout(self, flat: torch.Tensor, layout: Layout) -> None:
+        """Say what a flat tensor, which has taken the place of a group's parameters, is made of."""
+        self.layouts[flat] = layout
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -46,39 +74,114 @@ class HybridOptimizer(Optimizer):
 
         Raises:
             FloatingPointError: a gradient holds a NaN or an infinity; no parameter and no state has changed.
-            RuntimeError: an estimate of the Hessian is due and was not given; nothing has changed either.
+            RuntimeError: an estimate of the Hessian is due and was not given, or a whole-matrix rule would get
+                something else than whole matrices; nothing has changed either.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:
+            self._refuse_parts(group)
         if self.check:
             self._refuse({p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None})
-        missing = [p for p in self.wants_hessian() if p.grad is not None and p not in self._hessians]
+        missing = [p for p in self.wants_hessian() if p not in self._hessians and (self.layouts or p.grad is not None)]
         if missing:
             raise RuntimeError(
                 f"{self._names(missing)} need an estimate of the Hessian's diagonal before this step: make it with "
                 f"hessian.estimate and hand it in with give_hessian"
             )
         for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter in self.layouts:
+                    self._step_flat(group, parameter)
+            if group["params"] and group["params"][0] not in self.layouts:
+                self._step_whole(group)
+        return loss
+
+    def _step_whole(self, group: Group) -> None:
+        """Step parameters that all processes hold, each process its share where the rule works on matrices."""
+        rule = RULES[group["rule"]]
+        rank, world_size = exchange.rank_and_world()
+        present = [index for index, parameter in enumerate(group["params"]) if parameter.grad is not None]
+        mine, owners = present, dict[int, int]()
+        if shared := rule.whole_matrix and self.share_work and world_size > 1:
+            owners = assign({index: _cost(rule, group, index) for index in present}, world_size)
+            mine = [index for index in present if owners[index] == rank]
+        items = [
+            Item(
+                parameter,
+                parameter.grad,
+                self.state[parameter],
+                group["blocks"][index],
+                group["transposed"][index],
+                self._hessians.pop(parameter, None),
+            )
+            for index, parameter in ((index, group["params"][index]) for index in mine)
+        ]
+        if items:
+            rule.update(group, items)
+        if shared:
+            exchange.share([group["params"][index] for index in present], [owners[index] for index in present])
+
+    def _step_flat(self, group: Group, flat: torch.Tensor) -> None:
+        """Step a flat part of a group, as ZeRO hands it over."""
+        rule, layout = RULES[group["rule"]], self.layouts[flat]
+        assert flat.grad is not None
+        if not rule.whole_matrix:
+            rule.update(group, [Item(flat, flat.grad, self.state[flat], 1, False, self._flat_hessian(group, flat))])
+            return
+        places = {name: index for index, name in enumerate(group["names"])}
+        if flat not in self._owners:
+            costs = {name: _cost(rule, group, places[name]) for name in layout.held}
+            self._owners[flat] = assign(costs, len(layout.ranks), layout.held)
+
+        def update(names: list[str], weights: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
             items = [
-                Item(parameter, parameter.grad, self.state[parameter], blocks, self._hessians.pop(parameter, None))
-                for parameter, blocks in zip(group["params"], group["blocks"], strict=True)
-                if parameter.grad is not None
+                Item(
+                    weight,
+                    gradient,
+                    self.matrix_states.setdefault(name, {}),
+                    group["blocks"][places[name]],
+                    group["transposed"][places[name]],
+                )
+                for name, weight, gradient in zip(names, weights, gradients, strict=True)
             ]
             if items:
-                RULES[group["rule"]].update(group, items)
-        return loss
+                rule.update(group, items)
+
+        shapes = dict(zip(group["names"], group["shapes"], strict=True))
+        exchange.with_whole(layout, self._owners[flat], flat, flat.grad, shapes, update)
+
+    def _flat_hessian(self, group: Group, flat: torch.Tensor) -> torch.Tensor | None:
+        """The estimate of the Hessian's diagonal for this process's part, if one was given."""
+        originals = {name: self.originals[name] for name in self.layouts[flat].held}
+        if not any(original in self._hessians for original in originals.values()):
+            return None
+        part = torch.zeros_like(flat)
+        for fragment in self.layouts[flat].ranks[exchange.rank_and_world()[0]]:
+            diagonal = self._hessians[originals[fragment.name]].flatten()
+            part[fragment.offset : fragment.offset + fragment.length] = diagonal[fragment.start :][: fragment.length]
+        for original in originals.values():
+            self._hessians.pop(original, None)
+        return part
 
     def wants_hessian(self) -> list[torch.Tensor]:
         """The parameters whose rule needs an estimate of the Hessian's diagonal before the coming step; mostly none."""
         return [
-            parameter
+            original
             for group in self.param_groups
             if "hessian_every" in group
-            for parameter in group["params"]
-            if self.state.get(parameter, {}).get("step", 0) % group["hessian_every"] == 0
+            for original, held in self._members(group)
+            if self.state.get(held, {}).get("step", 0) % group["hessian_every"] == 0
         ]
+
+    def _members(self, group: Group) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """A group's parameters as the model holds them, each with the tensor that is stepped in its place."""
+        if not self.layouts:
+            return [(parameter, parameter) for parameter in group["params"]]
+        flats = {name: flat for flat, layout in self.layouts.items() for name in layout.held}
+        return [(self.originals[name], flats[name]) for name in group["names"]]
 
     def give_hessian(self, parameters: list[torch.Tensor], diagonals: list[torch.Tensor]) -> None:
         """Hand in estimates for the coming step, each of its parameter's shape.
@@ -89,6 +192,17 @@ class HybridOptimizer(Optimizer):
         estimates = dict(zip(parameters, diagonals, strict=True))
         self._refuse(estimates)
         self._hessians = estimates
+
+    def _refuse_parts(self, group: Group) -> None:
+        """Refuse to hand a whole-matrix rule anything but whole matrices: it would be another algorithm."""
+        if not RULES[group["rule"]].whole_matrix or any(parameter in self.layouts for parameter in group["params"]):
+            return
+        found = [tuple(parameter.shape) for parameter in group["params"]]
+        if found != group["shapes"]:
+            raise RuntimeError(
+                f"{group['rule']} works on whole matrices, but {group['names'][0]} and others of its group have become "
+                f"{found[0]}; they were {group['shapes'][0]}. The strategy has to say how it parts them (set_layout)"
+            )
 
     def _refuse(self, tensors: dict[torch.Tensor, torch.Tensor]) -> None:
         """Raise if a value is not finite. Only where the norm, the quickest pass, is not: it may have overflowed."""
@@ -103,7 +217,11 @@ class HybridOptimizer(Optimizer):
         )
 
     def _names(self, parameters: list[torch.Tensor]) -> str:
-        wanted = set(parameters)
-        pairs = [pair for group in self.param_groups for pair in zip(group["params"], group["names"], strict=True)]
-        names = [name for parameter, name in pairs if parameter in wanted]
+        names = [name for name, original in self.originals.items() if any(original is p for p in parameters)]
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _cost(rule: Rule, group: Group, index: int) -> float:
+    rows, columns = group["shapes"][index]
+    blocks = group["blocks"][index]
+    return blocks * rule.cost(rows // blocks, columns)

@@ -27,6 +27,10 @@ class Lion:
         """See `Rule`."""
         return {"beta1": options.lion.beta1, "beta2": options.lion.beta2}
 
+    def cost(self, rows: int, columns: int) -> float:
+        """See `Rule`."""
+        return rows * columns
+
     def update(self, group: Group, items: list[Item]) -> None:
         """See `Rule`. Parameter by parameter, so that only one direction exists at a time."""
         for item in items:

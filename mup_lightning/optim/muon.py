@@ -42,6 +42,10 @@ class Muon:
             "dtype": muon.dtype,
         }
 
+    def cost(self, rows: int, columns: int) -> float:
+        """See `Rule`."""
+        return rows * columns * min(rows, columns)
+
     def update(self, group: Group, items: list[Item]) -> None:
         """See `Rule`. Matrices of equal shape are iterated as one batch."""
         for batch in equal_shapes(items):

@@ -25,6 +25,7 @@ class Item:
         gradient: of the parameter's shape; the rule must not change it.
         state: what the rule keeps for it.
         blocks: matrices of equal shape stacked along dim 0 (3 for a fused QKV); whole-matrix rules part them.
+        transposed: it is stored as (n_in, n_out), as embeddings are, and not as (n_out, n_in).
         hessian: a fresh estimate of the Hessian's diagonal, of the parameter's shape; None in most steps.
     """
 
@@ -32,6 +33,7 @@ class Item:
     gradient: torch.Tensor
     state: State
     blocks: int
+    transposed: bool = False
     hessian: torch.Tensor | None = None
 
 
@@ -49,6 +51,10 @@ class Rule(Protocol):
         A rule that needs estimates of the Hessian's diagonal names the steps between two of them "hessian_every", and
         counts the steps that it has done in each parameter's state as "step".
         """
+        ...
+
+    def cost(self, rows: int, columns: int) -> float:
+        """Operations of a step of one (rows, columns) matrix, up to a factor: processes get equal shares of it."""
         ...
 
     def update(self, group: Group, items: list[Item]) -> None:

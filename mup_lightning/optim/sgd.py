@@ -29,6 +29,10 @@ class SGD:
         """See `Rule`."""
         return {"momentum": options.sgd.momentum, "nesterov": options.sgd.nesterov}
 
+    def cost(self, rows: int, columns: int) -> float:
+        """See `Rule`."""
+        return rows * columns
+
     def update(self, group: Group, items: list[Item]) -> None:
         """See `Rule`."""
         for item in items:

@@ -44,6 +44,10 @@ class Shampoo:
             "max_dimension": shampoo.max_dimension,
         }
 
+    def cost(self, rows: int, columns: int) -> float:
+        """See `Rule`."""
+        return rows**3 + columns**3
+
     def update(self, group: Group, items: list[Item]) -> None:
         """See `Rule`.
 

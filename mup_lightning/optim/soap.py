@@ -46,6 +46,10 @@ class SOAP:
             "max_dimension": soap.max_dimension,
         }
 
+    def cost(self, rows: int, columns: int) -> float:
+        """See `Rule`."""
+        return rows**3 + columns**3
+
     def update(self, group: Group, items: list[Item]) -> None:
         """See `Rule`. The first step changes state alone."""
         for item in items:

@@ -39,6 +39,10 @@ class Sophia:
             "hessian_every": sophia.hessian_every,
         }
 
+    def cost(self, rows: int, columns: int) -> float:
+        """See `Rule`."""
+        return rows * columns
+
     def update(self, group: Group, items: list[Item]) -> None:
         """See `Rule`. Parameter by parameter, so that only one direction exists at a time."""
         for item in items:

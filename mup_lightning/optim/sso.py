@@ -49,6 +49,10 @@ class SSO:
         sso = options.sso
         return {"momentum": sso.momentum, "radius": sso.radius, "steps": sso.steps, "tolerance": sso.tolerance}
 
+    def cost(self, rows: int, columns: int) -> float:
+        """See `Rule`."""
+        return rows * columns * min(rows, columns)
+
     def update(self, group: Group, items: list[Item]) -> None:
         """See `Rule`. Matrices of equal shape are solved as one batch."""
         for item in items:
@@ -59,13 +63,21 @@ class SSO:
             W_brs = stack([item.parameter for item in batch], batch)
             wide = torch.promote_types(W_brs.dtype, torch.float32)
             M_brs = unit(stack([item.state["momentum"] for item in batch], batch).to(wide))
-            radius = group["radius"] * (W_brs.shape[1] / W_brs.shape[2]) ** 0.5
+            radius_b11 = group["radius"] * _side_ratios(batch, W_brs) ** 0.5
             norm_b11, theta_brs = leading(W_brs.to(wide))
             phi_brs = tangent(M_brs, theta_brs, group["steps"], group["tolerance"])
             decay = 1.0 - group["lr"] * group["weight_decay"]
-            W_brs = torch.where(norm_b11 > 0, radius / norm_b11, 1.0) * decay * W_brs - group["lr"] * radius * phi_brs
+            W_brs = torch.where(norm_b11 > 0, radius_b11 / norm_b11, 1.0) * decay * W_brs
+            W_brs = W_brs - group["lr"] * radius_b11 * phi_brs
             for item, weight in zip(batch, unstack(W_brs, batch), strict=True):
                 item.parameter.copy_(weight)
+
+
+def _side_ratios(items: list[Item], W_brs: torch.Tensor) -> torch.Tensor:
+    """n_out/n_in of each matrix in a batch, as (b, 1, 1)."""
+    ratio = W_brs.shape[1] / W_brs.shape[2]
+    ratios = [1 / ratio if item.transposed else ratio for item in items for _ in range(item.blocks)]
+    return W_brs.new_tensor(ratios)[:, None, None]
 
 
 def tangent(M_brs: torch.Tensor, theta_brs: torch.Tensor, steps: int, tolerance: float) -> torch.Tensor:

@@ -27,6 +27,7 @@ class RecipeConfig:
     Attributes:
         optimizer: muon_kimi, muon, shampoo, soap and sso update the matrices inside blocks, and AdamW all else; adamw,
             lion, sophia and sgd update everything.
+        pure: a matrix optimizer updates embeddings and head too; AdamW keeps the vectors, which are no matrices.
         parametrization: mup applies the spectral condition; sp uses the base values unchanged at every size.
         branch_depth: k, the matrices in a residual branch that the condition counts: 1, or 2 and more (all agree).
         lr: base learning rate, at the base shape.
@@ -44,6 +45,7 @@ class RecipeConfig:
     """
 
     optimizer: OptimizerName = "muon_kimi"
+    pure: bool = False
     parametrization: Literal["sp", "mup"] = "mup"
     branch_depth: int = 2
     lr: float = 2**-7
@@ -72,6 +74,11 @@ class RecipeConfig:
         for key in ("weight_decay", "eps"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"recipe.{key} is {getattr(self, key)}; expected 0 or more")
+        if self.pure and not FAMILIES[self.optimizer].whole_matrix:
+            raise UserError(
+                f"recipe.pure is true, but {self.optimizer} updates every parameter anyway; leave recipe.pure out, or "
+                f"choose one of {', '.join(family.name for family in FAMILIES.values() if family.whole_matrix)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -141,9 +148,13 @@ def exponents(family: Family, role: Role, branch_depth: int) -> Exponents:
 
 
 def family_of(config: RecipeConfig, role: Role) -> Family:
-    """The family that updates a role: a whole-matrix optimizer takes the matrices inside blocks, AdamW all else."""
+    """The family that updates a role: a whole-matrix optimizer takes the matrices inside blocks, AdamW all else.
+
+    In pure mode it takes embeddings and head too.
+    """
     family = FAMILIES[config.optimizer]
-    return FAMILIES["adamw"] if family.whole_matrix and role is not Role.HIDDEN else family
+    mine = not family.whole_matrix or role is Role.HIDDEN or (config.pure and not role.is_vector)
+    return family if mine else FAMILIES["adamw"]
 
 
 def derive(config: RecipeConfig, width: int, depth: int) -> Recipe:

@@ -104,7 +104,8 @@ def _notes(family: Family) -> list[str]:
     if family.whole_matrix:
         factor = "" if family.aux_lr_factor == 1 else f", at {family.aux_lr_factor:g} times the base learning rate"
         notes.append(
-            f"In training, {family.name} gets the hidden matrices alone; embeddings, head, vectors get adamw{factor}."
+            f"In training, {family.name} gets the hidden matrices alone; embeddings, head, vectors get adamw{factor}. "
+            f"With recipe.pure it gets embeddings and head too."
         )
     if family.name in REMARKS:
         notes.append(REMARKS[family.name])

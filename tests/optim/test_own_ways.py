@@ -85,6 +85,18 @@ def test_sso_stays_on_its_sphere(shape):
     assert abs(u[:, 0] @ moved @ vt[0]) < 3e-4 * 1e-3 * radius
 
 
+def test_sso_counts_the_rows_of_an_embedding_as_inputs():
+    """Stored as (n_in, n_out), a weight takes the same steps as its transpose stored as (n_out, n_in)."""
+    w, gradients = normal(12, 5), normal(12, 5, count=3, seed=1)
+    parameter = torch.nn.Parameter(torch.tensor(w))
+    stepper = optimizer("sso", [parameter])
+    stepper.param_groups[0]["transposed"] = [True]
+    for g in gradients:
+        step(stepper, [g])
+    turned, _ = run("sso", w.T, [g.T for g in gradients])
+    np.testing.assert_allclose(parameter.detach().numpy(), turned.T, rtol=1e-12, atol=1e-12)
+
+
 def test_sso_keeps_a_weight_whose_gradient_is_a_multiple_of_it():
     """M = Θ has no tangent part: the only Φ with ⟨Θ, Φ⟩ = 0 is 0."""
     w = np.outer(normal(8), normal(5, seed=1))

@@ -162,6 +162,24 @@ def test_impossible_base_values_are_refused_by_name(key, value):
         RecipeConfig(**{key: value})
 
 
+@pytest.mark.parametrize("name", [family.name for family in FAMILIES.values() if family.whole_matrix])
+def test_pure_mode_gives_every_matrix_its_own_column(name):
+    config = RecipeConfig(optimizer=name, pure=True, lr=0.5, weight_decay=0.25, eps=0.125, base_width=64, base_depth=2)
+    values = derive(config, width=256, depth=8).values
+    for role in (Role.INPUT, Role.HIDDEN, Role.OUTPUT):
+        row = exponents(FAMILIES[name], role, 2)
+        assert values[role].rule == name
+        assert values[role].lr == pytest.approx(0.5 * row.lr.at(4, 4))
+        assert values[role].weight_decay == pytest.approx(0.25 * row.weight_decay.at(4, 4))
+        assert values[role].eps == (None if row.eps is None else pytest.approx(0.125 * row.eps.at(4, 4)))
+    assert {values[role].rule for role in (Role.INPUT_BIAS, Role.HIDDEN_BIAS)} == {"adamw"}
+
+
+def test_pure_mode_is_for_matrix_optimizers():
+    with pytest.raises(UserError, match="recipe.pure is true, but adamw updates every parameter anyway"):
+        RecipeConfig(optimizer="adamw", pure=True)
+
+
 def test_scales_know_what_dominates():
     assert largest(N, N * L) == N * L
     with pytest.raises(ValueError, match="neither"):
