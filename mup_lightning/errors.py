@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake, a damaged file or a refused configuration ends in."""
+"""The exception that a user's mistake, a damaged file or a refused configuration ends in, and its one special case."""
 
 
 class UserError(Exception):
@@ -6,3 +6,15 @@ class UserError(Exception):
 
     The message says what is wrong, where, what was expected, and how to mend it.
     """
+
+
+class Diverged(UserError):  # noqa: N818  (a result, seen from a sweep)
+    """The loss or the gradients of a run are no longer finite. For a sweep this is a result, not a mistake.
+
+    Attributes:
+        step: in which it was seen, counted from 1; the optimizer has not taken it.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step

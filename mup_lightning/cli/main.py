@@ -6,14 +6,18 @@ import importlib
 import os
 import sys
 
+from mup_lightning.callbacks import stop_signals
 from mup_lightning.errors import UserError
 
 VERBS: dict[str, str] = {
     "train": "train a model, or continue a run",
     "evaluate": "validation loss of a checkpoint on a prepared corpus",
+    "sweep": "run a grid of configurations into one table of results",
+    "submit": "run a training, or a sweep as an array, on a SLURM cluster",
     "recipe": "how every hyper-parameter scales with width and depth",
     "plan": "what a run would use and cost: values, FLOPs, GPU memory",
     "data": "prepare, check and describe a corpus",
+    "probe": "measure how an optimizer's steps scale, against what is declared",
     "bench": "measure our speed and memory against a plain PyTorch loop",
     "figure": "draw feature norms from runs' TensorBoard logs",
 }
@@ -30,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0 if arguments else 2
+    if stop_signals.in_job():
+        stop_signals.catch()
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         print(f"error: unknown verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)

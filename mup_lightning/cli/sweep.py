@@ -1,0 +1,178 @@
+"""`mup-lightning sweep`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mup_lightning.cli.options import build, config_parser, parse
+from mup_lightning.errors import UserError
+from mup_lightning.experiments.sweep.spec import load
+from mup_lightning.spectral.tables import aligned
+from mup_lightning.training.config import Config
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from mup_lightning.experiments.sweep.grid import Cell
+    from mup_lightning.experiments.sweep.run import Summary
+
+EXAMPLE = "mup-lightning sweep recipes/experiment/lr_width.yaml --set trainer.max_steps=200"
+
+
+def main(argv: list[str]) -> int:
+    """Run a sweep, or what is left of it.
+
+    Returns:
+        0; 1 where a configuration has no result; 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    overrides = dict(_setting(text) for text in arguments.set)
+    sweep = load(arguments.file, overrides)
+    number, of = _shard(arguments.shard)
+
+    from mup_lightning.experiments.sweep.grid import expand, shard
+    from mup_lightning.experiments.sweep.run import SweepRun
+    from mup_lightning.experiments.sweep.table import read_rows
+
+    cells = expand(sweep, compose)
+    mine = shard(cells, number, of)
+    folder = Path(arguments.out or Path("runs") / "sweeps" / sweep.name)
+    if arguments.dry_run:
+        print(dry_run(mine, folder, arguments.workers))
+        return 0
+    if not mine:
+        print(f"{len(cells)} configurations, none of them in shard {arguments.shard}")
+        return 0
+    strangers = len({row["config_hash"] for row in read_rows(folder / "results.csv")} - {cell.hash for cell in cells})
+    if strangers:
+        print(
+            f"note: {folder / 'results.csv'} also has {strangers} configurations that are not in this sweep (other "
+            f"values, or another --set); reports will read them too. --out FOLDER keeps sweeps apart",
+            file=sys.stderr,
+        )
+    run = SweepRun(mine, folder, workers=arguments.workers, early_stop=sweep.early_stop, keep_runs=sweep.keep_runs)
+    print(first_screen(sweep.name, mine, run.summary, folder), flush=True)
+    summary = run.run()
+    print(last_screen(summary, folder, len(mine)), flush=True)
+    if summary.interrupted:
+        return 130
+    return 1 if summary.failed else 0
+
+
+@cache
+def _config_parser() -> ArgumentParser:
+    return config_parser("mup-lightning sweep", "", "")
+
+
+def compose(files: Sequence[str], settings: dict[str, Any]) -> Config:
+    """The Config that `mup-lightning train -c FILE ... --key VALUE ...` would make.
+
+    Raises:
+        UserError: as there.
+    """
+    parser = _config_parser()
+    options = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+    return build(parser, parse(parser, [item for file in files for item in ("-c", file)] + options))
+
+
+def first_screen(name: str, cells: list[Cell], summary: Summary, folder: Path) -> str:
+    """What is about to be run."""
+    left = len(cells) - summary.before
+    done = f", {summary.before} of them done already" if summary.before else ""
+    workers = f" on {summary.workers} worker processes" if left else ""
+    return f"sweep {name}: {len(cells)} configurations{done}{workers}; table {folder / 'results.csv'}"
+
+
+def last_screen(summary: Summary, folder: Path, total: int) -> str:
+    """What came of it, and how to go on."""
+    lines = []
+    if summary.ran:
+        counts = [f"{summary.ran} configurations run"]
+        counts += [f"{summary.diverged} of them diverged"] if summary.diverged else []
+        counts += [f"{summary.stopped} stopped early"] if summary.stopped else []
+        lines.append(
+            f"{', '.join(counts)} in {summary.wall:.0f} s; {summary.workers} workers {summary.busy:.0%} busy "
+            f"({summary.busy_started:.0%} once started)"
+        )
+    if summary.elsewhere:
+        lines.append(f"{summary.elsewhere} configurations are being run by another sweep in this folder")
+    for reason in summary.failed.values():
+        lines.append(f"FAILED {reason}")
+    if summary.failed:
+        lines.append(f"The same command tries them again; what the workers printed is in {folder / 'workers.log'}")
+    if summary.interrupted:
+        lines.append(
+            f"stopped: {summary.before + summary.ran} of {total} are done; the same command goes on from there"
+        )
+    lines.append(f"table: {folder / 'results.csv'}")
+    return "\n".join(lines)
+
+
+def dry_run(cells: list[Cell], folder: Path, workers: int | None) -> str:
+    """What would be run, and what it would cost."""
+    from mup_lightning.experiments.sweep.pool import how_many
+    from mup_lightning.experiments.sweep.progress import ASSUMED_SPEED, Estimate
+    from mup_lightning.experiments.sweep.table import read_rows
+
+    rows = read_rows(folder / "results.csv")
+    present = {row["config_hash"] for row in rows}
+    estimate = Estimate(cells, rows)
+    lines = [["configuration", "axis", "tokens", "FLOPs", "minutes", ""]]
+    for cell in cells:
+        minutes, state = f"{estimate.seconds(cell) / 60:.1f}", "done" if cell.hash in present else ""
+        lines.append([cell.label, ",".join(cell.axes), f"{cell.tokens:,}", f"{cell.flops:.3g}", minutes, state])
+    left = [cell for cell in cells if cell.hash not in present]
+    count = how_many(left, workers) if left else 0
+    basis = (
+        f"by {estimate.measured} runs in the table"
+        if estimate.measured
+        else f"a guess, at {ASSUMED_SPEED:.0e} operations per second and worker; the first runs will tell"
+    )
+    return (
+        f"{aligned(lines)}\n\n"
+        f"{len(cells)} configurations, {len(left)} left: {sum(cell.tokens for cell in left):,} tokens, "
+        f"{sum(cell.flops for cell in left):.3g} FLOPs\n"
+        f"{sum(map(estimate.seconds, left)) / 60:.1f} minutes of one worker, "
+        f"{estimate.remaining(left, [], count) / 60:.1f} minutes on {count} ({basis})"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mup-lightning sweep",
+        description="Run every configuration of a sweep file once, several at a time, into one table, results.csv.\n"
+        "What is in the table is not run again: after a kill, the same command goes on.",
+        epilog=f"example:\n  {EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE.yaml", help="grids of values, see recipes/experiment/")
+    parser.add_argument("--out", metavar="FOLDER", help="where the table is (default: runs/sweeps/NAME)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core or GPU, as memory allows)")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="a fixed value; wins over the file; repeatable"
+    )
+    parser.add_argument("--shard", metavar="I/N", default="1/1", help="only every N-th configuration from the I-th on")
+    parser.add_argument("--dry-run", action="store_true", help="list the configurations and what they cost; run none")
+    return parser
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set is {text!r}; expected KEY=VALUE, such as trainer.max_steps=200")
+    return key, yaml.safe_load(value)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal()):
+        raise UserError(f"--shard is {text!r}; expected I/N with I from 1 to N, such as 1/4")
+    return int(number), int(of)

@@ -1,0 +1,39 @@
+"""When a run is hopeless: judged against the best of its peers at the same step."""
+
+from __future__ import annotations
+
+from mup_lightning.experiments.sweep.grid import Cell
+from mup_lightning.experiments.sweep.spec import EarlyStop
+
+
+class Judge:
+    """Knows the best early loss of each group of peers, over restarts too.
+
+    Args:
+        early_stop: the rule; None: no run is ever judged.
+        cells: of the sweep.
+        rows: of the table.
+    """
+
+    def __init__(self, early_stop: EarlyStop | None, cells: list[Cell], rows: list[dict[str, str]]) -> None:
+        self.early_stop = early_stop
+        self._best: dict[str, float] = {}
+        by_hash = {cell.hash: cell for cell in cells}
+        for row in rows:
+            if row["config_hash"] in by_hash and row["early_loss"]:
+                self.learn(by_hash[row["config_hash"]], float(row["early_loss"]))
+
+    def learn(self, cell: Cell, early_loss: float | None) -> None:
+        """A run has been judged, with this loss."""
+        if early_loss is not None:
+            self._best[cell.peers] = min(early_loss, self._best.get(cell.peers, early_loss))
+
+    def limit(self, cell: Cell) -> tuple[int | None, float, str]:
+        """The step to judge a run at (None: never), the loss that is too high, and why in words."""
+        if self.early_stop is None:
+            return None, 0.0, ""
+        best = self._best.get(cell.peers)
+        reference = min(cell.unigram_loss, best) if best is not None else cell.unigram_loss
+        what = "the unigram loss" if reference == cell.unigram_loss else "the best of its size then"
+        worse = self.early_stop.worse_than
+        return self.early_stop.after, reference + worse, f"over {worse:g} nats worse than {what}, {reference:.4f}"

@@ -1,0 +1,151 @@
+"""The table of results: tidy, appended whole row by whole row, readable at any time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mup_lightning.errors import UserError
+from mup_lightning.experiments.sweep.grid import Cell, look_up
+from mup_lightning.experiments.sweep.locks import Locks
+
+COLUMNS = """
+    parametrization optimizer branch_depth width depth axis size value log2_value seed loss train_loss unigram_loss
+    steps tokens parameters seconds tokens_per_second diverged stopped early_loss corpus config_hash
+""".split()
+"""Of every table, in order; the keys that vary in the sweep follow."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        loss: of the validation after the last step, nats per token; None: diverged, or stopped early.
+        train_loss: mean over the last tenth of the steps.
+        steps: done.
+        parameters: of the model.
+        seconds: of the run, without the worker's start.
+        tokens_per_second: in training steps alone.
+        diverged: why there is no loss; empty where there is one.
+        stopped: why the run was given up as hopeless; empty where it was not.
+        early_loss: training loss when that was judged.
+    """
+
+    loss: float | None
+    train_loss: float | None
+    steps: int
+    parameters: int
+    seconds: float
+    tokens_per_second: float
+    diverged: str = ""
+    stopped: str = ""
+    early_loss: float | None = None
+
+
+class Table:
+    """FOLDER/results.csv.
+
+    One file for all tasks of an array, under a lock, rather than a file each: whoever reads it needs no knowledge of
+    how it came about. A row is one write at the end of the file; what a power cut left of a row is cut off before the
+    next one.
+
+    Args:
+        folder: of the sweep.
+        locks: of the same folder.
+        varied: dotted keys that vary.
+    """
+
+    def __init__(self, folder: Path, locks: Locks, varied: list[str]) -> None:
+        self.path, self.locks = folder / "results.csv", locks
+        self.columns = list(dict.fromkeys(COLUMNS + varied))  # seed stands in both
+
+    def rows(self) -> list[dict[str, str]]:
+        """See `read_rows`."""
+        return read_rows(self.path)
+
+    def append(self, cell: Cell, outcome: Outcome) -> None:
+        """Append the row of a finished run, or one for every axis that its configuration stands on."""
+        with self.locks.table():
+            columns = self._prepare()
+            text = _csv(columns, [row(cell, axis, outcome) for axis in cell.axes], header=False)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(descriptor, text.encode())
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _prepare(self) -> list[str]:
+        """Make the file ready for a row: whole rows only, and a column for every key. Returns its columns."""
+        present = self.path.read_bytes() if self.path.exists() else b""
+        whole = present[: present.rfind(b"\n") + 1]
+        columns = next(csv.reader([whole.decode().split("\n", 1)[0]]), [])
+        wanted = columns + [column for column in self.columns if column not in columns]
+        if wanted != columns or whole != present:
+            text = _csv(wanted, self.rows(), header=True)
+            unfinished = self.path.with_suffix(".unfinished")
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(self.path)
+        return wanted
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """All whole rows of a table, as text; none where there is no table yet.
+
+    Raises:
+        UserError: the file is no table of a sweep.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    if rows and "config_hash" not in rows[0]:
+        raise UserError(f"{path} has no column config_hash, so no sweep wrote it; choose another folder (--out)")
+    return rows
+
+
+def row(cell: Cell, axis: str, outcome: Outcome) -> dict[str, Any]:
+    """The row of a configuration on an axis. A loss is empty where the run diverged or was stopped."""
+    config = cell.config
+    width, depth, value = config.model.width, config.model.depth, float(look_up(config, cell.value))
+    tokens = outcome.steps * config.data.batch_size * config.model.context
+    return cell.varied | {
+        "parametrization": config.recipe.parametrization,
+        "optimizer": config.recipe.optimizer,
+        "branch_depth": config.recipe.branch_depth if config.recipe.parametrization == "mup" else None,
+        "width": width,
+        "depth": depth,
+        "axis": axis,
+        "size": {"width": width, "depth": depth}.get(axis, f"{width}x{depth}"),
+        "value": cell.value,
+        "log2_value": math.log2(value) if value > 0 else None,
+        "seed": config.seed,
+        "loss": outcome.loss,
+        "train_loss": outcome.train_loss,
+        "unigram_loss": cell.unigram_loss,
+        "steps": outcome.steps,
+        "tokens": tokens,
+        "parameters": outcome.parameters,
+        "seconds": round(outcome.seconds, 3),
+        "tokens_per_second": round(outcome.tokens_per_second, 1),
+        "diverged": outcome.diverged,
+        "stopped": outcome.stopped,
+        "early_loss": outcome.early_loss,
+        "corpus": cell.corpus,
+        "config_hash": cell.hash,
+    }
+
+
+def _csv(columns: list[str], rows: list[dict[str, Any]], *, header: bool) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

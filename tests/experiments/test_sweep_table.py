@@ -1,0 +1,168 @@
+"""The table: whole rows, several writers, claims that die with their holder; and estimates of time."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from mup_lightning.cli.main import main
+from mup_lightning.cli.sweep import compose
+from mup_lightning.errors import UserError
+from mup_lightning.experiments.sweep.grid import expand
+from mup_lightning.experiments.sweep.locks import Locks
+from mup_lightning.experiments.sweep.progress import Estimate
+from mup_lightning.experiments.sweep.run import SweepRun
+from mup_lightning.experiments.sweep.spec import load
+from mup_lightning.experiments.sweep.table import Outcome, Table
+from tests.experiments.sweeps import tiny_sweep, write
+
+DONE = Outcome(loss=2.5, train_loss=2.25, steps=60, parameters=1000, seconds=2.0, tokens_per_second=3840.0)
+
+
+@pytest.fixture
+def cells(corpus, tmp_path):
+    grids = [{"vary": {"model.width": [16, 32]}}, {"vary": {"model.depth": [1, 2]}}]
+    vary = {"recipe.lr": {"log2": [-8]}, "seed": [0, 1]}
+    return expand(load(write(tmp_path / "file", tiny_sweep(corpus, grids=grids, vary=vary))), compose)
+
+
+def test_rows_are_tidy(cells, tmp_path):
+    table = Table(tmp_path, Locks(tmp_path), list(cells[0].varied))
+    for cell in cells:
+        table.append(cell, DONE)
+    rows = list(csv.DictReader(table.path.open()))
+    assert len({row["config_hash"] for row in rows}) == len(cells) == 6
+    found = sorted((row["axis"], int(row["size"]), int(row["seed"])) for row in rows)
+    assert found == [(axis, size, seed) for axis, sizes in (("depth", (1, 2)), ("width", (16, 32))) for size in sizes
+                     for seed in (0, 1)]  # fmt: skip
+    row = rows[0]
+    wanted = {
+        "parametrization": "mup",
+        "optimizer": "adamw",
+        "branch_depth": "2",
+        "value": "recipe.lr",
+        "log2_value": "-8.0",
+        "loss": "2.5",
+        "tokens": str(60 * 8 * 16),
+        "diverged": "",
+        "stopped": "",
+        "corpus": cells[0].corpus,
+    }
+    assert {key: row[key] for key in wanted} == wanted
+    assert float(row["unigram_loss"]) == cells[0].unigram_loss
+
+
+def test_a_torn_row_is_no_row_and_is_cut_off(cells, tmp_path):
+    table = Table(tmp_path, Locks(tmp_path), list(cells[0].varied))
+    table.append(cells[0], DONE)
+    whole = table.path.read_bytes()
+    table.path.write_bytes(whole + whole.splitlines()[-1][:40])
+    assert [row["config_hash"] for row in table.rows()] == [cells[0].hash] * len(cells[0].axes)
+    table.append(cells[1], DONE)
+    assert table.path.read_bytes().startswith(whole)
+    assert {row["config_hash"] for row in table.rows()} == {cells[0].hash, cells[1].hash}
+
+
+def test_a_key_that_varies_later_gets_its_column(cells, tmp_path):
+    Table(tmp_path, Locks(tmp_path), []).append(replace(cells[0], varied={}), DONE)
+    later = Table(tmp_path, Locks(tmp_path), list(cells[1].varied))
+    later.append(cells[1], DONE)
+    by_hash = {row["config_hash"]: row["model.width"] for row in later.rows()}
+    assert by_hash == {cells[0].hash: "", cells[1].hash: str(cells[1].config.model.width)}
+
+
+def child(code, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_a_claim_holds_between_processes_and_dies_with_its_holder(cells, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from mup_lightning.experiments.sweep.locks import Locks\n"
+        "locks = Locks(Path(sys.argv[1]))\n"
+        "print(all([locks.claim(name) for name in sys.argv[2:]]), flush=True); sys.stdin.read()\n"
+    )
+    other = child(code, tmp_path, *[cell.hash for cell in cells])
+    assert other.stdout.readline() == "True\n"
+    locks = Locks(tmp_path)
+    assert not locks.claim(cells[0].hash)
+    assert locks.claim("0" * 64)
+    summary = SweepRun(cells, tmp_path, workers=1).run()  # starts no worker: all is being run elsewhere
+    assert (summary.elsewhere, summary.ran, summary.before) == (len(cells), 0, 0)
+    other.kill()
+    other.communicate()
+    assert locks.claim(cells[0].hash)
+
+
+def test_rows_of_several_writers_do_not_mix(cells, tmp_path):
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from mup_lightning.experiments.sweep.locks import Locks\n"
+        "from mup_lightning.experiments.sweep.records import Record\n"
+        "folder, name = Path(sys.argv[1]), sys.argv[2]\n"
+        "record = Record(folder, 'r.json', Locks(folder))\n"
+        "for n in range(100): record.change({f'{name}{n}': n})\n"
+    )
+    writers = [child(code, tmp_path, name) for name in "ab"]
+    table = Table(tmp_path, Locks(tmp_path), list(cells[0].varied))
+    for _ in range(100):
+        table.append(cells[0], DONE)
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert len(json.loads((tmp_path / "r.json").read_text())) == 200
+
+
+def test_one_table_one_corpus(cells, tmp_path):
+    Table(tmp_path, Locks(tmp_path), list(cells[0].varied)).append(replace(cells[0], corpus="0" * 64), DONE)
+    with pytest.raises(UserError, match=r"results\.csv has rows of another corpus \(manifest 000000000000"):
+        SweepRun(cells, tmp_path)
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="no column config_hash"):
+        SweepRun(cells, tmp_path)
+
+
+def test_rows_of_another_sweep_are_pointed_out(corpus, tmp_path, capsys):
+    file = write(tmp_path / "file", tiny_sweep(corpus))
+    for value in (0, 1):
+        cells = expand(load(file, {"recipe.weight_decay": value}), compose)
+        table = Table(tmp_path / "out", Locks(tmp_path / "out"), list(cells[0].varied))
+        for cell in cells:
+            table.append(cell, DONE)
+    arguments = ["sweep", str(file), "--out", str(tmp_path / "out"), "--set", "recipe.weight_decay=1"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "4 configurations, 4 of them done already" in printed.out
+    assert "also has 4 configurations that are not in this sweep" in printed.err
+    assert main([*arguments, "--shard", "2/4"]) == 0
+    assert "1 configurations, 1 of them done already" in capsys.readouterr().out
+
+
+def test_a_worker_reads_its_environment_before_torch():
+    modules = "worker pool run table grid spec locks progress early records".split()
+    imports = ", ".join(f"mup_lightning.experiments.sweep.{module}" for module in modules)
+    process = child(f"import sys; import {imports}; print('torch' in sys.modules or 'lightning' in sys.modules)")
+    assert process.communicate()[0] == "False\n"
+
+
+def test_time_left_is_the_longest_first_on_the_worker_that_is_free_first(cells):
+    estimate = Estimate(cells, [])
+    times = [8.0, 5.0, 4.0, 3.0]
+    for seconds in times:
+        estimate._kinds[("adamw", seconds)] = [seconds]
+    costed = [replace(cell, work=seconds) for cell, seconds in zip(cells, times, strict=False)]
+    assert estimate.remaining(costed, [], 2) == 11.0  # 8 + 3 beside 5 + 4
+    assert estimate.remaining([], [], 2) == 0.0
+
+
+def test_estimates_come_from_the_table(cells, tmp_path):
+    table = Table(tmp_path, Locks(tmp_path), list(cells[0].varied))
+    table.append(cells[0], DONE)
+    table.append(cells[-1], replace(DONE, loss=None, diverged="step 1", seconds=1e6))
+    estimate = Estimate(cells, table.rows())
+    assert estimate.measured == 1
+    assert estimate.seconds(cells[0]) == 2.0
+    other = next(cell for cell in cells if cell.work != cells[0].work)
+    assert estimate.seconds(other) == pytest.approx(2.0 * other.work / cells[0].work)
