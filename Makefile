@@ -3,7 +3,7 @@
 # The everyday overrides, e.g. make train SIZE=base OPT=adamw STEPS=200. Anything else: ARGS="--model.dropout 0.1".
 SIZE     ?= nano
 OPT      ?= muon_kimi
-STRATEGY ?= single
+STRATEGY ?= $(DEFAULT_STRATEGY)
 PARAM    ?= mup
 DEVICES  ?=
 NODES    ?=
@@ -22,13 +22,30 @@ CONFIG   ?=
 ARGS     ?=
 PORT     ?= 6006
 
+# Of `make submit` alone; unset ones are the cluster's own defaults.
+SLURM    ?= default
+GPUS     ?=
+PARTITION ?=
+TIME     ?=
+ACCOUNT  ?=
+QOS      ?=
+CPUS     ?=
+MEM      ?=
+JOB      ?=
+DRY      ?=
+EXPERIMENT ?=
+TASKS    ?= 1
+
 PYTHON   ?= python3
 VENV     ?= .venv
 PIP_ARGS ?=
 
 BIN := $(VENV)/bin
 MUP := $(BIN)/mup-lightning
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+# DeepSpeed would compile its operators while it is installed; what we use of it needs none.
+PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+DEFAULT_STRATEGY = single
 
 # An option of mup-lightning for every variable that is set.
 opt = $(if $($(1)),$(2) $($(1)))
@@ -43,7 +60,7 @@ OPTIONS = -c recipes/gpt2.yaml -c recipes/size/$(SIZE).yaml -c recipes/optimizer
   $(call opt,SEED,--seed) $(call opt,RESUME,--run.resume) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train evaluate tensorboard bench figure picture test lint format clean
+.PHONY: help setup data train submit evaluate tensorboard bench figure picture test lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,6 +68,7 @@ help: ## list the targets
 	@echo "  variables: SIZE=$$(ls recipes/size | sed 's/\.yaml//' | paste -sd '|')  OPT=$$(ls recipes/optimizer | sed 's/\.yaml//' | paste -sd '|')"
 	@echo "             STRATEGY=$$(ls recipes/strategy | sed 's/\.yaml//' | paste -sd '|')  PARAM=mup|sp  BRANCH_DEPTH=1|2  DEVICES= NODES= STEPS= BATCH= LR= WD= SEED="
 	@echo "             CARD=data/NAME.yaml TOKENIZER=gpt2|bytes DATA=FOLDER RUN=NAME RESUME=last CONFIG=FILE.yaml ARGS='--any.option VALUE'"
+	@echo "  of submit: SLURM=$$(ls recipes/slurm | sed 's/\.yaml//' | paste -sd '|')  GPUS= PARTITION= TIME= ACCOUNT= QOS= CPUS= MEM= JOB= DRY=1; a sweep: EXPERIMENT=NAME TASKS=N"
 
 setup: $(VENV)/.run ## make the virtual environment and install pinned dependencies
 
@@ -58,6 +76,15 @@ data: $(CORPUS)/manifest.json ## tokenise the corpus of CARD
 
 train: check $(VENV)/.run $(if $(DATA),,$(CORPUS)/manifest.json) ## train SIZE with OPT; RESUME=last continues
 	@$(MUP) train $(OPTIONS)
+
+# Of several processes each has the whole model, unless STRATEGY says otherwise.
+submit: DEFAULT_STRATEGY = $(if $(filter-out 0 1,$(NODES) $(GPUS) $(DEVICES)),ddp,single)
+submit: $(if $(EXPERIMENT),,check) $(VENV)/.run $(if $(DATA)$(EXPERIMENT),,$(CORPUS)/manifest.json) ## train on a SLURM cluster: NODES= GPUS= TIME= ...; DRY=1 shows the script
+	@$(MUP) submit -c recipes/slurm/$(SLURM).yaml \
+	  $(if $(EXPERIMENT),--sweep recipes/experiment/$(EXPERIMENT).yaml --tasks $(TASKS) $(ARGS),$(OPTIONS)) \
+	  $(call opt,GPUS,--slurm.gpus) $(call opt,PARTITION,--slurm.partition) $(call opt,TIME,--slurm.time) \
+	  $(call opt,ACCOUNT,--slurm.account) $(call opt,QOS,--slurm.qos) $(call opt,CPUS,--slurm.cpus) \
+	  $(call opt,MEM,--slurm.memory) $(call opt,JOB,--slurm.job) $(if $(DRY),--dry)
 
 evaluate: $(VENV)/.run ## validation loss of RUN's newest checkpoint
 	@$(MUP) evaluate runs/$(RUN) $(ARGS)

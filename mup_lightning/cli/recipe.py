@@ -9,6 +9,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.spectral import comparison, tables
 from mup_lightning.spectral.elsewhere import PUBLISHED
 from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.recipe import variant_of
 
 
 def main(argv: list[str]) -> int:
@@ -24,6 +25,12 @@ def main(argv: list[str]) -> int:
         "--branch-depth", type=int, default=2, metavar="K", help="k, matrices in a residual branch: 1, or 2 and more"
     )
     parser.add_argument(
+        "--variant",
+        choices=("published", "measured"),
+        default="published",
+        help="measured: with the update that `mup-lightning probe` found, where it found another (default: published)",
+    )
+    parser.add_argument(
         "--diff",
         choices=PUBLISHED,
         help="compare with a published parametrization, cell by cell (--optimizer: adamw unless given)",
@@ -34,13 +41,14 @@ def main(argv: list[str]) -> int:
     if k < 1:
         raise UserError(f"--branch-depth is {k}; expected the number of matrices in a residual branch, at least 1")
 
+    families = {name: variant_of(family, options.variant) for name, family in FAMILIES.items()}
     if options.diff:
         arguments = (options.diff, options.optimizer or "adamw", k)
         print(json.dumps(comparison.as_plain(*arguments), indent=1) if options.json else comparison.as_text(*arguments))
     elif options.json:
-        chosen = [FAMILIES[options.optimizer]] if options.optimizer else list(FAMILIES.values())
+        chosen = [families[options.optimizer]] if options.optimizer else list(families.values())
         values = [tables.as_plain(family, k) for family in chosen]
         print(json.dumps(values[0] if options.optimizer else values, indent=1))
     else:
-        print(tables.as_text(FAMILIES[options.optimizer], k) if options.optimizer else tables.all_as_text(k))
+        print(tables.as_text(families[options.optimizer], k) if options.optimizer else tables.all_as_text(k, families))
     return 0

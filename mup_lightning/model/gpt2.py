@@ -11,8 +11,11 @@ Shapes: B batch, T positions, C width, V padded vocabulary, N = B·T.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mup_lightning.errors import UserError
 from mup_lightning.model import taps
@@ -125,7 +128,7 @@ def build(
 ) -> GPT2:
     """Make a model and draw its weights.
 
-    It is laid out on the meta device first, so that torch's own random init, which would be overwritten, costs nothing.
+    It is laid out on the meta device first, without torch's own random init, which would be overwritten.
 
     Args:
         config: shape and switches.
@@ -138,12 +141,22 @@ def build(
         UserError: the recipe does not allow tied embeddings, but the model has them.
     """
     check_tied(config, recipe)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInit():
         model = GPT2(config, recipe.multipliers)
     if torch.device(device).type != "meta":
         model.to_empty(device=device)
         model.initialise(recipe, seed, gpt2_residual_init=gpt2_residual_init)
     return model
+
+
+class _NoInit(TorchFunctionMode):
+    """Skips torch's own init: on the meta device it does nothing, but imports torch's compiler for a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def check_tied(config: ModelConfig, recipe: Recipe) -> None:

@@ -85,7 +85,12 @@ class HybridOptimizer(Optimizer):
             self._refuse_parts(group)
         if self.check:
             self._refuse({p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None})
-        missing = [p for p in self.wants_hessian() if p not in self._hessians and (self.layouts or p.grad is not None)]
+        missing = [
+            original
+            for original, held in self._due()
+            if original not in self._hessians and (held in self.layouts or held.grad is not None)
+            if any(held is parameter for group in self.param_groups for parameter in group["params"])
+        ]
         if missing:
             raise RuntimeError(
                 f"{self._names(missing)} need an estimate of the Hessian's diagonal before this step: make it with "
@@ -102,12 +107,10 @@ class HybridOptimizer(Optimizer):
     def _step_whole(self, group: Group) -> None:
         """Step parameters that all processes hold, each process its share where the rule works on matrices."""
         rule = RULES[group["rule"]]
-        rank, world_size = exchange.rank_and_world()
+        rank, _ = exchange.rank_and_world()
+        owners = self._owners_in(group, None)
         present = [index for index, parameter in enumerate(group["params"]) if parameter.grad is not None]
-        mine, owners = present, dict[int, int]()
-        if shared := rule.whole_matrix and self.share_work and world_size > 1:
-            owners = assign({index: _cost(rule, group, index) for index in present}, world_size)
-            mine = [index for index in present if owners[index] == rank]
+        mine = [index for index in present if owners is None or owners[group["names"][index]] == rank]
         items = [
             Item(
                 parameter,
@@ -121,8 +124,9 @@ class HybridOptimizer(Optimizer):
         ]
         if items:
             rule.update(group, items)
-        if shared:
-            exchange.share([group["params"][index] for index in present], [owners[index] for index in present])
+        if owners is not None:
+            parameters = [group["params"][index] for index in present]
+            exchange.share(parameters, [owners[group["names"][index]] for index in present])
 
     def _step_flat(self, group: Group, flat: torch.Tensor) -> None:
         """Step a flat part of a group, as ZeRO hands it over."""
@@ -131,10 +135,9 @@ class HybridOptimizer(Optimizer):
         if not rule.whole_matrix:
             rule.update(group, [Item(flat, flat.grad, self.state[flat], 1, False, self._flat_hessian(group, flat))])
             return
+        owners = self._owners_in(group, flat)
+        assert owners is not None
         places = {name: index for index, name in enumerate(group["names"])}
-        if flat not in self._owners:
-            costs = {name: _cost(rule, group, places[name]) for name in layout.held}
-            self._owners[flat] = assign(costs, len(layout.ranks), layout.held)
 
         def update(names: list[str], weights: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
             items = [
@@ -151,7 +154,48 @@ class HybridOptimizer(Optimizer):
                 rule.update(group, items)
 
         shapes = dict(zip(group["names"], group["shapes"], strict=True))
-        exchange.with_whole(layout, self._owners[flat], flat, flat.grad, shapes, update)
+        exchange.with_whole(layout, owners, flat, flat.grad, shapes, update)
+
+    def _owners_in(self, group: Group, flat: torch.Tensor | None) -> dict[str, int] | None:
+        """Who works on which matrix of a group, or of a flat part of it; None: every process steps all that it has."""
+        rule, world_size = RULES[group["rule"]], exchange.rank_and_world()[1]
+        if not rule.whole_matrix or (flat is None and not (self.share_work and world_size > 1)):
+            return None
+        # Over all parameters, with a gradient or without: an owner keeps the state, so it must not change.
+        held = None if flat is None else self.layouts[flat].held
+        names = group["names"] if held is None else list(held)
+        key = (flat, names[0])
+        if key not in self._owners:
+            costs = {name: _cost(rule, group, group["names"].index(name)) for name in names}
+            self._owners[key] = assign(costs, world_size, held)
+        return self._owners[key]
+
+    def kept(self, rank: int, *, once: bool = False) -> dict[str, tuple[torch.Tensor, State]]:
+        """The parameters whose whole state this process keeps: name -> the parameter as the model holds it, its state.
+
+        Args:
+            rank: this process's.
+            once: leave out, but on rank 0, what every process keeps.
+        """
+        kept: dict[str, tuple[torch.Tensor, State]] = {}
+        for group in self.param_groups if not self.layouts else ():
+            owners = self._owners_in(group, None)
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                if (not once or rank == 0) if owners is None else owners[name] == rank:
+                    kept[name] = (parameter, self.state[parameter])
+        for flat in self.layouts:
+            for name, owner in (self._owners_in(self._group_of(flat), flat) or {}).items():
+                if owner == rank:
+                    kept[name] = (self.originals[name], self.matrix_states.setdefault(name, {}))
+        return kept
+
+    def elementwise_flats(self) -> dict[torch.Tensor, Layout]:
+        """The flat tensors that elementwise rules step; their states are as flat."""
+        return {f: layout for f, layout in self.layouts.items() if not RULES[self._group_of(f)["rule"]].whole_matrix}
+
+    def _group_of(self, flat: torch.Tensor) -> Group:
+        some = next(iter(self.layouts[flat].held))
+        return next(group for group in self.param_groups if some in group["names"])
 
     def _flat_hessian(self, group: Group, flat: torch.Tensor) -> torch.Tensor | None:
         """The estimate of the Hessian's diagonal for this process's part, if one was given."""
@@ -168,8 +212,12 @@ class HybridOptimizer(Optimizer):
 
     def wants_hessian(self) -> list[torch.Tensor]:
         """The parameters whose rule needs an estimate of the Hessian's diagonal before the coming step; mostly none."""
+        return [original for original, _ in self._due()]
+
+    def _due(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The parameters of `wants_hessian`, each with the tensor that is stepped in its place."""
         return [
-            original
+            (original, held)
             for group in self.param_groups
             if "hessian_every" in group
             for original, held in self._members(group)
@@ -195,10 +243,8 @@ class HybridOptimizer(Optimizer):
 
     def _refuse_parts(self, group: Group) -> None:
         """Refuse to hand a whole-matrix rule anything but whole matrices: it would be another algorithm."""
-        if not RULES[group["rule"]].whole_matrix or any(parameter in self.layouts for parameter in group["params"]):
-            return
-        found = [tuple(parameter.shape) for parameter in group["params"]]
-        if found != group["shapes"]:
+        found = [tuple(parameter.shape) for parameter in group["params"] if parameter not in self.layouts]
+        if RULES[group["rule"]].whole_matrix and found and found != group["shapes"]:
             raise RuntimeError(
                 f"{group['rule']} works on whole matrices, but {group['names'][0]} and others of its group have become "
                 f"{found[0]}; they were {group['shapes'][0]}. The strategy has to say how it parts them (set_layout)"

@@ -23,6 +23,7 @@ class Family:
         epsilon: the scale of what the stabiliser ε is added to; None where the optimizer has none that matters.
         whole_matrix: it acts on a matrix as a whole, so that vectors and, by custom, embeddings and head go to AdamW.
         aux_lr_factor: base learning rate of that AdamW half over the family's own, as the paper sets it.
+        measured: ‖A‖_R as `mup-lightning probe` measures it (docs/probe.md), where that contradicts `direction`.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Family:
     epsilon: Callable[[Weight], Scale] | None = None
     whole_matrix: bool = False
     aux_lr_factor: float = 1.0
+    measured: Callable[[Weight], Scale] | None = None
 
 
 def _sign(w: Weight) -> Scale:
@@ -65,7 +67,8 @@ FAMILIES: dict[str, Family] = {
         Family("muon", _orthogonal, whole_matrix=True, aux_lr_factor=0.1),
         Family("muon_kimi", lambda w: _orthogonal(w) * w.larger_side**HALF, whole_matrix=True),
         Family("shampoo", _orthogonal, epsilon=_gradient_squared, whole_matrix=True, aux_lr_factor=2.0),
-        Family("soap", _orthogonal, whole_matrix=True),
+        # In an eigenbasis that is a step old the gradient is dense, and Adam makes every entry as large as the next.
+        Family("soap", _orthogonal, whole_matrix=True, measured=_sign),
         Family("sso", lambda w: ONE, whole_matrix=True),
     )
 }

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mup_lightning.errors import UserError
@@ -28,6 +28,8 @@ class RecipeConfig:
         optimizer: muon_kimi, muon, shampoo, soap and sso update the matrices inside blocks, and AdamW all else; adamw,
             lion, sophia and sgd update everything.
         pure: a matrix optimizer updates embeddings and head too; AdamW keeps the vectors, which are no matrices.
+        variant: what is known of the optimizer's update: as the paper has it (published), or as `mup-lightning probe`
+            has measured the implementation here (measured), where the two differ.
         parametrization: mup applies the spectral condition; sp uses the base values unchanged at every size.
         branch_depth: k, the matrices in a residual branch that the condition counts: 1, or 2 and more (all agree).
         lr: base learning rate, at the base shape.
@@ -46,6 +48,7 @@ class RecipeConfig:
 
     optimizer: OptimizerName = "muon_kimi"
     pure: bool = False
+    variant: Literal["published", "measured"] = "published"
     parametrization: Literal["sp", "mup"] = "mup"
     branch_depth: int = 2
     lr: float = 2**-7
@@ -78,6 +81,12 @@ class RecipeConfig:
             raise UserError(
                 f"recipe.pure is true, but {self.optimizer} updates every parameter anyway; leave recipe.pure out, or "
                 f"choose one of {', '.join(family.name for family in FAMILIES.values() if family.whole_matrix)}"
+            )
+        if self.variant == "measured" and FAMILIES[self.optimizer].measured is None:
+            differing = ", ".join(family.name for family in FAMILIES.values() if family.measured)
+            raise UserError(
+                f"recipe.variant is measured, but {self.optimizer} was measured as it is published (docs/probe.md); "
+                f"leave recipe.variant out, or choose recipe.optimizer {differing}"
             )
 
 
@@ -147,12 +156,17 @@ def exponents(family: Family, role: Role, branch_depth: int) -> Exponents:
     )
 
 
+def variant_of(family: Family, variant: str) -> Family:
+    """The family as published, or with the update that was measured where there is one."""
+    return replace(family, direction=family.measured) if variant == "measured" and family.measured else family
+
+
 def family_of(config: RecipeConfig, role: Role) -> Family:
     """The family that updates a role: a whole-matrix optimizer takes the matrices inside blocks, AdamW all else.
 
     In pure mode it takes embeddings and head too.
     """
-    family = FAMILIES[config.optimizer]
+    family = variant_of(FAMILIES[config.optimizer], config.variant)
     mine = not family.whole_matrix or role is Role.HIDDEN or (config.pure and not role.is_vector)
     return family if mine else FAMILIES["adamw"]
 
@@ -173,7 +187,7 @@ def derive(config: RecipeConfig, width: int, depth: int) -> Recipe:
     def factor(scale: Scale) -> float:
         return (ONE if config.parametrization == "sp" else scale).at(r_n, r_L)
 
-    main = FAMILIES[config.optimizer]
+    main = variant_of(FAMILIES[config.optimizer], config.variant)
     aux_factor = main.aux_lr_factor if config.aux_lr_factor is None else config.aux_lr_factor
     values: dict[Role, Values] = {}
     for role in Role:
@@ -182,7 +196,7 @@ def derive(config: RecipeConfig, width: int, depth: int) -> Recipe:
         decayed = config.decay_vectors or not role.is_vector
         values[role] = Values(
             rule=family.name,
-            lr=config.lr * factor(row.lr) * (1.0 if family is main else aux_factor),
+            lr=config.lr * factor(row.lr) * (1.0 if family.name == main.name else aux_factor),
             weight_decay=config.weight_decay * factor(row.weight_decay) if decayed else 0.0,
             eps=None if row.eps is None else config.eps * factor(row.eps),
             init_std=config.init_std * factor(row.init_var) ** 0.5,

@@ -21,7 +21,7 @@ QUANTITIES: dict[str, str] = {
 LEGEND = "Factors on the base values; n stands for width / base width, L for depth / base depth."
 
 REMARKS = {
-    "soap": "The row takes SOAP for U Vᵀ, as the paper does; measured, the real one is closer to the adamw row.",
+    "soap": "The row takes SOAP for U Vᵀ, as the paper does; measured, it is the adamw row (--variant measured).",
 }
 
 
@@ -67,7 +67,7 @@ def as_text(family: Family, branch_depth: int) -> str:
     return "\n".join([f"{family.name}, k = {branch_depth}", "", aligned(lines), "", LEGEND, *_notes(family)])
 
 
-def all_as_text(branch_depth: int) -> str:
+def all_as_text(branch_depth: int, families: dict[str, Family] = FAMILIES) -> str:
     """All optimizers, compact: what they share once, then a table per quantity with a row per optimizer."""
     shared = rows(FAMILIES["adamw"], branch_depth)
     parts = [f"All optimizers, k = {branch_depth}. {LEGEND}"]
@@ -76,7 +76,7 @@ def all_as_text(branch_depth: int) -> str:
         parts.append(aligned([[f"{QUANTITIES[quantity]} (shared)", *Role], ["", *cells]]))
     for quantity in ("lr", "weight_decay", "eps"):
         lines = [[QUANTITIES[quantity], *Role]]
-        for family in FAMILIES.values():
+        for family in families.values():
             table = rows(family, branch_depth)
             if getattr(table[Role.HIDDEN], quantity) is not None:
                 lines.append([family.name, *(show(getattr(table[role], quantity)) for role in Role)])
@@ -107,6 +107,8 @@ def _notes(family: Family) -> list[str]:
             f"In training, {family.name} gets the hidden matrices alone; embeddings, head, vectors get adamw{factor}. "
             f"With recipe.pure it gets embeddings and head too."
         )
-    if family.name in REMARKS:
+    if family.measured is not None and family.direction is family.measured:
+        notes.append("The row is as measured (docs/probe.md), not as the paper has it (--variant published).")
+    elif family.name in REMARKS:
         notes.append(REMARKS[family.name])
     return notes

@@ -1,6 +1,7 @@
 """Checkpoints on disk: complete or absent.
 
-A checkpoint is a folder `step_<step>` that holds the state and `checkpoint.json`, which lists every file with its
+A checkpoint is a folder `step_<step>` that holds the tensors (`shards`), Lightning's counters and `checkpoint.json`,
+which lists every file with its
 size and sha256, what the run was (its configuration and data), and the step. The folder is made under another name
 and renamed when all of it is on disk: a folder with the right name is complete.
 """
@@ -19,7 +20,7 @@ from mup_lightning.errors import UserError
 
 STATE_FILE = "state.ckpt"
 MARKER_FILE = "checkpoint.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,14 @@ def unfinished(folder: Path, step: int) -> Path:
     return folder / f".unfinished_{folder_name(step)}"
 
 
-def seal(folder: Path, step: int, config: dict[str, Any], identity: dict[str, Any], keep: int) -> Checkpoint:
+def seal(
+    folder: Path,
+    step: int,
+    config: dict[str, Any],
+    identity: dict[str, Any],
+    keep: int,
+    written: dict[str, dict[str, Any]],
+) -> Checkpoint:
     """Turn the files in `unfinished(folder, step)` into a complete checkpoint, and delete the oldest ones.
 
     Args:
@@ -124,13 +132,19 @@ def seal(folder: Path, step: int, config: dict[str, Any], identity: dict[str, An
         config: see `Checkpoint`.
         identity: see `Checkpoint`.
         keep: complete checkpoints that stay, this one among them.
+        written: {"bytes", "sha256"} of the tensor files, by name, as their writers know them; the rest is hashed here.
     """
     source, target = unfinished(folder, step), folder / folder_name(step)
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(source.iterdir())}
+    files = written | {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(source.iterdir())
+        if path.name not in written
+    }
     content = {"format_version": FORMAT_VERSION, "step": step, "config": config, "identity": identity, "files": files}
     (source / MARKER_FILE).write_text(json.dumps(content, indent=1))
     for path in source.iterdir():
-        _sync(path)
+        if path.name not in written:
+            _sync(path)
     _sync(source)
     if target.exists():  # the same step once more, after a resume from an older checkpoint
         shutil.rmtree(target)

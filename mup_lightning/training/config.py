@@ -18,7 +18,8 @@ class TrainerConfig:
 
     Attributes:
         max_steps: optimizer steps of the run.
-        strategy: single (one process) or ddp (one process per device, gradients averaged).
+        strategy: single (one process); ddp (one process per device, gradients averaged); zero0 to zero3 (DeepSpeed:
+            as ddp; then optimizer states, gradients, weights parted over the processes, each with what comes before).
         devices: processes per node: GPUs, or CPU processes.
         nodes: machines.
         accelerator: auto takes GPUs where there are any.
@@ -32,7 +33,7 @@ class TrainerConfig:
     """
 
     max_steps: int = 1221
-    strategy: Literal["single", "ddp"] = "single"
+    strategy: Literal["single", "ddp", "zero0", "zero1", "zero2", "zero3"] = "single"
     devices: int = 1
     nodes: int = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -66,7 +67,8 @@ class RunConfig:
     Attributes:
         root: folder of all runs.
         name: the run's folder inside it.
-        resume: last (continue from the run's newest complete checkpoint), or a checkpoint's folder; null: start anew.
+        resume: last (continue from the run's newest complete checkpoint), auto (the same, or start where there is none:
+            what a job that SLURM may run again wants), or a checkpoint's folder; null: start anew.
     """
 
     root: str = "runs"

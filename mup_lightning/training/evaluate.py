@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,23 @@ from mup_lightning.tokens.shards import TokenStore
 from mup_lightning.tokens.validation import validation_batches
 from mup_lightning.training import checkpoints
 from mup_lightning.training.config import Config
+from mup_lightning.training.shards import Shards
 
 
 @torch.no_grad()
-def loss_sums(model: GPT2, batches: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
+def loss_sums(
+    model: GPT2,
+    batches: Iterable[torch.Tensor],
+    device: torch.device,
+    loss_of: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Add up the next-token cross-entropy over batches of windows, without dropout.
 
     Args:
         model: left in the mode (training or not) that it came in.
         batches: (b, T + 1) int64 windows; b may be 0.
         device: where the model is.
+        loss_of: mean loss of a batch; None: the model's own. A strategy that parts the weights wants to be asked.
 
     Returns:
         (2,) float64: the sum of the losses in nats, and the number of tokens predicted. Ready to be added up over
@@ -36,7 +43,7 @@ def loss_sums(model: GPT2, batches: Iterable[torch.Tensor], device: torch.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for window_BT1 in batches:
         tokens = window_BT1.shape[0] * (window_BT1.shape[1] - 1)
-        loss = model.loss(window_BT1.to(device))
+        loss = (loss_of or model.loss)(window_BT1.to(device))
         if tokens:  # a process that has run out of windows joins in the forward pass only
             sums[0] += loss.double() * tokens
             sums[1] += tokens
@@ -83,6 +90,6 @@ def load_model(checkpoint: checkpoints.Checkpoint, config: Config) -> GPT2:
     """The model of a checkpoint, in evaluation mode on the CPU; multipliers as in training."""
     recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
     model = build(config.model, recipe, config.seed, device="meta")
-    state = torch.load(checkpoint.state, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()}, assign=True)
+    model.to_empty(device="cpu")
+    Shards(checkpoint.path).load_weights(model)
     return model.eval()

@@ -41,5 +41,10 @@ def resolve(config: TrainerConfig) -> None:
             if found
             else "trainer.accelerator is gpu, but torch sees no GPU here; set trainer.accelerator cpu"
         )
+    resolve_precision(config)
+
+
+def resolve_precision(config: TrainerConfig) -> None:
+    """Replace precision `auto` by what the accelerator, known by now, is best at."""
     if config.precision == "auto":
         config.precision = "bf16" if config.accelerator == "gpu" else "fp32"

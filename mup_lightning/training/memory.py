@@ -156,10 +156,14 @@ def block_activations(load: Load, *, autocast: bool) -> int:
 
 
 def _loss(load: Load, tokens: int, *, autocast: bool) -> int:
-    """Buffers of the chunked cross-entropy while it sweeps: logits of a chunk, and in bf16 their casts and products."""
+    """Buffers of the chunked cross-entropy while it sweeps: logits of a chunk, and in bf16 their casts and products.
+
+    On CPU torch adds a bf16 product to the float32 gradient by way of a float32 copy; a GPU converts as it adds.
+    """
     C, V = load.model.width, load.model.padded_vocab
     chunk = min(tokens, load.model.loss_chunk or default_chunk(V, torch.device(load.device)))
     if not load.half:
         return 4 * chunk * V
     # Logits in bf16 and in float32, a chunk's part of the weight's gradient, and the weight's cast.
-    return 6 * chunk * V + 2 * V * C + (2 * V * C if autocast else 0)
+    copy = 4 * V * C if autocast and load.device == "cpu" else 0
+    return 6 * chunk * V + 2 * V * C + (2 * V * C if autocast else 0) + copy

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mup_lightning.callbacks.step import WatchedModule
-from mup_lightning.errors import UserError
+from mup_lightning.errors import Diverged
 from mup_lightning.model.gpt2 import build
 from mup_lightning.model.loss import cross_entropy
 from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.hessian import estimate, sample_labels
+from mup_lightning.optim.hessian import estimate, sample_labels, uniforms
 from mup_lightning.optim.hybrid import HybridOptimizer
 from mup_lightning.optim.schedule import make_schedule
 from mup_lightning.spectral.recipe import derive
@@ -31,6 +32,7 @@ class GPT2Module(WatchedModule):
     Attributes:
         model: the network.
         recipe: the values derived for its shape.
+        hybrid: the optimizer, as it was before a strategy wrapped it.
         micro_losses: (loss, counters) of each micro-batch of the current step; losses stay on the device.
     """
 
@@ -45,7 +47,9 @@ class GPT2Module(WatchedModule):
             device=device,
             gpt2_residual_init=config.recipe.gpt2_residual_init,
         )
+        self.strict_loading = False  # weights come from `shards`, not from Lightning
         self.micro_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._batches: list[dict[str, torch.Tensor]] = []
 
     def configure_optimizers(self) -> Any:
         """Roles -> recipe -> groups -> one optimizer -> schedule."""
@@ -53,20 +57,24 @@ class GPT2Module(WatchedModule):
             dict(self.model.named_parameters()), self.model.parameter_info, self.recipe, self.config.rules
         )
         # No check of its own: configure_gradient_clipping has looked at the same gradients.
-        optimizer = HybridOptimizer(groups, check=False)
-        schedule = make_schedule(optimizer, self.config.schedule, self.config.recipe.lr, self.config.trainer.max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        self.hybrid = HybridOptimizer(groups, check=False)
+        schedule = make_schedule(
+            self.hybrid, self.config.schedule, self.config.recipe.lr, self.config.trainer.max_steps
+        )
+        return {"optimizer": self.hybrid, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Loss of one micro-batch: `tokens` (b, T + 1) and `counters` (b,), the samples' places in the global order."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.micro_losses.clear()
+            self._batches.clear()
         if self.config.model.dropout > 0:
             # Dropout's mask, too, is a pure function of the place in the run: nothing to save, nothing to lose.
             torch.manual_seed(_mix(self.config.seed, batch_idx, self.global_rank))
-        self._window = batch["tokens"]
+        self._batches.append(batch)
         recorder, self.recorder = self.recorder, None
-        loss = self.model.loss(batch["tokens"], recorder)
+        with self._autocast():
+            loss = self.model.loss(batch["tokens"], recorder)
         self.micro_losses.append((loss.detach(), batch["counters"]))
         return loss
 
@@ -78,44 +86,73 @@ class GPT2Module(WatchedModule):
     ) -> None:
         """Clip the raw gradients by their global norm, and stop before the optimizer sees one that is not finite.
 
+        Where a process holds a part of the gradients only, DeepSpeed does both, later.
+
         Raises:
-            UserError: the loss or a gradient is NaN or infinite; names the step and the batch.
+            Diverged: the loss or a gradient is NaN or infinite; names the step and the batch.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.gradient_norm = get_total_norm([p.grad for p in parameters])
-        if not torch.isfinite(self.gradient_norm + self.step_loss()):
-            raise UserError(self._not_finite())
-        limit = self.config.trainer.gradient_clip
-        if limit > 0:
-            clip_grads_with_norm_(parameters, limit, self.gradient_norm)
+        if not self._ends_step():
+            return
+        if not getattr(self.trainer.strategy, "parts_gradients", False):
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self.see_gradient_norm(get_total_norm([p.grad for p in parameters]))
+            limit = self.config.trainer.gradient_clip
+            if limit > 0:
+                clip_grads_with_norm_(parameters, limit, self.gradient_norm)
         self.estimate_hessian()
 
-    def estimate_hessian(self) -> None:
-        """Where a rule (Sophia) wants it before this step: estimate the Hessian's diagonal on the last micro-batch.
+    def _ends_step(self) -> bool:
+        """Whether the optimizer steps after the current micro-batch; DeepSpeed's strategy asks after every one."""
+        return len(self._batches) == self.trainer.accumulate_grad_batches
 
-        A second backward pass that touches no .grad, and so none of the hooks that average gradients over processes;
-        each process estimates on its own tokens with its own draws, and the mean of all goes in.
+    def see_gradient_norm(self, norm: torch.Tensor) -> None:
+        """Keep the global norm of the raw gradients of this step.
+
+        Raises:
+            Diverged: it, or the loss, is not finite.
         """
-        optimizer = self.trainer.optimizers[0]
-        assert isinstance(optimizer, HybridOptimizer)
-        parameters = optimizer.wants_hessian()
+        self.gradient_norm = norm
+        if not torch.isfinite(norm + self.step_loss()):
+            raise Diverged(self._not_finite(), self.trainer.global_step + 1)
+
+    def estimate_hessian(self) -> None:
+        """Where a rule (Sophia) wants it before this step: estimate the Hessian's diagonal on the whole batch.
+
+        A second forward and backward pass that touches no .grad, and so none of the hooks that average gradients over
+        processes.
+        """
+        parameters = self.hybrid.wants_hessian()
         if not parameters:
             return
-        window = self._window
-        generator = torch.Generator(window.device).manual_seed(
-            _mix(self.config.seed, self.trainer.global_step, self.global_rank, 1)
-        )
-        with self.trainer.precision_plugin.forward_context():
-            diagonals = estimate(lambda: self._loss_on_own_labels(window, generator), parameters, window[:, 1:].numel())
-        reduce = self.trainer.strategy.reduce
-        optimizer.give_hessian(parameters, [reduce(diagonal, reduce_op="mean") for diagonal in diagonals])
+        context, reduce = self.config.model.context, self.trainer.strategy.reduce
+        with self._autocast():
+            diagonals = estimate(
+                [partial(self, *self._with_draws(batch)) for batch in self._batches],
+                parameters,
+                self.config.data.batch_size * context,
+                lambda gradient: reduce(gradient, reduce_op="mean"),
+            )
+        self.hybrid.give_hessian(parameters, diagonals)
 
-    def _loss_on_own_labels(self, window_BT1: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Mean cross-entropy against labels drawn from the model's own predictions."""
+    def _with_draws(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        counters = batch["counters"].tolist()
+        return batch["tokens"], uniforms(
+            self.config.seed, self.trainer.global_step, counters, self.config.model.context
+        )
+
+    def forward(self, window_BT1: torch.Tensor, uniforms_N: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean cross-entropy of (B, T + 1) symbols; given (B·T,) draws, of labels from the model's own predictions."""
         model, chunk = self.model, self.config.model.loss_chunk
+        if uniforms_N is None:
+            return model.loss(window_BT1)
         features_NC = model.features(window_BT1[:, :-1]).flatten(0, 1)
-        labels_N = sample_labels(features_NC, model.output_matrix, model.vocab_size, generator, chunk=chunk)
+        labels_N = sample_labels(features_NC, model.output_matrix, model.vocab_size, uniforms_N, chunk=chunk)
         return cross_entropy(features_NC, model.output_matrix, labels_N, model.vocab_size, chunk=chunk)[0]
+
+    def _autocast(self) -> torch.autocast:
+        """Precision bf16: float32 weights, bf16 matrix products. Ours rather than Lightning's, so that it is the same
+        under every strategy."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.trainer.precision == "bf16")
 
     def step_loss(self) -> torch.Tensor:
         """See `WatchedModule`."""
@@ -124,7 +161,8 @@ class GPT2Module(WatchedModule):
     def validation_loss(self) -> float:
         """See `WatchedModule`. Each process takes its share of the windows; the sums meet in one exchange."""
         trainer = self.trainer
-        sums = loss_sums(self.model, trainer.datamodule.val_windows(), self.device)  # type: ignore[attr-defined]
+        with self._autocast():
+            sums = loss_sums(self.model, trainer.datamodule.val_windows(), self.device, self)  # type: ignore[attr-defined]
         total = trainer.strategy.reduce(sums, reduce_op="sum")
         return float(total[0] / total[1])
 

@@ -5,12 +5,8 @@ The model is laid out on the meta device and grouped by the same functions as in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from torch.overrides import TorchFunctionMode
 
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2, build
@@ -114,8 +110,7 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,)) -> Plan:
         )
     warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)
     recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
-    with _no_init():
-        model = build(config.model, recipe, config.seed, device="meta")
+    model = build(config.model, recipe, config.seed, device="meta")
     named = dict(model.named_parameters())
     groups = make_groups(named, model.parameter_info, recipe, config.rules)
     half = config.trainer.precision != "fp32"
@@ -131,21 +126,6 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,)) -> Plan:
         memory=[memory(load, number, zero) for number in gpus for zero in STAGES],
         notes=_notes(config, load),
     )
-
-
-@contextmanager
-def _no_init() -> Iterator[None]:
-    """Skip torch's own random init: on the meta device it does nothing, but imports torch's compiler for a second."""
-
-    class NoInit(TorchFunctionMode):
-        def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if getattr(func, "__module__", None) == "torch.nn.init":
-                return args[0] if args else kwargs["tensor"]
-            return func(*args, **kwargs)
-
-    with NoInit():
-        yield
 
 
 def _parameters(config: Config, model: GPT2, groups: list[dict[str, Any]], recipe: Recipe) -> list[ParameterPlan]:

@@ -48,6 +48,13 @@ class RunFolder:
         file = self.config_file if not self.config_file.exists() else self.path / f"config.resumed_at_{step:08d}.yaml"
         file.write_text(yaml.safe_dump(plain(asdict(config)), sort_keys=False))
 
+    def finished_result(self) -> dict[str, Any] | None:
+        """What result.json says, if the run went to its end."""
+        if not self.result_file.is_file():
+            return None
+        result: dict[str, Any] = json.loads(self.result_file.read_text())
+        return result if result["finished"] else None
+
     def save_result(self, result: dict[str, Any]) -> None:
         """Write result.json, whole or not at all."""
         unfinished = self.result_file.with_suffix(".unfinished")

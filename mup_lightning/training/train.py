@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from mup_lightning.callbacks import stop_signals
 from mup_lightning.callbacks.curves import Curves
 from mup_lightning.callbacks.feature_norms import FeatureNorms
 from mup_lightning.callbacks.interrupt import Interrupt
+from mup_lightning.callbacks.preemption import Preemption
 from mup_lightning.callbacks.progress import ProgressBar
 from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.callbacks.validation import Validation
@@ -29,7 +34,8 @@ from mup_lightning.training import checkpoints, hardware, versions
 from mup_lightning.training.config import Config
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run_folder import RunFolder, plain
-from mup_lightning.training.saving import SaveCheckpoints, StreamedCheckpointIO
+from mup_lightning.training.saving import CountersIO, RestoreStates, SaveCheckpoints
+from mup_lightning.training.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Result:
     Attributes:
         finished: false where a signal stopped it before its last step.
         steps: optimizer steps done, over all resumes.
+        first_step: how many of them were done before this process's part of the run.
         validation_loss: nats per token after the last step; None where the run was stopped before it.
         unigram_loss: nats per token of a unigram model of the same corpus: what frequencies alone are worth.
         tokens: trained on, over all resumes.
@@ -46,12 +53,13 @@ class Result:
         seconds: wall time of this process's part of the run, start-up and validation included.
         tokens_per_second: in training steps alone.
         checkpoint: the newest one.
-        tensorboard: folder of the event files.
+        tensorboard: folder of the event files; None where nothing was kept.
         versions: of what computed it, and the git revision.
     """
 
     finished: bool
     steps: int
+    first_step: int
     validation_loss: float | None
     unigram_loss: float
     tokens: int
@@ -59,23 +67,27 @@ class Result:
     seconds: float
     tokens_per_second: float
     checkpoint: str | None
-    tensorboard: str
+    tensorboard: str | None
     versions: dict[str, str | None]
 
 
-def train(config: Config) -> Result:
+def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bool = True, keep: bool = True) -> Result:
     """Train as configured, or continue a run.
 
     Everything that can be wrong with the configuration is refused before anything is written.
 
     Args:
         config: is resolved in place (`auto` becomes what this machine has).
+        callbacks: more of them, told of every step before the run's own progress bar and checkpoints.
+        progress: show the progress bar.
+        keep: make a run folder, with logs and checkpoints; False writes nothing at all.
 
     Returns:
         The result, which stands in the run folder too.
 
     Raises:
-        UserError: a value, the data, the run folder or a checkpoint does not fit; or the loss became NaN.
+        UserError: a value, the data, the run folder or a checkpoint does not fit.
+        Diverged: the loss or the gradients became NaN or infinite.
     """
     begin = time.perf_counter()
     hardware.resolve(config.trainer)
@@ -87,17 +99,23 @@ def train(config: Config) -> Result:
     identity = plain(config.identity()) | {"corpus": manifest_hash(manifest)}
 
     folder = RunFolder(config)
-    start = _resume_from(config, folder, identity)
-    if hardware.is_first_process() and not _is_own(start, folder):
+    start = resume_from(config, folder, identity)
+    again = config.run.resume == "auto"  # what an earlier life of the same job has left without a checkpoint may go
+    if keep and hardware.is_first_process() and not again and not _is_own(start, folder):
         folder.refuse_used()
     first_step = start.step if start else 0
+    if first_step >= config.trainer.max_steps and (before := folder.finished_result()):
+        return Result(**before)
     if start and start.config["trainer"]["max_steps"] != config.trainer.max_steps:
         _say_new_length(start, config, lr_factor)
 
     datamodule = TokenDataModule(config.data, config.model.context, config.seed, config.trainer.max_steps)
     datamodule.setup()
     module = GPT2Module(config)
-    if hardware.is_first_process():
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    if start:
+        Shards(start.path).load_weights(module.model)
+    if keep and hardware.is_first_process():
         folder.save_config(config, first_step)
 
     tokens_per_step = config.data.batch_size * config.model.context
@@ -109,12 +127,15 @@ def train(config: Config) -> Result:
         plain(asdict(config)),
         identity,
     )
-    interrupt = Interrupt()
-    callbacks: list[pl.Callback] = [throughput, Curves(config.trainer.log_every, throughput), validation, interrupt]
+    interrupt = Preemption() if stop_signals.in_job() else Interrupt()
+    watching: list[pl.Callback] = [interrupt, throughput, Curves(config.trainer.log_every, throughput), validation]
     if config.trainer.feature_norms_every:
-        callbacks.append(FeatureNorms(config.trainer.feature_norms_every, config.model.depth))
-    callbacks += [ProgressBar(throughput, validation), saving]
-    trainer = make_trainer(config, folder, callbacks, accumulation, purge_step=first_step + 1 if start else None)
+        watching.append(FeatureNorms(config.trainer.feature_norms_every, config.model.depth))
+    watching += [*callbacks, *([ProgressBar(throughput, validation)] if progress else []), *([saving] if keep else [])]
+    if start:
+        watching.append(RestoreStates(start))
+    purge_step = first_step + 1 if start else 0 if again else None
+    trainer = make_trainer(config, folder, watching, accumulation, purge_step=purge_step, keep=keep)
     trainer.fit(module, datamodule, ckpt_path=str(start.state) if start else None, weights_only=True)
 
     steps = trainer.global_step
@@ -123,23 +144,30 @@ def train(config: Config) -> Result:
     result = Result(
         finished=finished,
         steps=steps,
+        first_step=first_step,
         validation_loss=validation.history[-1][1] if finished and validation.history else None,
         unigram_loss=manifest.unigram_loss,
         tokens=steps * tokens_per_step,
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=parameters,
         seconds=time.perf_counter() - begin,
         tokens_per_second=throughput.tokens_per_second,
         checkpoint=str(newest.path) if newest else None,
-        tensorboard=str(folder.tensorboard),
+        tensorboard=str(folder.tensorboard) if keep else None,
         versions=versions.versions(),
     )
-    if hardware.is_first_process():
+    if keep and hardware.is_first_process():
         folder.save_result(asdict(result))
     return result
 
 
 def make_trainer(
-    config: Config, folder: RunFolder, callbacks: list[pl.Callback], accumulation: int, purge_step: int | None = None
+    config: Config,
+    folder: RunFolder,
+    callbacks: list[pl.Callback],
+    accumulation: int,
+    *,
+    purge_step: int | None = None,
+    keep: bool = True,
 ) -> pl.Trainer:
     """A Lightning Trainer for a resolved configuration.
 
@@ -149,24 +177,26 @@ def make_trainer(
         callbacks: in the order in which they shall run.
         accumulation: micro-batches per optimizer step.
         purge_step: TensorBoard forgets points from this step on, which a killed run wrote after its last checkpoint.
+        keep: write TensorBoard logs and checkpoints.
     """
     _quieten()
-    logger = TensorBoardLogger(folder.path, name="", version=folder.tensorboard.name, purge_step=purge_step)
+    tensorboard = folder.tensorboard.name
+    logger = TensorBoardLogger(folder.path, name="", version=tensorboard, purge_step=purge_step) if keep else False
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
         strategy=_strategy(config),
         devices=config.trainer.devices,
         num_nodes=config.trainer.nodes,
-        precision="bf16-mixed" if config.trainer.precision == "bf16" else "32-true",
+        precision="32-true",  # autocast is the module's own affair
         max_steps=config.trainer.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulation,
         logger=logger,
         log_every_n_steps=1,  # our callbacks decide when to log
         callbacks=callbacks,
-        plugins=[StreamedCheckpointIO()],
+        plugins=[CountersIO(), *_cluster()],
         default_root_dir=folder.path,
-        enable_checkpointing=True,
+        enable_checkpointing=keep,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
@@ -175,19 +205,37 @@ def make_trainer(
     )
 
 
+def _cluster() -> list[SLURMEnvironment]:
+    """In a SLURM job: where Lightning learns its ranks. Its own requeue saves inside a signal handler: it is off."""
+    if not SLURMEnvironment.detect():
+        return []
+    # DeepSpeed knows the names of other launchers only.
+    os.environ |= {"RANK": os.environ["SLURM_PROCID"], "LOCAL_RANK": os.environ["SLURM_LOCALID"]}
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
 def _strategy(config: Config) -> Strategy | str:
     """Lightning's strategy of a name; one process needs none."""
     if config.trainer.strategy == "single":
         return "auto"
+    if config.trainer.strategy.startswith("zero"):
+        from mup_lightning.training.zero import ZeROStrategy
+
+        return ZeROStrategy(int(config.trainer.strategy[-1]), config.trainer.gradient_clip)
     # The gradient buckets become the gradients themselves: no second copy of them.
     return DDPStrategy(gradient_as_bucket_view=True)
 
 
-def _resume_from(config: Config, folder: RunFolder, identity: dict[str, Any]) -> checkpoints.Checkpoint | None:
-    """Find, check and compare the checkpoint to continue from; None for a new run."""
-    if config.run.resume is None:
+def resume_from(config: Config, folder: RunFolder, identity: dict[str, Any]) -> checkpoints.Checkpoint | None:
+    """Find, check and compare the checkpoint to continue from; None for a new run.
+
+    Raises:
+        UserError: it is missing or damaged, it is of another run, or all its steps are done (which auto lets pass).
+    """
+    auto = config.run.resume == "auto"
+    if config.run.resume is None or (auto and not checkpoints.complete(folder.checkpoints)):
         return None
-    last = config.run.resume == "last"
+    last = auto or config.run.resume == "last"
     start = checkpoints.newest(folder.checkpoints) if last else checkpoints.read(Path(config.run.resume))
     differing = checkpoints.differences(start.identity, identity)
     if differing:
@@ -197,7 +245,7 @@ def _resume_from(config: Config, folder: RunFolder, identity: dict[str, Any]) ->
             f"Resume with the values of the checkpoint (they stand in {folder.config_file}), or start a new run "
             f"(--run.name NAME)"
         )
-    if start.step >= config.trainer.max_steps:
+    if start.step >= config.trainer.max_steps and not auto:
         raise UserError(
             f"{start.path} has all {start.step} steps of the run already; raise trainer.max_steps (STEPS=N) to train on"
         )
@@ -227,5 +275,6 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*Checkpoint directory.*exists.*",
+        ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", text)

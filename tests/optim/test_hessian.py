@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mup_lightning.model.loss import cross_entropy
-from mup_lightning.optim.hessian import estimate, sample_labels
+from mup_lightning.optim.hessian import estimate, sample_labels, uniforms
 from tests.optim.test_rules import normal, optimizer
 
 TOKENS, WIDTH, VOCABULARY, PADDED = 6, 4, 5, 8
@@ -23,10 +23,10 @@ def test_its_mean_is_the_diagonal_of_the_hessian():
     generator = torch.Generator().manual_seed(0)
 
     def loss_fn():
-        labels = sample_labels(features, weight, VOCABULARY, generator)
+        labels = sample_labels(features, weight, VOCABULARY, torch.rand(TOKENS, generator=generator))
         return cross_entropy(features, weight, labels, VOCABULARY)[0]
 
-    mean = sum(estimate(loss_fn, [weight], TOKENS)[0] for _ in range(4000)) / 4000
+    mean = sum(estimate([loss_fn], [weight], TOKENS)[0] for _ in range(4000)) / 4000
 
     def exact_loss(w):
         return torch.nn.functional.cross_entropy(features @ w[:VOCABULARY].t(), torch.zeros(TOKENS, dtype=torch.long))
@@ -42,7 +42,7 @@ def test_nothing_leaks_into_grad():
     cross_entropy(features, weight, torch.zeros(TOKENS, dtype=torch.long), VOCABULARY)[0].backward()
     before = weight.grad.clone()
     with torch.no_grad():  # as Lightning may call it
-        (diagonal,) = estimate(lambda: (weight**3).sum(), [weight], 2)
+        (diagonal,) = estimate([lambda: (weight**3).sum()], [weight], 2)
     assert torch.equal(weight.grad, before)
     assert not diagonal.requires_grad
     torch.testing.assert_close(diagonal, 2 * (3 * weight.detach() ** 2) ** 2)
@@ -52,19 +52,40 @@ def test_nothing_leaks_into_grad():
 def test_labels_follow_the_softmax(chunk):
     features, weight = problem()
     many = features[:1].expand(6000, -1)
-    labels = sample_labels(many, weight, VOCABULARY, torch.Generator().manual_seed(0), chunk=chunk)
+    draws = torch.rand(6000, generator=torch.Generator().manual_seed(0))
+    labels = sample_labels(many, weight, VOCABULARY, draws, chunk=chunk)
     wanted = (features[:1] @ weight[:VOCABULARY].t()).softmax(-1)[0]
     assert labels.shape == (6000,)
     assert (labels.bincount(minlength=VOCABULARY) / 6000 - wanted).abs().max() < 0.02
 
 
-def test_labels_are_a_function_of_the_generator():
-    features, weight = problem()
-    first, second, other = (
-        sample_labels(features, weight, VOCABULARY, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+def test_draws_are_a_function_of_the_place_in_the_run():
+    first, again, other_step, other_seed = (
+        uniforms(seed, step, [5, 9], 7) for seed, step in ((1, 2), (1, 2), (1, 3), (2, 2))
     )
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
+    assert torch.equal(first, again)
+    assert torch.equal(first[7:], uniforms(1, 2, [9], 7))  # wherever the sample lies in a batch
+    assert len({tuple(draws.tolist()) for draws in (first, other_step, other_seed)}) == 3
+
+
+def test_the_outermost_draws_give_symbols_of_the_tokenizer():
+    features, weight = problem()
+    draws = torch.tensor([0.0, 1.0 - 2**-53, 0.5, 1.0 - 2**-53, 0.0, 0.1], dtype=torch.float64)
+    labels = sample_labels(features, weight, VOCABULARY, draws)
+    assert labels[0] == labels[4] == 0
+    assert labels[1] == labels[3] == VOCABULARY - 1
+
+
+def test_micro_batches_count_as_one_batch():
+    """Not the mean of their estimates: the square of their mean gradient."""
+    features, weight = problem()
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    whole = estimate([lambda: cross_entropy(features, weight, labels, VOCABULARY)[0]], [weight], TOKENS)[0]
+    halves = [
+        lambda part=part: cross_entropy(features[part], weight, labels[part], VOCABULARY)[0]
+        for part in (slice(0, 3), slice(3, 6))
+    ]
+    torch.testing.assert_close(estimate(halves, [weight], TOKENS)[0], whole)
 
 
 def sophia():

@@ -175,8 +175,26 @@ def test_pure_mode_gives_every_matrix_its_own_column(name):
     assert {values[role].rule for role in (Role.INPUT_BIAS, Role.HIDDEN_BIAS)} == {"adamw"}
 
 
+@pytest.mark.parametrize("branch_depth", [1, 2])
+def test_the_measured_variant_of_soap_is_the_row_of_adamw(branch_depth):
+    """docs/probe.md: ‖A‖_R of the real SOAP is n_in, as a sign's."""
+    soap = {"optimizer": "soap", "pure": True, "weight_decay": 0.25, "branch_depth": branch_depth}
+    measured = derive(RecipeConfig(**soap, variant="measured"), 1024, 16).values
+    published = derive(RecipeConfig(**soap), 1024, 16).values
+    adamw = derive(RecipeConfig(optimizer="adamw", weight_decay=0.25, branch_depth=branch_depth), 1024, 16).values
+    for role in (Role.INPUT, Role.HIDDEN, Role.OUTPUT):
+        assert measured[role].rule == published[role].rule == "soap"
+        assert (measured[role].lr, measured[role].weight_decay) == (adamw[role].lr, adamw[role].weight_decay)
+    assert measured[Role.HIDDEN].lr == published[Role.HIDDEN].lr / 4
+
+
+def test_a_variant_that_was_not_measured_is_refused():
+    with pytest.raises(UserError, match=r"recipe\.variant is measured, but muon was measured as it is published"):
+        RecipeConfig(optimizer="muon", variant="measured")
+
+
 def test_pure_mode_is_for_matrix_optimizers():
-    with pytest.raises(UserError, match="recipe.pure is true, but adamw updates every parameter anyway"):
+    with pytest.raises(UserError, match=r"recipe\.pure is true, but adamw updates every parameter anyway"):
         RecipeConfig(optimizer="adamw", pure=True)
 
 

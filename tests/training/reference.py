@@ -1,5 +1,7 @@
 """A second, plain implementation of training, to compare with: no Lightning, no groups, no chunked loss."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,12 +10,23 @@ from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.tokens.order import epoch_permutation
+from mup_lightning.training.shards import Shards
 
 
 def weights_of(path):
     """Parameter name -> tensor of a checkpoint's folder."""
-    state = torch.load(path / "state.ckpt", weights_only=True)["state_dict"]
-    return {name.removeprefix("model."): value for name, value in state.items()}
+    return quantities_of(path, "weight")
+
+
+def quantities_of(path, *wanted):
+    """Parameter name -> a quantity of a checkpoint's folder, flat where several processes wrote it."""
+    shards = Shards(Path(path))
+    return {
+        name: shards.read(quantity, name)
+        for name, kept in shards.quantities.items()
+        for quantity in kept
+        if quantity in wanted
+    }
 
 
 def assert_same_training(found, wanted, bound=1e-5):
@@ -24,7 +37,7 @@ def assert_same_training(found, wanted, bound=1e-5):
     """
     assert found.keys() == wanted.keys()
     for name, weight in wanted.items():
-        difference = (found[name] - weight).abs()
+        difference = (found[name].view_as(weight) - weight).abs()
         if name.endswith("qkv.bias"):
             difference[len(weight) // 3 : 2 * len(weight) // 3] = 0.0
         assert difference.max() < bound, name

@@ -12,7 +12,8 @@ import torch
 from mup_lightning.callbacks.curves import Curves
 from mup_lightning.errors import UserError
 from mup_lightning.training import checkpoints
-from mup_lightning.training.saving import StreamedCheckpointIO
+from mup_lightning.training.shards import Shards
+from mup_lightning.training.tensor_files import write
 from mup_lightning.training.train import train
 from tests.conftest import write_corpus
 from tests.training.reference import assert_same_training, weights_of
@@ -49,13 +50,14 @@ def crashed(tiny, monkeypatch):
 
 
 def assert_equal(first, second):
-    a, b = (torch.load(Path(path) / "state.ckpt", weights_only=True) for path in (first, second))
-    for name, weight in a["state_dict"].items():
-        assert torch.equal(weight, b["state_dict"][name]), name
-    states = [c["optimizer_states"][0]["state"] for c in (a, b)]
-    for index, state in states[0].items():
-        for key, value in state.items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][index][key])), (index, key)
+    """Weights and optimizer states are equal to the bit."""
+    a, b = Shards(Path(first)), Shards(Path(second))
+    assert a.quantities == b.quantities
+    for name, quantities in a.quantities.items():
+        assert "weight" in quantities
+        assert len(quantities) > 1
+        for quantity in quantities:
+            assert torch.equal(a.read(quantity, name), b.read(quantity, name)), (name, quantity)
 
 
 @pytest.mark.parametrize("optimizer", ["muon_kimi", "adamw"])
@@ -135,19 +137,19 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tiny):
 
 
 def damage_cut(path):
-    file = path / "state.ckpt"
+    file = path / "rank_00000.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
 
 
 def damage_flip(path):
-    file = path / "state.ckpt"
+    file = path / "rank_00000.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
 
 
 def damage_missing(path):
-    (path / "state.ckpt").unlink()
+    (path / "rank_00000.safetensors").unlink()
 
 
 def damage_marker(path):
@@ -157,9 +159,9 @@ def damage_marker(path):
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (damage_cut, r"state\.ckpt has [\d,]+ bytes instead of [\d,]+: it was cut short"),
-        (damage_flip, r"state\.ckpt has other content"),
-        (damage_missing, r"state\.ckpt is missing"),
+        (damage_cut, r"rank_00000\.safetensors has [\d,]+ bytes instead of [\d,]+: it was cut short"),
+        (damage_flip, r"rank_00000\.safetensors has other content"),
+        (damage_missing, r"rank_00000\.safetensors is missing"),
         (damage_marker, r"checkpoint\.json cannot be read"),
     ],
 )
@@ -180,19 +182,21 @@ def test_an_unfinished_checkpoint_does_not_exist(crashed):
     assert checkpoints.newest(folder).step == 4
 
 
-def test_a_full_disk_while_saving_leaves_the_checkpoint_before_it(tiny, monkeypatch):
+@pytest.mark.parametrize("writer", ["mup_lightning.training.saving.write", "mup_lightning.training.saving.torch.save"])
+def test_a_full_disk_while_saving_leaves_the_checkpoint_before_it(tiny, monkeypatch, writer):
     config = tiny()
-    original = StreamedCheckpointIO.save_checkpoint
+    original = write if writer.endswith("write") else torch.save
     calls = []
 
-    def second_time_full(self, checkpoint, path, storage_options=None):
-        calls.append(path)
+    def second_time_full(first, second):
+        calls.append(first)
         if len(calls) == 2:
-            Path(path).write_bytes(b"half of it")
+            path = next(value for value in (first, second) if isinstance(value, Path))
+            path.write_bytes(b"half of it")
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(self, checkpoint, path, storage_options)
+        return original(first, second)
 
-    monkeypatch.setattr(StreamedCheckpointIO, "save_checkpoint", second_time_full)
+    monkeypatch.setattr(writer, second_time_full)
     with pytest.raises(UserError, match=r"step 8 could not be written.*No space left.*step_00000004, is untouched"):
         train(config)
     folder = Path(config.run.root) / "tiny" / "checkpoints"
@@ -202,19 +206,18 @@ def test_a_full_disk_while_saving_leaves_the_checkpoint_before_it(tiny, monkeypa
 
 
 def test_a_write_that_really_fails_is_named_too(tiny, monkeypatch):
-    """The kernel refuses to write past a file-size limit in the middle of torch's own writing."""
+    """The kernel refuses to write past a file-size limit in the middle of our own writing."""
     config = tiny()
-    original = StreamedCheckpointIO.save_checkpoint
 
-    def limited(self, checkpoint, path, storage_options=None):
+    def limited(path, tensors):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
         try:
-            original(self, checkpoint, path, storage_options)
+            return write(path, tensors)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(StreamedCheckpointIO, "save_checkpoint", limited)
+    monkeypatch.setattr("mup_lightning.training.saving.write", limited)
     with pytest.raises(UserError, match=r"step 4 could not be written.*none was saved before it"):
         train(config)
     assert list((Path(config.run.root) / "tiny" / "checkpoints").iterdir()) == []

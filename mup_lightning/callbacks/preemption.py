@@ -1,0 +1,41 @@
+"""Preemption and time limits: between two steps all processes agree to save and leave."""
+
+from __future__ import annotations
+
+import time
+
+import lightning.pytorch as pl
+
+from mup_lightning.callbacks import stop_signals
+from mup_lightning.callbacks.step import StepCallback, WatchedModule
+
+
+class Preemption(StepCallback):
+    """Reads the flag of `stop_signals` where a step begins or ends, and nowhere else.
+
+    A signal in a forward or backward pass, in the optimizer or while saving changes nothing but the flag. It may reach
+    one process only, or some a step earlier than others: the processes vote after every step.
+    """
+
+    def __init__(self) -> None:
+        self._begin = 0.0
+        self._longest: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Where a signal has come while the processes started up, no step is made at all."""
+        self._vote(trainer)
+
+    def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """After TERM a step must end; the first one may compile, and nobody knows how long."""
+        self._begin = time.monotonic()
+        stop_signals.expect(None if self._longest is None else 5.0 + 5.0 * self._longest)
+
+    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """All processes agree on stopping after the same step."""
+        self._vote(trainer)
+        stop_signals.expect(None)
+        self._longest = max(self._longest or 0.0, time.monotonic() - self._begin)
+
+    def _vote(self, trainer: pl.Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(stop_signals.received(), all=False):
+            trainer.should_stop = True
