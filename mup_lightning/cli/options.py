@@ -18,7 +18,14 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 
 def config_parser(prog: str, description: str, example: str) -> ArgumentParser:
-    """A parser for a whole `Config`: --config files and options apply from left to right.
+    """A parser for a whole `Config`; see `options_parser`."""
+    parser = options_parser(prog, description, example)
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def options_parser(prog: str, description: str, example: str) -> ArgumentParser:
+    """A parser for sections that are still to be added: --config files and options apply from left to right.
 
     Args:
         prog: as in "mup-lightning train".
@@ -33,7 +40,6 @@ def config_parser(prog: str, description: str, example: str) -> ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument("-c", "--config", action="config", help="YAML file; may be repeated, the later one wins")
-    parser.add_class_arguments(Config)
     return parser
 
 

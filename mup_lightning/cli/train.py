@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mup_lightning.callbacks import stop_signals
 from mup_lightning.cli.options import build, config_parser, parse
 
 if TYPE_CHECKING:
@@ -32,7 +33,16 @@ def main(argv: list[str]) -> int:
     result = train(config)
     if is_first_process():
         print(last_screen(config, result), flush=True)
-    return 0 if result.finished else 130
+    if result.finished:
+        return 0
+    if not stop_signals.in_job():
+        return 130
+    if not is_first_process():  # an exit status other than 0 would make srun kill the process that requeues
+        return 0
+
+    from mup_lightning.training.requeue import requeue
+
+    return 0 if requeue(result.steps, result.first_step) else 130
 
 
 def first_screen(config: Config) -> str:
@@ -55,28 +65,30 @@ def last_screen(config: Config, result: Result) -> str:
     """What came of it, where it is, and what to type next."""
     resume = "make train RESUME=last (with the same other variables), or the same command with --run.resume last"
     lines = ["", f"{result.steps} steps, {result.tokens:,} tokens, {result.parameters:,} parameters"]
-    if result.finished and result.validation_loss is not None:
+    if result.validation_loss is not None:
         margin = result.unigram_loss - result.validation_loss
         comparison = f"{abs(margin):.4f} nats {'better' if margin > 0 else 'WORSE'} than word frequencies alone"
         lines += [
             f"  validation loss  {result.validation_loss:.4f} nats per token, {comparison}",
             f"  unigram model    {result.unigram_loss:.4f} nats per token",
         ]
+    elif result.finished:
+        lines.append("  every step was done already; mup-lightning evaluate measures the validation loss")
     else:
         lines.append("  stopped by a signal before the last step")
     lines += [
         f"  speed            {result.tokens_per_second:,.0f} tokens/s in training, {result.seconds:.0f} s in all",
         f"  checkpoint       {result.checkpoint}",
         f"  TensorBoard      {result.tensorboard}",
-        "",
-        "next:",
     ]
     if result.finished:
         lines += [
+            "",
+            "next:",
             "  make tensorboard                         the curves and the feature norms of all runs",
             f"  mup-lightning evaluate {result.checkpoint}",
             "  make train SIZE=base STEPS=30 BATCH=8    a larger model, by the same recipe",
         ]
-    else:
-        lines.append(f"  {resume}")
+    elif not stop_signals.in_job():
+        lines += ["", "next:", f"  {resume}"]
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Training on a SLURM cluster: what a job needs, its script, its checks, its submission."""

@@ -1,0 +1,97 @@
+"""The job scripts: short, and readable by whoever finds one in a run's folder."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from mup_lightning.callbacks.stop_signals import VARIABLE
+from mup_lightning.slurm.options import SlurmConfig
+
+
+def training(slurm: SlurmConfig, *, name: str, nodes: int, processes: int, folder: Path, program: Path) -> str:
+    """The script of a training.
+
+    Args:
+        slurm: what is asked of SLURM.
+        name: of the job.
+        nodes: machines.
+        processes: on each node.
+        folder: for logs; config.yaml in it is what is trained.
+        program: the command mup-lightning.
+    """
+    head = _head(
+        slurm,
+        [f"--job-name={name}", f"--nodes={nodes}", f"--ntasks-per-node={processes}"],
+        [f"--output={folder}/%j.log", f"--signal=USR1@{slurm.signal_seconds}"],
+    )
+    command = shlex.join([str(program), "train", "-c", str(folder / "config.yaml")])
+    return f"""{head}
+export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
+
+# On USR1 (the time limit is near) or TERM (preempted): finish the step, save, go back into the queue, at most so often.
+export {VARIABLE}={slurm.max_requeues}
+
+# Both are ignored until the training has its own handlers; one that dies ends them all.
+srun --kill-on-bad-exit=1{_cpus(slurm)} bash -c 'trap "" USR1 TERM; exec "$@"' task \\
+  {command}
+"""
+
+
+def sweep(slurm: SlurmConfig, *, name: str, tasks: int, command: list[str], folder: Path) -> str:
+    """The script of an array job that shares out the configurations of a sweep.
+
+    Args:
+        slurm: what is asked of SLURM, for each task.
+        name: of the job.
+        tasks: that share the sweep.
+        command: mup-lightning sweep FILE and its options, without --shard.
+        folder: for logs.
+    """
+    head = _head(
+        slurm,
+        [f"--job-name={name}", f"--array=1-{tasks}", "--nodes=1", "--ntasks-per-node=1"],
+        [f"--output={folder}/%A_%a.log", f"--signal=TERM@{slurm.signal_seconds}"],
+    )
+    return f"""{head}
+status=0
+srun{_cpus(slurm)} {shlex.join(command)} --shard "$SLURM_ARRAY_TASK_ID/{tasks}" || status=$?
+
+# 130: stopped by TERM (the time limit is near, or preempted). Once more: what is in the table is not run again.
+if [ "$status" = 130 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {slurm.max_requeues} ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
+"""
+
+
+def _head(slurm: SlurmConfig, what: list[str], how: list[str]) -> str:
+    """The #SBATCH lines and the site's own shell lines."""
+    optional = {
+        "--gres": f"{slurm.gres}:{slurm.gpus}" if slurm.gpus else None,
+        "--cpus-per-task": slurm.cpus,
+        "--mem": slurm.memory,
+        "--time": slurm.time,
+        "--partition": slurm.partition,
+        "--account": slurm.account,
+        "--qos": slurm.qos,
+    }
+    options = [
+        *what,
+        *(f"{option}={value}" for option, value in optional.items() if value is not None),
+        *slurm.extra,
+        f"--chdir={Path.cwd()}",
+        how[0],
+        "--open-mode=append",
+        how[1],
+        "--requeue",
+    ]
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options), ""]
+    return "\n".join(lines + ([*slurm.setup, ""] if slurm.setup else []))
+
+
+def _cpus(slurm: SlurmConfig) -> str:
+    """Since SLURM 22.05, srun does not take this over from sbatch."""
+    return f" --cpus-per-task={slurm.cpus}" if slurm.cpus else ""

@@ -1,0 +1,69 @@
+"""A sweep as an array job on a real cluster: every configuration once, whatever happens to a task."""
+
+import csv
+
+import pytest
+import yaml
+
+from tests.slurm.conftest import submitted
+
+SET = {
+    "model.width": 16,
+    "model.depth": 2,
+    "model.context": 16,
+    "recipe.base_width": 16,
+    "data.tokenizer": "bytes",
+    "data.batch_size": 8,
+    "data.micro_batch": 8,
+    "trainer.max_steps": 300,
+    "trainer.accelerator": "cpu",
+}
+
+
+@pytest.fixture
+def file(tmp_path, corpus):
+    path = tmp_path / "rates.yaml"
+    sweep = {
+        "set": SET | {"data.path": str(corpus)},
+        "vary": {"recipe.lr": [0.01, 0.02, 0.03, 0.04]},
+        "value": "recipe.lr",
+    }
+    path.write_text(yaml.safe_dump({"sweep": sweep}))
+    return path
+
+
+def test_an_array_runs_every_configuration_once_even_if_a_task_is_stopped(cluster, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    out = tmp_path / "table"
+    argv = ["submit", "--sweep", str(file), "--tasks", "2", "--workers", "1", "--out", str(out), "--slurm.gpus", "0"]
+    job = submitted(argv)
+    log = out / "slurm" / f"{job}_1.log"
+
+    def wait_for(task, state):
+        reached = lambda: cluster.state(f"{job}_{task}") == state  # noqa: E731
+        cluster.wait(f"task {task}: {state}", reached, explain=log.read_text)
+
+    cluster.wait(
+        "task 1 has run one of its two", lambda: log.exists() and " loss " in log.read_text(), explain=log.read_text
+    )
+    cluster.run("scancel", "--signal=TERM", f"{job}_1")  # what SLURM sends before the time limit
+    wait_for(1, "PENDING")
+    for task in (1, 2):
+        wait_for(task, "COMPLETED")
+    assert "the same command goes on from there" in log.read_text()
+    assert cluster.field(f"{job}_1", "Restarts") == "1"
+    assert "1 of them done already" in log.read_text()
+    rates = sorted(row["recipe.lr"] for row in csv.DictReader((out / "results.csv").open()))
+    assert rates == ["0.01", "0.02", "0.03", "0.04"]
+
+
+def test_a_cancelled_task_does_not_come_back(cluster, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    out = tmp_path / "table"
+    job = submitted(["submit", "--sweep", str(file), "--tasks", "1", "--out", str(out), "--slurm.gpus", "0"])
+    log = out / "slurm" / f"{job}_1.log"
+    cluster.wait("it works", lambda: log.exists() and "worker processes" in log.read_text())
+    cluster.run("scancel", job)
+    cluster.wait("it is gone", lambda: not cluster.run("squeue", "-h"), explain=log.read_text)
+    assert cluster.state(f"{job}_1") == "CANCELLED"
+    assert cluster.field(f"{job}_1", "Restarts") == "0"

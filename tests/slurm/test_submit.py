@@ -1,0 +1,141 @@
+"""What is refused before SLURM is asked, and what the scripts say; needs no cluster."""
+
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from mup_lightning.cli.main import main
+from mup_lightning.errors import UserError
+from mup_lightning.slurm import queue
+from mup_lightning.slurm.options import seconds
+from tests.slurm.conftest import Runs
+
+
+@pytest.fixture
+def offline(corpus, tmp_path, monkeypatch):
+    """A machine without SLURM."""
+    monkeypatch.setattr(queue, "available", lambda: False)
+    return Runs(None, corpus, tmp_path / "runs")
+
+
+def refused(argv, capsys):
+    """The one line in which something is refused."""
+    assert main(argv) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slurm.gpus": "null"}, r"slurm\.gpus is not set.*GPUS=8"),
+        ({"slurm.gpus": -1}, r"slurm\.gpus is -1; expected a whole number of at least 0"),
+        ({"slurm.gpsu": 1}, r"unknown option slurm\.gpsu; did you mean slurm\.gpus"),
+        ({"slurm.time": "2"}, r"slurm\.time is 2, but the job is told to save 120 s before its end"),
+        ({"slurm.time": "soon"}, r"slurm\.time is 'soon'; expected hours:minutes:seconds"),
+        ({"slurm.partition": "a b"}, r"slurm\.partition is 'a b'; expected one word"),
+        ({"slurm.extra": "[exclusive]"}, r"slurm\.extra has 'exclusive'; expected options of sbatch"),
+        ({"slurm.job": "interactive"}, r"by which Lightning knows interactive jobs"),
+        ({"slurm.gpus": 8}, r"data\.batch_size = 8 cannot be shared out.* 4 x 16 = 64"),
+        ({"slurm.gpus": 2, "trainer.devices": 4}, r"slurm\.gpus is 2, but trainer\.devices is 4"),
+        ({"slurm.gpus": 2, "trainer.accelerator": "cpu"}, r"slurm\.gpus is 2, but trainer\.accelerator is cpu"),
+        ({"trainer.strategy": "single"}, r"strategy single runs one process.*trainer\.nodes is 2"),
+        ({"trainer.nodes": 0}, r"trainer\.nodes is 0"),
+        ({"recipe.optimizer": "muonn"}, r"recipe\.optimizer.*Got value: muonn"),
+        ({"data.path": "nowhere"}, r"no prepared corpus at nowhere"),
+        ({"data.tokenizer": "gpt2"}, r"manifest of another vocabulary"),
+        ({"model.context": 100000}, r"train split .* but a context of 100000 needs"),
+        ({"model.heads": 7}, r"model\.heads is 7"),
+        ({"run.name": "with blank"}, r"run\.name is 'with blank'; a job needs a name without blanks"),
+        ({"run.resume": "last"}, r"there is no complete checkpoint in"),
+        ({"run.resume": "runs/x/checkpoints/step_00000001"}, r"a job continues its own run only"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(offline, capsys, changes, message):
+    assert re.search(message, refused(offline.command("new", **changes), capsys))
+    assert not offline.root.exists()
+
+
+def test_without_slurm_a_dry_run_prints_a_script_and_submitting_says_where_to_go(offline, capsys):
+    assert main([*offline.command("new", **{"slurm.setup": "['module load cuda']", "slurm.cpus": 3}), "--dry"]) == 0
+    printed = capsys.readouterr()
+    assert "not checked by SLURM" in printed.err
+    for line in (
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=1",
+        "#SBATCH --cpus-per-task=3",
+        f"#SBATCH --output={offline.root}/new/slurm/%j.log",
+        "#SBATCH --open-mode=append",
+        "#SBATCH --signal=USR1@120",
+        "#SBATCH --requeue",
+        "module load cuda",
+    ):
+        assert line in printed.out.splitlines()
+    assert "--gres" not in printed.out
+    assert "srun --kill-on-bad-exit=1 --cpus-per-task=3 " in printed.out
+    assert subprocess.run(["bash", "-n"], input=printed.out, text=True, check=False).returncode == 0
+    assert not offline.root.exists()
+
+
+def test_submitting_where_there_is_no_slurm_says_where_to_go(offline, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "sbatch cannot be run" in refused(offline.command("new"), capsys)
+    assert not offline.root.exists()
+
+
+def test_options_of_a_cluster_compose_like_other_recipes(offline, capsys, tmp_path):
+    site = tmp_path / "site.yaml"
+    site.write_text(
+        yaml.safe_dump({"slurm": {"partition": "short", "time": "12:00:00", "gres": "gpu:h100", "gpus": 2}})
+    )
+    argv = offline.command("new", **{"slurm.partition": "long", "slurm.gpus": 2, "data.batch_size": 16})
+    assert main([argv[0], "-c", "recipes/slurm/default.yaml", "-c", str(site), *argv[1:], "--dry"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line in ("--partition=long", "--time=12:00:00", "--gres=gpu:h100:2", "--ntasks-per-node=2"):
+        assert f"#SBATCH {line}" in lines
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [("90", 5400), ("90:30", 5430), ("1:00:05", 3605), ("2-0", 172800), ("1-2:3", 93780), ("1-2:3:4", 93784)],
+)
+def test_times_are_read_as_sbatch_reads_them(time, expected):
+    assert seconds(time) == expected
+
+
+def test_unquoted_times_in_yaml_are_not_misread(offline, capsys, tmp_path):
+    site = tmp_path / "site.yaml"
+    site.write_text("slurm: {time: 12:00:00}\n")  # 43200 in YAML 1.1
+    argv = offline.command("new")
+    code = main([argv[0], "-c", str(site), *argv[1:], "--dry"])
+    printed = capsys.readouterr()
+    assert "--time=12:00:00" in printed.out if code == 0 else "slurm.time" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "0"], "--tasks is 0"),
+        (["--tasks", "2", "--model.width", "16"], r"unknown option model\.width"),
+        (["--tasks", "2", "--set", "recipe.lrr=3"], r"recipe\.lrr"),
+    ],
+)
+def test_bad_sweeps_are_refused(offline, capsys, tmp_path, corpus, options, message):
+    file = tmp_path / "rates.yaml"
+    fixed = {"data.path": str(corpus), "data.tokenizer": "bytes", "data.batch_size": 8, "data.micro_batch": 8}
+    file.write_text(
+        yaml.safe_dump({"sweep": {"set": fixed, "vary": {"recipe.lr": [0.01, 0.02]}, "value": "recipe.lr"}})
+    )
+    out = tmp_path / "table"
+    argv = ["submit", "--sweep", str(file), "--slurm.gpus", "0", "--out", str(out), *options]
+    assert re.search(message, refused(argv, capsys))
+    assert not out.exists()
+
+
+def test_an_unknown_time_is_named():
+    with pytest.raises(UserError, match="expected hours:minutes:seconds"):
+        seconds("1h")
