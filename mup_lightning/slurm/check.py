@@ -63,8 +63,8 @@ def check(config: Config) -> None:
     from mup_lightning.tokens.manifest import Manifest, check_vocabulary, manifest_hash
     from mup_lightning.tokens.order import accumulation_steps
     from mup_lightning.training.plan import plan
+    from mup_lightning.training.resume import resume_from
     from mup_lightning.training.run_folder import RunFolder, plain
-    from mup_lightning.training.train import resume_from
 
     data, trainer = config.data, config.trainer
     plan(config)

@@ -1,0 +1,94 @@
+"""Lightning's Trainer, as we use it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from mup_lightning.training.config import Config
+from mup_lightning.training.run_folder import RunFolder
+from mup_lightning.training.saving import CountersIO
+
+
+def make_trainer(
+    config: Config,
+    folder: RunFolder,
+    callbacks: list[pl.Callback],
+    accumulation: int,
+    *,
+    purge_step: int | None = None,
+    keep: bool = True,
+) -> pl.Trainer:
+    """A Lightning Trainer for a resolved configuration.
+
+    Args:
+        config: resolved.
+        folder: where logs go.
+        callbacks: in the order in which they shall run.
+        accumulation: micro-batches per optimizer step.
+        purge_step: TensorBoard forgets points from this step on, which a killed run wrote after its last checkpoint.
+        keep: write TensorBoard logs and checkpoints.
+    """
+    _quieten()
+    tensorboard = folder.tensorboard.name
+    logger = TensorBoardLogger(folder.path, name="", version=tensorboard, purge_step=purge_step) if keep else False
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        strategy=_strategy(config),
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.nodes,
+        precision="32-true",  # autocast is the module's own affair
+        max_steps=config.trainer.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulation,
+        logger=logger,
+        log_every_n_steps=1,  # our callbacks decide when to log
+        callbacks=callbacks,
+        plugins=[CountersIO(), *_cluster()],
+        default_root_dir=folder.path,
+        enable_checkpointing=keep,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def _cluster() -> list[SLURMEnvironment]:
+    """In a SLURM job: where Lightning learns its ranks. Its own requeue saves inside a signal handler: it is off."""
+    if not SLURMEnvironment.detect():
+        return []
+    # DeepSpeed knows the names of other launchers only.
+    os.environ |= {"RANK": os.environ["SLURM_PROCID"], "LOCAL_RANK": os.environ["SLURM_LOCALID"]}
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
+def _strategy(config: Config) -> Strategy | str:
+    """Lightning's strategy of a name; one process needs none."""
+    if config.trainer.strategy == "single":
+        return "auto"
+    if config.trainer.strategy.startswith("zero"):
+        from mup_lightning.training.zero import ZeROStrategy
+
+        return ZeROStrategy(int(config.trainer.strategy[-1]), config.trainer.gradient_clip)
+    # The gradient buckets become the gradients themselves: no second copy of them.
+    return DDPStrategy(gradient_as_bucket_view=True)
+
+
+def _quieten() -> None:
+    """Silence Lightning's advice that does not apply here; its errors stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for text in (
+        ".*does not have many workers.*",
+        ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+        ".*Checkpoint directory.*exists.*",
+        ".*`srun` command is available.*",
+    ):
+        warnings.filterwarnings("ignore", text)
