@@ -14,6 +14,7 @@ VERBS: dict[str, str] = {
     "evaluate": "validation loss of a checkpoint on a prepared corpus",
     "sweep": "run a grid of configurations into one table of results",
     "submit": "run a training, or a sweep as an array, on a SLURM cluster",
+    "export": "write a checkpoint's weights as a plain Hugging Face GPT-2, or as they are",
     "recipe": "how every hyper-parameter scales with width and depth",
     "plan": "what a run would use and cost: values, FLOPs, GPU memory",
     "data": "prepare, check and describe a corpus",

@@ -24,6 +24,7 @@ class TrainerConfig:
         nodes: machines.
         accelerator: auto takes GPUs where there are any.
         precision: auto is bf16 (autocast, float32 weights) on GPU and float32 on CPU, where bfloat16 is slow.
+        compile: auto is on on GPU: torch.compile of the blocks. On CPU it takes minutes and gains nothing.
         gradient_clip: largest global gradient norm; 0: no clipping.
         validate_every: steps between validations; 0: only at the end.
         checkpoint_every: steps between checkpoints; 0: only at the end.
@@ -38,6 +39,7 @@ class TrainerConfig:
     nodes: int = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     gradient_clip: float = 1.0
     validate_every: int = 200
     checkpoint_every: int = 200

@@ -66,7 +66,7 @@ def evaluate(path: Path, data: str | None = None, *, batch: int = 8, val_tokens:
     Raises:
         UserError: the checkpoint is damaged or the corpus is of another vocabulary or too short.
     """
-    checkpoint = checkpoints.newest(path / "checkpoints") if (path / "checkpoints").is_dir() else checkpoints.read(path)
+    checkpoint = find(path)
     checkpoints.verify(checkpoint)
     config = Config.from_plain(checkpoint.config)
     folder = data or config.data.path
@@ -84,6 +84,15 @@ def evaluate(path: Path, data: str | None = None, *, batch: int = 8, val_tokens:
         "unigram_loss": store.manifest.unigram_loss,
         "tokens": int(tokens),
     }
+
+
+def find(path: Path) -> checkpoints.Checkpoint:
+    """The checkpoint of a checkpoint's folder, or the newest one of a run's folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    return checkpoints.newest(path / "checkpoints") if (path / "checkpoints").is_dir() else checkpoints.read(path)
 
 
 def load_model(checkpoint: checkpoints.Checkpoint, config: Config) -> GPT2:

@@ -48,3 +48,5 @@ def resolve_precision(config: TrainerConfig) -> None:
     """Replace precision `auto` by what the accelerator, known by now, is best at."""
     if config.precision == "auto":
         config.precision = "bf16" if config.accelerator == "gpu" else "fp32"
+    if config.compile == "auto":
+        config.compile = "on" if config.accelerator == "gpu" else "off"

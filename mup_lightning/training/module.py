@@ -47,6 +47,9 @@ class GPT2Module(WatchedModule):
             device=device,
             gpt2_residual_init=config.recipe.gpt2_residual_init,
         )
+        if config.trainer.compile == "on":
+            for block in self.model.blocks:
+                block.compile()  # in place, so that names stay and every strategy finds what it expects
         self.strict_loading = False  # weights come from `shards`, not from Lightning
         self.micro_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._batches: list[dict[str, torch.Tensor]] = []
@@ -73,7 +76,8 @@ class GPT2Module(WatchedModule):
             torch.manual_seed(_mix(self.config.seed, batch_idx, self.global_rank))
         self._batches.append(batch)
         recorder, self.recorder = self.recorder, None
-        with self._autocast():
+        # Recording would be compiled anew, and differently: a measured step runs uncompiled.
+        with self._autocast(), torch.compiler.set_stance("force_eager" if recorder else "default"):
             loss = self.model.loss(batch["tokens"], recorder)
         self.micro_losses.append((loss.detach(), batch["counters"]))
         return loss

@@ -18,17 +18,19 @@ from safetensors import safe_open
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> dict[str, Any]:
     """Write tensors, one after another, and force them to disk.
 
     Args:
         path: of the file.
         tensors: on any device; each is copied to the CPU when its turn comes.
+        metadata: words about the whole file.
 
     Returns:
         {"bytes", "sha256"} of the file.
     """
-    header, offset = {}, 0
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
     for key, tensor in tensors.items():
         end = offset + tensor.numel() * tensor.element_size()
         header[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}

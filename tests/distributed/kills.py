@@ -56,7 +56,11 @@ def equal(first, second):
 
 
 def life(job, folder, chance):
-    """Start the processes, kill one of them after a while, and the other as a launcher would; whether it came to that."""
+    """Start the processes, and kill one of them after a while.
+
+    Returns:
+        Whether the run was still going on, and the seconds until the other process had ended too.
+    """
     checkpoint_folder = Path(job.run.root) / job.run.name / "checkpoints"
     before = {path.name for path in checkpoints.complete(checkpoint_folder)}
     running = start({"run": job}, 2, folder)

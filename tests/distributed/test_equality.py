@@ -4,6 +4,7 @@ Gradients are accumulated over micro-batches, clipping is active in most steps, 
 rate. Start-up is paid once for each number of processes.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,14 +71,26 @@ def settings(corpus, tmp_path_factory):
     return make
 
 
-def together(cases, processes, settings, folder):
-    jobs = {"-".join(case): settings(*case, processes) for case in cases}
-    return {label: Path(answer["checkpoint"]) for label, answer in train_together(jobs, processes, folder).items()}
+def together(cases, processes, settings, folder, **more):
+    jobs = {"-".join(case): settings(*case, processes) for case in cases} | more
+    answers = train_together(jobs, processes, folder, timeout=550)
+    return {label: answer.get("error") or Path(answer["checkpoint"]) for label, answer in answers.items()}
 
 
 @pytest.fixture(scope="module")
 def by_two(settings, tmp_path_factory):
-    return together(ALL + BF16, 2, settings, tmp_path_factory.mktemp("two"))
+    compiled, exploding = {}, {}
+    for strategy in ("ddp", "zero3"):
+        config = settings("adamw", strategy, "fp32", 2)
+        compiled[f"compiled_{strategy}"] = replace(
+            config, trainer=replace(config.trainer, compile="on"), run=replace(config.run, name=f"compiled-{strategy}")
+        )
+    for strategy in STRATEGIES:
+        config = settings("adamw", strategy, "fp32", 2)
+        exploding[f"exploding_{strategy}"] = replace(
+            config, recipe=replace(config.recipe, lr=1e30), run=replace(config.run, name=f"exploding-{strategy}")
+        )
+    return together(ALL + BF16, 2, settings, tmp_path_factory.mktemp("two"), **compiled, **exploding)
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +169,16 @@ def test_states_are_saved_once_and_whole(by_two, alone, rule, strategy):
         for name, value in ours.items():
             assert theirs[name].numel() == value.numel()
             assert (theirs[name].flatten().double() - value.flatten().double()).abs().max() < 1e-4, (quantity, name)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_compiled_blocks_compute_the_same(by_two, alone, strategy):
+    assert_same_training(weights_of(by_two[f"compiled_{strategy}"]), weights_of(alone("adamw", "fp32")), bound=2e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradients_that_are_not_finite_end_the_run(by_two, strategy):
+    """DeepSpeed alone would skip the step, and every one after it, without a word."""
+    error = by_two[f"exploding_{strategy}"]
+    assert "Stopped before the optimizer step: no weight has changed" in error
+    assert "in step 2" in error or "in step 3" in error

@@ -55,7 +55,7 @@ def half_of(config):
 
 @pytest.fixture(scope="module")
 def runs(config_of, tmp_path_factory):
-    """label -> its checkpoint: straight runs, and runs continued from their half by the same and by other strategies."""
+    """label -> its checkpoint: straight runs, and runs continued from half-way by the same and by other strategies."""
     straight = {f"{rule}-{s}": config_of(rule, s, 2, f"{rule}-{s}") for rule in RULES for s in STRATEGIES}
     resumed = {f"{label}-again": continued(c, half_of(c), f"{label}-again") for label, c in straight.items()}
     # Without dropout, whose draws belong to processes, another strategy computes the same.

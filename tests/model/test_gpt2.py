@@ -1,5 +1,8 @@
 """The model against Hugging Face's GPT-2, and its switches."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -276,3 +279,18 @@ def test_impossible_shapes_are_refused_by_name(switches, message):
 @pytest.mark.parametrize(("width", "head_dim"), [(1600, 64), (128, 64), (96, 48), (32, 32), (8, 8)])
 def test_head_dimension_is_64_or_what_the_width_asks_for(width, head_dim):
     assert ModelConfig(width=width).head_dim == head_dim
+
+
+def test_a_model_is_laid_out_without_importing_torchs_compiler():
+    """torch's own init does so on the meta device, which takes a second; and it would be overwritten anyway."""
+    code = """
+import sys
+from mup_lightning.model.config import ModelConfig
+from mup_lightning.model.gpt2 import build
+from mup_lightning.spectral.recipe import RecipeConfig, derive
+for device in ("meta", "cpu"):
+    config = ModelConfig(width=16, depth=1, context=8, heads=1, vocab_size=64)
+    build(config, derive(RecipeConfig(), 16, 1), 0, device=device)
+sys.exit("torch._inductor" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mup_lightning.experiments.bench import depth, feature_norms, trainer
+from mup_lightning.experiments.bench import depth, feature_norms, optimizers, trainer
 from mup_lightning.experiments.bench.result import CaseResult, Quantity
 from mup_lightning.experiments.bench.settings import Settings
 
@@ -41,6 +41,12 @@ CASES: dict[str, Case] = {
         feature_norms.DEFAULT,
         feature_norms.QUICK,
         feature_norms.run,
+    ),
+    "optimizers": Case(
+        "what a step of each optimizer costs, against others' code, and its memory",
+        optimizers.DEFAULT,
+        optimizers.QUICK,
+        optimizers.run,
     ),
 }
 """Name -> case, in the order in which they run."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def peak_mb() -> float:
@@ -20,6 +21,15 @@ def peak_mb() -> float:
 def resident_mb() -> float:
     """The resident memory now, in MB; where the system does not tell it, the peak."""
     return _status_mb("VmRSS") or peak_mb()
+
+
+def reset_peak() -> bool:
+    """Let `peak_mb` count from now on. False where the system cannot (all but Linux), and nothing has changed."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024

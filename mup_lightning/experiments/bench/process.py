@@ -17,24 +17,25 @@ _ALLOCATOR = ("THP_MEM_ALLOC_ENABLE", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Variables of the caller that would change a contender's allocator, by their beginnings."""
 
 
-def measure(function: str, arguments: dict[str, Any], threads: int) -> Any:
+def measure(function: str, arguments: dict[str, Any], threads: int, environment: dict[str, str] | None = None) -> Any:
     """Call a function in a fresh Python, and return what it returns.
 
     Args:
         function: "module:name"; it takes the arguments by name and returns plain JSON values.
         arguments: plain JSON values.
         threads: CPU threads of torch.
+        environment: variables that the process shall have besides.
 
     Raises:
         UserError: the process failed; with its last words.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(_ALLOCATOR)}
-    environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    cleaned = {key: value for key, value in os.environ.items() if not key.startswith(_ALLOCATOR)}
+    cleaned |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as folder:
         answer = Path(folder) / "answer.json"
         run = subprocess.run(
             [sys.executable, "-m", __name__, function, json.dumps(arguments), str(answer)],
-            env=environment,
+            env=cleaned | (environment or {}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,76 @@
+"""A trained model leaves as a plain Hugging Face GPT-2."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mup_lightning.cli.main import main
+from mup_lightning.training.config import Config
+from mup_lightning.training.evaluate import find, load_model
+from mup_lightning.training.shards import Shards
+from mup_lightning.training.train import train
+
+FOLDS = {"recipe.base_width": 8, "recipe.base_depth": 1, "recipe.input_multiplier": 3.0, "recipe.init_std": 0.2}
+
+
+def trained(tiny, **changes):
+    """A run whose multipliers all differ from 1, and from each other; weights large enough for every term to show."""
+    config = tiny(**{"trainer.max_steps": 6, "recipe.lr": 2**-5, **FOLDS, **changes})
+    result = train(config, progress=False)
+    return result.checkpoint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model.tied": False},
+        {"model.bias": False},
+        {"model.attention_scale": "1/d"},
+        {"model.activation": "relu", "model.mlp_ratio": 2},
+    ],
+)
+def test_hugging_face_computes_the_same_function(tiny, tmp_path, changes):
+    from transformers import GPT2LMHeadModel
+
+    path = trained(tiny, **changes)
+    assert main(["export", path, "--out", str(tmp_path / "hf")]) == 0
+    theirs, report = GPT2LMHeadModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    checkpoint = find(tmp_path / "runs" / "tiny")
+    ours = load_model(checkpoint, Config.from_plain(checkpoint.config))
+    tokens = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mine, hers = ours(tokens), theirs.eval()(tokens).logits
+    assert mine.std() > 0.1
+    torch.testing.assert_close(hers, mine, atol=2e-5, rtol=0)
+
+
+def test_plain_is_every_parameter_as_it_is(tiny, tmp_path, capsys):
+    path = trained(tiny)
+    assert main(["export", path, "--out", str(tmp_path / "plain"), "--format", "plain"]) == 0
+    assert "28 tensors" in capsys.readouterr().out
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    shards = Shards(find(tmp_path / "runs" / "tiny").path)
+    assert tensors.keys() == shards.quantities.keys()
+    assert all(torch.equal(tensor, shards.read("weight", name)) for name, tensor in tensors.items())
+    description = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert description["step"] == 6
+    assert description["multipliers"] == {"input": 3.0, "residual": 0.5, "output": 0.25}
+
+
+def test_what_gpt2_cannot_express_is_refused(tiny, tmp_path, capsys):
+    path = trained(tiny, **{"model.layer_norm": False, "recipe.init_std": 0.02})
+    assert main(["export", path, "--out", str(tmp_path / "hf")]) == 1
+    assert "model.layer_norm false, which Hugging Face's GPT-2 cannot express" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+
+
+def test_nothing_is_overwritten(tmp_path, capsys):
+    assert main(["export", "nowhere", "--out", str(tmp_path)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "nowhere"), "--out", str(tmp_path / "new")]) == 1
+    assert "no complete checkpoint" in capsys.readouterr().err
