@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from mup_lightning.model.taps import Recorder
+from mup_lightning.optim.hybrid import HybridOptimizer
 
 
 class WatchedModule(pl.LightningModule):
@@ -15,11 +16,13 @@ class WatchedModule(pl.LightningModule):
 
     Attributes:
         recorder: told of the features in the next micro-batch's forward pass, then forgotten.
+        hybrid: the optimizer, as it was before a strategy wrapped it.
         gradient_norm: global norm of the raw gradients in the last step, 0-dim, before clipping.
     """
 
     recorder: Recorder | None = None
     gradient_norm: torch.Tensor
+    hybrid: HybridOptimizer
 
     def step_loss(self) -> torch.Tensor:
         """Mean loss of this process's part of the current step, 0-dim, on the device."""

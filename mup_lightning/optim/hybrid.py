@@ -27,6 +27,10 @@ RULES: dict[str, Rule] = {
 }
 
 
+Watch = Callable[[Group, list[str], list[Item], list[torch.Tensor]], None]
+"""Told of a group, the names of parameters, what was stepped, and the parameters before."""
+
+
 class HybridOptimizer(Optimizer):
     """Steps every group by the rule that its key "rule" names, in one process or in many.
 
@@ -43,6 +47,7 @@ class HybridOptimizer(Optimizer):
 
     Attributes:
         originals: parameter by name, as the model holds it.
+        watch: if set, told of every step of whole parameters, in the process that made it.
         layouts: flat tensor -> its layout; empty where groups hold the parameters themselves.
         matrix_states: a matrix's state by name, where groups hold flat tensors.
     """
@@ -59,6 +64,7 @@ class HybridOptimizer(Optimizer):
             for group in self.param_groups
             for name, parameter in zip(group["names"], group["params"], strict=True)
         }
+        self.watch: Watch | None = None
         self.layouts: dict[torch.Tensor, Layout] = {}
         self.matrix_states: dict[str, State] = {}
         self._hessians: dict[torch.Tensor, torch.Tensor] = {}
@@ -106,7 +112,6 @@ class HybridOptimizer(Optimizer):
 
     def _step_whole(self, group: Group) -> None:
         """Step parameters that all processes hold, each process its share where the rule works on matrices."""
-        rule = RULES[group["rule"]]
         rank, _ = exchange.rank_and_world()
         owners = self._owners_in(group, None)
         present = [index for index, parameter in enumerate(group["params"]) if parameter.grad is not None]
@@ -122,8 +127,7 @@ class HybridOptimizer(Optimizer):
             )
             for index, parameter in ((index, group["params"][index]) for index in mine)
         ]
-        if items:
-            rule.update(group, items)
+        self._update(group, [group["names"][index] for index in mine], items)
         if owners is not None:
             parameters = [group["params"][index] for index in present]
             exchange.share(parameters, [owners[group["names"][index]] for index in present])
@@ -150,11 +154,19 @@ class HybridOptimizer(Optimizer):
                 )
                 for name, weight, gradient in zip(names, weights, gradients, strict=True)
             ]
-            if items:
-                rule.update(group, items)
+            self._update(group, names, items)
 
         shapes = dict(zip(group["names"], group["shapes"], strict=True))
         exchange.with_whole(layout, owners, flat, flat.grad, shapes, update)
+
+    def _update(self, group: Group, names: list[str], items: list[Item]) -> None:
+        """Let the rule step whole parameters, under the eyes of `watch`."""
+        if not items:
+            return
+        before = [item.parameter.clone() for item in items] if self.watch else []
+        RULES[group["rule"]].update(group, items)
+        if self.watch:
+            self.watch(group, names, items, before)
 
     def _owners_in(self, group: Group, flat: torch.Tensor | None) -> dict[str, int] | None:
         """Who works on which matrix of a group, or of a flat part of it; None: every process steps all that it has."""

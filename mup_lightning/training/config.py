@@ -31,6 +31,7 @@ class TrainerConfig:
         keep_checkpoints: how many of the newest complete checkpoints stay.
         log_every: steps between points of the training curves.
         feature_norms_every: steps between measurements of the feature norms; 0: never.
+        update_check_every: steps between two looks whether orthogonalised updates are orthogonal; 0: never.
     """
 
     max_steps: int = 1221
@@ -46,13 +47,14 @@ class TrainerConfig:
     keep_checkpoints: int = 2
     log_every: int = 10
     feature_norms_every: int = 50
+    update_check_every: int = 500
 
     def __post_init__(self) -> None:
         """Raise UserError for values that no run can have."""
         for key in ("max_steps", "devices", "nodes", "keep_checkpoints", "log_every"):
             if getattr(self, key) < 1:
                 raise UserError(f"trainer.{key} is {getattr(self, key)}; expected a whole number of at least 1")
-        for key in ("gradient_clip", "validate_every", "checkpoint_every", "feature_norms_every"):
+        for key in ("gradient_clip", "validate_every", "checkpoint_every", "feature_norms_every", "update_check_every"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"trainer.{key} is {getattr(self, key)}; expected 0 (off) or more")
         if self.strategy == "single" and self.devices * self.nodes > 1:

@@ -15,6 +15,7 @@ from mup_lightning.callbacks.interrupt import Interrupt
 from mup_lightning.callbacks.preemption import Preemption
 from mup_lightning.callbacks.progress import ProgressBar
 from mup_lightning.callbacks.throughput import Throughput
+from mup_lightning.callbacks.update_check import UpdateCheck
 from mup_lightning.callbacks.validation import Validation
 from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.tokens.datamodule import TokenDataModule
@@ -123,6 +124,8 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
     watching: list[pl.Callback] = [interrupt, throughput, Curves(config.trainer.log_every, throughput), validation]
     if config.trainer.feature_norms_every:
         watching.append(FeatureNorms(config.trainer.feature_norms_every, config.model.depth))
+    if config.trainer.update_check_every:
+        watching.append(UpdateCheck(config.trainer.update_check_every))
     watching += [*callbacks, *([ProgressBar(throughput, validation)] if progress else []), *([saving] if keep else [])]
     if start:
         watching.append(RestoreStates(start))
