@@ -60,7 +60,9 @@ OPTIONS = -c recipes/gpt2.yaml -c recipes/size/$(SIZE).yaml -c recipes/optimizer
   $(call opt,SEED,--seed) $(call opt,RESUME,--run.resume) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train submit evaluate tensorboard bench figure picture test lint format clean
+EXPERIMENT_FILE = recipes/experiment/$(or $(EXPERIMENT),optimizers).yaml
+
+.PHONY: help setup data train submit sweep probe evaluate export tensorboard bench figure picture test lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -85,6 +87,15 @@ submit: $(if $(EXPERIMENT),,check) $(VENV)/.run $(if $(DATA)$(EXPERIMENT),,$(COR
 	  $(call opt,GPUS,--slurm.gpus) $(call opt,PARTITION,--slurm.partition) $(call opt,TIME,--slurm.time) \
 	  $(call opt,ACCOUNT,--slurm.account) $(call opt,QOS,--slurm.qos) $(call opt,CPUS,--slurm.cpus) \
 	  $(call opt,MEM,--slurm.memory) $(call opt,JOB,--slurm.job) $(if $(DRY),--dry)
+
+sweep: $(VENV)/.run ## run every configuration of recipes/experiment/EXPERIMENT.yaml once; the same command goes on after a stop
+	@$(MUP) sweep $(EXPERIMENT_FILE) $(ARGS)
+
+probe: $(VENV)/.run ## measure whether optimizer OPT steps as its family declares; ARGS=--all: all nine
+	@$(MUP) probe $(if $(findstring --all,$(ARGS)),,--optimizer $(OPT)) $(ARGS)
+
+export: $(VENV)/.run ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2
+	@$(MUP) export runs/$(RUN) --out exported/$(RUN) $(ARGS)
 
 evaluate: $(VENV)/.run ## validation loss of RUN's newest checkpoint
 	@$(MUP) evaluate runs/$(RUN) $(ARGS)

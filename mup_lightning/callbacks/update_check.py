@@ -1,7 +1,8 @@
 """Does the optimizer really do to every matrix what its name says? A look at some updates while training.
 
 Wrappers that flatten or shard parameters have turned Muon into another algorithm before, and nothing but a worse loss
-told of it. So now and then the largest singular value of A = ((1 - ηλ)W - W')/η is compared with what the rule promises.
+told of it. So now and then the largest singular value of A = ((1 - ηλ)W - W')/η is compared with the one that the rule
+promises.
 """
 
 from __future__ import annotations
