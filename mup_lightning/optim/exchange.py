@@ -40,7 +40,7 @@ def share(parameters: list[torch.Tensor], owners: list[int]) -> None:
     if owned[rank]:
         torch.cat([parameter.flatten() for parameter in owned[rank]], out=mine[: sizes[rank]])
     gathered = mine.new_empty(world_size, max(sizes))
-    dist.all_gather_into_tensor(gathered.view(-1), mine)
+    dist.all_gather_single(gathered.view(-1), mine)
     for peer in range(world_size):
         if peer != rank:
             pieces = gathered[peer, : sizes[peer]].split([parameter.numel() for parameter in owned[peer]])

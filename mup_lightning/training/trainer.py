@@ -75,6 +75,8 @@ def _strategy(config: Config) -> Strategy | str:
     if config.trainer.strategy == "single":
         return "auto"
     if config.trainer.strategy.startswith("zero"):
+        if config.trainer.accelerator == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is first imported
         from mup_lightning.training.zero import ZeROStrategy
 
         return ZeROStrategy(int(config.trainer.strategy[-1]), config.trainer.gradient_clip)
@@ -84,11 +86,14 @@ def _strategy(config: Config) -> Strategy | str:
 
 def _quieten() -> None:
     """Silence Lightning's advice that does not apply here; its errors stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for text in (
         ".*does not have many workers.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*Checkpoint directory.*exists.*",
+        ".*DeepSpeed handles gradient clipping internally.*",
+        ".*torch.distributed.* is deprecated.*",  # inside DeepSpeed 0.19.8, with torch 2.13
         ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", text)

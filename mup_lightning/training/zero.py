@@ -7,11 +7,10 @@ the traps of DeepSpeed's own bf16 mode applies (a phantom first step at stage 0,
 
 from __future__ import annotations
 
-import os
+import logging
 from typing import Any
 
 import torch
-from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import nn
 from torch.optim import Optimizer
@@ -35,7 +34,7 @@ class ZeROStrategy(DeepSpeedStrategy):
 
     def __init__(self, stage: int, clip: float) -> None:
         self.stage = stage
-        super().__init__(config=_config(stage, clip), logging_level=30)  # warnings
+        super().__init__(config=_config(stage, clip), logging_level=logging.ERROR)
         self._process_group_backend: str | None = None
 
     @property
@@ -45,9 +44,6 @@ class ZeROStrategy(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         """See `Strategy`; Lightning's own refuses CPUs."""
-        if not isinstance(self.accelerator, CUDAAccelerator):
-            # Read when DeepSpeed is first imported.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
