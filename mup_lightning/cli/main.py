@@ -20,6 +20,7 @@ VERBS: dict[str, str] = {
     "data": "prepare, check and describe a corpus",
     "probe": "measure how an optimizer's steps scale, against what is declared",
     "bench": "measure our speed and memory against a plain PyTorch loop",
+    "report": "what a sweep's results say",
     "figure": "draw feature norms from runs' TensorBoard logs",
 }
 """Verb -> what it does. Each is a module of this package with `main(argv) -> exit code`, imported when it is called."""

@@ -26,7 +26,7 @@ def start(jobs, processes, folder):
     return running
 
 
-def train_together(jobs, processes, folder, timeout=250):
+def train_together(jobs, processes, folder, timeout=1200):
     """Train every job with all processes; label -> {"checkpoint"} or {"error"}."""
     running = start(jobs, processes, folder)
     try:

@@ -19,6 +19,7 @@ from mup_lightning.training.train import train
 from tests.distributed.launch import train_together
 from tests.training.reference import assert_same_training, quantities_of, weights_of
 
+pytestmark = pytest.mark.timeout(1500)  # the launches, which the first test of a file pays for, on a busy machine
 STRATEGIES = ["ddp", "zero0", "zero1", "zero2", "zero3"]
 STEPS = 20
 
@@ -73,7 +74,7 @@ def settings(corpus, tmp_path_factory):
 
 def together(cases, processes, settings, folder, **more):
     jobs = {"-".join(case): settings(*case, processes) for case in cases} | more
-    answers = train_together(jobs, processes, folder, timeout=550)
+    answers = train_together(jobs, processes, folder)
     return {label: answer.get("error") or Path(answer["checkpoint"]) for label, answer in answers.items()}
 
 

@@ -11,6 +11,7 @@ from mup_lightning.training.shards import Shards
 from tests.distributed.launch import train_together
 from tests.training.reference import assert_same_training, weights_of
 
+pytestmark = pytest.mark.timeout(1500)  # the launches, which the first test of a file pays for, on a busy machine
 STRATEGIES = ["ddp", "zero0", "zero1", "zero2", "zero3"]
 RULES = ["adamw", "muon_kimi", "sophia", "soap"]
 STEPS, HALF = 8, 4

@@ -1,0 +1,40 @@
+"""`mup-lightning report`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Print what a table of results says."""
+    parser = argparse.ArgumentParser(
+        prog="mup-lightning report",
+        description="What a sweep's results say.\n\n"
+        "  best  the best value of every group, with the losses beside it\n\n"
+        "example:\n  mup-lightning report best runs/sweeps/optimizers/results.csv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=("best",))
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="results.csv of `mup-lightning sweep`")
+    parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(argv)
+
+    from mup_lightning.report.best_values import as_lines, best_values
+    from mup_lightning.spectral.tables import aligned
+
+    found = best_values(options.results)
+    if options.json:
+        print(json.dumps([asdict(best) for best in found], indent=1))
+        return 0
+    lines = as_lines(found)
+    if options.markdown:
+        rows = ["| " + " | ".join(line) + " |" for line in lines]
+        print("\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]]))
+    else:
+        print(aligned(lines))
+    print(f"\n{found[0].steps} steps; a unigram model has {found[0].unigram_loss:.3f} nats per token")
+    return 0

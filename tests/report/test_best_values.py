@@ -1,0 +1,64 @@
+"""The best value of each group of a sweep's table."""
+
+import json
+
+import pytest
+
+from mup_lightning.cli.main import main
+from mup_lightning.report.best_values import NEEDED
+
+HEAD = ",".join(NEEDED)
+
+
+def table(tmp_path, *rows):
+    """Rows of (optimizer, log2_value, seed, loss)."""
+    lines = [f"{o},mup,2,128,4,recipe.lr,{v},{s},{loss},6.5,120" for o, v, s, loss in rows]
+    path = tmp_path / "results.csv"
+    path.write_text("\n".join([HEAD, *lines]) + "\n")
+    return str(path)
+
+
+def test_the_best_is_the_lowest_mean_over_seeds(tmp_path, capsys):
+    path = table(
+        tmp_path,
+        *[("sgd", -3, s, loss) for s, loss in enumerate((6.0, 6.2))],
+        *[("sgd", -2, s, loss) for s, loss in enumerate((5.0, 5.8))],
+        *[("sgd", -1, s, loss) for s, loss in enumerate((4.9, ""))],
+        ("lion", -9, 0, 5.3),
+    )
+    assert main(["report", "best", path]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["optimizer", "best", "recipe.lr", "loss", "others", "tried"]
+    assert lines[1].split() == ["lion", "2^-9", "(edge)", "5.300"]
+    assert lines[2].split() == ["sgd", "2^-2", "5.400", "2^-3", "6.100,", "2^-1", "diverged"]
+    assert lines[4] == "120 steps; a unigram model has 6.500 nats per token"
+
+
+def test_markdown_and_json_say_the_same(tmp_path, capsys):
+    path = table(tmp_path, ("sgd", -3, 0, 6.0), ("sgd", -2, 0, 5.0), ("sgd", -1, 0, 5.5))
+    assert main(["report", "best", path, "--markdown"]) == 0
+    assert "| sgd | 2^-2 | 5.000 | 2^-3 6.000, 2^-1 5.500 |" in capsys.readouterr().out
+    assert main(["report", "best", path, "--json"]) == 0
+    (best,) = json.loads(capsys.readouterr().out)
+    assert (best["best"], best["edge"], best["losses"]) == (-2.0, False, {"-3.0": 6.0, "-2.0": 5.0, "-1.0": 5.5})
+
+
+def test_all_diverged(tmp_path, capsys):
+    assert main(["report", "best", table(tmp_path, ("sgd", 3, 0, ""))]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["sgd", "-", "diverged", "2^3", "diverged"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no"),
+        ("optimizer,loss\nsgd,1\n", "lacks the columns parametrization, branch_depth"),
+        (HEAD + "\n", "has no finished runs yet"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path, capsys, content, message):
+    path = tmp_path / "results.csv"
+    if content is not None:
+        path.write_text(content)
+    assert main(["report", "best", str(path)]) == 1
+    assert message in capsys.readouterr().err
