@@ -56,7 +56,7 @@ def settings(corpus, tmp_path_factory):
                 "checkpoint_every": STEPS - 1,
                 "keep_checkpoints": 9,
                 "validate_every": 0,
-                "gradient_clip": 0.2,
+                "gradient_clip": 0.95,  # about the median of the norms: some steps are clipped
                 "accelerator": "cpu",
                 "strategy": strategy,
                 "devices": processes,
