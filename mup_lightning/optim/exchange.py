@@ -89,6 +89,7 @@ def with_whole(
         arrived = _swap(flat, sends, receives) if travels else ()
         for fragment, piece in zip([f for peer in receives for f in peer], arrived, strict=True):
             whole[fragment.name][fragment.start : fragment.start + fragment.length] = piece
+    arrived = ()  # copied: it need not stand beside what the update makes
     update(
         owned,
         [weights[name].view(shapes[name]) for name in owned],

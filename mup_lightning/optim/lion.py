@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mup_lightning.optim.options import RuleOptions
+from mup_lightning.optim.pieces import pieces
 from mup_lightning.optim.rule import Group, Item
 
 
@@ -32,11 +33,12 @@ class Lion:
         return rows * columns
 
     def update(self, group: Group, items: list[Item]) -> None:
-        """See `Rule`. Parameter by parameter, so that only one direction exists at a time."""
+        """See `Rule`. Piece by piece, so that only a piece of a direction exists at a time."""
         for item in items:
             if not item.state:
                 item.state["momentum"] = torch.zeros_like(item.parameter)
-            momentum = item.state["momentum"]
-            direction = torch.lerp(momentum, item.gradient, 1.0 - group["beta1"]).sign_()
-            momentum.lerp_(item.gradient, 1.0 - group["beta2"])
-            item.parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
+            for weight, G, M in pieces(item.parameter, item.gradient, item.state["momentum"]):
+                direction = torch.lerp(M, G, 1.0 - group["beta1"]).sign_()
+                M.lerp_(G, 1.0 - group["beta2"])
+                weight.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
+                del direction  # or the next one would be made beside it

@@ -12,7 +12,9 @@ import torch
 from mup_lightning.optim.rule import Item
 
 _CHUNK_NUMBERS = {"cpu": 1 << 19}
-"""Numbers in one batch of matrices at most, so that the stack stays one small buffer: 64 MB of float32 on a GPU.
+"""Numbers in one batch of matrices at most, so that a step makes little: 64 MB of float32 on a GPU.
+
+All that a step makes together is at most three times its batch (see `newton_schulz`).
 
 On CPU 2 MB, about what a core's cache holds: larger batches were up to 8 % slower on one thread. Smaller ones, of less
 than two fused QKVs of width 256, were slower on two.
@@ -39,15 +41,15 @@ def equal_shapes(items: list[Item]) -> list[list[Item]]:
     return batches
 
 
-def stack(tensors: list[torch.Tensor], items: list[Item]) -> torch.Tensor:
-    """One tensor per item, of its parameter's shape -> all their blocks as (b, r, s)."""
-    return torch.cat([part(tensor, item.blocks) for tensor, item in zip(tensors, items, strict=True)])
+def room(items: list[Item], dtype: torch.dtype) -> torch.Tensor:
+    """Memory for all blocks of a batch: (b, r, s), not filled."""
+    first = part(items[0].parameter, items[0].blocks)
+    return first.new_empty(sum(item.blocks for item in items), *first.shape[1:], dtype=dtype)
 
 
-def unstack(matrices_brs: torch.Tensor, items: list[Item]) -> list[torch.Tensor]:
-    """(b, r, s) -> one (k·r, s) tensor of the parameter's shape and dtype per item; the inverse of `stack`."""
-    parts = matrices_brs.split([item.blocks for item in items])
-    return [matrices.flatten(0, 1).to(item.parameter.dtype) for matrices, item in zip(parts, items, strict=True)]
+def per_item(matrices_b: torch.Tensor, items: list[Item]) -> tuple[torch.Tensor, ...]:
+    """(b, ...) -> views of (k, ...), one per item."""
+    return matrices_b.split([item.blocks for item in items])
 
 
 def arithmetic(name: str, device: torch.device, own: torch.dtype) -> torch.dtype:

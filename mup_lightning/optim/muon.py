@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mup_lightning.optim.matrices import arithmetic, equal_shapes, stack, unstack
+from mup_lightning.optim.matrices import arithmetic, equal_shapes, part, per_item, room
 from mup_lightning.optim.newton_schulz import orthogonalise
 from mup_lightning.optim.options import RuleOptions
 from mup_lightning.optim.rule import Group, Item
@@ -49,17 +49,29 @@ class Muon:
     def update(self, group: Group, items: list[Item]) -> None:
         """See `Rule`. Matrices of equal shape are iterated as one batch."""
         for batch in equal_shapes(items):
-            sources = stack([_momentum(group, item) for item in batch], batch)
-            dtype = arithmetic(group["dtype"], sources.device, sources.dtype)
-            directions = orthogonalise(sources, group["steps"], group["coefficients"], dtype)
-            step = -group["lr"] * self.scale(*sources.shape[1:])
-            for item, direction in zip(batch, unstack(directions, batch), strict=True):
-                item.parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(direction, alpha=step)
+            self._update(group, batch)
+
+    def _update(self, group: Group, batch: list[Item]) -> None:
+        own = batch[0].parameter
+        dtype = arithmetic(group["dtype"], own.device, own.dtype)
+        # No name here holds the sources: they are freed as soon as a narrower copy takes their place.
+        directions = orthogonalise(_sources(group, batch), group["steps"], group["coefficients"], dtype)
+        step = -group["lr"] * self.scale(*directions.shape[1:])
+        for item, direction in zip(batch, per_item(directions, batch), strict=True):
+            weight = part(item.parameter, item.blocks)
+            weight.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(direction, alpha=step)
 
 
-def _momentum(group: Group, item: Item) -> torch.Tensor:
-    """Update M and return what is to be orthogonalised."""
-    if not item.state:
-        item.state["momentum"] = torch.zeros_like(item.parameter)
-    momentum = item.state["momentum"].mul_(group["momentum"]).add_(item.gradient)
-    return torch.add(item.gradient, momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
+def _sources(group: Group, batch: list[Item]) -> torch.Tensor:
+    """Update M and return what is to be orthogonalised, (b, r, s)."""
+    sources = room(batch, torch.promote_types(batch[0].parameter.dtype, torch.float32))
+    for item, source in zip(batch, per_item(sources, batch), strict=True):
+        if not item.state:
+            item.state["momentum"] = torch.zeros_like(item.parameter)
+        momentum = item.state["momentum"].mul_(group["momentum"]).add_(item.gradient)
+        M, G = part(momentum, item.blocks), part(item.gradient, item.blocks)
+        if group["nesterov"]:
+            torch.add(G, M, alpha=group["momentum"], out=source)
+        else:
+            source.copy_(M)
+    return sources

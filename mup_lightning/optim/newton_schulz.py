@@ -3,7 +3,9 @@
 X <- aX + b(XXᵀ)X + c(XXᵀ)²X drives every singular value towards 1 (Jordan et al. 2024, "Muon"). With Muon's
 coefficients (3.4445, -4.7750, 2.0315) five steps leave them between about 0.7 and 1.2: fast, and as good for training.
 
-Shapes: b matrices in a batch, r rows, s columns, r <= s after a transpose.
+All work is done in the batch's own memory and in at most twice as much beside it, however many the steps.
+
+Shapes: b matrices in a batch, r rows, s columns; n the shorter side.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def orthogonalise(
     """Newton-Schulz on a batch of matrices.
 
     Args:
-        matrices_brs: (b, r, s), any float dtype; left unchanged.
+        matrices_brs: (b, r, s), any float dtype; overwritten.
         steps: iterations.
         coefficients: a, b, c.
         dtype: of the arithmetic.
@@ -36,14 +38,16 @@ def orthogonalise(
         (b, r, s) in `dtype`. A zero matrix gives zero.
     """
     # Normalise before the cast: a gradient of 1e-30 must not vanish in it. The Frobenius norm bounds the spectral norm.
-    return iterate(unit(matrices_brs).to(dtype), [coefficients] * steps)
+    matrices_brs.div_(norms(matrices_brs))
+    matrices_brs = matrices_brs.to(dtype)  # rebound, so that the wider ones are freed
+    return iterate(matrices_brs, [coefficients] * steps)
 
 
-def unit(matrices_brs: torch.Tensor) -> torch.Tensor:
-    """Each matrix over its Frobenius norm, in float32 or wider; zero stays zero."""
+def norms(matrices_brs: torch.Tensor) -> torch.Tensor:
+    """Each matrix's Frobenius norm (b, 1, 1) in float32 or wider; of a zero matrix the smallest number above zero."""
     wide = torch.promote_types(matrices_brs.dtype, torch.float32)
     norm = torch.linalg.vector_norm(matrices_brs, dim=(-2, -1), keepdim=True, dtype=wide)
-    return matrices_brs / norm.clamp_min(torch.finfo(wide).tiny)
+    return norm.clamp_min(torch.finfo(wide).tiny)
 
 
 def iterate(matrices_brs: torch.Tensor, coefficients: Sequence[Coefficients]) -> torch.Tensor:
@@ -53,29 +57,58 @@ def iterate(matrices_brs: torch.Tensor, coefficients: Sequence[Coefficients]) ->
     a third less work at 1:4, and as accurate in float32 (in bfloat16 it would not be).
 
     Args:
-        matrices_brs: (b, r, s), spectral norms at most 1; left unchanged.
+        matrices_brs: (b, r, s), spectral norms at most 1; overwritten.
         coefficients: a, b, c of each step.
+
+    Returns:
+        (b, r, s), in the memory of the argument or beside it.
     """
     rows, columns = matrices_brs.shape[-2:]
-    X = matrices_brs.mT if rows > columns else matrices_brs
-    narrow = 2 * min(rows, columns) <= max(rows, columns) and X.dtype != torch.bfloat16
+    short, long = sorted((rows, columns))
+    X = matrices_brs.reshape(-1, rows, columns)
+    spare = torch.empty_like(X)
+    narrow = 2 * short <= long and X.dtype != torch.bfloat16
     size = _ROUND if narrow else 1
+    # What does not fit into `spare` of a round's two or four Gram matrices; the first is always apart.
+    own = [X.new_empty(X.shape[0], short, short) for _ in range(2 if narrow and long < 3 * short else 1)]
     for start in range(0, len(coefficients), size):
-        X = _round(X, coefficients[start : start + size])
-    return X.mT if rows > columns else X
+        _round(X, coefficients[start : start + size], spare, own)
+        X, spare = spare, X
+    return X.view(matrices_brs.shape)
 
 
-def _round(X: torch.Tensor, coefficients: Sequence[Coefficients]) -> torch.Tensor:
-    """A few steps. Each is X <- PX with P = aI + bA + cA², A = XXᵀ; so A <- PAP, and the P multiply up."""
-    A = X @ X.mT
-    product = None
-    for a, b, c in coefficients[:-1]:
-        P = torch.baddbmm(A, A, A, beta=b, alpha=c)
-        P.diagonal(dim1=-2, dim2=-1).add_(a)
-        A = P @ A @ P
-        product = P if product is None else P @ product
+def _round(X: torch.Tensor, coefficients: Sequence[Coefficients], spare: torch.Tensor, own: list[torch.Tensor]) -> None:
+    """A few steps, from X into `spare`.
+
+    Each is X <- PX with P = aI + bA + cA², A = XXᵀ; so A <- PAP, and the P multiply up. Where X is tall, X <- XPᵀ and
+    A = XᵀX.
+
+    Args:
+        X: (b, r, s), left unchanged.
+        coefficients: a, b, c of each step.
+        spare: memory for the result, which is written last of all: until then it holds Gram matrices.
+        own: memory for (b, n, n), apart from both.
+    """
+    tall = X.shape[1] > X.shape[2]
+    shared = spare.view(-1).split(own[0].numel())[: max(X.shape[1:]) // min(X.shape[1:])]
+    grams = own + [memory.view_as(own[0]) for memory in shared]
+    P, A = grams[:2]
+    torch.bmm(X.mT if tall else X, X if tall else X.mT, out=A)
     a, b, c = coefficients[-1]
-    B = torch.baddbmm(A, A, A, beta=b, alpha=c)
-    if product is None:
-        return torch.baddbmm(X, B, X, beta=a)
-    return torch.baddbmm(product, B, product, beta=a) @ X
+    if len(coefficients) == 1:
+        torch.baddbmm(A, A, A, beta=b, alpha=c, out=P)
+        torch.baddbmm(X, X if tall else P, P.mT if tall else X, beta=a, out=spare)
+        return
+    product, free = grams[2:4]
+    for step, (first, second, third) in enumerate(coefficients[:-1]):
+        torch.baddbmm(A, A, A, beta=second, alpha=third, out=P)
+        P.diagonal(dim1=-2, dim2=-1).add_(first)
+        torch.bmm(torch.bmm(P, A, out=free), P, out=A)
+        if step == 0:
+            product.copy_(P)
+        else:
+            torch.bmm(P, product, out=free)
+            product, free = free, product
+    torch.baddbmm(A, A, A, beta=b, alpha=c, out=free)
+    torch.baddbmm(product, free, product, beta=a, out=P)
+    torch.bmm(X if tall else P, P.mT if tall else X, out=spare)

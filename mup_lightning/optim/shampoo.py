@@ -60,18 +60,28 @@ class Shampoo:
                 _start(state, item, G_krs, group["max_dimension"])
             state["step"] += 1
             state["momentum"].lerp_(item.gradient, 1.0 - group["beta1"])
-            M_krs = part(state["momentum"], item.blocks) / (1.0 - group["beta1"] ** state["step"])
             power = -0.25 if "left" in state and "right" in state else -0.5
             for side, X in (("left", G_krs), ("right", G_krs.mT)):
                 if side not in state:
                     continue
                 state[side].baddbmm_(X, X.mT, beta=group["beta2"], alpha=1.0 - group["beta2"])
                 if (state["step"] - 1) % group["precondition_every"] == 0:
-                    average = state[side] / (1.0 - group["beta2"] ** state["step"])
-                    state[side + "_root"] = _root(average, group["eps"], power)
-                M_krs = state["left_root"] @ M_krs if side == "left" else M_krs @ state["right_root"]
-            item.parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-            item.parameter.add_(M_krs.flatten(0, 1), alpha=-group["lr"])
+                    _refresh(state, side, 1.0 - group["beta2"] ** state["step"], group["eps"], power)
+            _move(group, item)
+
+
+def _move(group: Group, item: Item) -> None:
+    """Step the weight. The last product goes straight into it, so that one direction at most exists beside it."""
+    state, W_krs = item.state, part(item.parameter, item.blocks)
+    A_krs = part(state["momentum"], item.blocks)
+    step = -group["lr"] / (1.0 - group["beta1"] ** state["step"])
+    keep = 1.0 - group["lr"] * group["weight_decay"]
+    if "left" in state and "right" in state:
+        A_krs = state["left_root"] @ A_krs
+    if "right" in state:
+        W_krs.baddbmm_(A_krs, state["right_root"], beta=keep, alpha=step)
+    else:
+        W_krs.baddbmm_(state["left_root"], A_krs, beta=keep, alpha=step)
 
 
 def _start(state: State, item: Item, G_krs: torch.Tensor, max_dimension: int) -> None:
@@ -87,13 +97,22 @@ def _start(state: State, item: Item, G_krs: torch.Tensor, max_dimension: int) ->
             state[side] = G_krs.new_zeros(blocks, length, length)
 
 
-def _root(average_knn: torch.Tensor, eps: float, power: float) -> torch.Tensor:
-    """(average + εI)^power of symmetric, positive semidefinite matrices.
+def _refresh(state: State, side: str, weight: float, eps: float, power: float) -> None:
+    """The root of (sums/weight + εI) of every block, one at a time, into the memory of the root before."""
+    if side + "_root" not in state:
+        state[side + "_root"] = torch.empty_like(state[side])
+    for sums, root in zip(state[side], state[side + "_root"], strict=True):
+        root.copy_(_power(sums.to(torch.float64, copy=True).div_(weight), eps, power))
+
+
+def _power(average_nn: torch.Tensor, eps: float, power: float) -> torch.Tensor:
+    """(average + εI)^power of a symmetric, positive semidefinite matrix in float64.
 
     In float64, even of float32 averages: the eigenvalues are as far apart as the squares of G's singular values. Where
     those span a factor of 1000, U Vᵀ comes out 0.1 off by float32's eigenvectors, and 0.003 off by float64's. What
     rounding leaves negative counts as 0.
     """
-    values, vectors = torch.linalg.eigh(average_knn.double())
+    values, vectors = torch.linalg.eigh(average_nn)
     values = values.clamp_min_(0.0).add_(eps).clamp_min_(torch.finfo(torch.float32).tiny)
-    return ((vectors * values.pow_(power).unsqueeze(-2)) @ vectors.mT).to(average_knn.dtype)
+    vectors.mul_(values.pow_(power / 2))  # the power is their product with their own transpose
+    return vectors @ vectors.mT

@@ -9,27 +9,35 @@ from collections.abc import Callable
 
 import torch
 
-from mup_lightning.optim.newton_schulz import unit
+from mup_lightning.optim.newton_schulz import norms
 
 
-def leading(W_brs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest singular value (b, 1, 1) and its Θ = u vᵀ (b, r, s) of each matrix; both 0 for a zero matrix.
+def leading(W_brs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The largest singular value (b, 1, 1) of each matrix and its vectors u (b, r, 1) and v (b, s, 1).
 
-    Power iteration by squaring the small Gram matrix, 12 times: W's singular values to the power 8192 part even where
-    the two largest are 1 % apart, in 12 products of the small side and without a vector to keep between steps.
+    All are 0 for a zero matrix. Power iteration by squaring the small Gram matrix, 12 times: W's singular values to the
+    power 8192 part even where the two largest are 1 % apart, in 12 products of the small side and without a vector to
+    keep between steps.
+
+    Args:
+        W_brs: overwritten.
     """
     tall = W_brs.shape[-2] > W_brs.shape[-1]
+    norm = norms(W_brs)
+    W_brs.div_(norm)  # or the squares of a tiny weight would vanish
     X = W_brs.mT if tall else W_brs
-    scaled = unit(X)  # or the squares of a tiny weight would vanish
-    power = unit(scaled @ scaled.mT)
+    power = X @ X.mT
+    power.div_(norms(power))
+    spare = torch.empty_like(power)
     for _ in range(12):
-        power = unit(power @ power)
+        power, spare = torch.bmm(power, power, out=spare), power
+        power.div_(norms(power))
     # Every column is now a multiple of u; the longest one is the most exact.
     longest = power.norm(dim=-2).argmax(-1)
     u = _normalised(power.gather(-1, longest[:, None, None].expand(-1, power.shape[-2], 1)))
-    v = _normalised(scaled.mT @ u)
-    theta = u @ v.mT
-    return u.mT @ X @ v, theta.mT if tall else theta
+    v = _normalised(X.mT @ u)
+    value = u.mT @ (X @ v) * norm
+    return (value, v, u) if tall else (value, u, v)
 
 
 def root(function: Callable[[torch.Tensor], torch.Tensor], start_b: torch.Tensor, tolerance: float) -> torch.Tensor:

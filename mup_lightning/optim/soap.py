@@ -60,16 +60,25 @@ class SOAP:
             t = state["step"]
             state["step"] = t + 1
             state["exp_avg"].lerp_(item.gradient, 1.0 - group["beta1"])
-            rotated, V_krs = _rotate(state, G_krs), part(state["exp_avg_sq"], item.blocks)
-            V_krs.mul_(group["beta2"]).addcmul_(rotated, rotated, value=1.0 - group["beta2"])
-            M_krs = _rotate(state, part(state["exp_avg"], item.blocks))
-            A_krs = _rotate(state, M_krs / V_krs.sqrt().add_(group["adam_eps"]), back=True)
-            correction = (1.0 - group["beta2"] ** t) ** 0.5 / (1.0 - group["beta1"] ** t)
-            item.parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-            item.parameter.add_(A_krs.flatten(0, 1), alpha=-group["lr"] * correction)
+            _move(group, item, t)
             _accumulate(state, G_krs, group["beta2"])
             if t % group["precondition_every"] == 0:
-                _refresh(state, V_krs)
+                _refresh(state, part(state["exp_avg_sq"], item.blocks))
+
+
+def _move(group: Group, item: Item, t: int) -> None:
+    """Step V and the weight. Two matrices of the weight's size exist beside it at most."""
+    state = item.state
+    V_krs, M_krs, G_krs, W_krs = (
+        part(tensor, item.blocks) for tensor in (state["exp_avg_sq"], state["exp_avg"], item.gradient, item.parameter)
+    )
+    rotated, spare = _rotate(state, G_krs, *(torch.empty_like(G_krs) for _ in range(2)))
+    V_krs.mul_(group["beta2"]).addcmul_(rotated, rotated, value=1.0 - group["beta2"])
+    rotated, spare = _rotate(state, M_krs, rotated, spare)
+    rotated.div_(torch.sqrt(V_krs, out=spare).add_(group["adam_eps"]))
+    rotated, _ = _rotate(state, rotated, spare, rotated, back=True)
+    correction = (1.0 - group["beta2"] ** t) ** 0.5 / (1.0 - group["beta1"] ** t)
+    W_krs.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(rotated, alpha=-group["lr"] * correction)
 
 
 def _start(state: State, item: Item, G_krs: torch.Tensor, group: Group) -> None:
@@ -91,15 +100,32 @@ def _accumulate(state: State, G_krs: torch.Tensor, beta: float) -> None:
             state[side].baddbmm_(X, X.mT, beta=beta, alpha=1.0 - beta)
 
 
-def _rotate(state: State, X_krs: torch.Tensor, *, back: bool = False) -> torch.Tensor:
-    """Q_Lᵀ X Q_R, or back: Q_L X Q_Rᵀ."""
+def _rotate(
+    state: State, X_krs: torch.Tensor, first: torch.Tensor, second: torch.Tensor, *, back: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Q_Lᵀ X Q_R, or back: Q_L X Q_Rᵀ.
+
+    Args:
+        state: with the bases of sides that are not too long.
+        X_krs: left unchanged, unless its memory is `second`.
+        first: memory of X's size.
+        second: likewise, which may be X's own.
+        back: see above.
+
+    Returns:
+        The result, in one of the two memories, and the other one.
+    """
+    if "left" not in state and "right" not in state:
+        return first.copy_(X_krs), second
     if "left" in state:
         basis = state["left_basis"]
-        X_krs = (basis if back else basis.mT) @ X_krs
+        X_krs = torch.bmm(basis if back else basis.mT, X_krs, out=first)
+        first, second = second, first
     if "right" in state:
         basis = state["right_basis"]
-        X_krs = X_krs @ (basis.mT if back else basis)
-    return X_krs
+        X_krs = torch.bmm(X_krs, basis.mT if back else basis, out=first)
+        first, second = second, first
+    return second, first
 
 
 def _refresh(state: State, V_krs: torch.Tensor) -> None:
@@ -109,9 +135,11 @@ def _refresh(state: State, V_krs: torch.Tensor) -> None:
             continue
         basis = state[side + "_basis"]
         product = state[side] @ basis
-        order = (basis * product).sum(1).argsort(dim=-1, descending=True)  # (k, n), by Rayleigh quotients
+        order = basis.mul_(product).sum(1).argsort(dim=-1, descending=True)  # (k, n), by Rayleigh quotients
         index = order.unsqueeze(3 - dim).expand_as(V_krs)
         V_krs.copy_(V_krs.gather(dim, index))
-        product = product.gather(2, order.unsqueeze(1).expand_as(product))
-        wide = torch.promote_types(product.dtype, torch.float32)
-        state[side + "_basis"] = torch.linalg.qr(product.to(wide)).Q.to(product.dtype)
+        torch.gather(product, 2, order.unsqueeze(1).expand_as(product), out=basis)
+        del product
+        # The two halves of linalg.qr, which would make R as well.
+        wide = torch.promote_types(basis.dtype, torch.float32)
+        basis.copy_(torch.linalg.householder_product(*torch.geqrf(basis.to(wide))))

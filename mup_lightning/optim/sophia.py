@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from mup_lightning.optim.options import RuleOptions
+from mup_lightning.optim.pieces import pieces
 from mup_lightning.optim.rule import Group, Item
 
 
@@ -44,16 +45,18 @@ class Sophia:
         return rows * columns
 
     def update(self, group: Group, items: list[Item]) -> None:
-        """See `Rule`. Parameter by parameter, so that only one direction exists at a time."""
+        """See `Rule`. Piece by piece, so that only a piece of a direction exists at a time."""
         for item in items:
             state = item.state
             if not state:
                 state["step"] = 0
                 state["momentum"], state["hessian"] = (torch.zeros_like(item.parameter) for _ in range(2))
             state["step"] += 1
-            state["momentum"].lerp_(item.gradient, 1.0 - group["beta1"])
             if item.hessian is not None:
                 state["hessian"].lerp_(item.hessian, 1.0 - group["beta2"])
-            size = state["hessian"].mul(group["rho"]).clamp_min_(group["clip_eps"])
-            direction = torch.div(state["momentum"], size, out=size).clamp_(-1.0, 1.0)
-            item.parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
+            for weight, G, M, h in pieces(item.parameter, item.gradient, state["momentum"], state["hessian"]):
+                M.lerp_(G, 1.0 - group["beta1"])
+                size = h.mul(group["rho"]).clamp_min_(group["clip_eps"])
+                direction = torch.div(M, size, out=size).clamp_(-1.0, 1.0)
+                weight.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
+                del size, direction  # or the next ones would be made beside them

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from mup_lightning.optim.matrices import equal_shapes, stack, unstack
-from mup_lightning.optim.newton_schulz import iterate, unit
+from mup_lightning.optim.matrices import equal_shapes, part, per_item, room
+from mup_lightning.optim.newton_schulz import iterate, norms
 from mup_lightning.optim.options import RuleOptions
 from mup_lightning.optim.rule import Group, Item
 from mup_lightning.optim.singular import leading, root
@@ -60,45 +60,68 @@ class SSO:
                 item.state["momentum"] = torch.zeros_like(item.parameter)
             item.state["momentum"].lerp_(item.gradient, 1.0 - group["momentum"])
         for batch in equal_shapes(items):
-            W_brs = stack([item.parameter for item in batch], batch)
-            wide = torch.promote_types(W_brs.dtype, torch.float32)
-            M_brs = unit(stack([item.state["momentum"] for item in batch], batch).to(wide))
-            radius_b11 = group["radius"] * _side_ratios(batch, W_brs) ** 0.5
-            norm_b11, theta_brs = leading(W_brs.to(wide))
-            phi_brs = tangent(M_brs, theta_brs, group["steps"], group["tolerance"])
-            decay = 1.0 - group["lr"] * group["weight_decay"]
-            W_brs = torch.where(norm_b11 > 0, radius_b11 / norm_b11, 1.0) * decay * W_brs
-            W_brs = W_brs - group["lr"] * radius_b11 * phi_brs
-            for item, weight in zip(batch, unstack(W_brs, batch), strict=True):
-                item.parameter.copy_(weight)
+            _update(group, batch)
 
 
-def _side_ratios(items: list[Item], W_brs: torch.Tensor) -> torch.Tensor:
+def _update(group: Group, batch: list[Item]) -> None:
+    wide = torch.promote_types(batch[0].parameter.dtype, torch.float32)
+    norm_b11, u_br1, v_bs1 = leading(_weights(batch, wide))
+    momenta = [part(item.state["momentum"], item.blocks) for item in batch]
+    phi_brs = tangent(momenta, u_br1, v_bs1, group["steps"], group["tolerance"])
+    radius_b11 = group["radius"] * _side_ratios(batch, norm_b11) ** 0.5
+    decay = 1.0 - group["lr"] * group["weight_decay"]
+    factor_b11 = torch.where(norm_b11 > 0, radius_b11 / norm_b11, 1.0) * decay
+    phi_brs.mul_(group["lr"] * radius_b11)
+    for item, factor, move in zip(batch, per_item(factor_b11, batch), per_item(phi_brs, batch), strict=True):
+        part(item.parameter, item.blocks).mul_(factor).sub_(move)
+
+
+def _weights(batch: list[Item], dtype: torch.dtype) -> torch.Tensor:
+    """A copy of a batch's weights, (b, r, s)."""
+    weights = room(batch, dtype)
+    for item, weight in zip(batch, per_item(weights, batch), strict=True):
+        weight.copy_(part(item.parameter, item.blocks))
+    return weights
+
+
+def _side_ratios(items: list[Item], like: torch.Tensor) -> torch.Tensor:
     """n_out/n_in of each matrix in a batch, as (b, 1, 1)."""
-    ratio = W_brs.shape[1] / W_brs.shape[2]
+    _, rows, columns = part(items[0].parameter, items[0].blocks).shape
+    ratio = rows / columns
     ratios = [1 / ratio if item.transposed else ratio for item in items for _ in range(item.blocks)]
-    return W_brs.new_tensor(ratios)[:, None, None]
+    return like.new_tensor(ratios)[:, None, None]
 
 
-def tangent(M_brs: torch.Tensor, theta_brs: torch.Tensor, steps: int, tolerance: float) -> torch.Tensor:
-    """Φ = msign(M + λΘ) of each matrix, with λ such that |⟨Θ, Φ⟩| <= tolerance.
+def tangent(
+    momenta: list[torch.Tensor], u_br1: torch.Tensor, v_bs1: torch.Tensor, steps: int, tolerance: float
+) -> torch.Tensor:
+    """Φ = msign(M/‖M‖_F + λΘ) of each matrix, (b, r, s), with Θ = u vᵀ and λ such that |⟨Θ, Φ⟩| <= tolerance.
 
     Dividing by 1 + |λ|, a bound of the norm, keeps Φ continuous in λ; so there is a root even where M is a multiple
     of Θ, or of low rank.
 
     Args:
-        M_brs: of Frobenius norm 1 or 0.
-        theta_brs: of Frobenius norm 1 or 0.
+        momenta: M, in pieces of (k, r, s) that make up the batch.
+        u_br1: of norm 1 or 0.
+        v_bs1: likewise.
         steps: of Newton-Schulz.
         tolerance: see above.
     """
     coefficients = [*POLAR_EXPRESS, *[POLAR_EXPRESS[-1]] * (steps - len(POLAR_EXPRESS))][:steps]
+    blocks = [len(momentum) for momentum in momenta]
+    norm_b11 = torch.cat([norms(momentum) for momentum in momenta])
 
     def sign(multiplier_b: torch.Tensor) -> torch.Tensor:
         multiplier_b11 = multiplier_b[:, None, None]
-        return iterate((M_brs + multiplier_b11 * theta_brs) / (1.0 + multiplier_b11.abs()), coefficients)
+        bound_b11 = 1.0 + multiplier_b11.abs()
+        X_brs = norm_b11.new_empty(len(norm_b11), *momenta[0].shape[1:])
+        parts = zip(momenta, (norm_b11 * bound_b11).split(blocks), X_brs.split(blocks), strict=True)
+        for momentum, divisor, X in parts:
+            torch.div(momentum, divisor, out=X)
+        X_brs.baddbmm_(u_br1 * (multiplier_b11 / bound_b11), v_bs1.mT)  # Θ itself is never made
+        return iterate(X_brs, coefficients)
 
     def residual(multiplier_b: torch.Tensor) -> torch.Tensor:
-        return (theta_brs * sign(multiplier_b)).sum((-2, -1))
+        return (u_br1.mT @ (sign(multiplier_b) @ v_bs1))[:, 0, 0]
 
-    return sign(root(residual, M_brs.new_zeros(M_brs.shape[0]), tolerance))
+    return sign(root(residual, norm_b11.new_zeros(len(norm_b11)), tolerance))

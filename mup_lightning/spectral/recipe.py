@@ -19,6 +19,9 @@ from mup_lightning.spectral.scale import ONE, Scale
 OptimizerName = Literal["muon_kimi", "adamw", "muon", "sgd", "lion", "sophia", "shampoo", "soap", "sso"]
 """The families of families.py, each with an update rule in mup_lightning.optim."""
 
+SHAMPOO_LEAST_EPS = 1e-12
+"""Measured: at 1e-12 Shampoo's steps are nearly what the theory says, at 1e-16 they grow with depth and width."""
+
 
 @dataclass
 class RecipeConfig:
@@ -77,6 +80,12 @@ class RecipeConfig:
         for key in ("weight_decay", "eps"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"recipe.{key} is {getattr(self, key)}; expected 0 or more")
+        if self.optimizer == "shampoo" and self.eps < SHAMPOO_LEAST_EPS:
+            raise UserError(
+                f"recipe.eps is {self.eps:g}, below the rounding of Shampoo's float32 preconditioners, so that noise would "
+                f"decide its steps (docs/probe.md); set recipe.eps to {SHAMPOO_LEAST_EPS:g} or more (published: 1e-8 "
+                f"across widths, 1e-5 across depths; recipes/optimizer/shampoo.yaml has 1e-8)"
+            )
         if self.pure and not FAMILIES[self.optimizer].whole_matrix:
             raise UserError(
                 f"recipe.pure is true, but {self.optimizer} updates every parameter anyway; leave recipe.pure out, or "

@@ -11,6 +11,7 @@ from typing import Any
 
 from mup_lightning.optim.hybrid import RULES
 from mup_lightning.optim.matrices import equal_shapes
+from mup_lightning.optim.pieces import piece_numbers
 from mup_lightning.optim.rule import Item
 
 Group = dict[str, Any]
@@ -98,34 +99,34 @@ _STATE: dict[str, State] = {
 def _step(name: str, items: list[Item], half: bool) -> int:
     """Bytes made at most while one group steps. AdamW and SGD are fused: none."""
     sizes = [item.parameter.numel() for item in items]
-    if name == "lion":  # one direction at a time
-        return 4 * max(sizes)
+    if name == "lion":  # a piece of a direction at a time
+        return 4 * min(max(sizes), piece_numbers(items[0].parameter.device))
     if name == "sophia":  # before some steps, an estimate of the Hessian: a second gradient, and its square
         return 8 * sum(sizes)
     if name in ("muon", "muon_kimi"):
-        return max(_newton_schulz(batch, 2 if half else 4) for batch in equal_shapes(items))
-    if name == "sso":  # the weight, its new value, M, Θ, and the argument of a float32 iteration
-        return max(
-            16 * sum(item.parameter.numel() for item in batch) + _newton_schulz(batch, 4)
-            for batch in equal_shapes(items)
-        )
-    if name in ("shampoo", "soap"):  # five float64 (eigh) or float32 (QR) squares of the longer side, and two M
-        wide = 8 if name == "shampoo" else 4
-        return max(5 * wide * k * max(r, c) ** 2 + 8 * k * r * c for k, r, c in map(_shape, items))
+        return max(_newton_schulz(batch, half) for batch in equal_shapes(items))
+    if name == "sso":  # W's power iteration (a copy and two Gram matrices) comes before, and takes no more
+        return max(_newton_schulz(batch, half=False) for batch in equal_shapes(items))
+    if name == "shampoo":  # four float64 squares of a block's longer side (eigh), then one direction
+        return max(max(32 * max(r, c) ** 2, 4 * k * r * c) for k, r, c in map(_shape, items))
+    if name == "soap":  # three float32 squares of the longer side (QR), and after them two rotated matrices
+        return max(max(12 * k * max(r, c) ** 2, 8 * k * r * c) for k, r, c in map(_shape, items))
     return 0
 
 
-def _newton_schulz(batch: list[Item], low: int) -> int:
-    """Bytes of one batch: its float32 source, X and its next value, the directions of the batch before, Gram matrices.
+def _newton_schulz(batch: list[Item], half: bool) -> int:
+    """Bytes of one batch: X and its next value, and the Gram matrices that have no room in the latter.
 
-    There are two of the last, or six where three steps at a time are done on them (see `newton_schulz.iterate`).
+    There is one of these, or two where three steps at a time are done on matrices of 1:2 to 1:3 (see
+    `newton_schulz.iterate`). In bfloat16 the float32 source beside X is as much as all that, or more.
 
     Args:
         batch: parameters of one shape.
-        low: bytes of a number in the iteration.
+        half: iterates in bfloat16.
     """
     numbers = sum(item.parameter.numel() for item in batch)
-    _, r, c = _shape(batch[0])
-    short, long = sorted((r, c))
-    grams = 6 if low == 4 and 2 * short <= long else 2
-    return 4 * numbers + low * (3 * numbers + grams * numbers * short // long)
+    if half:
+        return 6 * numbers
+    short, long = sorted(_shape(batch[0])[1:])
+    grams = 2 if 2 * short <= long < 3 * short else 1
+    return 4 * (2 * numbers + grams * numbers * short // long)

@@ -34,10 +34,10 @@ SETTINGS = {
     "shampoo": {"recipe.eps": 1e-6},
 }
 ALL = [(rule, strategy, "fp32") for rule in RULES for strategy in STRATEGIES]
-BF16 = [(rule, strategy, "bf16") for rule in ("adamw", "muon_kimi") for strategy in STRATEGIES]
-AT_FOUR = [
-    (rule, strategy, "fp32") for rule in ("adamw", "muon_kimi", "sophia") for strategy in ("ddp", "zero1", "zero3")
-]
+# Of SOAP only what follows from equal gradients can be compared; see SETTINGS.
+STEADY = [rule for rule in RULES if rule != "soap"]
+BF16 = [(rule, strategy, "bf16") for rule in STEADY for strategy in STRATEGIES]
+AT_FOUR = [(rule, strategy, "fp32") for rule in STEADY for strategy in ("ddp", "zero1", "zero3")]
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,10 @@ def test_bf16_is_the_same_mathematics_under_every_strategy(by_two, alone, rule, 
     found, wanted = weights_of(by_two[f"{rule}-{strategy}-{precision}"]), weights_of(alone(rule, precision))
     exact = weights_of(alone(rule, "fp32"))
     assert all(weight.dtype == torch.float32 for weight in found.values())
+    if rule == "adamw":  # DeepSpeed's own bf16 takes one step too many at stage 0
+        assert {int(step) for step in quantities_of(by_two[f"{rule}-{strategy}-{precision}"], "step").values()} == {
+            STEPS
+        }
 
     def distance(first, second):
         return (

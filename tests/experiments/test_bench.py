@@ -217,14 +217,14 @@ def test_optimizer_figures():
 
 
 def test_memory_of_a_step():
-    """Lion keeps one momentum, and makes one direction at a time: the embedding's is by far the largest."""
+    """Lion keeps one momentum, and makes a megabyte of a direction at a time, however large the embedding is."""
     settings = asdict(replace(OPTIMIZERS, width=64, depth=1, tokenizer="gpt2"))
     mapped = optimizer_memory.MAPPED
     found = measure(optimizer_memory.FUNCTION, {"rule": "lion", "settings": settings}, threads=1, environment=mapped)
     embedding = 4 * 50304 * 64
     assert found["state"] == found["parameters"]
     assert found["buffer"] == embedding
-    assert not reset_peak() or found["extra"] == pytest.approx(embedding, rel=0.1)
+    assert not reset_peak() or found["extra"] == pytest.approx(1 << 20, rel=0.15)
     state, extra = optimizer_memory.quantities({"lion": {"parameters": 8, "state": 16, "extra": 2, "buffer": 4}})
     assert (state.measured["lion"].median, extra.measured["lion"].median) == (2.0, 0.25)
     assert extra.aims == {"lion": "state + one buffer, 0.500"}

@@ -27,7 +27,7 @@ def test_singular_vectors_are_kept(shape):
     torch.testing.assert_close(orthogonalise(g, 40, (1.875, -1.25, 0.375), torch.float64), u @ vt, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (32, 48), (24, 96), (96, 24)])
+@pytest.mark.parametrize("shape", [(32, 32), (32, 48), (48, 32), (24, 48), (72, 24), (24, 96), (96, 24)])
 @pytest.mark.parametrize("condition", [1e3, 1e6])
 @pytest.mark.parametrize("polynomials", [QUINTIC, POLAR_EXPRESS], ids=["muon", "polar express"])
 def test_float32_is_as_good_on_the_gram_matrix(shape, condition, polynomials):

@@ -188,6 +188,11 @@ def test_the_measured_variant_of_soap_is_the_row_of_adamw(branch_depth):
     assert measured[Role.HIDDEN].lr == published[Role.HIDDEN].lr / 4
 
 
+def test_shampoo_without_a_stabiliser_is_refused():
+    with pytest.raises(UserError, match=r"recipe\.eps is 1e-16, below the rounding of Shampoo's"):
+        RecipeConfig(optimizer="shampoo")
+
+
 def test_a_variant_that_was_not_measured_is_refused():
     with pytest.raises(UserError, match=r"recipe\.variant is measured, but muon was measured as it is published"):
         RecipeConfig(optimizer="muon", variant="measured")

@@ -92,7 +92,8 @@ class Workload:
     def ours(self, rule: str, options: RuleOptions | None = None) -> Contender:
         """Our optimizer as in training, where clipping has checked the gradients already."""
         parameters = [torch.nn.Parameter(weight) for weight in self._weights()]
-        recipe = derive(RecipeConfig(optimizer=cast(Any, rule), lr=LR), self.width, self.depth)
+        eps = 1e-8 if rule == "shampoo" else RecipeConfig.eps
+        recipe = derive(RecipeConfig(optimizer=cast(Any, rule), lr=LR, eps=eps), self.width, self.depth)
         named = dict(zip(self.names, parameters, strict=True))
         groups = make_groups(named, self.model.parameter_info, recipe, options or RuleOptions())
         return Contender(parameters, self.draws, HybridOptimizer(groups, check=False))
