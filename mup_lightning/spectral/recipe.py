@@ -83,8 +83,8 @@ class RecipeConfig:
         if self.optimizer == "shampoo" and self.eps < SHAMPOO_LEAST_EPS:
             raise UserError(
                 f"recipe.eps is {self.eps:g}, below the rounding of Shampoo's float32 preconditioners, so that noise "
-                f"would decide its steps (docs/probe.md); set recipe.eps to {SHAMPOO_LEAST_EPS:g} or more (published: 1e-8 "
-                f"across widths, 1e-5 across depths; recipes/optimizer/shampoo.yaml has 1e-8)"
+                f"would decide its steps (docs/probe.md); set recipe.eps to {SHAMPOO_LEAST_EPS:g} or more "
+                f"(published: 1e-8 across widths, 1e-5 across depths; recipes/optimizer/shampoo.yaml has 1e-8)"
             )
         if self.pure and not FAMILIES[self.optimizer].whole_matrix:
             raise UserError(
