@@ -128,8 +128,8 @@ def test_four_processes_train_what_one_does(by_four, alone, rule, strategy, prec
 def test_bf16_is_the_same_mathematics_under_every_strategy(by_two, alone, rule, strategy, precision):
     """Weights are float32 and products bf16, the same ones: what differs is the order in which gradients are added.
 
-    Where that tips a product over to the next bf16 number, it costs what rounding to bf16 costs anyway. Both runs lie as
-    far from float32 as that takes them; so over all weights they lie at most twice as far from each other.
+    Where that tips a product over to the next bf16 number, it costs what rounding to bf16 costs anyway. Both runs lie
+    as far from float32 as that takes them; so over all weights they lie at most twice as far from each other.
     """
     found, wanted = weights_of(by_two[f"{rule}-{strategy}-{precision}"]), weights_of(alone(rule, precision))
     exact = weights_of(alone(rule, "fp32"))
