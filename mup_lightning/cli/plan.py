@@ -52,8 +52,7 @@ def screen(config: Config, plan: Plan, gpu_memory: float) -> str:
     """
     model, flops = config.model, plan.flops
     newton_schulz = (
-        f"\n  Newton-Schulz   {flops.newton_schulz_per_step:.3g} in a step, {flops.newton_schulz_share:.1%} of all "
-        f"(and ZeRO 0 repeats it on every GPU)"
+        f"\n  Newton-Schulz   {flops.newton_schulz_per_step:.3g} in a step, {flops.newton_schulz_share:.1%} of all"
         if flops.newton_schulz_per_step
         else ""
     )
@@ -90,13 +89,13 @@ def _memory(config: Config, plan: Plan, gpu_memory: float) -> str:
     tokens = f"{config.data.micro_batch} x {config.model.context}"
     title = (
         f"Memory in GB on each GPU ({precision}, forward passes of {tokens} tokens, * over {gpu_memory:g} GB).\n"
-        f"ZeRO 0 is strategy single or ddp; the total has the larger of activations and step, not both."
+        f"ZeRO 0 is also strategy single or ddp; the total has activations with exchange or step, whichever is larger."
     )
-    columns = ["weights", "gradients", "optimizer", "activations", "step", "total"]
+    columns = ["weights", "gradients", "optimizer", "activations", "exchange", "step", "total"]
     lines = [["GPUs", "passes per step", "ZeRO", *columns]]
     for m in plan.memory:
         accumulation = plan.accumulation[m.gpus]
-        parts = [m.weights, m.gradients, m.optimizer, m.activations, m.step, m.total]
+        parts = [m.weights, m.gradients, m.optimizer, m.activations, m.exchange, m.step, m.total]
         first = [str(m.gpus), str(accumulation or "no *")] if m.zero == 0 else ["", ""]
         cells = [f"{part / 1e9:.2f}" for part in parts]
         cells[-1] += " *" if m.total > gpu_memory * 1e9 else ""

@@ -86,10 +86,8 @@ def with_whole(
         for name in owned:
             if name in travels:
                 whole[name] = flat.new_empty(sum(layout.held[name]))
-        arrived = _swap(flat, sends, receives) if travels else ()
-        for fragment, piece in zip([f for peer in receives for f in peer], arrived, strict=True):
-            whole[fragment.name][fragment.start : fragment.start + fragment.length] = piece
-    arrived = ()  # copied: it need not stand beside what the update makes
+        if travels:
+            _swap(flat, sends, receives, whole)
     update(
         owned,
         [weights[name].view(shapes[name]) for name in owned],
@@ -108,15 +106,19 @@ def with_whole(
         _cut(weight, fragment).copy_(piece)
 
 
-def _swap(flat: torch.Tensor, sends: list[list[Fragment]], receives: list[list[Fragment]]) -> tuple[torch.Tensor, ...]:
-    """Send every peer its fragments of a flat tensor; what comes from the peers, one tensor a fragment."""
+def _swap(
+    flat: torch.Tensor, sends: list[list[Fragment]], receives: list[list[Fragment]], whole: dict[str, torch.Tensor]
+) -> None:
+    """Send every peer its fragments of a flat tensor, and put what comes from the peers into whole, flat parameters."""
     out = [_cut(flat, fragment) for peer in sends for fragment in peer]
     arrived = _exchange(
         torch.cat(out) if out else flat.new_empty(0),
         [sum(f.length for f in peer) for peer in sends],
         [sum(f.length for f in peer) for peer in receives],
     )
-    return arrived.split([f.length for peer in receives for f in peer])
+    fragments = [f for peer in receives for f in peer]
+    for fragment, piece in zip(fragments, arrived.split([f.length for f in fragments]), strict=True):
+        whole[fragment.name][fragment.start : fragment.start + fragment.length] = piece
 
 
 def _exchange(out: torch.Tensor, out_sizes: list[int], in_sizes: list[int]) -> torch.Tensor:

@@ -71,21 +71,24 @@ def test_gpt2_xl_by_hand():
     assert found.accumulation == {1: 120, 8: 15}
     hidden, rest = 12 * L * n * n, N - 12 * L * n * n
     zero = [m for m in found.memory if m.gpus == 8]
-    assert [m.weights for m in zero] == [4 * N, 2 * N, 2 * N, 2 * N / 8]
-    assert [m.gradients for m in zero] == [4 * N, 2 * N, 2 * N / 8, 2 * N / 8]
-    assert [m.optimizer for m in zero] == [4 * hidden + 8 * rest] + [(8 * hidden + 12 * rest) / 8] * 3
-    assert zero[1].step - zero[0].step == 4 * N / 8
+    assert [m.weights for m in zero] == [4 * N, 4 * N, 4 * N, 4 * N / 8]
+    assert [m.gradients for m in zero] == [4 * N, 4 * N, 4 * N / 8, 4 * N / 8]
+    assert [m.optimizer for m in zero] == [4 * hidden / 8 + 8 * rest] + [(8 * hidden + 12 * rest) / 8] * 3
+    bucket = 4 * 2**23
+    assert [m.exchange for m in zero] == [4 * N, bucket, bucket, 3 * bucket]
+    assert zero[0].step == 4 * hidden * 9 / 8
+    made = zero[2].step - 4 * hidden / 8  # by Newton-Schulz, of 4 MB and more
+    assert 6 * 64e6 > made > 4 * 1600 * 6400
+    assert zero[1].step == 0  # by then seven of eight parts of the gradients have gone
+    assert zero[3].step == 4 * hidden / 8 + bucket + max(8 * hidden / 8 + made, 16 * hidden / 8)
     tokens = 2 * T  # one chunk of the loss holds them all
     casts, blocks = 2 * L * 12 * n * n, L * tokens * ((4 + 4 + 14 * 2) * n + 2 * 8 + 4 * 25)
     head, loss = tokens * n * (3 * 4 + 2) + 4 * V * n, 6 * tokens * V + 2 * V * n + 2 * V * n
-    assert zero[0].activations == casts + blocks + head + loss
-    blocks, head, loss = (
-        L * tokens * ((2 + 2 + 14 * 2) * n + 2 * 8 + 4 * 25),
-        tokens * n * 3 * 2 + 2 * V * n,
-        loss - 2 * V * n,
-    )
-    assert zero[2].activations == blocks + head + loss
-    assert zero[3].activations == blocks + head + loss + 2 * (2 * 12 * n * n + V * n)
+    assert [m.activations for m in zero[:3]] == [casts + blocks + head + loss] * 3
+    assert zero[3].activations == casts + blocks + head + loss + 4 * (2 * 12 * n * n + V * n)
+    assert zero[2].total == 4 * N + 4 * N / 8 + zero[2].optimizer + zero[2].activations + bucket
+    alone = found.memory[0]
+    assert (alone.gpus, alone.exchange, alone.step) == (1, 0, made)
 
 
 CASES = [
@@ -157,7 +160,7 @@ def test_the_screen(capsys):
     assert "Newton-Schulz" in text
     rows = [line.split() for line in text.splitlines()]
     zero_0 = next(row for row in rows if row[:3] == ["8", "15", "0"])
-    assert zero_0[3:6] == ["6.23", "6.23", "6.56"]
+    assert zero_0[3:6] == ["6.23", "6.23", "1.40"]
     assert zero_0[-1] == "*"
     assert not next(row for row in rows if row[:1] == ["3"])[-1].endswith("*")
     assert "data.batch_size 240 is no multiple of 2 x GPUs" in text

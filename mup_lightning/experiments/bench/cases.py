@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mup_lightning.experiments.bench import depth, feature_norms, optimizers, trainer
+from mup_lightning.experiments.bench import depth, feature_norms, optimizers, strategies, trainer
 from mup_lightning.experiments.bench.result import CaseResult, Quantity
 from mup_lightning.experiments.bench.settings import Settings
 
@@ -47,6 +47,12 @@ CASES: dict[str, Case] = {
         optimizers.DEFAULT,
         optimizers.QUICK,
         optimizers.run,
+    ),
+    "strategies": Case(
+        "ZeRO against ddp on two processes: time and memory; matrix work shared against replicated",
+        strategies.DEFAULT,
+        strategies.QUICK,
+        strategies.run,
     ),
 }
 """Name -> case, in the order in which they run."""

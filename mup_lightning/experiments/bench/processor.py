@@ -10,7 +10,7 @@ _STAT = Path("/proc/stat")
 
 
 class OtherPrograms:
-    """Counts, from its making on, the processor time that went to anything but this process."""
+    """Counts, from its making on, the processor time of all but this process and those that it has waited for."""
 
     def __init__(self) -> None:
         self._begin = (time.perf_counter(), _others_seconds())
@@ -27,4 +27,4 @@ def _others_seconds() -> float:
     user, nice, system, _, _, irq, softirq, steal = map(int, _STAT.read_text().split("\n", 1)[0].split()[1:9])
     busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     own = os.times()
-    return busy - own.user - own.system
+    return busy - sum(own[:4])  # user and system, of its own and of the processes that it has waited for
