@@ -21,7 +21,7 @@ from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.tokens.datamodule import TokenDataModule
 from mup_lightning.tokens.manifest import Manifest, check_vocabulary, manifest_hash
 from mup_lightning.tokens.order import accumulation_steps
-from mup_lightning.training import hardware, versions
+from mup_lightning.training import hardware, support, versions
 from mup_lightning.training.config import Config
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.resume import is_own, resume_from, say_new_length
@@ -84,6 +84,7 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
     """
     begin = time.perf_counter()
     hardware.resolve(config.trainer)
+    support.check(config)
     world_size = config.trainer.devices * config.trainer.nodes
     accumulation = accumulation_steps(config.data.batch_size, config.data.micro_batch, world_size)
     warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)  # refuses an impossible schedule
