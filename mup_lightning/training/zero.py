@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mup_lightning.optim.hybrid import HybridOptimizer
+from mup_lightning.training.gradient_order import InOrder
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.zero_layout import layouts
 
@@ -77,6 +78,8 @@ class ZeROStrategy(DeepSpeedStrategy):
         if self.stage > 0:
             for flat, layout in layouts(wrapped, names, self.stage, self.world_size):
                 optimizer.set_layout(flat, layout)
+        if self.stage > 1:
+            InOrder(wrapped, list(model.parameters()))
         return engine, wrapped
 
     def backward(
