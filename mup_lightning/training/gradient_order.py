@@ -1,10 +1,10 @@
 """The order in which ZeRO 2 and 3 reduce gradients, the same on all processes.
 
-DeepSpeed (0.19.8) puts gradients into buckets as the backward pass makes them, and adds up the processes' buckets place
-by place. It takes for granted that they come in the same order everywhere. They do in eager mode. A compiled block hands
-out all its gradients at once, in an order that differs from process to process: gradients of different parameters are
-then added to each other, without a word. At stage 3 a bucket is sorted, but which gradients are in it depends on the
-order too.
+DeepSpeed (0.19.8) puts gradients into buckets as the backward pass makes them, and adds up the processes' buckets
+place by place. It takes for granted that they come in the same order everywhere. They do in eager mode. A compiled
+block hands out all its gradients at once, in an order that differs from process to process: gradients of different
+parameters are then added to each other, without a word. At stage 3 a bucket is sorted, but which gradients are in it
+depends on the order too.
 """
 
 from __future__ import annotations

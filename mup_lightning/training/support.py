@@ -1,8 +1,9 @@
 """What works with what, in one place: training refuses by it, and `mup-lightning support` prints it.
 
-A whole-matrix rule is only itself on whole matrices, and a strategy that parts parameters hands an optimizer flat pieces
-of them. So the two go together only where the strategy also tells the optimizer where the pieces are, and matrices can
-come together at one process. This is looked up before the first step: no rule ever becomes another one silently.
+A whole-matrix rule is only itself on whole matrices, and a strategy that parts parameters hands an optimizer flat
+pieces of them. So the two go together only where the strategy also tells the optimizer where the pieces are, and
+matrices can come together at one process. This is looked up before the first step: no rule becomes another one
+silently.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def refusal(rule: str, strategy: str) -> str | None:
         return None
     whole = ", ".join(name for name, other in STRATEGIES.items() if other.many and not other.parts)
     return (
-        f"recipe.optimizer {rule} steps whole matrices, but trainer.strategy {strategy} gives each process a part of the "
-        f"{parting.parts[-1]} and does not say which; use {whole}, or an elementwise optimizer ("
+        f"recipe.optimizer {rule} steps whole matrices, but trainer.strategy {strategy} gives each process a part of "
+        f"the {parting.parts[-1]} and does not say which; use {whole}, or an elementwise optimizer ("
         f"{', '.join(name for name, other in RULES.items() if not other.whole_matrix)})"
     )
 
@@ -188,8 +189,8 @@ def notes() -> list[str]:
     return [
         *refused,
         *remarks,
-        "Continued in another number of processes, or under another strategy, sums round differently, and dropout draws "
-        "anew; with the same ones it goes on to the bit in fp32. data.batch_size must be a multiple of micro_batch x "
+        "Continued in another number of processes, or under another strategy, sums round differently, and dropout "
+        "draws anew; with the same ones it goes on to the bit in fp32. data.batch_size must be a multiple of micro_batch x "
         "processes.",
         "bf16 is autocast round float32 weights. tests/distributed compares every row with one process.",
     ]
