@@ -190,8 +190,8 @@ def notes() -> list[str]:
         *refused,
         *remarks,
         "Continued in another number of processes, or under another strategy, sums round differently, and dropout "
-        "draws anew; with the same ones it goes on to the bit in fp32. data.batch_size must be a multiple of micro_batch x "
-        "processes.",
+        "draws anew; with the same ones it goes on to the bit in fp32. data.batch_size must be a multiple of "
+        "data.micro_batch times the processes.",
         "bf16 is autocast round float32 weights. tests/distributed compares every row with one process.",
     ]
 
