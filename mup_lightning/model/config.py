@@ -10,9 +10,6 @@ from mup_lightning.errors import UserError
 PAD_VOCABULARY_TO = 64
 """Rows of the embedding are padded to a multiple of this: matrix units want aligned sides."""
 
-LARGEST_HEAD = 64
-"""Default head dimension, GPT-2's; narrower where the width asks for it."""
-
 
 @dataclass
 class ModelConfig:
@@ -21,7 +18,8 @@ class ModelConfig:
     Attributes:
         width: n, the size of the residual stream.
         depth: L, the number of blocks, each with an attention and an MLP branch.
-        heads: attention heads; null: heads of dimension 64, or the largest divisor of the width below that.
+        heads: attention heads; null: heads of dimension head_size, or the largest divisor of the width below that.
+        head_size: where heads is null; widths that are compared should all be multiples of it.
         context: tokens in a sequence.
         vocab_size: symbols of the tokenizer; null: those of data.tokenizer.
         mlp_ratio: hidden units of the MLP over the width.
@@ -38,6 +36,7 @@ class ModelConfig:
     width: int = 256
     depth: int = 4
     heads: int | None = None
+    head_size: int = 64
     context: int = 1024
     vocab_size: int | None = None
     mlp_ratio: int = 4
@@ -56,7 +55,7 @@ class ModelConfig:
         Raises:
             UserError: naming the key, the value and what was expected.
         """
-        for key in ("width", "depth", "heads", "context", "vocab_size", "mlp_ratio", "loss_chunk"):
+        for key in ("width", "depth", "heads", "head_size", "context", "vocab_size", "mlp_ratio", "loss_chunk"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"model.{key} is {value}; expected a whole number of at least 1")
@@ -68,9 +67,9 @@ class ModelConfig:
                 f"model.width is {self.width} and model.heads is {self.heads}: the width must be divisible by the "
                 f"heads; try model.heads {below}, or model.width {self.width - self.width % self.heads + self.heads}"
             )
-        if self.heads is None and self.head_dim < min(8, self.width):
+        if self.heads is None and self.head_dim < min(8, self.width, self.head_size):
             raise UserError(
-                f"model.width {self.width} has no divisor from 8 to {LARGEST_HEAD} to serve as head dimension; "
+                f"model.width {self.width} has no divisor from 8 to {self.head_size} to serve as head dimension; "
                 f"choose a width that is a multiple of 8, or set model.heads"
             )
 
@@ -79,7 +78,7 @@ class ModelConfig:
         """Channels per attention head."""
         if self.heads is not None:
             return self.width // self.heads
-        return max(d for d in range(1, min(LARGEST_HEAD, self.width) + 1) if self.width % d == 0)
+        return max(d for d in range(1, min(self.head_size, self.width) + 1) if self.width % d == 0)
 
     @property
     def padded_vocab(self) -> int:

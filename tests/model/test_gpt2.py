@@ -281,6 +281,10 @@ def test_head_dimension_is_64_or_what_the_width_asks_for(width, head_dim):
     assert ModelConfig(width=width).head_dim == head_dim
 
 
+def test_head_dimension_can_be_the_same_at_all_widths():
+    assert {ModelConfig(width=width, head_size=32).head_dim for width in (32, 64, 128, 1024)} == {32}
+
+
 def test_a_model_is_laid_out_without_importing_torchs_compiler():
     """torch's own init does so on the meta device, which takes a second; and it would be overwritten anyway."""
     code = """
