@@ -7,22 +7,36 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from mup_lightning.cli import report_transfer
+
 
 def main(argv: list[str]) -> int:
     """Print what a table of results says."""
     parser = argparse.ArgumentParser(
         prog="mup-lightning report",
         description="What a sweep's results say.\n\n"
-        "  best  the best value of every group, with the losses beside it\n\n"
-        "example:\n  mup-lightning report best runs/sweeps/optimizers/results.csv",
+        "example:\n  mup-lightning report best runs/sweeps/optimizers/results.csv\n"
+        f"  {report_transfer.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("best",))
+    parsers = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    _add_best(parsers)
+    report_transfer.add(parsers)
+    options = parser.parse_args(argv)
+    status: int = options.run(options)
+    return status
+
+
+def _add_best(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "the best value of every group, with the losses beside it"
+    parser = parsers.add_parser("best", help=what, description=what)
     parser.add_argument("results", type=Path, metavar="RESULTS", help="results.csv of `mup-lightning sweep`")
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(argv)
+    parser.set_defaults(run=_best)
 
+
+def _best(options: argparse.Namespace) -> int:
     from mup_lightning.report.best_values import as_lines, best_values
     from mup_lightning.spectral.tables import aligned
 

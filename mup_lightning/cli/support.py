@@ -11,7 +11,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mup-lightning support",
         description="Which optimizer runs under which strategy, in which precision, whether its checkpoints go on in\n"
-        "another number of processes, and whether it can be compiled. Training refuses by the same code.",
+        "another number of processes, and whether it can be compiled. Training refuses by the same code.\n\n"
+        "example:\n  mup-lightning support --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print JSON: every combination")

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         0; 1 where a configuration has no result; 130 after Ctrl-C.
     """
     arguments = _parser().parse_args(argv)
-    overrides = dict(_setting(text) for text in arguments.set)
+    overrides = dict(setting(text) for text in arguments.set)
     sweep = load(arguments.file, overrides)
     number, of = _shard(arguments.shard)
 
@@ -164,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
+    """KEY and value of KEY=VALUE. Raises UserError for anything else."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set is {text!r}; expected KEY=VALUE, such as trainer.max_steps=200")

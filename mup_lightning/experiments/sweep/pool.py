@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from contextlib import suppress
 from multiprocessing import connection
@@ -43,9 +44,10 @@ class Worker:
         self.starting, self._born = 0.0, time.monotonic()
 
     def give(self, cell: Cell, task: Task) -> None:
-        """Give it a run; only when it has none."""
+        """Give it a run; only when it has none. That it is dead will be heard as of any other worker."""
         self.cell, self.began, self.step = cell, time.monotonic(), 0
-        self.connection.send(task)
+        with suppress(OSError):
+            self.connection.send(task)
 
     def is_ready(self) -> None:
         """It has said that it is ready: only now it takes up the run that it was given."""
@@ -73,6 +75,11 @@ class Worker:
         code = self._process.exitcode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
         return f"the worker died ({how}{'; out of memory?' if code == -9 else ''})"
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether it died of a signal to stop: SLURM sends it to all of a task's processes, in any order."""
+        return self._process.exitcode in (-signal.SIGTERM, -signal.SIGINT)
 
     def dismiss(self) -> None:
         """Let it end by itself, where it has nothing to do."""

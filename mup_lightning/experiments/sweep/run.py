@@ -198,7 +198,11 @@ class SweepRun:
         """A worker has died: its run is tried once more, and another worker takes its place."""
         self._workers.remove(worker)
         death = worker.death()
-        if not worker.ready:
+        if self.summary.interrupted:  # the signal has reached it too
+            self._buried += worker.busy
+            worker.end()
+            return
+        if not (worker.ready or worker.told_to_stop):
             raise UserError(f"{death} before its first run; its last words are in {self.folder / LOG}")
         if worker.cell is not None:
             cell = worker.take()

@@ -1,0 +1,161 @@
+"""`mup-lightning tune`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mup_lightning.cli.options import build, config_parser, parse
+from mup_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from mup_lightning.experiments.sweep.grid import Cell
+    from mup_lightning.report.transfer import Finding
+    from mup_lightning.training.config import Config
+
+EXAMPLE = "mup-lightning tune -c recipes/size/xl.yaml -c recipes/optimizer/muon_kimi.yaml --run.name xl"
+SWEEP = "recipes/experiment/tune.yaml"
+_ROUNDS = 4
+"""How often the grid may grow: by then the best value is 8 powers of two from where the search began."""
+
+
+def main(argv: list[str]) -> int:
+    """Find a base value on small models and write it down for a large one.
+
+    Returns:
+        0; 1 where a configuration has no result; 130 after Ctrl-C.
+    """
+    parser = config_parser(
+        "mup-lightning tune",
+        "Find the base learning rate of a large model on small ones. Takes the options of `mup-lightning train` for\n"
+        "the large one; runs a sweep over small ones that are like it but for their size; reports whether the best\n"
+        "value stays where it is; writes it and its base shape as a recipe file. The same command goes on after a\n"
+        "stop.",
+        EXAMPLE,
+    )
+    parser.usage = f"{parser.usage} [--sweep FILE.yaml] [--results TABLE] [--out FOLDER] [--set KEY=VALUE ...]"
+    parser.add_argument("--sweep", type=str, default=SWEEP, help="the small models, see recipes/experiment/tune.yaml")
+    parser.add_argument("--results", type=str, help="a sweep's folder or results.csv: use it, run nothing")
+    parser.add_argument("--out", type=str, help="folder of all results (default: runs/tune/NAME, by --run.name)")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="of the small models; repeatable"
+    )
+    parser.add_argument("--workers", type=int, help="processes (default: one a core or GPU, as memory allows)")
+    parser.add_argument("--dry-run", action="store_true", help="list the small models and what they cost; run none")
+    arguments = parse(parser, argv)
+    target = build(parser, arguments)
+    folder = Path(arguments.out or Path("runs") / "tune" / target.run.name)
+    if arguments.results:
+        return _from_table(Path(arguments.results), target, folder)
+    return _by_sweep(arguments, target, folder)
+
+
+def _by_sweep(arguments: Namespace, target: Config, folder: Path) -> int:
+    """Run the sweep, and again with a larger grid where the best value is the last one tried."""
+    from mup_lightning.cli import sweep as sweeps
+    from mup_lightning.experiments.sweep.run import SweepRun
+    from mup_lightning.experiments.sweep.spec import load
+    from mup_lightning.experiments.tune.proxies import AROUND, FURTHER, proxy_cells, varies_itself
+
+    sweep = load(arguments.sweep, dict(sweeps.setting(text) for text in arguments.set))
+    below = above = AROUND
+    findings: list[Finding] = []
+    cells: list[Cell] = []
+    for _ in range(_ROUNDS):
+        before = cells
+        cells = proxy_cells(sweep, target, folder, sweeps.compose, below=below, above=above)
+        if len(cells) == len(before):  # it cannot grow any more
+            break
+        if arguments.dry_run:
+            print(sweeps.dry_run(cells, folder, arguments.workers))
+            return 0
+        run = SweepRun(cells, folder, workers=arguments.workers, early_stop=sweep.early_stop, keep_runs=sweep.keep_runs)
+        print(sweeps.first_screen(sweep.name, cells, run.summary, folder), flush=True)
+        summary = run.run()
+        print(sweeps.last_screen(summary, folder, len(cells)), flush=True)
+        if summary.interrupted:
+            return 130
+        if summary.failed or summary.elsewhere:
+            return 1
+        findings = _find(folder, cells)
+        edges = {o.edge for finding in findings for o in finding.optima}
+        if varies_itself(sweep) or not edges & {-1, 1}:
+            break
+        below, above = below + FURTHER * (-1 in edges), above + FURTHER * (1 in edges)
+    _tell(findings, [cell.config for cell in cells], sweep.value, target, folder, folder / "results.csv")
+    return 0
+
+
+def _find(folder: Path, cells: list[Cell]) -> list[Finding]:
+    from mup_lightning.report.transfer import transfer
+
+    return transfer(folder / "results.csv", only={cell.hash for cell in cells})
+
+
+def _from_table(path: Path, target: Config, folder: Path) -> int:
+    """Take what of a sweep's table is like the target."""
+    from mup_lightning.experiments.tune.kinship import differences
+    from mup_lightning.experiments.tune.proxies import refuse_strangers
+    from mup_lightning.report.transfer import transfer
+    from mup_lightning.report.transfer_runs import read_runs
+
+    path = path / "results.csv" if path.is_dir() else path
+    swept = {run.settings.get("value", "") for run in read_runs(path)}
+    if len(swept) != 1 or "" in swept:
+        raise UserError(f"{path} does not say which one value was swept; expected the results.csv of a sweep")
+    key = swept.pop()
+    configurations = _configurations(path.with_name("configurations.json"))
+    hashes = {run.hash for run in read_runs(path)}
+    known = {name: config for name, config in configurations.items() if name in hashes}
+    alike = {name: config for name, config in known.items() if not differences(config, target, key)}
+    if not alike:
+        nearest = min(known.values(), key=lambda config: len(differences(config, target, key)), default=None)
+        refuse_strangers([nearest] if nearest else [], target, key, str(path))
+        raise UserError(f"{path} has no run that configurations.json beside it knows; expected a sweep's own folder")
+    refuse_strangers(list(alike.values()), target, key, str(path))
+    folder.mkdir(parents=True, exist_ok=True)
+    _tell(transfer(path, only=alike.keys()), list(alike.values()), key, target, folder, path)
+    return 0
+
+
+def _configurations(file: Path) -> dict[str, Config]:
+    from mup_lightning.training.config import Config
+
+    try:
+        saved: dict[str, dict[str, Any]] = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {file}, which tells what the runs of the table were; expected a sweep's own folder"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    return {name: Config.from_plain(plain) for name, plain in saved.items()}
+
+
+def _tell(findings: list[Finding], proxies: list[Config], key: str, target: Config, folder: Path, table: Path) -> None:
+    """Print what was found, draw it, and write the recipe file."""
+    from mup_lightning.experiments.tune.kinship import cautions
+    from mup_lightning.report import tuned_file
+    from mup_lightning.report.transfer_figures import draw
+    from mup_lightning.report.transfer_text import screen
+    from mup_lightning.report.transfer_tuned import tuned
+
+    shape = (target.model.width, target.model.depth)
+    base = (proxies[0].recipe.base_width, proxies[0].recipe.base_depth)
+    differing = sorted({text for proxy in proxies for text in cautions(proxy, target)})
+    more = [f"not transferred by the recipe: {'; '.join(differing)}"] if differing else []
+    if target.recipe.parametrization == "sp":
+        more.append("recipe.parametrization is sp, which transfers nothing by design")
+    result = tuned(findings, key, shape, more)
+    print(f"\n{screen(findings)}\n\n{tuned_file.screen(result, base, shape)}")
+    seeds = max(finding.group.seeds for finding in findings)
+    origin = f"{len(proxies)} runs of {findings[0].group.steps} steps, up to {seeds} seeds: {table}"
+    file = folder / "tuned.yaml"
+    tuned_file.write(result, base, shape, origin, file)
+    for picture in draw(findings, folder):
+        print(f"wrote {picture}")
+    print(f"wrote {file}\n\nnext:\n  make train SIZE=... OPT={target.recipe.optimizer} CONFIG={file}")
+    sys.stdout.flush()

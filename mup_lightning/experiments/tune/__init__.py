@@ -1,0 +1,1 @@
+"""Tuning for a large model on small ones that resemble it."""

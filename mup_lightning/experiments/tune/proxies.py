@@ -1,0 +1,83 @@
+"""The sweep over a target's proxies: the target's own configuration, at the shapes and lengths of a sweep file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from mup_lightning.errors import UserError
+from mup_lightning.experiments.sweep.grid import Cell, Compose, expand, look_up
+from mup_lightning.experiments.sweep.spec import Sweep
+from mup_lightning.experiments.tune.kinship import as_proxy, differences
+from mup_lightning.training.config import Config
+from mup_lightning.training.run_folder import plain
+
+AROUND = 3
+"""Powers of two on either side of the target's own value that are tried where the sweep file names none."""
+
+FURTHER = 2
+"""Powers of two by which the grid grows where the best value is the last one tried."""
+
+
+def proxy_cells(sweep: Sweep, target: Config, folder: Path, compose: Compose, *, below: int, above: int) -> list[Cell]:
+    """The configurations of the sweep.
+
+    Args:
+        sweep: says shapes, seeds, lengths; values too, or none of them.
+        target: what is tuned for. Its configuration, written to FOLDER/target.yaml, comes before all that the sweep
+            file says.
+        folder: of the sweep.
+        compose: see `Compose`.
+        below: powers of two below the target's value that are tried, where the sweep file names none.
+        above: the same above.
+
+    Raises:
+        UserError: the sweep file contradicts the target, or a configuration that training would refuse.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "target.yaml"
+    file.write_text(yaml.safe_dump(plain(as_proxy(target)), sort_keys=False))
+    grids = [replace(grid, configs=(str(file), *grid.configs)) for grid in sweep.grids]
+    if varies_itself(sweep):
+        if any(sweep.value not in grid.vary for grid in grids):
+            raise UserError(f"{sweep.file}: some grids vary {sweep.value}, others do not; expected all of them or none")
+    else:
+        middle = look_up(target, sweep.value)
+        if not middle > 0:
+            raise UserError(f"{sweep.value} is {middle:g} in the target; name its values in {sweep.file}, under vary")
+        values = [2.0**x for x in range(round(math.log2(middle)) - below, round(math.log2(middle)) + above + 1)]
+        if sweep.value == "recipe.lr":  # no rate may lie below the floor of its schedule
+            values = [value for value in values if value >= target.schedule.min_lr]
+        grids = [replace(grid, vary=grid.vary | {sweep.value: list(values)}) for grid in grids]
+    cells = expand(replace(sweep, grids=tuple(grids)), compose)
+    refuse_strangers([cell.config for cell in cells], target, sweep.value, sweep.file)
+    return cells
+
+
+def varies_itself(sweep: Sweep) -> bool:
+    """Whether the sweep file names the values to try."""
+    return any(sweep.value in grid.vary for grid in sweep.grids)
+
+
+def refuse_strangers(proxies: Sequence[Config], target: Config, swept: str, where: str) -> None:
+    """Refuse proxies that the target contradicts, or that were tuned at several base shapes.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    for proxy in proxies:
+        if found := differences(proxy, target, swept):
+            raise UserError(
+                f"{where}: the best value would not carry over: {'; '.join(found[:4])}"
+                f"{f'; and {len(found) - 4} more' if len(found) > 4 else ''}. Make them the same"
+            )
+    bases = sorted({(proxy.recipe.base_width, proxy.recipe.base_depth) for proxy in proxies})
+    if len(bases) > 1:
+        raise UserError(
+            f"{where}: the proxies have several base shapes, {' and '.join(map(str, bases))}; expected one, or their "
+            f"values mean different things"
+        )

@@ -1,0 +1,151 @@
+"""From runs to groups of curves: loss against base value, a curve for every size."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from mup_lightning.errors import UserError
+from mup_lightning.report.transfer_runs import Run
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses of one size.
+
+    Attributes:
+        size: as the table has it.
+        position: see `Run`.
+        losses: log2 of the base value, ascending -> losses of its seeds, in the seeds' order. Empty: the value is lost,
+            because at least one seed has no loss; the mean of the others would be too good.
+        stopped: lost values at which no seed diverged: all that are missing were given up as hopeless.
+    """
+
+    size: str
+    position: float
+    losses: dict[float, tuple[float, ...]]
+    stopped: frozenset[float]
+
+    @property
+    def means(self) -> dict[float, float]:
+        """Value -> mean loss, of those that are not lost."""
+        return {value: mean(losses) for value, losses in self.losses.items() if losses}
+
+    def lost(self, value: float) -> str:
+        """Why there is no loss at a value, in one word; empty where there is one."""
+        if value not in self.losses:
+            return "missing"
+        return "" if self.losses[value] else "stopped" if value in self.stopped else "diverged"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Curves that differ in nothing but the size.
+
+    Attributes:
+        settings: see `Run`.
+        axis: what the size is.
+        curves: from the smallest size to the largest.
+        steps: of the runs that went to their end; empty where the table does not say.
+        corpus: see `Run`.
+        seeds: the most that a value has.
+    """
+
+    settings: dict[str, str]
+    axis: str
+    curves: tuple[Curve, ...]
+    steps: str
+    corpus: str
+    seeds: int
+
+    @property
+    def label(self) -> str:
+        """The parametrization, and k where it has one."""
+        return label_of(self.settings)
+
+    @property
+    def family(self) -> tuple[tuple[str, str], ...]:
+        """Equal for groups that differ in the parametrization alone."""
+        own = ("parametrization", "branch_depth")
+        return (("axis", self.axis), *((key, value) for key, value in self.settings.items() if key not in own))
+
+
+def label_of(settings: dict[str, str]) -> str:
+    """The parametrization's name for people."""
+    name, depth = settings["parametrization"], settings.get("branch_depth", "")
+    name = {"sp": "SP", "mup": "recipe", "muP k=1": "recipe, k = 1", "muP k>=2": "recipe, k ≥ 2"}.get(name, name)
+    return name + {"": "", "1": ", k = 1"}.get(depth, ", k ≥ 2")
+
+
+def group_runs(runs: Sequence[Run], path: Path) -> list[Group]:
+    """Sort runs into groups, in the order of the table, and refuse what cannot be compared.
+
+    Args:
+        runs: of one table.
+        path: of the table.
+
+    Raises:
+        UserError: a group mixes corpora or numbers of steps, a run stands there twice, all runs are lost, or no group
+            has two sizes.
+    """
+    found: dict[tuple[object, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        found[(run.axis, tuple(sorted(run.settings.items())))].append(run)
+    if all(run.loss is None for run in runs):
+        raise UserError(f"{path}: no run has a loss, all {len(runs)} diverged or were stopped; lower the base values")
+    groups = [_group(members, path) for members in found.values()]
+    if all(len(group.curves) < 2 for group in groups):
+        sizes = ", ".join(sorted({curve.size for group in groups for curve in group.curves}))
+        raise UserError(
+            f"{path} has one size only in every group ({sizes}); transfer is seen between two sizes or more, better "
+            f"four (mup-lightning report best tells the best value at one size)"
+        )
+    return groups
+
+
+def _group(runs: list[Run], path: Path) -> Group:
+    settings, axis = runs[0].settings, runs[0].axis
+    where = f"{path}: {label_of(settings)} over {axis}"
+    corpus = _single({run.corpus for run in runs}, f"{where} mixes corpora (manifests %s)")
+    steps = _single({run.steps for run in runs if run.loss is not None}, f"{where} mixes runs of %s steps")
+    sizes: dict[float, dict[float, dict[str, Run]]] = defaultdict(lambda: defaultdict(dict))
+    for run in runs:
+        seeds = sizes[run.position][run.value]
+        if run.seed in seeds:
+            raise UserError(
+                f"{where} has size {run.size}, 2^{run.value:g}, seed {run.seed or '(none)'} twice"
+                f"{_and_hashes(run, seeds[run.seed])}; keep one of the two rows"
+            )
+        seeds[run.seed] = run
+    curves = tuple(_curve(values) for _, values in sorted(sizes.items()))
+    count = max(len(seeds) for values in sizes.values() for seeds in values.values())
+    return Group(settings, axis, curves, steps, corpus, count)
+
+
+def _curve(values: dict[float, dict[str, Run]]) -> Curve:
+    losses: dict[float, tuple[float, ...]] = {}
+    stopped = set()
+    for value, seeds in sorted(values.items()):
+        finite = [run.loss for _, run in sorted(seeds.items()) if run.loss is not None]
+        missing = [run for run in seeds.values() if run.loss is None]
+        losses[value] = () if missing else tuple(finite)
+        if missing and all(run.stopped for run in missing):
+            stopped.add(value)
+    one = next(iter(next(iter(values.values())).values()))
+    return Curve(one.size, one.position, losses, frozenset(stopped))
+
+
+def _single(values: set[str], complaint: str) -> str:
+    if len(values) > 1:
+        shown = " and ".join(sorted(value[:12] or "unknown" for value in values))
+        raise UserError(f"{complaint % shown}; their losses cannot be compared: make a table of each")
+    return next(iter(values), "")
+
+
+def _and_hashes(run: Run, other: Run) -> str:
+    if run.hash == other.hash:
+        return ""
+    return f", of different configurations ({run.hash[:8]} and {other.hash[:8]}: something no column tells differs)"

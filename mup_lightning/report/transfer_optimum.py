@@ -1,0 +1,190 @@
+"""The best base value of one size, how sure it is, and the noise between seeds that this rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, median, variance
+
+import numpy as np
+
+from mup_lightning.report.student import student_t
+from mup_lightning.report.transfer_curves import Curve
+
+_UNSTABLE = 4.0
+"""Values whose seeds spread so many times more than is usual are near divergence and say nothing of the noise."""
+
+_MISFIT = 0.25
+"""A loss that is h nats above the best one is trusted to this part of h only: curves are parabolas at the bottom."""
+
+_DRAWS = 400
+_UNIFORM = 12**-0.5
+"""Standard deviation of a number that may be anywhere in an interval of length 1."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Between the seeds at one size and value.
+
+    Attributes:
+        deviation: pooled standard deviation of a loss, nats; None: nowhere two seeds, and none given.
+        freedom: degrees of freedom that it rests on.
+    """
+
+    deviation: float | None
+    freedom: float
+
+    def of_mean(self, seeds: int) -> float:
+        """Standard error of the mean loss of so many seeds; 0 where the noise is unknown."""
+        return 0.0 if self.deviation is None else self.deviation / math.sqrt(seeds)
+
+    def margin(self, seeds: int, others: int) -> float:
+        """How far two mean losses may lie apart by chance, in 19 of 20 cases; 0 where the noise is unknown."""
+        if self.deviation is None:
+            return 0.0
+        return student_t(self.freedom) * math.hypot(self.of_mean(seeds), self.of_mean(others))
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Of one size.
+
+    Attributes:
+        size: as the table has it.
+        position: log2 of the size.
+        value: log2 of the best base value, between the grid's values.
+        error: its standard error; 0 where nothing is known of it.
+        grid: log2 of the best value that was tried; among equal ones the middle one.
+        loss: mean loss there.
+        plateau: all values whose loss cannot be told from the best; at least the best itself.
+        edge: -1 or +1 where the best value is the smallest or the largest tried: the optimum may lie beyond. Else 0.
+        cliff: the next value is lost, so that no parabola can be laid: `value` is `grid`, as good as half a step.
+    """
+
+    size: str
+    position: float
+    value: float
+    error: float
+    grid: float
+    loss: float
+    plateau: tuple[float, ...]
+    edge: int
+    cliff: bool
+
+
+def noise_of(curves: Sequence[Curve], given: float | None = None) -> Noise:
+    """Pool the variances between seeds over all sizes and values, but for values that are plainly unstable.
+
+    Those are the ones whose standard deviation is over `_UNSTABLE` times what the median variance stands for: one run
+    that nearly diverged would otherwise make a plateau of everything.
+
+    Args:
+        curves: of a group.
+        given: standard deviation to use where the table has no two seeds.
+    """
+    cells = [(variance(losses), len(losses) - 1) for c in curves for losses in c.losses.values() if len(losses) > 1]
+    if not cells:
+        return Noise(given, math.inf)
+    # The median of a chi-square over its degrees of freedom, by Wilson and Hilferty.
+    usual = median(value / (1 - 2 / (9 * freedom)) ** 3 for value, freedom in cells)
+    stable = [cell for cell in cells if cell[0] <= _UNSTABLE**2 * usual]
+    total = sum(freedom for _, freedom in stable)
+    return Noise(math.sqrt(sum(value * freedom for value, freedom in stable) / total), total)
+
+
+def optimum(curve: Curve, noise: Noise) -> Optimum | None:
+    """Find the best base value of a size by a parabola; None where all values are lost.
+
+    The parabola goes through the best value and its two neighbours. Where values tie with the best one within the noise
+    it is fitted by weighted least squares to all of these and one more on either side. It never leaves what was tried.
+    Its error is the spread of the results when all losses are drawn again with the noise of their means; at an edge or
+    a cliff, that of a value anywhere in one step of the grid is added.
+
+    Args:
+        curve: losses of the size.
+        noise: of the group.
+    """
+    grid = list(curve.losses)
+    means = [mean(losses) if losses else math.inf for losses in curve.losses.values()]
+    errors = [noise.of_mean(len(losses)) if losses else 0.0 for losses in curve.losses.values()]
+    if not any(map(math.isfinite, means)):
+        return None
+    best = _best(means)
+    reach = 0.0 if noise.deviation is None else student_t(noise.freedom)
+    ties = [i for i in range(len(grid)) if _tied(means, errors, best, i, reach)]
+    edge = -1 if best == 0 else 1 if best == len(grid) - 1 else 0
+    if len(grid) == 1:
+        edge = -1
+    cliff = not edge and not (math.isfinite(means[best - 1]) and math.isfinite(means[best + 1]))
+    value = _locate(grid, means, errors, reach)
+    error = _spread(grid, means, errors, reach) if any(errors) else 0.0
+    if (edge or cliff) and len(grid) > 1:
+        step = max(abs(grid[i] - grid[best]) for i in (best - 1, best + 1) if 0 <= i < len(grid))
+        error = math.hypot(error, step * _UNIFORM)
+    plateau = tuple(grid[i] for i in ties)
+    return Optimum(curve.size, curve.position, value, error, grid[best], means[best], plateau, edge, cliff)
+
+
+def _tied(means: Sequence[float], errors: Sequence[float], best: int, i: int, reach: float) -> bool:
+    """Whether a mean loss lies no further above the best than their errors reach in 19 of 20 cases."""
+    return means[i] - means[best] <= reach * math.hypot(errors[i], errors[best])
+
+
+def _best(means: Sequence[float]) -> int:
+    """The lowest; among equal ones the middle one."""
+    lowest = min(means)
+    equal = [i for i, loss in enumerate(means) if loss == lowest]
+    return equal[(len(equal) - 1) // 2]
+
+
+def _spread(grid: list[float], means: list[float], errors: list[float], reach: float) -> float:
+    """Standard deviation of the optimum over draws of all losses. The draws are the same in every report."""
+    chance = np.random.default_rng(0)
+    draws = np.asarray(means) + np.asarray(errors) * chance.standard_normal((_DRAWS, len(means)))
+    return float(np.std([_locate(grid, draw, errors, reach) for draw in draws.tolist()]))
+
+
+def _locate(grid: list[float], means: list[float], errors: list[float], reach: float) -> float:
+    """The bottom of the parabola; the best value itself at an edge of the grid, or where a neighbour is lost."""
+    best, end = _best(means), len(grid) - 1
+    low = high = best
+    while low > 0 and _tied(means, errors, best, low - 1, reach):
+        low -= 1
+    while high < end and _tied(means, errors, best, high + 1, reach):
+        high += 1
+    first = low - 1 if low > 0 and math.isfinite(means[low - 1]) else low
+    last = high + 1 if high < end and math.isfinite(means[high + 1]) else high
+    if best in (first, last):
+        return grid[best]
+    x = [value - grid[best] for value in grid[first : last + 1]]
+    heights = [loss - means[best] for loss in means[first : last + 1]]
+    tallest = max(heights)
+    weights = [
+        1.0 / (error**2 + (_MISFIT * height) ** 2 + (0.02 * tallest) ** 2 + 1e-30)
+        for error, height in zip(errors[first : last + 1], heights, strict=True)
+    ]
+    bottom = parabola_bottom(x, heights, weights)
+    lowest, highest = (x[0] + x[low - first]) / 2, (x[-1] + x[high - first]) / 2
+    middle = (x[low - first] + x[high - first]) / 2
+    return grid[best] + (middle if bottom is None else min(max(bottom, lowest), highest))
+
+
+def parabola_bottom(x: Sequence[float], y: Sequence[float], weights: Sequence[float]) -> float | None:
+    """Where the weighted least-squares parabola through some points is lowest; None where it has no lowest point.
+
+    Args:
+        x: three places or more, all different.
+        y: heights there.
+        weights: one over the variance of each height.
+    """
+    total = sum(weights)
+    centre = sum(w * xi for w, xi in zip(weights, x, strict=True)) / total
+    points = [(w, xi - centre, yi) for w, xi, yi in zip(weights, x, y, strict=True)]
+    s2, s3, s4 = (sum(w * xi**power for w, xi, _ in points) for power in (2, 3, 4))
+    y0, y1, y2 = (sum(w * xi**power * yi for w, xi, yi in points) for power in (0, 1, 2))
+    determinant = s4 - s2 * s2 / total - s3 * s3 / s2
+    curvature = (y2 - s2 * y0 / total - s3 * y1 / s2) / determinant
+    if not curvature > 1e-12 * max(map(abs, y)):
+        return None
+    return centre - (y1 - curvature * s3) / s2 / (2 * curvature)

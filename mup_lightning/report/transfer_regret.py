@@ -1,0 +1,57 @@
+"""What it costs to tune small: the loss at every size with the smallest size's best value, on the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mup_lightning.report.transfer_curves import Curve
+from mup_lightning.report.transfer_optimum import Noise, Optimum
+
+
+@dataclass(frozen=True)
+class Regret:
+    """At one size.
+
+    Attributes:
+        size: as the table has it.
+        nats: mean loss with the value tuned at the smallest size minus the lowest mean loss; None: there is no loss.
+        why: that there is none: "diverged", "stopped" (as hopeless) or "missing" (not run). Empty where there is one.
+            The first two mean that the regret is without limit.
+        margin: by how much `nats` may be off through the noise; 0 where the noise is unknown.
+    """
+
+    size: str
+    nats: float | None
+    why: str = ""
+    margin: float = 0.0
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether the transferred value fails outright."""
+        return self.why in ("diverged", "stopped")
+
+
+def regrets(curves: Sequence[Curve], optima: Sequence[Optimum], noise: Noise) -> list[Regret]:
+    """The regret of every size.
+
+    Args:
+        curves: of a group, small to large.
+        optima: of those that have one; the first is what is tuned on.
+        noise: of the group.
+    """
+    if not optima:
+        return [Regret(curve.size, None, "missing") for curve in curves]
+    tuned, by_size = optima[0].grid, {o.size: o for o in optima}
+    result = []
+    for curve in curves:
+        why = curve.lost(tuned)
+        if why or curve.size not in by_size:
+            # A size where everything is lost has lost the tuned value too, if it was run.
+            result.append(Regret(curve.size, None, why))
+            continue
+        best = by_size[curve.size]
+        nats = curve.means[tuned] - best.loss
+        counts = len(curve.losses[tuned]), len(curve.losses[best.grid])
+        result.append(Regret(curve.size, nats, margin=noise.margin(*counts) if tuned != best.grid else 0.0))
+    return result

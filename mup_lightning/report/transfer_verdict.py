@@ -1,0 +1,146 @@
+"""One plain sentence: does the best value of the small model serve the large one?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mup_lightning.report.transfer_optimum import Noise, Optimum
+from mup_lightning.report.transfer_regret import Regret
+from mup_lightning.report.transfer_slope import Slope
+
+TRANSFERS, DRIFTS, FAILS, UNCLEAR = "transfers", "drifts", "does not transfer", "cannot tell"
+"""What a verdict begins with. It drifts: the optimum moves, but what is tuned small still costs next to nothing."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Where transfer ends.
+
+    Attributes:
+        slope: powers of two of the value for each doubling of the size, up or down.
+        regret: nats at the largest size.
+    """
+
+    slope: float = 0.15
+    regret: float = 0.02
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a verdict looks at.
+
+    Attributes:
+        axis: what grows.
+        sizes: small to large.
+        optima: of the sizes that have one.
+        slope: None: fewer than two optima.
+        regrets: of every size.
+        noise: between seeds.
+    """
+
+    axis: str
+    sizes: Sequence[str]
+    optima: Sequence[Optimum]
+    slope: Slope | None
+    regrets: Sequence[Regret]
+    noise: Noise
+
+
+def judge(evidence: Evidence, tolerance: Tolerance) -> str:
+    """The sentence. It begins with one of the four words above."""
+    numbers = _numbers(evidence)
+    if against := _against(evidence, tolerance):
+        return f"{FAILS}: {', and '.join(against)}; {numbers}"
+    drift = _drift(evidence, tolerance)
+    if doubts := _doubts(evidence, tolerance, drifts=bool(drift)):
+        return f"{UNCLEAR}: {'; '.join(doubts)}; {numbers}"
+    if drift:
+        return f"{DRIFTS}: {drift}, but what is tuned at the smallest size costs little at the largest; {numbers}"
+    return f"{TRANSFERS}: {numbers}"
+
+
+def _against(evidence: Evidence, tolerance: Tolerance) -> list[str]:
+    """What shows that it fails, each beyond doubt."""
+    largest, last = evidence.regrets[-1], evidence.sizes[-1]
+    found = []
+    if last not in {o.size for o in evidence.optima}:
+        found.append(f"every value that was tried diverged or was stopped at {evidence.axis} {last}")
+    elif largest.unlimited:
+        how = "diverges" if largest.why == "diverged" else "was stopped as hopeless"
+        found.append(f"what is best at {evidence.axis} {evidence.optima[0].size} {how} at {evidence.axis} {last}")
+    elif largest.nats is not None and largest.nats - largest.margin > tolerance.regret:
+        smallest = evidence.optima[0].size
+        found.append(
+            f"what is best at {evidence.axis} {smallest} costs {largest.nats:.3f} nats at {evidence.axis} {last}"
+        )
+    if found and (drift := _drift(evidence, tolerance)):
+        found.insert(0, drift)
+    return found
+
+
+def _drift(evidence: Evidence, tolerance: Tolerance) -> str:
+    """In words, where the optimum moves faster than is tolerated, and surely moves; else empty."""
+    slope = evidence.slope
+    if slope is None or slope.low is None or slope.high is None:
+        return ""
+    falls = slope.slope < -tolerance.slope and slope.high < 0 and slope.bound in ("", "at most")
+    rises = slope.slope > tolerance.slope and slope.low > 0 and slope.bound in ("", "at least")
+    if not (falls or rises):
+        return ""
+    least = "at least " if slope.bound else ""
+    return (
+        f"the best value {'falls' if falls else 'rises'} by {least}{abs(slope.slope):.2f} powers of two for each "
+        f"doubling of the {_thing(evidence.axis)}"
+    )
+
+
+def _doubts(evidence: Evidence, tolerance: Tolerance, *, drifts: bool) -> list[str]:
+    """What keeps it from a verdict."""
+    slope, largest = evidence.slope, evidence.regrets[-1]
+    if slope is None:
+        have = "only one size" if len(evidence.sizes) < 2 else "fewer than two sizes with a finite loss"
+        return [f"there is {have}" if len(evidence.sizes) < 2 else f"there are {have}"]
+    found = []
+    edges = [o.size for o in evidence.optima if o.edge]
+    if edges and not drifts:
+        found.append(f"at {evidence.axis} {', '.join(edges)} the best value is the last one tried, so widen the grid")
+    lost = [size for size in evidence.sizes if size not in {o.size for o in evidence.optima}]
+    if lost:
+        found.append(f"nothing trained at {evidence.axis} {', '.join(lost)}")
+    if largest.why == "missing":
+        found.append(f"the best value of the smallest size was not tried at {evidence.axis} {evidence.sizes[-1]}")
+    elif largest.nats is not None and largest.nats > tolerance.regret:
+        found.append(f"the regret is above {tolerance.regret:g}, but within the noise: more seeds")
+    for regret in evidence.regrets[:-1]:
+        if regret.unlimited or (regret.nats is not None and regret.nats - regret.margin > tolerance.regret):
+            cost = regret.why if regret.nats is None else f"{regret.nats:.3f} nats"
+            found.append(f"at {evidence.axis} {regret.size} the regret is {cost}, although not at the largest")
+            break
+    if not drifts and not edges:
+        if slope.low is None or slope.high is None:
+            found.append("two sizes of one seed do not tell how sure the slope is: more sizes or seeds")
+        elif max(-slope.low, slope.high) > 2 * tolerance.slope or abs(slope.slope) > tolerance.slope:
+            found.append("the slope is too uncertain: more sizes, seeds or steps")
+    return found
+
+
+def _numbers(evidence: Evidence) -> str:
+    """Slope, regret and noise in a few words."""
+    parts = []
+    slope, largest = evidence.slope, evidence.regrets[-1]
+    if slope is not None:
+        interval = "" if slope.low is None or slope.high is None else f" [{slope.low:+.2f}, {slope.high:+.2f}]"
+        bound = {"at most": "at most ", "at least": "at least "}.get(slope.bound, "")
+        parts.append(f"slope {bound}{slope.slope:+.2f}{interval}")
+    if largest.nats is not None:
+        parts.append(f"regret {largest.nats:.3f} nats")
+    elif largest.unlimited:
+        parts.append("regret without limit")
+    deviation = evidence.noise.deviation
+    parts.append("noise unknown (one seed)" if deviation is None else f"noise {deviation:.3f}")
+    return ", ".join(parts)
+
+
+def _thing(axis: str) -> str:
+    return {"both": "width and depth"}.get(axis, axis)

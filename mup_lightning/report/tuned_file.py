@@ -1,0 +1,58 @@
+"""The tuned value for people, and as a recipe file."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from pathlib import Path
+
+from mup_lightning.report.transfer_tuned import Drift, Tuned
+
+
+def screen(result: Tuned, base: tuple[int, int], target: tuple[int, int]) -> str:
+    """The value, how sure it is, and what speaks against it."""
+    low, high = result.outer
+    lines = [
+        f"{result.key} {result.value:g} (2^{result.log2:.2f}) at base shape {base}",
+        f"  at the proxies      best between {_powers(result.log2 - result.half, result.log2 + result.half)} (95 %)",
+        *(f"  drift over {drift.axis:<8} {_drift(drift)}" for drift in result.drifts),
+        f"  at {target!s:<16} best between {_powers(low, high)}, had the drift gone on so far",
+    ]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])
+
+
+def _drift(drift: Drift) -> str:
+    interval = "" if drift.low is None or drift.high is None else f" [{drift.low:+.2f}, {drift.high:+.2f}]"
+    half = "" if math.isinf(drift.half) else f" ± {drift.half:.2f}"
+    return (
+        f"{drift.slope:+.2f}{interval} powers of two for each doubling; {drift.doublings:.1f} doublings to the target: "
+        f"{drift.moved:+.2f}{half}"
+    )
+
+
+def _powers(low: float, high: float) -> str:
+    if math.isinf(low) or math.isinf(high):
+        return "unknown bounds: more seeds or sizes"
+    return f"2^{low:.2f} and 2^{high:.2f}"
+
+
+def write(result: Tuned, base: tuple[int, int], target: tuple[int, int], origin: str, file: Path) -> None:
+    """Write a recipe file for `mup-lightning train -c`, whole or not at all.
+
+    Args:
+        result: what was found.
+        base: width and depth that the value belongs to.
+        target: width and depth that it was found for.
+        origin: the runs that it rests on, in words.
+        file: to write.
+    """
+    section, _, name = result.key.rpartition(".")
+    said = [f"Tuned on small models, for {target}. {origin}", *screen(result, base, target).splitlines()]
+    comment = "\n".join(
+        line for text in said for line in textwrap.wrap(text, 116, initial_indent="# ", subsequent_indent="#     ")
+    )
+    # The base shape goes with the value: it means another rate at another one.
+    text = f"{comment}\n{section}:\n  {name}: {result.value!r}\n  base_width: {base[0]}\n  base_depth: {base[1]}\n"
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)

@@ -1,0 +1,269 @@
+"""The transfer report from table to verdict, against numbers worked out by other means."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mup_lightning.cli.main import main
+from mup_lightning.report.transfer import as_plain, transfer
+from tests.report.tables import COLUMNS, PUBLISHED, curves, published, write
+
+SIZES = (64, 128, 256, 512)
+
+
+def groups(path, **options):
+    return as_plain(transfer(path, **options))["groups"]
+
+
+def report(tmp_path, rows, **options):
+    (group,) = groups(write(tmp_path / "table.csv", rows), **options)
+    return group
+
+
+def test_exact_parabolas_give_their_own_optima(tmp_path):
+    optima = [-7.3, -7.2, -7.15, -7.05]
+    group = report(tmp_path, curves(SIZES, optima))
+    assert list(group["optimum"]) == ["64", "128", "256", "512"]
+    assert list(group["optimum"].values()) == pytest.approx(optima)
+    assert group["slope"] == pytest.approx(np.polyfit(np.log2(SIZES), optima, 1)[0])
+    assert group["best_loss"]["512"] == pytest.approx(2.7 + 0.04 * 0.05**2)
+    assert (group["edge"], group["plateau"], group["noise"]) == ([], {}, None)
+    assert group["regret"] == 0.0
+    assert group["verdict"].startswith("transfers: slope +0.08 [")
+
+
+def test_the_interval_of_one_seed_is_that_of_a_regression(tmp_path):
+    optima = np.array([-7.3, -6.9, -7.4, -7.0])
+    group = report(tmp_path, curves(SIZES, optima))
+    x = np.log2(SIZES)
+    (slope, _), covariance = np.polyfit(x, optima, 1, cov=True)
+    half = 4.30265 * np.sqrt(covariance[0, 0])  # Student's t of 2 degrees of freedom, as printed
+    assert group["slope_ci"] == pytest.approx([slope - half, slope + half], rel=1e-4)
+    assert group["verdict"].startswith("cannot tell: the slope is too uncertain")
+
+
+def test_the_published_tables(tmp_path):
+    """The slopes and regrets by numpy alone."""
+    file = tmp_path / "published.json"
+    file.write_text(json.dumps(published()))
+    sp, recipe, no_norm = groups(file)
+    for group, name in ((sp, "SP"), (recipe, "muP k>=2")):
+        losses = PUBLISHED[name]
+        optima = []
+        for found in losses.values():
+            i = int(np.argmin(found))
+            a, b, _ = np.polyfit(np.arange(i - 1, i + 2) - 10, found[i - 1 : i + 2], 2)
+            optima.append(-b / (2 * a))
+        assert list(group["optimum"].values()) == pytest.approx(optima, abs=1e-6)
+        assert group["slope"] == pytest.approx(np.polyfit(np.log2([int(s) for s in losses]), optima, 1)[0])
+        tuned = int(np.argmin(losses["128"]))
+        assert group["regret"] == pytest.approx(losses["4096"][tuned] - min(losses["4096"]))
+        assert group["best_loss"] == {size: min(found) for size, found in losses.items()}
+    assert sp["verdict"].startswith("does not transfer: the best value falls by 0.63 powers of two for each doubling")
+    assert recipe["verdict"].startswith("drifts: the best value falls by 0.19 powers of two")
+    assert no_norm["layer_norm"] == "False"
+    assert no_norm["cliff"] == ["8"]
+    assert no_norm["diverged"] == {"8": [-9.0]}
+    assert no_norm["optimum"]["8"] == -10.0
+    comparison = as_plain(transfer(file))["comparisons"]
+    assert [c["axis"] for c in comparison] == ["width"]
+    assert comparison[0]["best_loss"]["4096"] == {"SP": 3.516, "recipe, k ≥ 2": 3.446}
+
+
+def test_a_transferred_value_that_diverges_has_no_finite_regret(tmp_path):
+    rows = [(*row[:5], "") if row[2] == 512 and row[3] >= -7 else row for row in curves(SIZES, (-7, -7.5, -8, -8.5))]
+    group = report(tmp_path, rows)
+    assert (group["regret"], group["regret_infinite"]) == (None, True)
+    assert group["no_regret_because"] == {"512": "diverged"}
+    assert "what is best at width 64 diverges at width 512" in group["verdict"]
+    assert group["verdict"].startswith("does not transfer")
+
+
+def test_a_size_where_nothing_trains(tmp_path):
+    rows = [(*row[:5], "nan") if row[2] == 512 else row for row in curves(SIZES, (-7, -7, -7, -7))]
+    group = report(tmp_path, rows)
+    assert group["optimum"]["512"] is None
+    assert "every value that was tried diverged or was stopped at width 512" in group["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("optima", "bound", "beginning"),
+    [
+        ((-7, -8, -9, -11), "at most", "does not transfer: the best value falls by at least"),
+        ((-11, -9, -8, -7), "at least", "does not transfer: the best value rises by at least"),
+        (
+            (-11, -11, -11, -11),
+            "unknown",
+            "cannot tell: at width 64, 128, 256, 512 the best value is the last one tried",
+        ),
+        ((-11, -10.6, -7, -5), "at least", "does not transfer"),
+    ],
+)
+def test_optima_at_the_edge_of_the_grid_are_bounds(tmp_path, optima, bound, beginning):
+    group = report(tmp_path, curves(SIZES, optima))
+    assert group["edge"] == [str(s) for s, best in zip(SIZES, optima, strict=True) if best <= -10]
+    assert group["slope_bound"] == bound
+    assert group["verdict"].startswith(beginning)
+
+
+def test_ties_within_the_noise_are_a_plateau(tmp_path):
+    rows = [
+        ("mup", "width", size, value, seed, 3 + heights[value + 9] + off)
+        for size, heights in ((64, (0.1, 0.002, 0.0, 0.003, 0.1)), (128, (0.2, 0.1, 0.0, 0.1, 0.2)))
+        for value in range(-9, -4)
+        for seed, off in enumerate((-0.01, 0.0, 0.01))
+    ]
+    group = report(tmp_path, rows)
+    assert group["noise"] == pytest.approx(0.01)
+    assert group["plateau"] == {"64": [-8.0, -7.0, -6.0]}
+    # Five points, weighted: the middle of a flat bottom that leans neither way.
+    assert group["optimum"]["64"] == pytest.approx(-7.0, abs=0.05)
+    low, high = group["optimum_ci"]["64"]
+    assert high - low > 4 * (group["optimum_ci"]["128"][1] - group["optimum_ci"]["128"][0])
+
+
+def test_the_interval_holds_the_true_slope_in_about_19_of_20_tables(tmp_path):
+    chance = np.random.default_rng(1)
+    inside, narrow = 0, 0
+    for _ in range(80):
+        optima = [-7.2 - 0.1 * i for i in range(4)]
+        group = report(tmp_path, curves(SIZES, optima, noise=0.01, seeds=3, chance=chance))
+        low, high = group["slope_ci"]
+        inside += low <= -0.1 <= high
+        narrow += high - low < 0.25
+        assert group["noise"] == pytest.approx(0.01, rel=0.35)
+    assert inside >= 70  # of 80; 76 are expected
+    assert narrow >= 70
+
+
+def test_scatter_that_the_noise_cannot_explain_widens_the_interval(tmp_path):
+    chance = np.random.default_rng(2)
+    inside = 0
+    for _ in range(60):
+        optima = [-7.2 - 0.1 * i + 0.15 * chance.normal() for i in range(4)]
+        low, high = report(tmp_path, curves(SIZES, optima, noise=0.002, seeds=3, chance=chance))["slope_ci"]
+        inside += low <= -0.1 <= high
+    assert inside >= 50  # of 60; by the seeds' noise alone it would be about 20
+
+
+def test_unstable_values_are_no_noise(tmp_path):
+    rows = curves(SIZES, (-7, -7, -7, -7), noise=0.005, seeds=3)
+    wild = [(*row[:5], row[5] + row[4]) if row[3] == -4 else row for row in rows]
+    assert report(tmp_path, wild)["noise"] == pytest.approx(0.005, rel=0.3)
+
+
+def test_a_given_noise_stands_in_for_seeds(tmp_path):
+    rows = curves(SIZES, (-7.2, -7.2, -7.2, -7.2))
+    assert report(tmp_path, rows, noise=0.03)["noise"] == 0.03
+    assert report(tmp_path, rows, noise=0.03)["plateau"]
+    assert not report(tmp_path, rows)["plateau"]
+
+
+def test_a_value_that_one_seed_lost_is_lost(tmp_path):
+    rows = curves(SIZES, (-7, -7, -7, -7), noise=0.001, seeds=2)
+    rows = [(*row[:5], "") if row[3] == -7 and row[4] == 1 and row[2] == 512 else row for row in rows]
+    group = report(tmp_path, rows)
+    assert group["diverged"] == {"512": [-7.0]}
+    assert group["regret_infinite"]
+
+
+def test_a_sweeps_columns_tell_groups_apart(tmp_path):
+    columns = (*COLUMNS, "optimizer", "branch_depth", "value", "width", "depth", "model.layer_norm", "recipe.lr",
+               "seconds", "stopped", "steps", "corpus", "config_hash")  # fmt: skip
+    rows = []
+    for norm in (True, False):
+        for n, (name, k) in enumerate((("sp", ""), ("mup", 1), ("mup", 2))):
+            for row in curves((64, 128), (-7 - n, -7), name=name, noise=0.001, seeds=2):
+                more = ("adamw", k, "recipe.lr", row[2], 2, norm, 2.0 ** row[3], row[5], "", 60, "c", f"{norm}{n}{row}")
+                rows.append((*row, *more))
+    rows[0] = (*rows[0][:5], "", *rows[0][6:14], "step 20: hopeless", 20, "c", "x")
+    path = write(tmp_path / "results.csv", rows, columns)
+    found = groups(path)
+    labels = [(g["label"], g["model.layer_norm"], g["depth"], g["steps"]) for g in found]
+    names = ("SP", "recipe, k = 1", "recipe, k ≥ 2")
+    assert labels == [(name, norm, "2", 60) for norm in ("True", "False") for name in names]
+    assert found[0]["diverged"] == {"64": [-10.0]}
+    assert len(as_plain(transfer(path))["comparisons"]) == 2
+    hashes = {f"True0{row}" for row in curves((64, 128), (-7, -7), name="sp", noise=0.001, seeds=2)}
+    assert {g["label"] for g in groups(path, only=hashes)} == {"SP"}
+
+
+def test_a_shape_of_both_grows_by_half_a_doubling_of_each(tmp_path):
+    rows = [(n, "both", f"{s}x{s // 32}", *rest) for n, _, s, *rest in curves((64, 128, 256), (-7, -7.1, -7.2))]
+    assert report(tmp_path, rows)["slope"] == pytest.approx(-0.1)
+
+
+def test_the_three_forms_of_output(tmp_path, capsys):
+    path = write(tmp_path / "t.csv", [*curves(SIZES, (-6, -7, -8, -9), name="sp"), *curves(SIZES, (-7,) * 4)])
+    out = tmp_path / "out"
+    assert main(["report", "transfer", str(path), "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "SP: does not transfer: the best value falls by 1.00 powers of two for each doubling of the width" in text
+    assert "recipe: transfers: slope +0.00 [+0.00, +0.00], regret 0.000 nats, noise unknown (one seed)" in text
+    assert "512    2.700  2.700" in text.replace(" (+0.000)", "")
+    assert (out / "transfer_width.png").stat().st_size > 20_000
+    assert main(["report", "transfer", str(path), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((out / "transfer.json").read_text())
+    wanted = {"parametrization", "axis", "optimum", "best_loss", "slope", "slope_ci", "regret", "edge", "plateau",
+              "noise", "verdict"}  # fmt: skip
+    assert all(group.keys() >= wanted for group in printed["groups"])
+    assert main(["report", "transfer", str(path), "--markdown"]) == 0
+    assert "| **SP** | -6.00 | -7.00 | -8.00 | -9.00 | -1.00 [" in capsys.readouterr().out
+
+
+ROW = ("mup", "width", 64, -7, 0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.csv", None, "there is no"),
+        ("t.csv", "", "is empty"),
+        ("t.txt", "x", "is of an unknown kind; expected a .csv"),
+        ("t.csv", "size,loss\n1,2\n", "lacks the columns parametrization, axis, log2_value, seed; expected"),
+        ("t.csv", [], "has no runs yet"),
+        ("t.csv", [ROW], "has one size only in every group (64)"),
+        ("t.csv", [(*ROW[:5], ""), (*ROW[:2], 128, -7, 0, "")], "no run has a loss, all 2 diverged"),
+        ("t.csv", [(*ROW[:5], "abc")], "row 2: loss is 'abc'; expected a number"),
+        ("t.csv", [("mup", "width", "wide", -7, 0, 3.0)], "row 2: size is 'wide'; expected a number"),
+        ("t.csv", [("mup", "width", "-1", -7, 0, 3.0)], "size is '-1'; expected a number above 0"),
+        ("t.csv", [("mup", "width", 64, "", 0, 3.0)], "log2_value is ''; expected a number"),
+        ("t.csv", [ROW[:4]], "row 2: expected 6 cells"),
+        ("t.csv", [ROW, ROW, (*ROW[:2], 128, *ROW[3:])], "has size 64, 2^-7, seed 0 twice"),
+        ("t.json", "[1]", "is no table of losses"),
+        ("t.json", "{", "is no table of losses"),
+    ],
+)
+def test_what_is_no_table_is_refused_in_one_line(tmp_path, capsys, name, content, message):
+    path = tmp_path / name
+    if isinstance(content, str):
+        path.write_text(content)
+    elif content is not None:
+        write(path, content)
+    assert main(["report", "transfer", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("corpus", ("aaa", "bbb"), "mixes corpora (manifests aaa and bbb)"),
+        ("steps", (60, 80), "mixes runs of 60 and 80 steps"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, capsys, column, values, message):
+    rows = [(*row, values[row[2] == 512]) for row in curves(SIZES, (-7,) * 4)]
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, column))
+    assert main(["report", "transfer", str(path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_one_size_in_one_group_alone_is_a_verdict(tmp_path):
+    path = write(tmp_path / "t.csv", [*curves((64,), (-7,), name="sp"), *curves(SIZES, (-7,) * 4)])
+    sp, _ = groups(path)
+    assert sp["verdict"] == "cannot tell: there is only one size; regret 0.000 nats, noise unknown (one seed)"
+    assert (sp["slope"], sp["slope_ci"]) == (None, None)

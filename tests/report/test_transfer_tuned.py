@@ -1,0 +1,57 @@
+"""The transferred value: mean, uncertainty, drift and doubts, from tables with known answers."""
+
+import numpy as np
+import pytest
+
+from mup_lightning.errors import UserError
+from mup_lightning.report.transfer import transfer
+from mup_lightning.report.transfer_tuned import tuned
+from tests.report.tables import curves, write
+
+
+def carry(tmp_path, rows, target=(1024, 2), **options):
+    return tuned(transfer(write(tmp_path / "t.csv", rows), **options), "recipe.lr", target)
+
+
+def test_the_value_is_the_mean_and_the_drift_goes_on_to_the_target(tmp_path):
+    optima = [-7.2, -7.1, -7.0]
+    found = carry(tmp_path, curves((64, 128, 256), optima, noise=0.002, seeds=3))
+    assert found.log2 == pytest.approx(np.mean(optima), abs=0.05)
+    assert found.value == pytest.approx(2**-7.1, rel=0.04)
+    (drift,) = found.drifts
+    assert (drift.axis, drift.doublings) == ("width", 3.0)  # from 128 to 1024
+    assert drift.moved == pytest.approx(0.3, abs=0.1)
+    low, high = found.outer
+    assert low < -6.8 < high
+    assert high - low > 2 * found.half > 0
+    assert found.warnings == ()
+
+
+def test_two_sizes_of_one_seed_say_nothing_of_their_own_error(tmp_path):
+    found = carry(tmp_path, curves((64, 128), (-7, -7)))
+    assert found.half == np.inf
+    assert any("two sizes of one seed" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "optima", "warning"),
+    [
+        ((64, 128, 256), (-5, -4, -3), "at width 128, 256 the best value is the last one tried"),
+        ((64, 128, 256), (-7, -7.4, -7.8), "would be 2^-1.2 times this one"),
+    ],
+)
+def test_doubts_are_named(tmp_path, sizes, optima, warning):
+    found = carry(tmp_path, curves(sizes, optima, noise=0.001, seeds=2))
+    assert any(warning in text for text in found.warnings), found.warnings
+
+
+def test_sizes_that_do_not_pay_are_a_doubt(tmp_path):
+    rows = [(*row[:5], row[5] + 0.2 * (row[2] == 256)) for row in curves((64, 128, 256), (-7, -7, -7))]
+    (warning,) = carry(tmp_path, rows).warnings
+    assert warning.startswith("width 256 is no better than 64 (loss 3.000 and 3.000)")
+
+
+def test_nothing_to_carry_over(tmp_path):
+    rows = [(*row[:5], "" if row[2] == 128 else row[5]) for row in curves((64, 128), (-7, -7))]
+    with pytest.raises(UserError, match="fewer than two proxies"):
+        carry(tmp_path, rows)
