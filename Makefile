@@ -62,7 +62,7 @@ OPTIONS = -c recipes/gpt2.yaml -c recipes/size/$(SIZE).yaml -c recipes/optimizer
 .DEFAULT_GOAL := help
 EXPERIMENT_FILE = recipes/experiment/$(or $(EXPERIMENT),optimizers).yaml
 
-.PHONY: help setup data train submit sweep probe evaluate export tensorboard bench figure picture test lint format clean
+.PHONY: help setup data train submit sweep probe assumptions coord-check coord-table evaluate report tune export tensorboard bench figure picture test lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -94,14 +94,61 @@ sweep: $(VENV)/.run ## run every configuration of recipes/experiment/EXPERIMENT.
 probe: $(VENV)/.run ## measure whether optimizer OPT steps as its family declares; ARGS=--all: all nine
 	@$(MUP) probe $(if $(findstring --all,$(ARGS)),,--optimizer $(OPT)) $(ARGS)
 
+# Of `make coord-check` alone: what grows, and LN=0 for models without LayerNorm.
+AXIS     ?= width
+LN       ?=
+COORD = $(MUP) coord-check -c recipes/gpt2.yaml -c recipes/optimizer/$(1).yaml -c recipes/experiment/coord_check.yaml
+
+coord-check: check $(VENV)/.run ## do features keep their size as the model grows? AXIS=width|depth|both PARAM= BRANCH_DEPTH= LN=0
+	@$(MAKE) --no-print-directory data CARD=data/austen.yaml TOKENIZER=bytes
+	@$(call COORD,$(OPT)) $(if $(filter both,$(AXIS)),--model.depth 4) $(addprefix -c ,$(CONFIG)) --axis $(AXIS) --recipe.parametrization $(PARAM) \
+	  $(call opt,BRANCH_DEPTH,--recipe.branch_depth) $(call opt,LR,--recipe.lr) $(call opt,STEPS,--trainer.max_steps) \
+	  $(if $(LN),--model.layer_norm $(if $(filter 0,$(LN)),false,true)) $(ARGS)
+
+# The table of docs/coordinate_checks.md. A check that is there is not repeated; SP stands beside k = 2. Verdicts are
+# results here, not errors.
+COORD_OPTS ?= $(basename $(notdir $(wildcard recipes/optimizer/*.yaml)))
+COORD_AXES ?= width depth
+COORD_CHECKS = $(foreach opt,$(COORD_OPTS),$(foreach axis,$(COORD_AXES),$(addprefix runs/coordinates/$(opt)-$(axis)-,k1 k2)))
+
+coord-table: $(VENV)/.run ## coordinate checks of all optimizers over width and depth (hours), and one table
+	@$(MAKE) --no-print-directory data CARD=data/austen.yaml TOKENIZER=bytes
+	@$(MAKE) --no-print-directory $(COORD_CHECKS:=/coordinates.json)
+	@$(MUP) coord-check --table $(COORD_CHECKS) | tee runs/coordinates/table.md
+
+# The stem says it all, e.g. adamw-depth-k1.
+coord_word = $(word $(1),$(subst -, ,$*))
+runs/coordinates/%/coordinates.json:
+	@$(call COORD,$(call coord_word,1)) --axis $(call coord_word,2) --recipe.branch_depth $(subst k,,$(call coord_word,3)) \
+	  $(if $(filter k1,$(call coord_word,3)),--alone) --out $(@D) || test -f $@
+
+assumptions: $(VENV)/.run ## measure over depth what the recipe's theory takes for granted; OPT=NAME,.. checks other optimizers
+	@$(MAKE) --no-print-directory data CARD=data/austen.yaml TOKENIZER=bytes
+	@$(MUP) assumptions $(if $(findstring command,$(origin OPT)),--optimizer $(OPT)) $(ARGS)
+
+# Of `make tune` and `make report`: the file of small models in recipes/experiment/, and a table of losses.
+PROXY    ?= tune
+RESULTS  ?= runs/sweeps/$(or $(EXPERIMENT),optimizers)
+
+tune: check $(VENV)/.run $(if $(DATA),,$(CORPUS)/manifest.json) ## find the base learning rate for SIZE and OPT on small models, and write it down
+	@$(MUP) tune $(OPTIONS) --sweep recipes/experiment/$(PROXY).yaml
+
+report: $(VENV)/.run ## does the best value stay where it is? RESULTS=FILE, or the sweep EXPERIMENT; figures beside the table
+	@$(MUP) report transfer $(RESULTS) --out $(if $(wildcard $(RESULTS)/.),$(RESULTS),$(dir $(RESULTS))) $(ARGS)
+
 export: $(VENV)/.run ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2
 	@$(MUP) export runs/$(RUN) --out exported/$(RUN) $(ARGS)
 
 evaluate: $(VENV)/.run ## validation loss of RUN's newest checkpoint
 	@$(MUP) evaluate runs/$(RUN) $(ARGS)
 
-tensorboard: $(VENV)/.run ## look at all runs in a browser
-	@$(BIN)/tensorboard --logdir runs --port $(PORT)
+tensorboard: $(VENV)/.run ## look at all runs in a browser; PORT=6006
+	@find runs -name '*tfevents*' 2>/dev/null | grep -q . || \
+	  { echo "error: no run in runs/ has TensorBoard logs yet; make train makes one" >&2; exit 1; }
+	@echo "open in a browser (Ctrl-C ends it):"
+	@echo "  http://localhost:$(PORT)/#custom_scalars   the panels: is it learning, is it stable, does the condition hold?"
+	@echo "  http://localhost:$(PORT)/#text             what was trained, and how to read the panels"
+	@$(BIN)/tensorboard --logdir runs --port $(PORT) --window_title mup_lightning
 
 bench: $(VENV)/.run ## our speed and memory against a plain PyTorch loop
 	@$(MUP) bench $(ARGS)

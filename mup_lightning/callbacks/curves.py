@@ -1,48 +1,47 @@
-"""The training curves: loss, learning rate, gradient norm, tokens per second."""
+"""The training curves: loss, learning rate, tokens."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
-import torch
 
-from mup_lightning.callbacks.step import StepCallback, WatchedModule, due
-from mup_lightning.callbacks.throughput import Throughput
+from mup_lightning.callbacks.losses import StepLosses
+from mup_lightning.callbacks.panels import Panels
+from mup_lightning.callbacks.step import StepCallback, WatchedModule
 
 
 class Curves(StepCallback):
-    """Logs every `every` steps. Losses are added up on the device and copied once per log.
+    """Logs at every point of the losses.
 
     `train/loss` is the mean over all steps since the last point and all processes;
     `train/lr_factor` is the schedule's factor, the same for all groups.
 
     Args:
-        every: steps between points.
-        throughput: where the speed is read.
+        losses: where the losses of the steps are read.
+        tokens_per_step: over all processes.
     """
 
-    def __init__(self, every: int, throughput: Throughput) -> None:
-        self.every, self.throughput = every, throughput
-        self._sum: torch.Tensor | None = None
-        self._steps = 0
+    def __init__(self, losses: StepLosses, tokens_per_step: int) -> None:
+        self.losses, self.tokens_per_step = losses, tokens_per_step
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """See `StepCallback`."""
-        loss = module.step_loss()
-        self._sum = loss if self._sum is None else self._sum + loss
-        self._steps += 1
-        if not due(step, self.every, trainer.max_steps):
-            return
-        mean = trainer.strategy.reduce(self._sum / self._steps, reduce_op="mean")
-        self._sum, self._steps = None, 0
-        if trainer.logger is None:
+        recent = self.losses.recent
+        if not recent or trainer.logger is None:
             return
         group = trainer.optimizers[0].param_groups[0]
         # The schedule has stepped already: this is the factor of the step to come.
         values = {
-            "train/loss": float(mean),
+            "train/loss": sum(recent) / len(recent),
             "train/lr_factor": group["lr"] / group["initial_lr"],
-            "train/gradient_norm": float(module.gradient_norm),
-            "train/tokens_per_second": self.throughput.tokens_per_second,
-            "train/tokens": float(step * self.throughput.tokens_per_step),
+            "train/tokens": float(step * self.tokens_per_step),
         }
         trainer.logger.log_metrics(values, step=step)
+
+    def panels(self) -> Panels:
+        """See `panels`."""
+        charts = {
+            "training loss, nats per token: falls": ["train/loss$"],
+            "validation loss, nats per token: falls too": ["validation/loss$"],
+            "learning rate over its peak: up in the warm-up, then down": ["train/lr_factor$"],
+        }
+        return {"Is it learning?": {title: ["Multiline", tags] for title, tags in charts.items()}}

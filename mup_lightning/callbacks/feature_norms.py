@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from mup_lightning.callbacks.panels import Panels
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
-from mup_lightning.model.taps import LAYER_POINTS, POINTS, NormRecorder
+from mup_lightning.model.taps import (
+    ATTENTION,
+    ATTENTION_SCALED,
+    EMBEDDING,
+    FINAL_NORM,
+    LAYER_POINTS,
+    LOGITS,
+    MLP,
+    MLP_SCALED,
+    POINTS,
+    RESIDUAL,
+    NormRecorder,
+)
+
+TITLES = {
+    EMBEDDING: "embedding, what enters the first block: Θ(1)",
+    ATTENTION: "attention branch, a curve a layer: Θ(1)",
+    ATTENTION_SCALED: "attention branch times its multiplier, a curve a layer: Θ(1/L)",
+    MLP: "MLP branch, a curve a layer: Θ(1)",
+    MLP_SCALED: "MLP branch times its multiplier, a curve a layer: Θ(1/L)",
+    RESIDUAL: "residual stream, a curve a layer: Θ(1)",
+    FINAL_NORM: "after the final LayerNorm: Θ(1)",
+    LOGITS: "logits: Θ(1)",
+}
+"""Of the panels: what is measured, and how it scales under the recipe with k >= 2."""
 
 
 class FeatureNorms(StepCallback):
@@ -25,12 +49,6 @@ class FeatureNorms(StepCallback):
         self.every, self.depth = every, depth
         self._recorder: NormRecorder | None = None
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the layout of the panels, once."""
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            panels = {point: ["Multiline", _tags(point, self.depth)] for point in POINTS}
-            trainer.logger.experiment.add_custom_scalars({"Feature norms across depth": panels})
-
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """See `StepCallback`."""
         if (step - 1) % self.every == 0 and trainer.is_global_zero and trainer.logger is not None:
@@ -44,6 +62,11 @@ class FeatureNorms(StepCallback):
         values = {tag(point, layer): norm for (point, layer), norm in recorder.norms().items()}
         trainer.logger.log_metrics(values, step=step - 1)
 
+    def panels(self) -> Panels:
+        """See `panels`."""
+        charts = {TITLES[point]: ["Multiline", _tags(point, self.depth)] for point in POINTS}
+        return {"Do features keep their size? RMS norms, the same for every width and depth": charts}
+
 
 def tag(point: str, layer: int | None) -> str:
     """TensorBoard's name of a feature norm; layers are padded with zeros so that they sort by depth."""
@@ -51,4 +74,4 @@ def tag(point: str, layer: int | None) -> str:
 
 
 def _tags(point: str, depth: int) -> list[str]:
-    return [tag(point, layer) for layer in range(depth)] if point in LAYER_POINTS else [tag(point, None)]
+    return [tag(point, layer) for layer in range(depth)] if point in LAYER_POINTS else [f"{tag(point, None)}$"]

@@ -1,8 +1,10 @@
-"""Tokens per second of the training steps alone: validation, checkpoints and start-up are not in it."""
+"""How long training takes: from the end of a step to the end of the next one, without validation and checkpoints."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import lightning.pytorch as pl
 
@@ -10,7 +12,12 @@ from mup_lightning.callbacks.step import StepCallback, WatchedModule
 
 
 class Throughput(StepCallback):
-    """Measures; others read it. On a GPU no synchronisation is forced: the guard on the gradient norm waits anyway.
+    """Measures; others read it.
+
+    Waiting for data, logging and measuring are in the time: they slow training down. The clock is read where the
+    optimizer has been told to step. On a GPU it may not have done so yet, and no synchronisation is forced; but every
+    step's guard on the gradient norm waits for the step before it, so that a mean over several steps is right to the
+    fraction of one optimizer step that moved from one interval into the next.
 
     Args:
         tokens_per_step: over all processes.
@@ -23,21 +30,27 @@ class Throughput(StepCallback):
     def __init__(self, tokens_per_step: int) -> None:
         self.tokens_per_step = tokens_per_step
         self.seconds, self.steps = 0.0, 0
-        self._begin = 0.0
-        self._first = True
+        self._begin: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
         """Mean over all steps counted so far; 0 before the second step has ended."""
         return self.tokens_per_step * self.steps / self.seconds if self.seconds else 0.0
 
-    def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """See `StepCallback`."""
-        self._begin = time.perf_counter()
-
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """See `StepCallback`."""
-        if not self._first:
-            self.seconds += time.perf_counter() - self._begin
+        now = time.perf_counter()
+        if self._begin is not None:
+            self.seconds += now - self._begin
             self.steps += 1
-        self._first = False
+        self._begin = now
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what is done inside."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._begin is not None:
+                self._begin += time.perf_counter() - begin

@@ -13,6 +13,7 @@ VERBS: dict[str, str] = {
     "train": "train a model, or continue a run",
     "evaluate": "validation loss of a checkpoint on a prepared corpus",
     "sweep": "run a grid of configurations into one table of results",
+    "tune": "find a large model's base learning rate on small ones",
     "submit": "run a training, or a sweep as an array, on a SLURM cluster",
     "export": "write a checkpoint's weights as a plain Hugging Face GPT-2, or as they are",
     "recipe": "how every hyper-parameter scales with width and depth",
@@ -20,11 +21,13 @@ VERBS: dict[str, str] = {
     "plan": "what a run would use and cost: values, FLOPs, GPU memory",
     "data": "prepare, check and describe a corpus",
     "probe": "measure how an optimizer's steps scale, against what is declared",
+    "coord-check": "whether features keep their size while the model grows, with a verdict",
+    "assumptions": "measure over depth what the spectral condition takes for granted",
     "bench": "measure our speed and memory against a plain PyTorch loop",
     "report": "what a sweep's results say",
     "figure": "draw feature norms from runs' TensorBoard logs",
 }
-"""Verb -> what it does. Each is a module of this package with `main(argv) -> exit code`, imported when it is called."""
+"""Verb -> what it does. Each is a module here, _ for -, with `main(argv) -> exit code`, imported when it is called."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: unknown verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f"mup_lightning.cli.{verb}").main(rest)
+        return importlib.import_module(f"mup_lightning.cli.{verb.replace('-', '_')}").main(rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -57,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {verb:<10} {what}" for verb, what in VERBS.items()]
+    lines = [f"  {verb:<11} {what}" for verb, what in VERBS.items()]
     return "\n".join(
         [
             "usage: mup-lightning VERB [options]",

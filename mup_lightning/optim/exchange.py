@@ -106,6 +106,27 @@ def with_whole(
         _cut(weight, fragment).copy_(piece)
 
 
+def gather(layout: Layout, name: str, owner: int, flat: torch.Tensor) -> torch.Tensor | None:
+    """Bring one parameter's fragments together at one process; all processes call it.
+
+    Args:
+        layout: of the flat tensors.
+        name: of the parameter.
+        owner: rank of the process that gets it.
+        flat: this process's.
+
+    Returns:
+        All numbers of the parameter, flat, at its owner; None elsewhere.
+    """
+    rank, world_size = rank_and_world()
+    pieces = layout.pieces[name]
+    sends = [pieces[rank] if peer == owner else [] for peer in range(world_size)]
+    receives = pieces if rank == owner else [[] for _ in range(world_size)]
+    whole = {name: flat.new_empty(sum(layout.held[name]))} if rank == owner else {}
+    _swap(flat, sends, receives, whole)
+    return whole.get(name)
+
+
 def _swap(
     flat: torch.Tensor, sends: list[list[Fragment]], receives: list[list[Fragment]], whole: dict[str, torch.Tensor]
 ) -> None:

@@ -46,6 +46,15 @@ class Layout:
                 held.setdefault(fragment.name, [0] * len(self.ranks))[rank] += fragment.length
         return held
 
+    @cached_property
+    def pieces(self) -> dict[str, list[list[Fragment]]]:
+        """Parameter -> its fragments in each process."""
+        pieces: dict[str, list[list[Fragment]]] = {}
+        for rank, fragments in enumerate(self.ranks):
+            for fragment in fragments:
+                pieces.setdefault(fragment.name, [[] for _ in self.ranks])[rank].append(fragment)
+        return pieces
+
 
 def contiguous(offsets: dict[str, tuple[int, int]], size: int, world_size: int) -> Layout:
     """All parameters one after another, cut into equal parts, as ZeRO 1 and 2 do.

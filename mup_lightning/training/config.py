@@ -31,7 +31,14 @@ class TrainerConfig:
         keep_checkpoints: how many of the newest complete checkpoints stay.
         log_every: steps between points of the training curves.
         feature_norms_every: steps between measurements of the feature norms; 0: never.
+        spectral_norms_every: steps between measurements of the spectral condition; 0: never.
         update_check_every: steps between two looks whether orthogonalised updates are orthogonal; 0: never.
+        peak_flops: what MFU divides by, FLOP/s of one device: a number (a data sheet's dense value in the run's
+            precision), measure (a matrix product for a third of a second at the start), or off (no MFU).
+        spike_sigmas: a step's loss is a spike where it exceeds the median of the last losses by so many of their
+            spreads (`callbacks/divergence.py` defines them); 0: spikes are not looked for.
+        spike_window: losses that median and spread are taken of.
+        spike_stop: so many spikes among the last spike_window steps end the run; 0: never.
     """
 
     max_steps: int = 1221
@@ -47,16 +54,42 @@ class TrainerConfig:
     keep_checkpoints: int = 2
     log_every: int = 10
     feature_norms_every: int = 50
+    spectral_norms_every: int = 100
     update_check_every: int = 500
+    peak_flops: float | Literal["measure", "off"] = "measure"
+    spike_sigmas: float = 6.0
+    spike_window: int = 100
+    spike_stop: int = 0
 
     def __post_init__(self) -> None:
         """Raise UserError for values that no run can have."""
         for key in ("max_steps", "devices", "nodes", "keep_checkpoints", "log_every"):
             if getattr(self, key) < 1:
                 raise UserError(f"trainer.{key} is {getattr(self, key)}; expected a whole number of at least 1")
-        for key in ("gradient_clip", "validate_every", "checkpoint_every", "feature_norms_every", "update_check_every"):
+        for key in (
+            "gradient_clip",
+            "validate_every",
+            "checkpoint_every",
+            "feature_norms_every",
+            "spectral_norms_every",
+            "update_check_every",
+        ):
             if not getattr(self, key) >= 0:
                 raise UserError(f"trainer.{key} is {getattr(self, key)}; expected 0 (off) or more")
+        for key in ("spike_sigmas", "spike_stop"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"trainer.{key} is {getattr(self, key)}; expected 0 (off) or more")
+        if self.spike_window < 2:
+            raise UserError(f"trainer.spike_window is {self.spike_window}; expected a whole number of at least 2")
+        if self.spike_stop > self.spike_window:
+            raise UserError(
+                f"trainer.spike_stop is {self.spike_stop} of the last trainer.spike_window = {self.spike_window} "
+                f"steps, which no run can reach; expected {self.spike_window} at the most"
+            )
+        if not isinstance(self.peak_flops, str) and not 0 < self.peak_flops < float("inf"):
+            raise UserError(
+                f"trainer.peak_flops is {self.peak_flops}; expected FLOP/s of one device, as in 9.89e14, measure or off"
+            )
         if self.strategy == "single" and self.devices * self.nodes > 1:
             raise UserError(
                 f"trainer.strategy single runs one process, but trainer.devices is {self.devices} and trainer.nodes is "

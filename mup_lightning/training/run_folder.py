@@ -42,6 +42,10 @@ class RunFolder:
                 f"give the new run another name (--run.name NAME, or RUN=NAME), or remove the folder"
             )
 
+    def has_logs(self) -> bool:
+        """Whether TensorBoard would find something of this run."""
+        return any(self.tensorboard.glob("*tfevents*"))
+
     def save_config(self, config: Config, step: int) -> None:
         """Save the resolved configuration; that of a resumed run goes beside the first one's."""
         self.path.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from torch.optim.lr_scheduler import LambdaLR
 
 from mup_lightning.callbacks.step import StepCallback, WatchedModule, due
+from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.errors import UserError
 from mup_lightning.training import checkpoints, shards
 from mup_lightning.training.module import GPT2Module
@@ -71,20 +72,30 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
         keep: complete checkpoints that stay.
         config: the run's whole configuration, as plain nested values.
         identity: see `checkpoints.Checkpoint`.
+        throughput: is told to leave out the time.
 
     Attributes:
         last: the newest checkpoint of this process's life.
     """
 
-    def __init__(self, folder: Path, every: int, keep: int, config: dict[str, Any], identity: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        every: int,
+        keep: int,
+        config: dict[str, Any],
+        identity: dict[str, Any],
+        throughput: Throughput,
+    ) -> None:
         self.folder, self.every, self.keep = folder, every, keep
-        self.config, self.identity = config, identity
+        self.config, self.identity, self.throughput = config, identity, throughput
         self.last: checkpoints.Checkpoint | None = None
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """See `StepCallback`."""
         if due(step, self.every, trainer.max_steps) or trainer.should_stop:
-            self.save(trainer, step)
+            with self.throughput.paused():
+                self.save(trainer, step)
 
     def save(self, trainer: pl.Trainer, step: int) -> None:
         """Save now; called by all processes together, between steps. Either all succeed, or all raise.

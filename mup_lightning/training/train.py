@@ -10,10 +10,16 @@ import lightning.pytorch as pl
 
 from mup_lightning.callbacks import stop_signals
 from mup_lightning.callbacks.curves import Curves
+from mup_lightning.callbacks.dashboard import Dashboard
+from mup_lightning.callbacks.divergence import Divergence
 from mup_lightning.callbacks.feature_norms import FeatureNorms
+from mup_lightning.callbacks.gradient_norms import GradientNorms
 from mup_lightning.callbacks.interrupt import Interrupt
+from mup_lightning.callbacks.losses import StepLosses
 from mup_lightning.callbacks.preemption import Preemption
 from mup_lightning.callbacks.progress import ProgressBar
+from mup_lightning.callbacks.spectral_norms import SpectralNorms
+from mup_lightning.callbacks.speed import Speed
 from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.callbacks.update_check import UpdateCheck
 from mup_lightning.callbacks.validation import Validation
@@ -24,6 +30,9 @@ from mup_lightning.tokens.order import accumulation_steps
 from mup_lightning.training import hardware, support, versions
 from mup_lightning.training.config import Config
 from mup_lightning.training.module import GPT2Module
+from mup_lightning.training.pages import pages
+from mup_lightning.training.peak_flops import peak_of
+from mup_lightning.training.plan import plan
 from mup_lightning.training.resume import is_own, resume_from, say_new_length
 from mup_lightning.training.run_folder import RunFolder, plain
 from mup_lightning.training.saving import RestoreStates, SaveCheckpoints
@@ -113,18 +122,33 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
         folder.save_config(config, first_step)
 
     tokens_per_step = config.data.batch_size * config.model.context
-    throughput, validation = Throughput(tokens_per_step), Validation(config.trainer.validate_every)
+    throughput = Throughput(tokens_per_step)
+    validation = Validation(config.trainer.validate_every, throughput)
     saving = SaveCheckpoints(
         folder.checkpoints,
         config.trainer.checkpoint_every,
         config.trainer.keep_checkpoints,
         plain(asdict(config)),
         identity,
+        throughput,
     )
     interrupt = Preemption() if stop_signals.in_job() else Interrupt()
-    watching: list[pl.Callback] = [interrupt, throughput, Curves(config.trainer.log_every, throughput), validation]
+    log_every, losses = config.trainer.log_every, StepLosses(config.trainer.log_every)
+    watching: list[pl.Callback] = [interrupt, throughput, losses, Curves(losses, tokens_per_step), validation]
+    if keep:
+        planned = plan(config)
+        peak = peak_of(config.trainer.peak_flops, config.trainer.precision)
+        watching.append(GradientNorms(log_every))
+        watching.append(Speed(log_every, throughput, planned.flops.convention_per_token, peak))
+        if start is None or not folder.has_logs():
+            watching.append(Dashboard(pages(config, planned)))
+    if config.trainer.spike_sigmas:
+        limits = config.trainer.spike_sigmas, config.trainer.spike_window, config.trainer.spike_stop
+        watching.append(Divergence(losses, *limits))
     if config.trainer.feature_norms_every:
         watching.append(FeatureNorms(config.trainer.feature_norms_every, config.model.depth))
+    if config.trainer.spectral_norms_every:
+        watching.append(SpectralNorms(config.trainer.spectral_norms_every, module.model, config.recipe.branch_depth))
     if config.trainer.update_check_every:
         watching.append(UpdateCheck(config.trainer.update_check_every))
     watching += [*callbacks, *([ProgressBar(throughput, validation)] if progress else []), *([saving] if keep else [])]

@@ -21,6 +21,7 @@ from mup_lightning.experiments.bench import (
     ours,
     result,
     rounds,
+    spectral_norms,
     strategies,
     strategy_turns,
     table,
@@ -130,6 +131,15 @@ def test_cost_of_feature_norms():
     cost = feature_norms.quantities([turn(seconds), turn(seconds)], every=50)[1]
     assert cost.measured[feature_norms.WITH].median == pytest.approx(1.0)
     assert cost.aims == {feature_norms.WITH: "at most 0.5"}
+
+
+def test_cost_of_spectral_norms():
+    seconds = [1.5, 1.0, 1.1, 9.0, 1.0, 5.0, 3.0, 2.0, 2.2]
+    steps, cost, _ = spectral_norms.quantities("(8, 2)", [turn(seconds), turn(seconds)], every=100)
+    assert cost.measured[spectral_norms.WITH].median == pytest.approx(0.5)  # half a step in 100 steps
+    assert cost.measured["without again"].median == pytest.approx(0.1)
+    assert cost.aims == {spectral_norms.WITH: "at most 1"}
+    assert steps.measured[spectral_norms.WITH].median == 3000
 
 
 OPTIMIZERS = replace(optimizers.QUICK, width=16, context=8)
@@ -450,7 +460,7 @@ def test_unknown_case(capsys):
         command.main(["speed"])
     assert error.value.code == 2
     assert (
-        "unknown case 'speed'; expected trainer, depth, feature_norms, optimizers, strategies"
+        "unknown case 'speed'; expected trainer, depth, feature_norms, spectral_norms, optimizers, strategies"
         in capsys.readouterr().err
     )
 

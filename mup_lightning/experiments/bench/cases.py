@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mup_lightning.experiments.bench import depth, feature_norms, optimizers, strategies, trainer
+from mup_lightning.experiments.bench import depth, feature_norms, optimizers, spectral_norms, strategies, trainer
 from mup_lightning.experiments.bench.result import CaseResult, Quantity
 from mup_lightning.experiments.bench.settings import Settings
 
@@ -41,6 +41,12 @@ CASES: dict[str, Case] = {
         feature_norms.DEFAULT,
         feature_norms.QUICK,
         feature_norms.run,
+    ),
+    "spectral_norms": Case(
+        "what the spectral monitor costs at its default interval",
+        spectral_norms.DEFAULT,
+        spectral_norms.QUICK,
+        spectral_norms.run,
     ),
     "optimizers": Case(
         "what a step of each optimizer costs, against others' code, and its memory",

@@ -12,13 +12,19 @@ from mup_lightning.tokens.config import DataConfig
 from mup_lightning.training.config import Config, RunConfig, TrainerConfig
 
 
-def train(corpus: str, settings: dict[str, Any], feature_norms_every: int | None = None) -> dict[str, Any]:
+def train(
+    corpus: str,
+    settings: dict[str, Any],
+    feature_norms_every: int | None = None,
+    spectral_norms_every: int | None = None,
+) -> dict[str, Any]:
     """Train as the command line does.
 
     Args:
         corpus: a prepared corpus.
         settings: of `Settings`, as a dict.
         feature_norms_every: None for the default.
+        spectral_norms_every: likewise.
 
     Returns:
         "step_seconds" of each timed step, "peak_mb" up to the last of them, "others" (see `StepClock`), "imports_mb",
@@ -37,6 +43,8 @@ def train(corpus: str, settings: dict[str, Any], feature_norms_every: int | None
         config = make_config(s, corpus, runs)
         if feature_norms_every is not None:
             config.trainer.feature_norms_every = feature_norms_every
+        if spectral_norms_every is not None:
+            config.trainer.spectral_norms_every = spectral_norms_every
         training.train(config)
     return {
         "step_seconds": clock.seconds,

@@ -1,0 +1,74 @@
+"""The spectral condition, live: the norms of all weight matrices and of one step's updates, while training."""
+
+from __future__ import annotations
+
+import math
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from mup_lightning.callbacks.panels import Panels
+from mup_lightning.callbacks.spectral_quantities import Values, matrices, panels, quantities, scalars
+from mup_lightning.callbacks.step import StepCallback, WatchedModule
+from mup_lightning.model.gpt2 import GPT2
+from mup_lightning.optim.spectral_share import SpectralShare
+
+
+class SpectralNorms(StepCallback):
+    """Measures one step in every `every`, under every strategy; see `spectral_quantities` for what, and its names.
+
+    The step of a point is the number of optimizer steps that the weights had seen, as with the feature norms: W is the
+    weights before a step, ΔW what that step adds to them, schedule and weight decay included. Nothing that is trained
+    changes. Each matrix is measured by one process, from just before the update to the end of the step: that costs it a
+    copy of its share of the matrices while activations are not there. The vectors to start from are kept from one
+    measurement to the next, but not in checkpoints: the first measurement after a resume starts anew.
+
+    Args:
+        every: steps between measurements.
+        model: that is trained, before a strategy wraps it.
+        branch_depth: k, which says how the products scale with depth.
+    """
+
+    def __init__(self, every: int, model: GPT2, branch_depth: int) -> None:
+        self.every, self.branch_depth = every, branch_depth
+        self._multipliers = model.multipliers
+        self._matrices = matrices(model)
+        self._share: SpectralShare | None = None
+        self._weights: torch.Tensor | None = None
+
+    def on_update(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """See `StepCallback`."""
+        if (step - 1) % self.every or trainer.logger is None:
+            return
+        if self._share is None:
+            names = list(dict.fromkeys(matrix.place[0] for matrix in self._matrices))
+            self._share = SpectralShare(module.hybrid, names)
+        self._weights = self._share.before()
+
+    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """See `StepCallback`."""
+        weights, self._weights = self._weights, None
+        if weights is None:
+            return
+        assert self._share is not None
+        both = trainer.strategy.reduce(torch.stack([weights, self._share.after()]), reduce_op="sum")
+        if trainer.is_global_zero:
+            of_weights, of_updates = (dict(zip(self._share.places, row, strict=True)) for row in both.tolist())
+            found = quantities(self._matrices, of_weights, of_updates, self._multipliers, self.branch_depth)
+            _log(trainer, found, step - 1)
+
+    def panels(self) -> Panels:
+        """See `callbacks.panels`."""
+        return panels(self.branch_depth)
+
+
+def _log(trainer: pl.Trainer, values: Values, step: int) -> None:
+    """Scalars, and in TensorBoard a histogram over the layers of whatever every layer has."""
+    assert trainer.logger is not None
+    trainer.logger.log_metrics(scalars(values), step=step)
+    if isinstance(trainer.logger, TensorBoardLogger):
+        for tag, layers in values.items():
+            if isinstance(layers, list) and all(map(math.isfinite, layers)):
+                trainer.logger.experiment.add_histogram(tag, np.array(layers), step)

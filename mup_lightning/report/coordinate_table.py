@@ -1,0 +1,74 @@
+"""Coordinate checks in words: one for the terminal, many as a Markdown table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mup_lightning.report.coordinate_results import exponents, title
+from mup_lightning.report.probe_table import plus_minus
+from mup_lightning.spectral.tables import aligned
+
+SYMBOLS = {"width": "n", "depth": "L", "both": "r"}
+
+MARKS = {"PASS": "", "FAIL": " ✗", "INCONCLUSIVE": " ?"}
+"""After an exponent."""
+
+SHOWN = ("attention, last block", "mlp, last block", "residual, last block", "logits")
+"""Columns of the Markdown table; the verdict counts all features."""
+
+
+def screen(result: dict[str, Any]) -> str:
+    """One check for the terminal: every exponent that was asked for, and all verdicts."""
+    asked, steps = result["asked"], len(result["runs"][0]["losses"])
+    lines = [["feature", "at init", f"after {steps} steps", "its change"]]
+    for name, of_feature in exponents(result, asked).items():
+        lines.append([name, *(_cell(of_feature[quantity]) for quantity in ("init", "feature", "change"))])
+    symbol = SYMBOLS[result["axis"]]
+    head = f"exponents of {symbol} with 95 % intervals, {title(result, asked)} (✗ outside its band, ? cannot be told)"
+    verdicts = [
+        f"{title(result, name)}: {check['verdict']}: {check['sentence']}" for name, check in result["checks"].items()
+    ]
+    diverged = [f"  diverged: {line}" for check in result["checks"].values() for line in check["diverged"]]
+    table = [head, aligned(lines), ""] if len(lines) > 1 else []
+    return "\n".join(["", *table, *reversed(verdicts), *diverged])
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """Many checks as one table, a row for every parametrization of an optimizer along an axis.
+
+    Where several checks have the same row, such as SP beside k = 1 and beside k = 2, the one that was asked for counts,
+    else the last one.
+    """
+    rows: dict[tuple[str, str, str, str], str] = {}
+    own: set[tuple[str, str, str, str]] = set()
+    for result in results:
+        config = result["config"]
+        norm = "" if config["model"]["layer_norm"] else ", no LayerNorm"
+        for name, check in result["checks"].items():
+            key = (config["recipe"]["optimizer"], result["axis"], norm, title(result, name))
+            if name == result["asked"]:
+                own.add(key)
+            elif key in own:
+                continue
+            rows[key] = " | ".join([*_shown(exponents(result, name)), f"**{check['verdict']}**: {check['sentence']}"])
+    order = {"SP": 0, "recipe, k = 1": 1, "recipe, k ≥ 2": 2}
+    axes = list(SYMBOLS)
+    lines = [
+        f"| optimizer | axis | parametrization | {' | '.join(SHOWN)} | verdict |",
+        "|---|---|---|" + "---|" * (len(SHOWN) + 1),
+    ]
+    for key in sorted(rows, key=lambda key: (key[0], key[2], axes.index(key[1]), order[key[3]])):
+        optimizer, axis, norm, name = key
+        lines.append(f"| {optimizer}{norm} | {axis} | {name} | {rows[key]} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """After the last step, and in brackets the change: the two that most is asked of."""
+    return [
+        f"{_cell(found[name]['feature'])} ({_cell(found[name]['change'])})" if name in found else "–" for name in SHOWN
+    ]
+
+
+def _cell(one: dict[str, Any]) -> str:
+    return ("zero" if one["exponent"] is None else plus_minus(one)) + MARKS[one["verdict"]]

@@ -1,0 +1,132 @@
+"""Loss spikes are seen against a level that they do not move, over all steps, and exactly as without a resume."""
+
+import random
+
+import numpy as np
+import pytest
+
+from mup_lightning.callbacks.divergence import RunningLevel
+from mup_lightning.errors import Diverged
+from mup_lightning.report.tensorboard_logs import read_scalars
+from mup_lightning.training.module import GPT2Module
+from mup_lightning.training.run_folder import RunFolder
+from mup_lightning.training.train import train
+
+
+def smooth(count, level=3.0, spread=0.05, seed=0):
+    chance = random.Random(seed)
+    return [level + chance.gauss(0.0, spread) for _ in range(count)]
+
+
+def test_level_and_spread_are_those_of_numpy():
+    meter = RunningLevel(window=40, sigmas=6.0)
+    losses = smooth(90)
+    for place, loss in enumerate(losses):
+        if place >= 20:
+            last = np.array(losses[max(0, place - 40) : place])
+            spread = 1.4826 * np.median(np.abs(last - np.median(last)))
+            assert meter.limit() == pytest.approx(np.median(last) + 6.0 * spread, rel=1e-12)
+        else:
+            assert meter.limit() is None
+        assert not meter.is_spike(loss)
+
+
+def test_no_false_alarm_in_noise_or_on_the_way_down():
+    meter = RunningLevel(window=100, sigmas=6.0)
+    falling = [2.0 + 4.0 * 0.99**step for step in range(5000)]
+    noisy = [loss + noise for loss, noise in zip(falling, smooth(5000, 0.0), strict=True)]
+    assert not any(meter.is_spike(loss) for loss in noisy)
+
+
+def test_spikes_do_not_move_the_level():
+    meter = RunningLevel(window=100, sigmas=6.0)
+    for loss in smooth(100):
+        assert not meter.is_spike(loss)
+    limit = meter.limit()
+    # A fifth of the window: a mean and a standard deviation would be far off by now.
+    assert all(meter.is_spike(1000.0) for _ in range(20))
+    assert meter.limit() < limit + 0.2
+    assert not meter.is_spike(3.0)
+
+
+def test_a_loss_that_stays_high_becomes_the_level():
+    meter = RunningLevel(window=50, sigmas=6.0)
+    judged = [meter.is_spike(loss) for loss in smooth(50) + smooth(100, level=5.0)]
+    assert all(judged[50:70])
+    assert not any(judged[80:])
+
+
+def test_a_loss_without_noise_does_not_spike_by_a_trifle():
+    meter = RunningLevel(window=10, sigmas=6.0)
+    assert not any(meter.is_spike(2.0) for _ in range(10))
+    assert not meter.is_spike(2.11)
+    assert meter.is_spike(2.13)
+
+
+@pytest.fixture
+def spiky(tiny, monkeypatch):
+    """Makes configurations of 20 steps whose reported loss is 100 higher in some steps; nothing else changes."""
+    original = GPT2Module.step_loss
+
+    def make(steps, **changes):
+        # It is asked for when the step has been counted, and by the guard on NaN before.
+        monkeypatch.setattr(
+            GPT2Module, "step_loss", lambda self: original(self) + (100.0 if self.trainer.global_step in steps else 0.0)
+        )
+        return tiny(**{"trainer.max_steps": 20, "trainer.spike_window": 10, "trainer.log_every": 5, **changes})
+
+    return make
+
+
+def spikes(config):
+    return dict(read_scalars(config_folder(config))["train/loss_spikes"])
+
+
+def config_folder(config):
+    return RunFolder(config).tensorboard
+
+
+def test_spikes_between_two_points_are_seen_and_told(spiky, capsys):
+    config = spiky({8, 9, 14})
+    train(config, progress=False)
+    assert spikes(config) == {5: 0, 10: 2, 15: 3, 20: 3}
+    told = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
+    assert len(told) == 2
+    assert "in step 8 (the largest of 2 since step 8)" in told[0] or "in step 9 (the largest of 2" in told[0]
+    assert "in step 14; above" in told[1]
+
+
+def test_off_means_off(spiky, capsys):
+    config = spiky({8, 9, 14}, **{"trainer.spike_sigmas": 0.0, "trainer.spike_stop": 1})
+    train(config, progress=False)
+    assert "train/loss_spikes" not in read_scalars(config_folder(config))
+    assert "spike" not in capsys.readouterr().err
+
+
+def test_repeated_spikes_end_the_run_if_asked(spiky):
+    config = spiky({8, 9, 14}, **{"trainer.spike_stop": 3, "trainer.checkpoint_every": 5})
+    told = r"3 of the last 10 steps were loss spikes, .*spike_stop is 3\..*step 14"
+    with pytest.raises(Diverged, match=told) as error:
+        train(config, progress=False)
+    assert error.value.step == 15
+    saved = sorted(path.name for path in RunFolder(config).checkpoints.iterdir())
+    assert saved == ["step_00000005", "step_00000010"]  # that of step 15 would hold the damage
+
+
+@pytest.mark.parametrize("every", [4, 7])
+def test_a_resume_changes_nothing(spiky, every):
+    """The checkpoint, at step 15 or 10, lies between two points of the curves, among spikes."""
+    changes = {"trainer.log_every": every, "trainer.checkpoint_every": 5, "trainer.spike_stop": 4}
+    steps = {7, 11, 13, 14}
+    straight = spiky(steps, **changes, **{"run.name": "straight"})
+    with pytest.raises(Diverged) as wanted:
+        train(straight, progress=False)
+    cut = spiky(steps, **{**changes, "trainer.spike_stop": 3})
+    with pytest.raises(Diverged):
+        train(cut, progress=False)
+    with pytest.raises(Diverged) as found:
+        train(spiky(steps, **changes, **{"run.resume": "last"}), progress=False)
+    assert str(found.value) == str(wanted.value)
+    ours, theirs = read_scalars(config_folder(cut)), read_scalars(config_folder(straight))
+    for tag in ("train/loss", "train/loss_spikes"):
+        assert ours[tag] == theirs[tag], tag
