@@ -17,8 +17,7 @@ smaller than its largest matrix's. B is DeepSpeed's bucket (`zero.BUCKET`), or 4
 ddp is its second step's: buckets are laid out anew while the old ones still hold gradients. Gradients are counted
 beside activations, as they are in all but the first of several micro-batches.
 
-Under ZeRO 3 the weights of all blocks stand whole from the forward to the backward pass in fp32 (autograd keeps the
-transposed views of `linear`); in bf16 it keeps their casts instead, as everywhere, and two blocks stand whole.
+Under ZeRO 3 two blocks stand whole beside the embeddings: one that computes and one that is fetched ahead.
 
 The peak has the larger of activations with exchange, and the last column, never both.
 
@@ -155,7 +154,7 @@ def activations(load: Load, *, gathered: bool = False) -> int:
     C, V, low = model.width, model.padded_vocab, 2 if load.half else 4
     block = (4 + 2 * model.mlp_ratio) * C * C
     casts = 2 * block * model.depth if load.half else 0
-    whole = 4 * ((min(2, model.depth) if load.half else model.depth) * block + V * C) if gathered else 0
+    whole = 4 * (min(2, model.depth) * block + V * C) if gathered else 0
     # The final norm's input, the features, their gradient from the loss, and the features in low precision.
     head = tokens * C * (3 * 4 + (2 if load.half else 0)) + 4 * V * C
     backward = tokens * C * (8 * low + 2 * 4)

@@ -67,6 +67,8 @@ class ZeROStrategy(DeepSpeedStrategy):
 
         assert isinstance(optimizer, HybridOptimizer)
         names = {id(parameter): name for name, parameter in optimizer.originals.items()}
+        if self.stage == 3:
+            self.config["zero_optimization"]["stage3_max_live_parameters"] = _gathered_at_once(model)
         engine, wrapped, _, _ = deepspeed.initialize(
             config=self.config,
             model=model,
@@ -115,6 +117,16 @@ class ZeROStrategy(DeepSpeedStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """See `lightning_module_state_dict`."""
         return {}
+
+
+def _gathered_at_once(model: nn.Module) -> int:
+    """Numbers of gathered weights up to which DeepSpeed fetches more ahead: two blocks, this one and the next.
+
+    Its own 1e9 are all of most models: every layer fetches a bucket more, from the end of the forward pass on those of
+    the backward pass, and what is there already is not given back.
+    """
+    blocks: Any = model.model.blocks
+    return 2 * sum(parameter.numel() for parameter in blocks[0].parameters())
 
 
 def _config(stage: int, clip: float) -> dict[str, Any]:
