@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import lightning.pytorch as pl
 import numpy as np
 import torch
@@ -14,6 +12,9 @@ from mup_lightning.callbacks.spectral_quantities import Values, matrices, panels
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.optim.spectral_share import SpectralShare
+
+_LARGEST_IN_HISTOGRAM = 1e20
+"""TensorBoard's bins end there, and it raises where all values lie beyond, or one is NaN."""
 
 
 class SpectralNorms(StepCallback):
@@ -70,5 +71,5 @@ def _log(trainer: pl.Trainer, values: Values, step: int) -> None:
     trainer.logger.log_metrics(scalars(values), step=step)
     if isinstance(trainer.logger, TensorBoardLogger):
         for tag, layers in values.items():
-            if isinstance(layers, list) and all(map(math.isfinite, layers)):
+            if isinstance(layers, list) and all(number < _LARGEST_IN_HISTOGRAM for number in layers):
                 trainer.logger.experiment.add_histogram(tag, np.array(layers), step)

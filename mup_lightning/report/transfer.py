@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mup_lightning.errors import UserError
-from mup_lightning.report.student import student_t
 from mup_lightning.report.transfer_curves import Group, group_runs
 from mup_lightning.report.transfer_optimum import Noise, Optimum, noise_of, optimum
 from mup_lightning.report.transfer_regret import Regret, regrets
 from mup_lightning.report.transfer_runs import read_runs
 from mup_lightning.report.transfer_slope import Slope, slope_of
 from mup_lightning.report.transfer_verdict import Evidence, Tolerance, judge
+from mup_lightning.student import student_t
 
 
 @dataclass(frozen=True)

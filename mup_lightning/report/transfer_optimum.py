@@ -9,8 +9,8 @@ from statistics import mean, median, variance
 
 import numpy as np
 
-from mup_lightning.report.student import student_t
 from mup_lightning.report.transfer_curves import Curve
+from mup_lightning.student import student_t
 
 _UNSTABLE = 4.0
 """Values whose seeds spread so many times more than is usual are near divergence and say nothing of the noise."""

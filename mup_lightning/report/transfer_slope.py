@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mup_lightning.report.student import student_t
 from mup_lightning.report.transfer_optimum import Optimum
+from mup_lightning.student import student_t
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mup_lightning.errors import UserError
-from mup_lightning.report.student import student_t
 from mup_lightning.report.transfer import Finding
 from mup_lightning.report.transfer_verdict import TRANSFERS
+from mup_lightning.student import student_t
 
 _HALF_A_POWER = 0.5
 """A drift of more than half a power of two would better be looked into before a long run."""

@@ -68,6 +68,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         assert isinstance(optimizer, HybridOptimizer)
         names = {id(parameter): name for name, parameter in optimizer.originals.items()}
         if self.stage == 3:
+            assert self.config is not None
             self.config["zero_optimization"]["stage3_max_live_parameters"] = _gathered_at_once(model)
         engine, wrapped, _, _ = deepspeed.initialize(
             config=self.config,
@@ -125,8 +126,8 @@ def _gathered_at_once(model: nn.Module) -> int:
     Its own 1e9 are all of most models: every layer fetches a bucket more, from the end of the forward pass on those of
     the backward pass, and what is there already is not given back.
     """
-    blocks: Any = model.model.blocks
-    return 2 * sum(parameter.numel() for parameter in blocks[0].parameters())
+    assert isinstance(model, GPT2Module)
+    return 2 * sum(parameter.numel() for parameter in model.model.blocks[0].parameters())
 
 
 def _config(stage: int, clip: float) -> dict[str, Any]:

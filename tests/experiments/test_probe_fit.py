@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mup_lightning.experiments.probe.fit import Fit, fit, student_t
+from mup_lightning.experiments.probe.fit import Fit, fit
 from mup_lightning.experiments.probe.proposal import propose, snap
 from mup_lightning.experiments.probe.verdict import CONSISTENT, INCONSISTENT, UNCLEAR, cells, judge, overall, sentence
 from mup_lightning.spectral.condition import solve
@@ -13,6 +13,7 @@ from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import exponents
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.tables import plain_scale
+from mup_lightning.student import student_t
 
 SIZES = (64, 128, 256, 512)
 

@@ -113,14 +113,14 @@ def test_killed_sweeps_go_on_without_repeating_anything(corpus, tmp_path, monkey
 
 PARENT = """
 import multiprocessing, sys, threading, time
-from mup_lightning.experiments.sweep.worker import _die_with_parent
+from mup_lightning.experiments.workers import die_with_parent
 
 def child(lock_file):
     from pathlib import Path
     from mup_lightning.experiments.sweep.locks import Locks
     locks = Locks(Path(lock_file))
     assert locks.claim("a" * 64)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     print("busy", flush=True)
     time.sleep(100)
 

@@ -45,6 +45,10 @@ CASES = {
     "small": normal(48, 100),
     "smaller": normal(5, 3),
     "one number": torch.tensor([[-2.5]]),
+    "an embedding": normal(5000, 100),
+    "an embedding, of rank 3": normal(5000, 3) @ normal(3, 100, seed=1),
+    "an embedding, huge": normal(2000, 100) * 1e30,
+    "an embedding, tiny, wide": normal(20, 1000) * 1e-30,
     "huge": normal(100, 100) * 1e30,
     "tiny": normal(100, 100) * 1e-30,
 }
@@ -72,17 +76,18 @@ def test_a_batch_is_its_matrices_each():
         assert float(value) == pytest.approx(float(largest_singular_values(matrix[None])[0]), rel=1e-5)
 
 
-def test_zero_is_zero_and_what_is_not_finite_is_nan():
-    matrices = normal(4, 100, 60)
+@pytest.mark.parametrize("rows", [100, 1000, 10])
+def test_zero_is_zero_and_what_is_not_finite_is_nan(rows):
+    matrices = normal(4, rows, 60)
     matrices[0] = 0
-    matrices[1, 3, 3], matrices[2, 99, 0] = float("nan"), float("inf")
+    matrices[1, 3, 3], matrices[2, rows - 1, 0] = float("nan"), float("inf")
     found, start = largest_singular_values(matrices)
     assert found[0] == 0
     assert found[1:3].isnan().all()
     assert float(found[3]) == pytest.approx(exact(matrices[3]), rel=0.01)
     # It recovers from both.
-    again, _ = largest_singular_values(normal(4, 100, 60), start)
-    assert again.tolist() == pytest.approx([exact(matrix) for matrix in normal(4, 100, 60)], rel=0.01)
+    again, _ = largest_singular_values(normal(4, rows, 60), start)
+    assert again.tolist() == pytest.approx([exact(matrix) for matrix in normal(4, rows, 60)], rel=0.01)
 
 
 def test_a_direction_that_the_kept_vectors_miss_is_found():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, EventAccumulator
 
+from mup_lightning.errors import Diverged
 from mup_lightning.optim.hybrid import RULES
 from mup_lightning.report.tensorboard_logs import read_scalars
 from mup_lightning.spectral.recipe import derive
@@ -209,3 +210,9 @@ def test_nothing_is_measured_where_nothing_is_kept(tiny, monkeypatch):
     train(tiny(**{"trainer.spectral_norms_every": 1}), progress=False, keep=False)
     with pytest.raises(AssertionError, match="measured"):
         train(tiny(**{"trainer.spectral_norms_every": 1}), progress=False)
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e38])
+def test_weights_beyond_all_bounds_end_the_run_as_they_always_do(wide, rate):
+    with pytest.raises(Diverged):
+        train(wide(**{"recipe.optimizer": "adamw", "recipe.lr": rate}), progress=False)

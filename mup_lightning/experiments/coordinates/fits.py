@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mup_lightning.experiments.probe.fit import student_t
 from mup_lightning.model.taps import ATTENTION, EMBEDDING, FINAL_NORM, LOGITS, MLP, RESIDUAL
+from mup_lightning.student import student_t
 
 QUANTITIES = ("init", "feature", "change")
 """What is fitted of a feature: ‖h_0‖_R before the first step, ‖h_T‖_R and ‖h_T − h_0‖_R after the last one."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_CONFIDENCE = 0.975
-"""Of a two-sided 95 % interval."""
+from mup_lightning.student import student_t
 
 
 @dataclass(frozen=True)
@@ -54,26 +53,3 @@ def fit(sizes: Sequence[int], values: Sequence[Sequence[float]]) -> Fit:
     half = math.hypot(from_fit, from_seeds)
     last = float(((y_SP[:, -1] - y_SP[:, -2]) / (x[-1] - x[-2])).mean())
     return Fit(slope, slope - half, slope + half, last)
-
-
-def student_t(freedom: int) -> float:
-    """The 97.5 % point of Student's t distribution, by Simpson's rule and bisection: to about 1e-6.
-
-    Args:
-        freedom: degrees of freedom, at least 1.
-    """
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-
-    def below(t: float) -> float:
-        # With x = √freedom · tan θ the density is a power of cos θ, on a finite interval.
-        theta = np.linspace(0.0, math.atan(t / math.sqrt(freedom)), 401)
-        density = scale * math.sqrt(freedom) * np.cos(theta) ** (freedom - 1)
-        weights = np.ones(401)
-        weights[1:-1:2], weights[2:-1:2] = 4.0, 2.0
-        return 0.5 + float((weights * density).sum()) * theta[1] / 3
-
-    low, high = 0.0, 100.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if below(middle) < _CONFIDENCE else (low, middle)
-    return (low + high) / 2

@@ -7,17 +7,16 @@ import math
 import os
 import shutil
 import sys
-import threading
 import time
 import traceback
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from mup_lightning.errors import Diverged, UserError
 from mup_lightning.experiments.sweep.table import Outcome
+from mup_lightning.experiments.workers import start_up
 from mup_lightning.training.config import Config
 
 _TELL_EVERY = 0.5
@@ -57,20 +56,10 @@ def work(tasks: Connection, environment: dict[str, str], threads: int, log: Path
         threads: of torch on the CPU.
         log: what libraries print goes to its end.
     """
-    os.setsid()  # Ctrl-C is for the sweep, which tells its workers
-    os.environ.update(environment)
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        del os.environ[name]  # Lightning would take the array's task for one process of many
     _print_to(log)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    from mup_lightning.training.hardware import tune_allocator
-
-    tune_allocator()
-    import torch
-
+    start_up(threads, environment)
     import mup_lightning.training.train  # noqa: F401  (the slow import belongs to the start, not to the first run)
 
-    torch.set_num_threads(threads)
     tasks.send(("ready", None))
     while (task := tasks.recv()) is not None:
         tasks.send(_answer(task, tasks))
@@ -147,11 +136,3 @@ def _print_to(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-
-
-def _die_with_parent() -> None:
-    """A sweep that was killed leaves no worker behind, which would otherwise finish its run for nobody."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
