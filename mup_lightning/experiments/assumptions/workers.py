@@ -21,10 +21,10 @@ class Task(NamedTuple):
 
 def each(tasks: list[Task], settings: AssumptionSettings, workers: int) -> Iterator[tuple[Task, dict[str, Any]]]:
     """Do all tasks and yield each with its measurements as soon as it is done; see `workers.each`."""
-    return pool.each(partial(_do, settings), tasks, workers)
+    return pool.each(partial(_do, settings=settings), tasks, workers)
 
 
-def _do(settings: AssumptionSettings, task: Task) -> dict[str, Any]:
+def _do(task: Task, settings: AssumptionSettings) -> dict[str, Any]:
     from mup_lightning.experiments.assumptions.measure import measure
 
     return measure(*task, settings)
