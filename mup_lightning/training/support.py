@@ -192,7 +192,8 @@ def notes() -> list[str]:
         "Continued in another number of processes, or under another strategy, sums round differently, and dropout "
         "draws anew; with the same ones it goes on to the bit in fp32. data.batch_size must be a multiple of "
         "data.micro_batch times the processes.",
-        "bf16 is autocast round float32 weights. tests/distributed compares every row with one process.",
+        "bf16 is autocast round float32 weights. tests/distributed compares every row with one process, and compiled "
+        "training with eager training for one optimizer under each strategy: what is compiled does not know of them.",
     ]
 
 

@@ -169,9 +169,13 @@ def test_a_check_that_is_left_early_ends_its_workers():
     others = set(multiprocessing.active_children())
     busy = each([Task("mlp", "adamw", 2, 0)], long, 1)
     interrupt = threading.Timer(6, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     interrupt.start()
-    with pytest.raises(KeyboardInterrupt):
-        next(busy)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(busy)
+    finally:
+        signal.signal(signal.SIGINT, before)
     mine = set(multiprocessing.active_children()) - others
     for child in mine:
         child.join(5)
