@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -25,9 +27,12 @@ LEAST_SPREAD = 0.01
 class RunningLevel:
     """The level and the spread of the last losses, by ranks, so that spikes among them hardly move either.
 
-    The level is the median of the window, the spread 1.4826 times the median absolute deviation from it, but at least
-    1 % of the level. A loss is a spike if it exceeds level + sigmas x spread. Spikes enter the window as every loss
-    does: a few are outvoted, while a loss that stays high becomes the level, in half a window.
+    The level is the median of the newer half of the window, so it follows a loss that falls. The spread is that of the
+    differences between neighbours, 1.4826 times their median absolute deviation from their median, over √2, as a
+    difference of two numbers scatters by √2 as much as each; but at least 1 % of the level. Differences do not know the
+    trend: taken from the losses themselves, a loss that falls fast would have a spread so wide that nothing is a spike.
+    A loss is a spike if it exceeds level + sigmas x spread. Spikes enter the window as every loss does: a few are
+    outvoted, while a loss that stays high becomes the level, in a quarter of the window.
 
     Args:
         window: losses that are remembered; none is judged before half of them are there.
@@ -40,10 +45,13 @@ class RunningLevel:
 
     def limit(self) -> float | None:
         """What the next loss must exceed to be a spike; None while too few are known."""
-        if len(self.losses) < max(2, (self.losses.maxlen or 0) // 2):
+        losses = list(self.losses)
+        if len(losses) < max(2, (self.losses.maxlen or 0) // 2):
             return None
-        level = median(self.losses)
-        spread = MAD * median(abs(loss - level) for loss in self.losses)
+        level = median(losses[len(losses) // 2 :])
+        changes = [after - before for before, after in pairwise(losses)]
+        usual = median(changes)
+        spread = MAD * median(abs(change - usual) for change in changes) / math.sqrt(2)
         return level + self.sigmas * max(spread, LEAST_SPREAD * abs(level))
 
     def is_spike(self, loss: float) -> bool:
@@ -54,7 +62,7 @@ class RunningLevel:
 
 
 class Divergence(StepCallback):
-    """Judges every step's loss, at the points where the losses of all processes have come together.
+    """Judges every step's loss, where the losses of all processes come together: at points, and before a checkpoint.
 
     Args:
         losses: where the losses of the steps are read.
@@ -77,26 +85,27 @@ class Divergence(StepCallback):
         Raises:
             Diverged: too many spikes.
         """
-        recent = self.losses.recent
-        if not recent:
-            return
         seen: list[tuple[int, float, float]] = []
-        for number, loss in enumerate(recent, start=step - len(recent) + 1):
+        enough: tuple[int, int] | None = None
+        for number, loss in enumerate(self.losses.new, start=step - len(self.losses.new) + 1):
             limit = self.level.limit()
             self._recent.append(self.level.is_spike(loss))
             if self._recent[-1] and limit is not None:
                 seen.append((number, loss, limit))
+                # Asked after every loss: by the next point some of these steps may have left the window.
+                if self.stop and enough is None and sum(self._recent) >= self.stop:
+                    enough = sum(self._recent), len(self._recent)
+                    told = _told(seen[-1:])
         self.spikes += len(seen)
-        if trainer.logger is not None:
+        if self.losses.recent and trainer.logger is not None:
             trainer.logger.log_metrics({"train/loss_spikes": float(self.spikes)}, step=step)
         if seen and trainer.is_global_zero:
             tqdm.write(f"warning: {_told(seen)}", file=sys.stderr)
-        if self.stop and seen and sum(self._recent) >= self.stop:
+        if enough:
             raise Diverged(
-                f"{sum(self._recent)} of the last {len(self._recent)} steps were loss spikes, and "
-                f"trainer.spike_stop is {self.stop}. The last: {_told(seen[-1:])}. Stopped after step {step}; every "
-                f"saved checkpoint is kept. Usual cures: a lower recipe.lr, a longer schedule.warmup_steps, an earlier "
-                f"checkpoint",
+                f"{enough[0]} of the last {enough[1]} steps were loss spikes, and trainer.spike_stop is {self.stop}. "
+                f"The last: {told}. Stopped after step {step}; every saved checkpoint is kept. Usual cures: a lower "
+                f"recipe.lr, a longer schedule.warmup_steps, an earlier checkpoint",
                 step,
             )
 

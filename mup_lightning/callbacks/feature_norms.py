@@ -43,10 +43,12 @@ class FeatureNorms(StepCallback):
     Args:
         every: steps between measurements.
         depth: number of blocks.
+        written: step of a point that stands in the logs already. A run that went on after the checkpoint that it
+            resumes from has written the point of that step; one that was stopped there has not.
     """
 
-    def __init__(self, every: int, depth: int) -> None:
-        self.every, self.depth = every, depth
+    def __init__(self, every: int, depth: int, written: int | None = None) -> None:
+        self.every, self.depth, self.written = every, depth, written
         self._recorder: NormRecorder | None = None
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
@@ -57,7 +59,7 @@ class FeatureNorms(StepCallback):
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """See `StepCallback`."""
         recorder, self._recorder = self._recorder, None
-        if recorder is None or trainer.logger is None:
+        if recorder is None or trainer.logger is None or step - 1 == self.written:
             return
         values = {tag(point, layer): norm for (point, layer), norm in recorder.norms().items()}
         trainer.logger.log_metrics(values, step=step - 1)

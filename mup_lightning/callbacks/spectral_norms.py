@@ -23,30 +23,43 @@ class SpectralNorms(StepCallback):
     The step of a point is the number of optimizer steps that the weights had seen, as with the feature norms: W is the
     weights before a step, ΔW what that step adds to them, schedule and weight decay included. Nothing that is trained
     changes. Each matrix is measured by one process, from just before the update to the end of the step: that costs it a
-    copy of its share of the matrices while activations are not there. The vectors to start from are kept from one
-    measurement to the next, but not in checkpoints: the first measurement after a resume starts anew.
+    copy of its share of the matrices while activations are not there. (The copy is made when the optimizer is about
+    to change weights, so after Sophia's estimate of the Hessian, which is one more backward pass.) The vectors to start
+    from are kept from one measurement to the next, but not in checkpoints: the first one after a resume starts anew.
 
     Args:
         every: steps between measurements.
         model: that is trained, before a strategy wraps it.
         branch_depth: k, which says how the products scale with depth.
+        written: see `FeatureNorms`.
     """
 
-    def __init__(self, every: int, model: GPT2, branch_depth: int) -> None:
-        self.every, self.branch_depth = every, branch_depth
+    def __init__(self, every: int, model: GPT2, branch_depth: int, written: int | None = None) -> None:
+        self.every, self.branch_depth, self.written = every, branch_depth, written
         self._multipliers = model.multipliers
         self._matrices = matrices(model)
         self._share: SpectralShare | None = None
         self._weights: torch.Tensor | None = None
+        self._due = False
 
-    def on_update(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask to be told when weights are about to change."""
+        assert isinstance(pl_module, WatchedModule)
+        if trainer.logger is not None:
+            pl_module.hybrid.before_update = self._look
+
+    def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """See `StepCallback`."""
-        if (step - 1) % self.every or trainer.logger is None:
-            return
-        if self._share is None:
+        self._due = trainer.logger is not None and (step - 1) % self.every == 0
+        if self._due and self._share is None:
             names = list(dict.fromkeys(matrix.place[0] for matrix in self._matrices))
             self._share = SpectralShare(module.hybrid, names)
-        self._weights = self._share.before()
+
+    def _look(self) -> None:
+        """Before the first group is stepped; DeepSpeed steps one after the other, and hides the rest meanwhile."""
+        if self._due:
+            assert self._share is not None
+            self._due, self._weights = False, self._share.before()
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """See `StepCallback`."""
@@ -55,7 +68,7 @@ class SpectralNorms(StepCallback):
             return
         assert self._share is not None
         both = trainer.strategy.reduce(torch.stack([weights, self._share.after()]), reduce_op="sum")
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and step - 1 != self.written:
             of_weights, of_updates = (dict(zip(self._share.places, row, strict=True)) for row in both.tolist())
             found = quantities(self._matrices, of_weights, of_updates, self._multipliers, self.branch_depth)
             _log(trainer, found, step - 1)

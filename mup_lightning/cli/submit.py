@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +34,9 @@ def main(argv: list[str]) -> int:
     parser = _parser(array)
     arguments = parse(parser, argv)
     slurm = SlurmConfig(**vars(parser.instantiate_classes(arguments).slurm))
+    if array:  # its small models need no GPU unless one is asked for
+        return _submit_sweep(arguments, replace(slurm, gpus=slurm.gpus or 0))
     slurm.checked_gpus()
-    if array:
-        return _submit_sweep(arguments, slurm)
     return _submit_training(build(parser, arguments), slurm, dry=arguments.dry)
 
 
@@ -124,7 +124,9 @@ def _submit_sweep(arguments: Namespace, slurm: SlurmConfig) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     job = _submit(folder, text)
     print(
-        f"job {job}: {arguments.tasks} tasks of {arguments.sweep}; table {out}/results.csv\n"
+        f"job {job}: {arguments.tasks} tasks of {arguments.sweep}, each on "
+        f"{f'{slurm.gpus} GPUs' if slurm.gpus else 'CPUs alone (GPUS=N, or --slurm.gpus N: GPUs)'}; "
+        f"table {out}/results.csv\n"
         f"  watch     squeue -j {job}; tail -F {folder}/{job}_1.log\n"
         f"  stop      scancel {job}    (submit it again to go on)\n"
         f"  script    {folder}/job.sbatch"

@@ -58,7 +58,14 @@ def main(argv: list[str]) -> int:
             f"values, or another --set); reports will read them too. --out FOLDER keeps sweeps apart",
             file=sys.stderr,
         )
-    run = SweepRun(mine, folder, workers=arguments.workers, early_stop=sweep.early_stop, keep_runs=sweep.keep_runs)
+    run = SweepRun(
+        mine,
+        folder,
+        workers=arguments.workers,
+        early_stop=sweep.early_stop,
+        keep_runs=sweep.keep_runs,
+        sweep=cells,
+    )
     print(first_screen(sweep.name, mine, run.summary, folder), flush=True)
     summary = run.run()
     print(last_screen(summary, folder, len(mine)), flush=True)
@@ -169,7 +176,12 @@ def setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set is {text!r}; expected KEY=VALUE, such as trainer.max_steps=200")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(
+            f"--set is {text!r}; {value!r} is no YAML value: is a bracket or a quotation mark open?"
+        ) from None
 
 
 def _shard(text: str) -> tuple[int, int]:

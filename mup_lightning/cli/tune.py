@@ -49,11 +49,11 @@ def main(argv: list[str]) -> int:
     target = build(parser, arguments)
     folder = Path(arguments.out or Path("runs") / "tune" / target.run.name)
     if arguments.results:
-        return _from_table(Path(arguments.results), target, folder)
-    return _by_sweep(arguments, target, folder)
+        return _from_table(Path(arguments.results), target, folder, argv)
+    return _by_sweep(arguments, target, folder, argv)
 
 
-def _by_sweep(arguments: Namespace, target: Config, folder: Path) -> int:
+def _by_sweep(arguments: Namespace, target: Config, folder: Path, argv: list[str]) -> int:
     """Run the sweep, and again with a larger grid where the best value is the last one tried."""
     from mup_lightning.cli import sweep as sweeps
     from mup_lightning.experiments.sweep.run import SweepRun
@@ -85,7 +85,7 @@ def _by_sweep(arguments: Namespace, target: Config, folder: Path) -> int:
         if varies_itself(sweep) or not edges & {-1, 1}:
             break
         below, above = below + FURTHER * (-1 in edges), above + FURTHER * (1 in edges)
-    _tell(findings, [cell.config for cell in cells], sweep.value, target, folder, folder / "results.csv")
+    _tell(findings, [cell.config for cell in cells], sweep.value, target, folder, folder / "results.csv", argv)
     return 0
 
 
@@ -95,7 +95,7 @@ def _find(folder: Path, cells: list[Cell]) -> list[Finding]:
     return transfer(folder / "results.csv", only={cell.hash for cell in cells})
 
 
-def _from_table(path: Path, target: Config, folder: Path) -> int:
+def _from_table(path: Path, target: Config, folder: Path, argv: list[str]) -> int:
     """Take what of a sweep's table is like the target."""
     from mup_lightning.experiments.tune.kinship import differences
     from mup_lightning.experiments.tune.proxies import refuse_strangers
@@ -117,7 +117,7 @@ def _from_table(path: Path, target: Config, folder: Path) -> int:
         raise UserError(f"{path} has no run that configurations.json beside it knows; expected a sweep's own folder")
     refuse_strangers(list(alike.values()), target, key, str(path))
     folder.mkdir(parents=True, exist_ok=True)
-    _tell(transfer(path, only=alike.keys()), list(alike.values()), key, target, folder, path)
+    _tell(transfer(path, only=alike.keys()), list(alike.values()), key, target, folder, path, argv)
     return 0
 
 
@@ -135,9 +135,18 @@ def _configurations(file: Path) -> dict[str, Config]:
     return {name: Config.from_plain(plain) for name, plain in saved.items()}
 
 
-def _tell(findings: list[Finding], proxies: list[Config], key: str, target: Config, folder: Path, table: Path) -> None:
+def _tell(
+    findings: list[Finding],
+    proxies: list[Config],
+    key: str,
+    target: Config,
+    folder: Path,
+    table: Path,
+    argv: list[str],
+) -> None:
     """Print what was found, draw it, and write the recipe file."""
-    from mup_lightning.experiments.tune.kinship import cautions
+    from mup_lightning.cli import next_command
+    from mup_lightning.experiments.tune.kinship import belongings, cautions
     from mup_lightning.report import tuned_file
     from mup_lightning.report.transfer_figures import draw
     from mup_lightning.report.transfer_text import screen
@@ -149,13 +158,19 @@ def _tell(findings: list[Finding], proxies: list[Config], key: str, target: Conf
     more = [f"not transferred by the recipe: {'; '.join(differing)}"] if differing else []
     if target.recipe.parametrization == "sp":
         more.append("recipe.parametrization is sp, which transfers nothing by design")
+    elif base != (own := (target.recipe.base_width, target.recipe.base_depth)):
+        more.append(
+            f"the target's own base shape is {own}, the proxies' is {base}: with the file's base shape all other base "
+            f"values (init_std, eps, weight_decay, multipliers) belong to {base} too, as they did in the proxies"
+        )
     result = tuned(findings, key, shape, more)
     print(f"\n{screen(findings)}\n\n{tuned_file.screen(result, base, shape)}")
     seeds = max(finding.group.seeds for finding in findings)
     origin = f"{len(proxies)} runs of {findings[0].group.steps} steps, up to {seeds} seeds: {table}"
-    file = folder / "tuned.yaml"
-    tuned_file.write(result, base, shape, origin, file)
+    # One file for each value, so that the weight decay's does not replace the rate's.
+    file = folder / ("tuned.yaml" if key == "recipe.lr" else f"tuned_{key.rpartition('.')[2]}.yaml")
+    tuned_file.write(result, base, shape, origin, belongings(proxies[0], key), file)
     for picture in draw(findings, folder):
         print(f"wrote {picture}")
-    print(f"wrote {file}\n\nnext:\n  make train SIZE=... OPT={target.recipe.optimizer} CONFIG={file}")
+    print(f"wrote {file}\n\nnext:\n  {next_command.training(argv, file, key)}")
     sys.stdout.flush()

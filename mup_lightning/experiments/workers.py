@@ -48,9 +48,10 @@ def each(do: Callable[[T], R], items: Sequence[T], workers: int, threads: int = 
         for process in set(multiprocessing.active_children()) - before:
             process.kill()
         if isinstance(error, BrokenProcessPool):
+            fewer = f"--workers {workers - 1}, or " if workers > 1 else ""
             raise UserError(
-                f"a worker process died, perhaps for want of memory; try --workers {max(1, workers - 1)}, or smaller "
-                f"sizes"
+                f"a worker process died, perhaps for want of memory (or because somebody ended it); try {fewer}smaller "
+                f"sizes, or a smaller data.micro_batch"
             ) from None
         raise
     finally:

@@ -47,6 +47,8 @@ class HybridOptimizer(Optimizer):
 
     Attributes:
         originals: parameter by name, as the model holds it.
+        before_update: called in every step when gradients are there, just before weights change. (torch's pre-hooks
+            come before the closure, which Lightning trains in.)
         watch: if set, told of every step of whole parameters, in the process that made it.
         layouts: flat tensor -> its layout; empty where groups hold the parameters themselves.
         matrix_states: a matrix's state by name, where groups hold flat tensors.
@@ -64,6 +66,7 @@ class HybridOptimizer(Optimizer):
             for group in self.param_groups
             for name, parameter in zip(group["names"], group["params"], strict=True)
         }
+        self.before_update: Callable[[], None] | None = None
         self.watch: Watch | None = None
         self.layouts: dict[torch.Tensor, Layout] = {}
         self.matrix_states: dict[str, State] = {}
@@ -102,6 +105,8 @@ class HybridOptimizer(Optimizer):
                 f"{self._names(missing)} need an estimate of the Hessian's diagonal before this step: make it with "
                 f"hessian.estimate and hand it in with give_hessian"
             )
+        if self.before_update:
+            self.before_update()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter in self.layouts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mup_lightning.report.coordinate_results import exponents, title
@@ -19,12 +20,14 @@ SHOWN = ("attention, last block", "mlp, last block", "residual, last block", "lo
 
 def screen(result: dict[str, Any]) -> str:
     """One check for the terminal: every exponent that was asked for, and all verdicts."""
-    asked, steps = result["asked"], len(result["runs"][0]["losses"])
+    asked = result["asked"]
+    steps = max(len(run["losses"]) for run in result["runs"] if run["parametrization"] == asked)  # of the soundest
     lines = [["feature", "at init", f"after {steps} steps", "its change"]]
     for name, of_feature in exponents(result, asked).items():
         lines.append([name, *(_cell(of_feature[quantity]) for quantity in ("init", "feature", "change"))])
     symbol = SYMBOLS[result["axis"]]
     head = f"exponents of {symbol} with 95 % intervals, {title(result, asked)} (✗ outside its band, ? cannot be told)"
+    head += _without(result, asked)
     verdicts = [
         f"{title(result, name)}: {check['verdict']}: {check['sentence']}" for name, check in result["checks"].items()
     ]
@@ -37,30 +40,47 @@ def markdown(results: list[dict[str, Any]]) -> str:
     """Many checks as one table, a row for every parametrization of an optimizer along an axis.
 
     Where several checks have the same row, such as SP beside k = 1 and beside k = 2, the one that was asked for counts,
-    else the last one.
+    else the last one. Checks at different base learning rates have rows of their own.
     """
-    rows: dict[tuple[str, str, str, str], str] = {}
-    own: set[tuple[str, str, str, str]] = set()
+    rows: dict[tuple[str, str, str, str, float], str] = {}
+    own: set[tuple[str, str, str, str, float]] = set()
     for result in results:
         config = result["config"]
         norm = "" if config["model"]["layer_norm"] else ", no LayerNorm"
         for name, check in result["checks"].items():
-            key = (config["recipe"]["optimizer"], result["axis"], norm, title(result, name))
+            key = (config["recipe"]["optimizer"], result["axis"], norm, title(result, name), config["recipe"]["lr"])
             if name == result["asked"]:
                 own.add(key)
             elif key in own:
                 continue
-            rows[key] = " | ".join([*_shown(exponents(result, name)), f"**{check['verdict']}**: {check['sentence']}"])
+            verdict = f"**{check['verdict']}**: {check['sentence']}{_without(result, name)}"
+            rows[key] = " | ".join([*_shown(exponents(result, name)), verdict])
     order = {"SP": 0, "recipe, k = 1": 1, "recipe, k ≥ 2": 2}
     axes = list(SYMBOLS)
     lines = [
-        f"| optimizer | axis | parametrization | {' | '.join(SHOWN)} | verdict |",
-        "|---|---|---|" + "---|" * (len(SHOWN) + 1),
+        f"| optimizer | axis | parametrization | base lr | {' | '.join(SHOWN)} | verdict |",
+        "|---|---|---|---|" + "---|" * (len(SHOWN) + 1),
     ]
-    for key in sorted(rows, key=lambda key: (key[0], key[2], axes.index(key[1]), order[key[3]])):
-        optimizer, axis, norm, name = key
-        lines.append(f"| {optimizer}{norm} | {axis} | {name} | {rows[key]} |")
+    for key in sorted(rows, key=lambda key: (key[0], key[2], axes.index(key[1]), key[4], order[key[3]])):
+        optimizer, axis, norm, name, lr = key
+        lines.append(f"| {optimizer}{norm} | {axis} | {name} | {_power_of_two(lr)} | {rows[key]} |")
     return "\n".join(lines) + "\n"
+
+
+def _without(result: dict[str, Any], name: str) -> str:
+    """Which sizes the exponents were not fitted to, where there are exponents."""
+    lost = {
+        (run["width"], run["depth"]) for run in result["runs"] if run["parametrization"] == name and run["diverged"]
+    }
+    if not lost or not result["checks"][name]["exponents"]:
+        return ""
+    return f"; exponents without width and depth {', '.join(map(str, sorted(lost)))}"
+
+
+def _power_of_two(lr: float) -> str:
+    """As people write learning rates of a grid; others in decimals."""
+    power = math.log2(lr) if lr > 0 else 0.5
+    return f"2^{power:.0f}" if power == round(power) else f"{lr:g}"
 
 
 def _shown(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:

@@ -113,6 +113,7 @@ def _plain(finding: Finding) -> dict[str, Any]:
         "slope_bound": slope.bound if slope else "",
         "regret": largest.nats,
         "regret_infinite": largest.unlimited,
+        "regret_at_least": largest.least,
         "regret_margin": largest.margin,
         "regrets": {regret.size: regret.nats for regret in finding.regrets},
         "no_regret_because": {regret.size: regret.why for regret in finding.regrets if regret.why},

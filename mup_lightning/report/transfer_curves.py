@@ -88,8 +88,8 @@ def group_runs(runs: Sequence[Run], path: Path) -> list[Group]:
         path: of the table.
 
     Raises:
-        UserError: a group mixes corpora or numbers of steps, a run stands there twice, all runs are lost, or no group
-            has two sizes.
+        UserError: a group, or parametrizations that are held against each other, mix corpora or numbers of steps; a run
+            stands there twice, all runs are lost, or no group has two sizes.
     """
     found: dict[tuple[object, ...], list[Run]] = defaultdict(list)
     for run in runs:
@@ -97,6 +97,7 @@ def group_runs(runs: Sequence[Run], path: Path) -> list[Group]:
     if all(run.loss is None for run in runs):
         raise UserError(f"{path}: no run has a loss, all {len(runs)} diverged or were stopped; lower the base values")
     groups = [_group(members, path) for members in found.values()]
+    _refuse_mixed_families(groups, path)
     if all(len(group.curves) < 2 for group in groups):
         sizes = ", ".join(sorted({curve.size for group in groups for curve in group.curves}))
         raise UserError(
@@ -104,6 +105,24 @@ def group_runs(runs: Sequence[Run], path: Path) -> list[Group]:
             f"four (mup-lightning report best tells the best value at one size)"
         )
     return groups
+
+
+def _refuse_mixed_families(groups: Sequence[Group], path: Path) -> None:
+    """Parametrizations are compared by their losses, which takes the same text and as many steps."""
+    families: dict[object, list[Group]] = defaultdict(list)
+    for group in groups:
+        families[group.family].append(group)
+    for family in families.values():
+        for what, told, key in (
+            ("corpora", {g.label: g.corpus[:12] for g in family if g.corpus}, "data.path"),
+            ("numbers of steps", {g.label: g.steps for g in family if g.steps}, "trainer.max_steps"),
+        ):
+            if len(set(told.values())) > 1:
+                each = ", ".join(f"{label}: {value}" for label, value in told.items())
+                raise UserError(
+                    f"{path}: the parametrizations over {family[0].axis} have different {what} ({each}), so their "
+                    f"losses cannot be compared: make a table of each, or add the column {key}"
+                )
 
 
 def _group(runs: list[Run], path: Path) -> Group:

@@ -128,7 +128,7 @@ def _draw_optima(ax: Axes, finding: Finding) -> None:
         interval = f" [{slope.low:+.2f}, {slope.high:+.2f}]" if slope.low is not None else ""
         bound = {"at most": "≤ ", "at least": "≥ "}.get(slope.bound, "")
         last = finding.regrets[-1]
-        cost = f"{last.nats:.3f} nats" if last.nats is not None else last.why
+        cost = f"{'≥ ' if last.least else ''}{last.nats:.3f} nats" if last.nats is not None else last.why
         text = f"slope {bound}{slope.slope:+.2f}{interval}\nregret at {last.size}: {cost}"
     ax.text(0.03, 0.03, text, transform=ax.transAxes, va="bottom", fontsize=9.5)
     ax.set_xscale("log", base=2)

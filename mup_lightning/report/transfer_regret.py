@@ -19,12 +19,14 @@ class Regret:
         why: that there is none: "diverged", "stopped" (as hopeless) or "missing" (not run). Empty where there is one.
             The first two mean that the regret is without limit.
         margin: by how much `nats` may be off through the noise; 0 where the noise is unknown.
+        least: the best value of this size is the last one tried: what lies beyond may be better, and the regret larger.
     """
 
     size: str
     nats: float | None
     why: str = ""
     margin: float = 0.0
+    least: bool = False
 
     @property
     def unlimited(self) -> bool:
@@ -53,5 +55,6 @@ def regrets(curves: Sequence[Curve], optima: Sequence[Optimum], noise: Noise) ->
         best = by_size[curve.size]
         nats = curve.means[tuned] - best.loss
         counts = len(curve.losses[tuned]), len(curve.losses[best.grid])
-        result.append(Regret(curve.size, nats, margin=noise.margin(*counts) if tuned != best.grid else 0.0))
+        margin = noise.margin(*counts) if tuned != best.grid else 0.0
+        result.append(Regret(curve.size, nats, margin=margin, least=best.edge != 0))
     return result

@@ -12,7 +12,8 @@ from mup_lightning.spectral.tables import aligned
 LEGEND = (
     "optimum: log2 of the best base value ± its standard error; (edge): the last one tried, so it may lie beyond;\n"
     "(cliff): the next one is lost, so known to half a step. regret: loss with the smallest size's best value minus\n"
-    "the best loss; (±): what the noise may make of it. Brackets: 95 % intervals. Losses: nats, mean over seeds."
+    "the best loss; (±): what the noise may make of it; ≥: the best value is the last one tried. Brackets: 95 %\n"
+    "intervals. Losses: nats, mean over seeds."
 )
 
 
@@ -66,7 +67,7 @@ def _plateau(best: Optimum) -> str:
 def _regret(regret: Regret) -> str:
     if regret.nats is None:
         return {"missing": "not tried"}.get(regret.why, regret.why)
-    return f"{regret.nats:.3f}" + (f" (±{regret.margin:.3f})" if regret.margin else "")
+    return f"{'≥ ' if regret.least else ''}{regret.nats:.3f}" + (f" (±{regret.margin:.3f})" if regret.margin else "")
 
 
 def _losses(family: list[Finding]) -> list[list[str]]:

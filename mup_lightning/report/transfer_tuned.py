@@ -24,7 +24,7 @@ class Drift:
         slope: powers of two for each doubling.
         low: lower end of its 95 % interval; None: unknown.
         high: upper end.
-        doublings: from the middle of the proxies to the target.
+        doublings: from the middle of all proxies, those of the other axes included, to the target.
     """
 
     axis: str
@@ -101,17 +101,37 @@ def tuned(findings: Sequence[Finding], key: str, target: tuple[int, int], cautio
     half = math.inf
     if len(errors) == len(slopes):
         half = math.sqrt(sum((student_t(s.freedom) * (s.error or 0.0)) ** 2 for s in slopes) / len(slopes))
-    drifts = tuple(_drift(finding, target) for finding in useful)
+    middle = _middle(useful)
+    drifts = tuple(_drift(finding, target, middle) for finding in useful)
     return Tuned(key, log2, half, drifts, (*_warnings(useful, drifts), *cautions))
 
 
-def _drift(finding: Finding, target: tuple[int, int]) -> Drift:
+def _middle(findings: Sequence[Finding]) -> dict[str, float]:
+    """Axis -> log2 of the size that the value is the best one of, if it drifts evenly.
+
+    The value is the mean over the findings of their mean optima, and on each axis the proxies of the others stand at
+    their own fixed size, most often the base: where three widths and three depths are one cross, the value belongs
+    to half the way, in width, from the base to the middle of the widths.
+    """
+    found: dict[str, float] = {}
+    for axis in {finding.group.axis for finding in findings}:
+        places = []
+        for finding in findings:
+            fixed = finding.group.settings.get(axis, "")
+            if finding.group.axis == axis:
+                places.append(sum(o.position for o in finding.optima) / len(finding.optima))
+            elif fixed:
+                places.append(math.log2(float(fixed)))
+        found[axis] = sum(places) / len(places)
+    return found
+
+
+def _drift(finding: Finding, target: tuple[int, int], middle: dict[str, float]) -> Drift:
     slope, axis = finding.slope, finding.group.axis
     assert slope is not None
     width, depth = (math.log2(side) for side in target)
     place = {"width": width, "depth": depth}.get(axis, (width + depth) / 2)
-    middle = sum(o.position for o in finding.optima) / len(finding.optima)
-    return Drift(axis, slope.slope, slope.low, slope.high, place - middle)
+    return Drift(axis, slope.slope, slope.low, slope.high, place - middle[axis])
 
 
 def _warnings(findings: Sequence[Finding], drifts: Sequence[Drift]) -> list[str]:

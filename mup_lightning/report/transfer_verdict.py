@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,10 @@ from mup_lightning.report.transfer_slope import Slope
 
 TRANSFERS, DRIFTS, FAILS, UNCLEAR = "transfers", "drifts", "does not transfer", "cannot tell"
 """What a verdict begins with. It drifts: the optimum moves, but what is tuned small still costs next to nothing."""
+
+
+ASSUMED_NOISE = 0.01
+"""Nats between seeds that nothing rules out where there is one seed: a regret that this could make proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ def judge(evidence: Evidence, tolerance: Tolerance) -> str:
     drift = _drift(evidence, tolerance)
     if doubts := _doubts(evidence, tolerance, drifts=bool(drift)):
         return f"{UNCLEAR}: {'; '.join(doubts)}; {numbers}"
+    if drift and evidence.regrets[-1].least:
+        cost = f"what is tuned at the smallest size costs is unknown: at {evidence.axis} {evidence.sizes[-1]}"
+        return f"{UNCLEAR}: {drift}; what {cost} the best value is the last one tried, so widen the grid; {numbers}"
     if drift:
         return f"{DRIFTS}: {drift}, but what is tuned at the smallest size costs little at the largest; {numbers}"
     return f"{TRANSFERS}: {numbers}"
@@ -63,6 +71,7 @@ def judge(evidence: Evidence, tolerance: Tolerance) -> str:
 def _against(evidence: Evidence, tolerance: Tolerance) -> list[str]:
     """What shows that it fails, each beyond doubt."""
     largest, last = evidence.regrets[-1], evidence.sizes[-1]
+    drift = _drift(evidence, tolerance)
     found = []
     if last not in {o.size for o in evidence.optima}:
         found.append(f"every value that was tried diverged or was stopped at {evidence.axis} {last}")
@@ -70,13 +79,30 @@ def _against(evidence: Evidence, tolerance: Tolerance) -> list[str]:
         how = "diverges" if largest.why == "diverged" else "was stopped as hopeless"
         found.append(f"what is best at {evidence.axis} {evidence.optima[0].size} {how} at {evidence.axis} {last}")
     elif largest.nats is not None and largest.nats - largest.margin > tolerance.regret:
-        smallest = evidence.optima[0].size
+        if not drift and _noise_could_make(evidence, tolerance):
+            return []
         found.append(
-            f"what is best at {evidence.axis} {smallest} costs {largest.nats:.3f} nats at {evidence.axis} {last}"
+            f"what is best at {evidence.axis} {evidence.optima[0].size} costs {_cost(largest)} "
+            f"at {evidence.axis} {last}"
         )
-    if found and (drift := _drift(evidence, tolerance)):
-        found.insert(0, drift)
-    return found
+        if evidence.noise.deviation is None and not drift:
+            found[-1] += f" (unless seeds differ by {_explaining(largest, tolerance):.3f} or more)"
+    return [drift, *found] if found and drift else found
+
+
+def _noise_could_make(evidence: Evidence, tolerance: Tolerance) -> bool:
+    """Whether the noise is unknown, and an ordinary one would leave the regret within the tolerance."""
+    largest = evidence.regrets[-1]
+    return evidence.noise.deviation is None and _explaining(largest, tolerance) < ASSUMED_NOISE
+
+
+def _explaining(regret: Regret, tolerance: Tolerance) -> float:
+    """The standard deviation between seeds at which one seed's regret would no longer stand above the tolerance."""
+    return ((regret.nats or 0.0) - tolerance.regret) / Noise(1.0, math.inf).margin(1, 1)
+
+
+def _cost(regret: Regret) -> str:
+    return f"{'at least ' if regret.least else ''}{regret.nats:.3f} nats"
 
 
 def _drift(evidence: Evidence, tolerance: Tolerance) -> str:
@@ -111,7 +137,8 @@ def _doubts(evidence: Evidence, tolerance: Tolerance, *, drifts: bool) -> list[s
     if largest.why == "missing":
         found.append(f"the best value of the smallest size was not tried at {evidence.axis} {evidence.sizes[-1]}")
     elif largest.nats is not None and largest.nats > tolerance.regret:
-        found.append(f"the regret is above {tolerance.regret:g}, but within the noise: more seeds")
+        within = "one seed does not tell whether by noise" if evidence.noise.deviation is None else "within the noise"
+        found.append(f"the regret is above {tolerance.regret:g}, but {within}: more seeds")
     for regret in evidence.regrets[:-1]:
         if regret.unlimited or (regret.nats is not None and regret.nats - regret.margin > tolerance.regret):
             cost = regret.why if regret.nats is None else f"{regret.nats:.3f} nats"
@@ -134,7 +161,7 @@ def _numbers(evidence: Evidence) -> str:
         bound = {"at most": "at most ", "at least": "at least "}.get(slope.bound, "")
         parts.append(f"slope {bound}{slope.slope:+.2f}{interval}")
     if largest.nats is not None:
-        parts.append(f"regret {largest.nats:.3f} nats")
+        parts.append(f"regret {_cost(largest)}")
     elif largest.unlimited:
         parts.append("regret without limit")
     deviation = evidence.noise.deviation

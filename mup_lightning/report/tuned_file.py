@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import textwrap
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from mup_lightning.report.transfer_tuned import Drift, Tuned
 
@@ -36,7 +39,14 @@ def _powers(low: float, high: float) -> str:
     return f"2^{low:.2f} and 2^{high:.2f}"
 
 
-def write(result: Tuned, base: tuple[int, int], target: tuple[int, int], origin: str, file: Path) -> None:
+def write(
+    result: Tuned,
+    base: tuple[int, int],
+    target: tuple[int, int],
+    origin: str,
+    belongings: dict[str, Any],
+    file: Path,
+) -> None:
     """Write a recipe file for `mup-lightning train -c`, whole or not at all.
 
     Args:
@@ -44,15 +54,23 @@ def write(result: Tuned, base: tuple[int, int], target: tuple[int, int], origin:
         base: width and depth that the value belongs to.
         target: width and depth that it was found for.
         origin: the runs that it rests on, in words.
+        belongings: dotted key -> value, of all that the value is meant with.
         file: to write.
     """
-    section, _, name = result.key.rpartition(".")
     said = [f"Tuned on small models, for {target}. {origin}", *screen(result, base, target).splitlines()]
     comment = "\n".join(
         line for text in said for line in textwrap.wrap(text, 116, initial_indent="# ", subsequent_indent="#     ")
     )
-    # The base shape goes with the value: it means another rate at another one.
-    text = f"{comment}\n{section}:\n  {name}: {result.value!r}\n  base_width: {base[0]}\n  base_depth: {base[1]}\n"
+    # The base shape goes with the value, which means another rate at another one; so do the optimizer, k, LayerNorm...
+    shape = {"recipe.base_width": base[0], "recipe.base_depth": base[1]}
+    content: dict[str, Any] = {}
+    for key, value in ({result.key: result.value} | shape | belongings).items():
+        *sections, name = key.split(".")
+        place = content
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    text = f"{comment}\n{yaml.safe_dump(content, sort_keys=False)}"
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(file)

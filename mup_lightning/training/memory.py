@@ -19,6 +19,9 @@ beside activations, as they are in all but the first of several micro-batches.
 
 Under ZeRO 3 two blocks stand whole beside the embeddings: one that computes and one that is fetched ahead.
 
+The spectral monitor (`trainer.spectral_norms_every`) keeps a copy of the matrices, each in one process, while a
+measured step updates them: 4m'/P more there, m' the numbers of all matrices, embeddings and head too.
+
 The peak has the larger of activations with exchange, and the last column, never both.
 
 On CPU gloo takes a copy of all that it gathers: 4m more at stage 0, 4N - 4N/P instead of 4N/P + D at stages 1 and 2
@@ -50,6 +53,7 @@ class Load:
         rules: rule -> what it needs.
         half: bf16 rather than float32.
         device: decides the chunk of the loss: "cuda" or "cpu".
+        watched: numbers of all matrices that the spectral monitor copies, and of the largest one; 0 where it is off.
     """
 
     model: ModelConfig
@@ -57,6 +61,7 @@ class Load:
     rules: Mapping[str, RuleMemory]
     half: bool = True
     device: str = "cuda"
+    watched: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def memory(load: Load, gpus: int, zero: int) -> Memory:
     bucket = min(BUCKET, 4 * n)
     gone = gradients - 4 * _shard(n, gpus) if zero else 0  # at stage 1: the other processes' parts
     step = max((_step(rule, gpus, zero, load.device) for rule in rules), default=0)
+    step += 4 * max(_shard(load.watched[0], gpus), load.watched[1])
     return Memory(
         gpus=gpus,
         zero=zero,

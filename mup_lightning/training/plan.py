@@ -94,12 +94,13 @@ class Plan:
         return result
 
 
-def plan(config: Config, gpus: tuple[int, ...] = (1,)) -> Plan:
+def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> Plan:
     """Plan a run. Takes no GPU, no data and no memory to speak of.
 
     Args:
         config: of the run; precision auto counts as bf16, because a GPU is what is planned for.
         gpus: numbers of GPUs to estimate memory for.
+        device: "cuda", or "cpu" for processes without a GPU.
 
     Raises:
         UserError: training would refuse the configuration, or a number of GPUs is below 1.
@@ -114,7 +115,9 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,)) -> Plan:
     named = dict(model.named_parameters())
     groups = make_groups(named, model.parameter_info, recipe, config.rules)
     half = config.trainer.precision != "fp32"
-    load = Load(config.model, config.data.micro_batch, rule_memory(groups, half=half), half)
+    matrices = [parameter.numel() for parameter in named.values() if parameter.ndim == 2]
+    watched = (sum(matrices), max(matrices)) if config.trainer.spectral_norms_every else (0, 0)
+    load = Load(config.model, config.data.micro_batch, rule_memory(groups, half=half), half, device, watched)
     tokens_per_step = config.data.batch_size * config.model.context
     return Plan(
         parameter_count=sum(parameter.numel() for parameter in named.values()),

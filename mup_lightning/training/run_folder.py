@@ -46,6 +46,20 @@ class RunFolder:
         """Whether TensorBoard would find something of this run."""
         return any(self.tensorboard.glob("*tfevents*"))
 
+    def logged_at(self, step: int) -> set[str]:
+        """Tags of the points that TensorBoard has of one step: those that no later part of the run has taken back."""
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        found: set[str] = set()
+        for file in sorted(self.tensorboard.glob("*tfevents*")):
+            for event in EventFileLoader(str(file)).Load():
+                if event.session_log.status == SessionLog.START and event.step <= step:
+                    found.clear()
+                elif event.step == step:
+                    found |= {value.tag for value in event.summary.value}
+        return found
+
     def save_config(self, config: Config, step: int) -> None:
         """Save the resolved configuration; that of a resumed run goes beside the first one's."""
         self.path.mkdir(parents=True, exist_ok=True)

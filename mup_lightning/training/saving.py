@@ -151,7 +151,9 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
 
     def _could_not_save(self, step: int, cause: str) -> str:
         shutil.rmtree(checkpoints.unfinished(self.folder, step), ignore_errors=True)
-        free = shutil.disk_usage(self.folder).free >> 20
+        # The folder itself is not there where it could not be made.
+        there = next(folder for folder in (self.folder.absolute(), *self.folder.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(there).free >> 20
         saved = checkpoints.complete(self.folder)
         still = f"the checkpoint before it, {saved[-1]}, is untouched" if saved else "none was saved before it"
         return (

@@ -133,7 +133,8 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
         throughput,
     )
     interrupt = Preemption() if stop_signals.in_job() else Interrupt()
-    log_every, losses = config.trainer.log_every, StepLosses(config.trainer.log_every)
+    log_every = config.trainer.log_every
+    losses = StepLosses(log_every, config.trainer.checkpoint_every if keep else 0)
     watching: list[pl.Callback] = [interrupt, throughput, losses, Curves(losses, tokens_per_step), validation]
     if keep:
         planned = plan(config)
@@ -145,10 +146,15 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
     if config.trainer.spike_sigmas:
         limits = config.trainer.spike_sigmas, config.trainer.spike_window, config.trainer.spike_stop
         watching.append(Divergence(losses, *limits))
-    if config.trainer.feature_norms_every:
-        watching.append(FeatureNorms(config.trainer.feature_norms_every, config.model.depth))
-    if config.trainer.spectral_norms_every:
-        watching.append(SpectralNorms(config.trainer.spectral_norms_every, module.model, config.recipe.branch_depth))
+    known = folder.logged_at(first_step) if start and keep and hardware.is_first_process() else set()
+
+    def written(tags: str) -> int | None:
+        return first_step if any(tag.startswith(tags) for tag in known) else None
+
+    if every := config.trainer.feature_norms_every:
+        watching.append(FeatureNorms(every, config.model.depth, written("features/")))
+    if every := config.trainer.spectral_norms_every:
+        watching.append(SpectralNorms(every, module.model, config.recipe.branch_depth, written("spectral/")))
     if config.trainer.update_check_every:
         watching.append(UpdateCheck(config.trainer.update_check_every))
     watching += [*callbacks, *([ProgressBar(throughput, validation)] if progress else []), *([saving] if keep else [])]

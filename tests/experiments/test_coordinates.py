@@ -162,6 +162,14 @@ def test_a_base_rate_that_diverges_is_inconclusive(tiny):
     json.dumps(result, allow_nan=False)
 
 
+def test_a_loss_that_only_rises_has_diverged_too(tiny):
+    """At this rate the features stay finite, and the loss."""
+    run = measure(one_cell(tiny(**{"recipe.lr": 3.0, "trainer.max_steps": 4})))
+    assert len(run["losses"]) == 4
+    assert max(run["losses"]) > run["losses"][0] + 1
+    assert "the loss is" in run["diverged"]
+
+
 def test_worker_processes_find_the_same(tiny, tmp_path):
     done = []
     config = tiny(**{"trainer.max_steps": 2})

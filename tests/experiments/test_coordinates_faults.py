@@ -17,6 +17,7 @@ from mup_lightning.training.config import Config
 
 BANDS = {"growth_at_init": 0.25, "feature_band": 0.25, "change_band": 0.3}
 SIZES = {"width": (32, 64, 128), "depth": (2, 4, 8, 16)}
+SEEDS = 4  # with 2, the 97.5 % point of t is 12.7: nothing could be told
 
 
 def faulty(axis, what, role, power):
@@ -37,7 +38,7 @@ def faulty(axis, what, role, power):
 
 @pytest.fixture
 def check(corpus):
-    def run(axis, bias=True, **recipe):
+    def run(axis, bias=True, seeds=SEEDS, **recipe):
         values = {
             "model": {"width": 32, "depth": 2, "context": 32, "tied": False, "bias": bias},
             "recipe": {"base_width": 32, "base_depth": 2, **recipe},
@@ -45,7 +46,7 @@ def check(corpus):
             "trainer": {"max_steps": 10, "accelerator": "cpu"},
         }
         sizes = {f"{axis}s": list(SIZES[axis])}
-        settings = CheckSettings(axis=axis, seeds=2, workers=0, alone=True, **BANDS, **sizes)
+        settings = CheckSettings(axis=axis, seeds=seeds, workers=0, alone=True, **BANDS, **sizes)
         result = Check(Config.from_plain(values), settings).run()
         return result["checks"][result["asked"]]
 
@@ -55,7 +56,7 @@ def check(corpus):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("axis", SIZES)
 def test_the_recipe_passes(check, axis, bias):
-    found = check(axis, bias)
+    found = check(axis, bias, seeds=2 * SEEDS)  # a PASS asks for the narrower interval
     assert found["verdict"] == "PASS", found["sentence"]
 
 

@@ -11,6 +11,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.experiments.sweep.grid import config_hash, expand, placed, shard
 from mup_lightning.experiments.sweep.spec import EarlyStop, load
 from mup_lightning.tokens.manifest import Manifest, manifest_hash
+from mup_lightning.training.plan import plan
 from tests.conftest import write_corpus
 from tests.experiments.sweeps import tiny_sweep, write
 
@@ -93,6 +94,14 @@ def test_the_hash_is_of_what_determines_the_numbers(corpus, tmp_path):
         assert same.hash == cell.hash, key
 
 
+def test_memory_is_that_of_the_device_in_use(corpus, tmp_path):
+    content = tiny_sweep(corpus, vary={})
+    content["sweep"]["set"] |= {"data.batch_size": 8192, "data.micro_batch": 8192}
+    (cell,) = cells_of(tmp_path, content)
+    cpu, cuda = (plan(cell.config, device=device).memory[0].total for device in ("cpu", "cuda"))
+    assert cell.memory == cpu != cuda
+
+
 def test_peers_differ_in_value_and_seed_alone(corpus, tmp_path):
     grids = [{}, {"set": {"recipe.weight_decay": 0.5}}, {"set": {"model.width": 32}}]
     cells = cells_of(tmp_path, tiny_sweep(corpus, grids=grids))
@@ -119,6 +128,15 @@ def edited(**changes):
             r"unknown option recipe\.weight_dekay; did you mean recipe\.weight_decay",
         ),
         (edited(vary={"recipe.lr": 0.5}), r"sweep\.vary\.recipe\.lr is 0\.5; expected a list of values, or log2"),
+        (
+            edited(vary={"recipe.lr": {"log2": "-9..-5"}}),
+            r"sweep\.vary\.recipe\.lr has log2 '-9\.\.-5'; expected a num",
+        ),
+        (edited(vary={"recipe.lr": {"log2": [-9, "x"]}}), r"sweep\.vary\.recipe\.lr has log2 'x'; expected a number"),
+        (edited(vary={"recipe.lr": {"log2": 2000}}), r"sweep\.vary\.recipe\.lr has log2 2000; expected a number"),
+        (edited(value=["recipe.lr"]), r"sweep\.value is \['recipe\.lr'\]; expected one dotted key"),
+        (edited(value="recipe.optimizer"), r"sweep\.value is recipe\.optimizer, which is 'adamw'; expected a number"),
+        (edited(value="recipe"), r"sweep\.value is recipe, which is a section; expected a number"),
         (edited(vary={"recipe.lr": []}), r"sweep\.vary\.recipe\.lr is \[\]; expected a list"),
         (edited(grids=[]), r"sweep\.grids is \[\]; expected a list of grids"),
         (edited(axis="width"), r"axis is 'width'; expected one of model\.width, model\.depth, both"),
@@ -146,6 +164,13 @@ def test_what_is_wrong_is_one_line_before_anything_runs(corpus, tmp_path, edit, 
     assert printed.startswith(f"error: {file}: ")
     assert "Traceback" not in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_that_is_no_yaml_is_one_line(corpus, tmp_path, capsys):
+    assert main(["sweep", str(write(tmp_path, tiny_sweep(corpus))), "--set", "a=[1"]) == 1
+    assert capsys.readouterr().err == (
+        "error: --set is 'a=[1'; '[1' is no YAML value: is a bracket or a quotation mark open?\n"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "sweep: [", "sweep: 3"])

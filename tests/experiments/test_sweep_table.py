@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from mup_lightning.experiments.sweep.grid import expand
 from mup_lightning.experiments.sweep.locks import Locks
 from mup_lightning.experiments.sweep.progress import Estimate
 from mup_lightning.experiments.sweep.run import SweepRun
-from mup_lightning.experiments.sweep.spec import load
+from mup_lightning.experiments.sweep.spec import EarlyStop, load
 from mup_lightning.experiments.sweep.table import Outcome, Table
 from tests.experiments.sweeps import tiny_sweep, write
 
@@ -72,6 +73,57 @@ def test_a_key_that_varies_later_gets_its_column(cells, tmp_path):
     later.append(cells[1], DONE)
     by_hash = {row["config_hash"]: row["model.width"] for row in later.rows()}
     assert by_hash == {cells[0].hash: "", cells[1].hash: str(cells[1].config.model.width)}
+
+
+def test_what_is_done_on_one_axis_gets_its_row_on_the_next(corpus, tmp_path):
+    """A width grid first, then a depth grid, then another swept value: the shared base stands in all."""
+    width, depth = {"vary": {"model.width": [16, 32]}}, {"vary": {"model.depth": [1, 2]}}
+    vary, out = {"recipe.lr": {"log2": [-8]}, "seed": [0, 1]}, tmp_path / "out"
+
+    def cells_of(*grids, **changes):
+        return expand(load(write(tmp_path, tiny_sweep(corpus, grids=list(grids), vary=vary, **changes))), compose)
+
+    first = cells_of(width)
+    table = Table(out, Locks(out), list(first[0].varied))
+    for cell in first:
+        table.append(cell, DONE)
+    both = cells_of(width, depth)
+    assert SweepRun(both, out, workers=1).summary.before == len(first)
+    later = Table(out, Locks(out), list(both[0].varied))
+    for cell in both:
+        if cell.config.model.depth == 2:
+            later.append(cell, DONE)
+    SweepRun(both, out, workers=1).run()  # nothing is left to run
+    rows = later.rows()
+    found = sorted((row["axis"], row["size"], row["seed"]) for row in rows)
+    assert found == [(axis, size, seed) for axis, sizes in (("depth", "12"), ("width", ("16", "32"))) for size in sizes
+                     for seed in "01"]  # fmt: skip
+    assert {row["model.depth"] for row in rows} == {"1", "2"}  # a column of the second grid's, filled for the first too
+    assert {(row["loss"], row["train_loss"], row["steps"], row["stopped"]) for row in rows} == {
+        ("2.5", "2.25", "60", "")
+    }
+    before = later.path.read_bytes()
+    SweepRun(both, out, workers=1).run()
+    assert later.path.read_bytes() == before
+    SweepRun(cells_of(width, depth, value="recipe.weight_decay"), out, workers=1).run()
+    assert len(later.rows()) == 2 * len(rows)
+    assert later.path.read_bytes().startswith(before)
+    weight_decay = first[0].config.recipe.weight_decay
+    (row,) = {(r["value"], r["log2_value"]) for r in later.rows()[len(rows) :]}
+    assert row == ("recipe.weight_decay", str(math.log2(weight_decay)) if weight_decay else "")
+
+
+def test_a_shard_is_judged_and_checked_by_the_whole_sweep(cells, tmp_path):
+    mine, theirs = cells[0], next(cell for cell in cells[1:] if cell.peers == cells[0].peers)
+    other = replace(theirs, corpus="0" * 64, hash="f" * 64)  # of a sweep over two corpora
+    run = SweepRun([mine], tmp_path, workers=1, early_stop=EarlyStop(20, 1.0), sweep=[mine, theirs, other])
+    table = Table(tmp_path, Locks(tmp_path), list(mine.varied))
+    table.append(other, DONE)
+    assert SweepRun([mine], tmp_path, workers=1, sweep=[mine, other]).summary.before == 0  # not refused
+    assert run.judge.limit(mine)[1] == mine.unigram_loss + 1
+    table.append(theirs, replace(DONE, early_loss=0.5))  # by another shard, meanwhile
+    assert run._next() is mine
+    assert run.judge.limit(mine)[1] == 1.5
 
 
 def child(code, *arguments):

@@ -81,6 +81,25 @@ def test_one_table_of_many_checks(tmp_path):
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_checks_at_two_rates_are_two_rows(tmp_path):
+    folders = [write_result(tmp_path / f"{lr}", exponents={}, lr=lr) for lr in (0.0078125, 0.001, 0.0078125)]
+    lines = markdown([read(folder) for folder in folders]).splitlines()[2:]
+    assert [line.split("|")[4].strip() for line in lines] == ["0.001", "2^-7"]
+
+
+def test_sizes_that_are_left_out_are_named_and_steps_are_those_of_a_sound_run(tmp_path):
+    settings = CheckSettings(widths=[64, 128, 256, 512], seeds=3)
+    result = read(write_result(tmp_path, settings, {}))
+    lost = [run for run in result["runs"] if run["width"] == 512]
+    result["runs"] = [run | {"losses": [], "diverged": "step 1: the loss is nan"} for run in lost] + [
+        run for run in result["runs"] if run["width"] != 512
+    ]
+    head = screen(result).splitlines()[1]
+    assert head.endswith("; exponents without width and depth (512, 2)")
+    assert f"after {STEPS} steps" in screen(result)
+    assert "without width and depth (512, 2) |" in markdown([result])
+
+
 def test_a_check_that_was_asked_for_wins_over_a_control(tmp_path):
     own = write_result(tmp_path / "own", exponents=GROWING, asked="sp")
     control = write_result(tmp_path / "control", exponents={}, sp={})

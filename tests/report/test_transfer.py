@@ -7,6 +7,7 @@ import pytest
 
 from mup_lightning.cli.main import main
 from mup_lightning.report.transfer import as_plain, transfer
+from mup_lightning.report.transfer_verdict import Tolerance
 from tests.report.tables import COLUMNS, PUBLISHED, curves, published, write
 
 SIZES = (64, 128, 256, 512)
@@ -105,6 +106,42 @@ def test_optima_at_the_edge_of_the_grid_are_bounds(tmp_path, optima, bound, begi
     assert group["edge"] == [str(s) for s, best in zip(SIZES, optima, strict=True) if best <= -10]
     assert group["slope_bound"] == bound
     assert group["verdict"].startswith(beginning)
+
+
+@pytest.mark.parametrize(
+    ("regret", "noise", "beginning"),
+    [
+        (0.029, None, "cannot tell: the regret is above 0.02, but one seed does not tell whether by noise"),
+        (0.029, 0.001, "does not transfer: what is best at width 64 costs 0.029 nats at width 512; slope"),
+        (0.029, 0.01, "cannot tell: the regret is above 0.02, but within the noise: more seeds"),
+        # (0.12 - 0.02) / (1.96 x sqrt 2) = 0.036
+        (0.12, None, "does not transfer: what is best at width 64 costs 0.120 nats at width 512 (unless seeds differ "
+         "by 0.036 or more); slope"),
+    ],
+)  # fmt: skip
+def test_one_seed_proves_no_small_regret(tmp_path, regret, noise, beginning):
+    """All optima at -7 but for a tooth at the largest size: its -7 is above its -6 and -8, its parabola stays put."""
+    rows = [
+        (*row[:5], row[5] + regret + 0.04 * (row[3] == -8)) if row[2] == 512 and row[3] == -7 else row
+        for row in curves(SIZES, (-7,) * 4, curvature=0.5)
+    ]
+    rows = [(*row[:5], 2.7) if row[2] == 512 and row[3] == -8 else row for row in rows]
+    assert report(tmp_path, rows, noise=noise)["regret"] == pytest.approx(regret)
+    tolerance = Tolerance(slope=1.0, regret=0.02)  # the tooth moves the optimum too, which is not the question here
+    (found,) = transfer(tmp_path / "table.csv", tolerance, noise=noise)
+    assert found.verdict.startswith(beginning), found.verdict
+
+
+def test_a_drift_to_the_edge_hides_its_cost(tmp_path, capsys):
+    rows = curves(SIZES, (-5.3, -5.0, -4.7, -3.9), curvature=0.004)  # the grid ends at -4
+    group = report(tmp_path, rows)
+    assert group["edge"] == ["512"]
+    assert group["regret_at_least"]
+    assert group["verdict"].startswith("cannot tell: the best value rises by at least")
+    assert "at width 512 the best value is the last one tried, so widen the grid; slope" in group["verdict"]
+    assert "regret at least 0.005 nats" in group["verdict"]
+    assert main(["report", "transfer", str(tmp_path / "table.csv"), "--markdown"]) == 0
+    assert "| ≥ 0.005 |" in capsys.readouterr().out
 
 
 def test_ties_within_the_noise_are_a_plateau(tmp_path):
@@ -260,6 +297,26 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys, column, values, me
     path = write(tmp_path / "t.csv", rows, (*COLUMNS, column))
     assert main(["report", "transfer", str(path)]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message", "own"),
+    [
+        ("corpus", ("aaa", "bbb"), "have different corpora (SP: aaa, recipe: bbb)", "data.path"),
+        ("steps", (60, 80), "have different numbers of steps (SP: 60, recipe: 80)", "trainer.max_steps"),
+    ],
+)
+def test_parametrizations_are_compared_on_equal_terms(tmp_path, capsys, column, values, message, own):
+    rows = [(*row, value) for name, value in zip(("sp", "mup"), values, strict=True)
+            for row in curves((64, 128), (-7, -7), name=name)]  # fmt: skip
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, column))
+    assert main(["report", "transfer", str(path)]) == 1
+    assert message in (error := capsys.readouterr().err)
+    assert f"or add the column {own}" in error
+    # A column that tells them apart: two experiments, each compared with itself alone.
+    apart = write(tmp_path / "apart.csv", [(*row, row[-1]) for row in rows], (*COLUMNS, column, own))
+    found = as_plain(transfer(apart))
+    assert (len(found["groups"]), found["comparisons"]) == (2, [])
 
 
 def test_one_size_in_one_group_alone_is_a_verdict(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from mup_lightning.errors import UserError
 from mup_lightning.report.transfer import transfer
 from mup_lightning.report.transfer_tuned import tuned
-from tests.report.tables import curves, write
+from tests.report.tables import COLUMNS, curves, write
 
 
 def carry(tmp_path, rows, target=(1024, 2), **options):
@@ -25,6 +25,19 @@ def test_the_value_is_the_mean_and_the_drift_goes_on_to_the_target(tmp_path):
     assert low < -6.8 < high
     assert high - low > 2 * found.half > 0
     assert found.warnings == ()
+
+
+def test_doublings_are_counted_from_where_all_proxies_are(tmp_path):
+    """Log2 of the best is -7 + 0.2 (log2 width - 6) + 0.1 (log2 depth - 1): width and depth cross at (64, 2)."""
+    chance = np.random.default_rng(0)
+    rows = [(*row, "", 2) for row in curves((64, 128, 256), (-7, -6.8, -6.6), noise=1e-4, seeds=2, chance=chance)]
+    deep = curves((2, 4, 8, 16), (-7, -6.9, -6.8, -6.7), noise=1e-4, seeds=2, chance=chance)
+    rows += [(row[0], "depth", *row[2:], 64, "") for row in deep]
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, "width", "depth"))
+    found = tuned(transfer(path), "recipe.lr", (1024, 32))
+    assert {drift.axis: drift.doublings for drift in found.drifts} == {"width": 3.5, "depth": 3.25}
+    # The value with its drifts is the truth at the target.
+    assert found.log2 + sum(drift.moved for drift in found.drifts) == pytest.approx(-7 + 0.2 * 4 + 0.1 * 4, abs=0.02)
 
 
 def test_two_sizes_of_one_seed_say_nothing_of_their_own_error(tmp_path):

@@ -10,6 +10,7 @@ from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
 from mup_lightning.slurm import queue
 from mup_lightning.slurm.options import seconds
+from tests.experiments.sweeps import tiny_sweep, write
 from tests.slurm.conftest import Runs
 
 
@@ -58,6 +59,16 @@ def refused(argv, capsys):
 def test_bad_arguments_are_refused_before_anything_is_written(offline, capsys, changes, message):
     assert re.search(message, refused(offline.command("new", **changes), capsys))
     assert not offline.root.exists()
+
+
+def test_a_sweep_needs_no_gpus(offline, corpus, tmp_path, capsys):
+    file = write(tmp_path / "file", tiny_sweep(corpus))
+    argv = ["submit", "-c", "recipes/slurm/default.yaml", "--sweep", str(file), "--tasks", "2", "--dry"]
+    argv += ["--out", str(tmp_path / "out")]
+    assert main(argv) == 0
+    assert "--gres" not in capsys.readouterr().out
+    assert main([*argv, "--slurm.gpus", "1"]) == 0
+    assert "#SBATCH --gres=gpu:1" in capsys.readouterr().out.splitlines()
 
 
 def test_without_slurm_a_dry_run_prints_a_script_and_submitting_says_where_to_go(offline, capsys):

@@ -122,6 +122,18 @@ def _load(config, device):
 XL = {"model__width": 1600, "model__depth": 48, "data__micro_batch": 2}
 
 
+def test_the_copies_of_the_spectral_monitor_are_counted():
+    """Each process copies its share, but never less than the largest matrix."""
+    small = {"model__width": 256, "model__depth": 8, "model__context": 16, "data__micro_batch": 1, "model__tied": False}
+    for gpus, zero in ((1, 0), (8, 0), (8, 2), (8, 3)):
+        configs = [configure(**small, trainer__spectral_norms_every=every) for every in (100, 0)]
+        on, off = (next(m for m in plan(config, (gpus,)).memory if m.zero == zero) for config in configs)
+        copied = 256 * (2 * 50304 + 16) + 8 * 12 * 256**2  # embeddings, head and blocks
+        share = max(copied / gpus, 256 * 50304)
+        assert on.step - off.step == pytest.approx(4 * share, abs=8)
+        assert on.activations == off.activations
+
+
 def test_sharding_stops_at_whole_matrices():
     found = {m.gpus: m for m in plan(configure(**XL), (4096,)).memory if m.zero == 3}
     up = 1600 * 6400  # momentum of one matrix; the fused QKV is smaller

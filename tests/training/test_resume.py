@@ -12,6 +12,7 @@ import torch
 from mup_lightning.callbacks.curves import Curves
 from mup_lightning.errors import UserError
 from mup_lightning.training import checkpoints
+from mup_lightning.training.run_folder import RunFolder
 from mup_lightning.training.shards import Shards
 from mup_lightning.training.tensor_files import write
 from mup_lightning.training.train import train
@@ -91,6 +92,42 @@ def test_curves_have_no_points_of_the_lost_steps_twice(crashed):
     result = train(crashed(**{"trainer.checkpoint_every": 6})(**{"run.resume": "last"}))  # the point at 8 was lost
     events = EventAccumulator(result.tensorboard, size_guidance={"scalars": 0}).Reload()
     assert [e.step for e in events.Scalars("train/loss")] == [2, 4, 6, 8, 10]
+
+
+def points(folder, tag):
+    """Steps of a curve, as often as they are written and not taken back."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return [event.step for event in events.Scalars(tag)]
+
+
+NORMS = ("features/logits", "spectral/norms/output/head/w")
+
+
+def test_the_norms_at_the_resumed_step_are_written_once(tiny, monkeypatch):
+    """They are measured in the step after the checkpoint, which the crashed run has done."""
+    every = {"trainer.feature_norms_every": 4, "trainer.spectral_norms_every": 4}
+    config = tiny(**every)
+    with monkeypatch.context() as patch:
+        crash_at(patch, 10)
+        with pytest.raises(CrashError):
+            train(config)
+    folder = RunFolder(config).tensorboard
+    assert points(folder, NORMS[0]) == [0, 4, 8]
+    train(tiny(**every, **{"run.resume": "last"}))
+    for tag in NORMS:
+        assert points(folder, tag) == [0, 4, 8], tag
+
+
+def test_norms_that_a_stopped_run_had_yet_to_write_are_not_lost(tiny):
+    """It ended with the checkpoint: nobody has done the step that they are measured in."""
+    every = {"trainer.feature_norms_every": 2, "trainer.spectral_norms_every": 2}
+    first = train(tiny(**every, **{"trainer.max_steps": 4, "schedule.warmup_steps": 1}))
+    assert points(first.tensorboard, NORMS[0]) == [0, 2]
+    second = train(tiny(**every, **{"run.resume": "last", "schedule.warmup_steps": 1}))
+    for tag in NORMS:
+        assert points(second.tensorboard, tag) == [0, 2, 4, 6, 8], tag
 
 
 def test_a_checkpoint_can_be_the_start_of_another_run(crashed, tiny):
@@ -221,6 +258,23 @@ def test_a_write_that_really_fails_is_named_too(tiny, monkeypatch):
     with pytest.raises(UserError, match=r"step 4 could not be written.*none was saved before it"):
         train(config)
     assert list((Path(config.run.root) / "tiny" / "checkpoints").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named_too(tiny, monkeypatch):
+    """Nor is there a disk usage of it."""
+    config = tiny()
+    checkpoints_folder = Path(config.run.root) / "tiny" / "checkpoints"
+    original = Path.mkdir
+
+    def mkdir(self, *arguments, **options):
+        if checkpoints_folder in self.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(UserError, match=r"step 4 could not be written.*Permission denied.*MB free.*none was saved"):
+        train(config)
+    assert not checkpoints_folder.exists()
 
 
 def test_the_checkpoint_holds_the_recipe_and_the_base_shape(tiny):

@@ -10,7 +10,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, EventAccumulator
 
 from mup_lightning.errors import Diverged
-from mup_lightning.optim.hybrid import RULES
+from mup_lightning.optim.hybrid import RULES, HybridOptimizer
+from mup_lightning.optim.spectral_share import SpectralShare
 from mup_lightning.report.tensorboard_logs import read_scalars
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.training.train import train
@@ -216,3 +217,19 @@ def test_nothing_is_measured_where_nothing_is_kept(tiny, monkeypatch):
 def test_weights_beyond_all_bounds_end_the_run_as_they_always_do(wide, rate):
     with pytest.raises(Diverged):
         train(wide(**{"recipe.optimizer": "adamw", "recipe.lr": rate}), progress=False)
+
+
+def test_the_copy_is_made_after_sophia_s_estimate(tiny, monkeypatch):
+    """The estimate is a backward pass, whose activations would stand beside the copy."""
+    seen = []
+    for owner, name in ((HybridOptimizer, "give_hessian"), (SpectralShare, "before")):
+        original = getattr(owner, name)
+
+        def watched(self, *arguments, original=original, name=name):
+            seen.append(name)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(owner, name, watched)
+    changes = {"recipe.optimizer": "sophia", "rules.sophia.hessian_every": 1}
+    train(tiny(**changes, **{"trainer.spectral_norms_every": 1, "trainer.max_steps": 2, "schedule.warmup_steps": 1}))
+    assert seen == ["give_hessian", "before"] * 2

@@ -19,35 +19,40 @@ QUANTITIES = ("init", "feature", "change")
 
 @dataclass(frozen=True)
 class Fit:
-    """An exponent, with its 95 % interval."""
+    """An exponent.
+
+    Attributes:
+        exponent: over all sizes.
+        low: where its 95 % interval begins.
+        high: where it ends.
+        last: the exponent between the two largest sizes alone; no line is exact, and there it is nearest to the limit.
+    """
 
     exponent: float
     low: float
     high: float
+    last: float
 
 
 def fit(sizes: Sequence[float], values: Sequence[Sequence[float]]) -> Fit:
-    """Fit size -> value as c_seed · size^a: one exponent, and a constant for every seed.
+    """Fit size -> value as c_seed · size^a: a least-squares line for every seed, and the mean of their slopes.
 
-    The interval is that of an ordinary least-squares slope: the scatter of all points about the lines. A run's noise
-    comes from its own random weights, so runs of one seed at two sizes scatter independently but for what they share,
-    such as the order of samples, which the seed's constant takes up.
+    The interval is that of a mean of S independent numbers (t, S - 1 degrees of freedom). The scatter of all points
+    about the lines would have more degrees, but takes every point's noise for the same and independent: small models
+    are the noisier ones, a bend in the curve would count as noise, and runs of one seed share their order of samples.
 
     Args:
         sizes: P sizes, at least 3.
-        values: P values above 0 for each of S seeds.
+        values: P values above 0 for each of S seeds, at least 2.
     """
     x_P = np.log(np.asarray(sizes, dtype=float))
     y_SP = np.log(np.asarray(values, dtype=float))
-    seeds, points = y_SP.shape
-    x_P = x_P - x_P.mean()
-    y_SP = y_SP - y_SP.mean(axis=1, keepdims=True)
-    spread = seeds * float((x_P**2).sum())
-    slope = float((y_SP @ x_P).sum()) / spread
-    freedom = seeds * (points - 1) - 1
-    deviation = math.sqrt(float(((y_SP - slope * x_P) ** 2).sum()) / freedom / spread)
-    half = student_t(freedom) * deviation
-    return Fit(slope, slope - half, slope + half)
+    centred_P = x_P - x_P.mean()
+    slopes_S = y_SP @ centred_P / (centred_P**2).sum()
+    slope, seeds = float(slopes_S.mean()), len(slopes_S)
+    half = student_t(seeds - 1) * float(slopes_S.std(ddof=1)) / math.sqrt(seeds)
+    last = float((y_SP[:, -1] - y_SP[:, -2]).mean() / (x_P[-1] - x_P[-2]))
+    return Fit(slope, slope - half, slope + half, last)
 
 
 def features(axis: str) -> dict[str, Callable[[int], list[str]]]:

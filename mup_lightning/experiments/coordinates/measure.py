@@ -18,6 +18,9 @@ from mup_lightning.model.taps import LOGITS, Recorder
 PROBE_TOKENS = 512
 """Features are measured on so many validation tokens, in whole windows."""
 
+ALLOWED_RISE = 1.0
+"""Nats per token by which a loss may exceed the first one, or that of a model that knows nothing."""
+
 
 class FeatureProbe(StepCallback):
     """Measures features in forward passes of its own, which leave no trace in the training.
@@ -68,7 +71,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     Returns:
         Plain values: "parametrization", "width", "depth", "seed", "norms" and "changes" (tap -> a number after 0, 1,
         ... steps), "losses" (of each step), "diverged" (null, or in which step, and what was seen), "seconds". Of a run
-        that diverged, the steps before.
+        whose numbers did not stay finite, the steps before.
     """
     from mup_lightning.training.train import train
 
@@ -85,6 +88,10 @@ def measure(cell: Cell) -> dict[str, Any]:
     rounds = _finite_rounds(probe.recorder)
     if diverged is None and rounds < len(probe.losses) + 1:
         diverged = f"step {rounds}: a feature is no longer finite"
+    losses = probe.losses[: max(0, rounds - 1)]
+    if diverged is None:
+        assert cell.config.model.vocab_size is not None
+        diverged = risen(losses, cell.config.model.vocab_size)
     return {
         "parametrization": cell.parametrization,
         "width": cell.width,
@@ -92,10 +99,30 @@ def measure(cell: Cell) -> dict[str, Any]:
         "seed": cell.seed,
         "norms": _rounded(probe.recorder.norms, rounds),
         "changes": _rounded(probe.recorder.changes, rounds),
-        "losses": probe.losses[: max(0, rounds - 1)],
+        "losses": losses,
         "diverged": diverged,
         "seconds": round(time.perf_counter() - begin, 2),
     }
+
+
+def risen(losses: list[float], symbols: int) -> str | None:
+    """Whether training has made the model worse, though all numbers are finite: features may well be level then.
+
+    Args:
+        losses: of the steps, nats per token; the first is that of the initialisation.
+        symbols: of the vocabulary, V; a model that knows nothing has a loss of ln V.
+
+    Returns:
+        The first step whose loss is above the first step's, and by more than a nat above it or above ln V; else None.
+    """
+    limit = max(losses[0], min(losses[0], math.log(symbols)) + ALLOWED_RISE) if losses else 0.0
+    for step, loss in enumerate(losses[1:], start=2):
+        if loss > limit:
+            return (
+                f"step {step}: the loss is {loss:.4g}; it was {losses[0]:.4g} in step 1, "
+                f"and a model that knows nothing has {math.log(symbols):.4g}"
+            )
+    return None
 
 
 def _finite_rounds(recorder: ChangeRecorder) -> int:

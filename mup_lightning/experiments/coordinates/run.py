@@ -68,7 +68,13 @@ class Check:
             "axis": settings.axis,
             "asked": names[0],
             "checks": {
-                name: judge([run for run in runs if run["parametrization"] == name], sizes, settings) for name in names
+                name: judge(
+                    [run for run in runs if run["parametrization"] == name],
+                    sizes,
+                    settings,
+                    layer_norm=config.model.layer_norm,
+                )
+                for name in names
             },
             "features": {name: [taps(depth) for _, depth in shapes] for name, taps in features(settings.axis).items()},
             "sizes": settings.sizes,

@@ -9,7 +9,7 @@ from typing import Any
 
 from mup_lightning.experiments.coordinates.fits import QUANTITIES, Fit, features, fit, value
 from mup_lightning.experiments.coordinates.settings import CheckSettings
-from mup_lightning.model.taps import EMBEDDING, LOGITS
+from mup_lightning.model.taps import ATTENTION, EMBEDDING, LOGITS, RESIDUAL
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 
@@ -49,42 +49,69 @@ class Judged:
         return max(self.fit.high - self.most, self.least - self.fit.low) / self.most
 
 
-def band(feature: str, quantity: str, settings: CheckSettings) -> tuple[float, float]:
+def band(feature: str, quantity: str, settings: CheckSettings, *, layer_norm: bool = True) -> tuple[float, float]:
     """Lowest and highest exponent that is accepted.
 
     After the last step nothing may grow, and nothing shrink: a change that vanishes with size is a part of the model
     that has stopped learning. Before the first step nothing may grow, but what is a sum of random numbers rightly
     shrinks: L branches of size 1/L add up to 1/√L next to the embedding, and n products of a feature with the head's
     random weights, over n, to logits of 1/√n. Nothing shrinks faster than that, and the rest not at all.
+
+    Args:
+        feature: of `features`.
+        quantity: of `QUANTITIES`.
+        settings: the axis and the thresholds.
+        layer_norm: whether what is computed from the sum is given it at a constant norm.
     """
     if quantity == "feature":
         return -settings.feature_band, settings.feature_band
     if quantity == "change":
         return -settings.change_band, settings.change_band
     wide, deep = settings.axis != "depth", settings.axis != "width"
-    least = (-0.5 if wide and feature == LOGITS else 0.0) + (-0.5 if deep and feature != EMBEDDING else 0.0)
+    falls_with_depth = deep and _sums_branches(feature, layer_norm)
+    least = (-0.5 if wide and feature == LOGITS else 0.0) + (-0.5 if falls_with_depth else 0.0)
     return least - settings.growth_at_init, settings.growth_at_init
 
 
-def judge(runs: list[dict[str, Any]], sizes: dict[tuple[int, int], float], settings: CheckSettings) -> dict[str, Any]:
+def _sums_branches(feature: str, layer_norm: bool) -> bool:
+    """Whether a feature hears of the size of the sum of branches, which falls with depth before the first step.
+
+    The residual stream is that sum. Behind a LayerNorm its size is gone, but not what it is made of, and attention
+    hears of that: measured from 16 to 64 blocks it falls as L^-0.17 in the last one, as the stream does, while MLP
+    branches, the final norm and the logits stay within L^±0.01.
+    """
+    point, _, place = feature.partition(", ")
+    if feature == EMBEDDING or (place == "first block" and point != RESIDUAL):
+        return False
+    return not layer_norm or point in (RESIDUAL, ATTENTION)
+
+
+def judge(
+    runs: list[dict[str, Any]],
+    sizes: dict[tuple[int, int], float],
+    settings: CheckSettings,
+    *,
+    layer_norm: bool = True,
+) -> dict[str, Any]:
     """Judge the trainings of one parametrization.
 
     Args:
         runs: from `measure`, every size with every seed.
         sizes: (width, depth) -> size, from small to large.
         settings: the axis and the thresholds.
+        layer_norm: whether the models have any; see `band`.
 
     Returns:
         Plain values: "verdict", "sentence", "worst" (feature and quantity; null where no exponent decided), "diverged"
-        (a line a run), "exponents": a dict for every judged one, with feature, quantity, exponent, low, high, least,
-        most, verdict.
+        (a line a run), "exponents": a dict for every judged one, with feature, quantity, exponent, low, high, last
+        (see `Fit`), least, most, verdict.
     """
     by_shape: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run["seed"]):
         by_shape[run["width"], run["depth"]].append(run)
     sound = {shape: size for shape, size in sizes.items() if not any(run["diverged"] for run in by_shape[shape])}
     judged = (
-        _judge_exponents({shape: by_shape[shape] for shape in sound}, sound, settings)
+        _judge_exponents({shape: by_shape[shape] for shape in sound}, sound, settings, layer_norm)
         if len(sound) >= _LEAST_SIZES
         else []
     )
@@ -117,11 +144,12 @@ def _judge_exponents(
     by_shape: dict[tuple[int, int], list[dict[str, Any]]],
     sizes: dict[tuple[int, int], float],
     settings: CheckSettings,
+    layer_norm: bool,
 ) -> list[Judged]:
     result = []
     for quantity in QUANTITIES:
         for name, taps in features(settings.axis).items():
-            least, most = band(name, quantity, settings)
+            least, most = band(name, quantity, settings, layer_norm=layer_norm)
             values = [
                 [value(by_shape[shape][seed], taps(shape[1]), quantity) for shape in sizes]
                 for seed in range(settings.seeds)
@@ -167,7 +195,7 @@ def in_words(one: Judged, axis: str) -> str:
 
 
 def _plain(one: Judged) -> dict[str, Any]:
-    found: dict[str, Any] = asdict(one.fit) if one.fit else {"exponent": None, "low": None, "high": None}
+    found: dict[str, Any] = asdict(one.fit) if one.fit else dict.fromkeys(("exponent", "low", "high", "last"))
     found = {key: number if number is None else round(number, 4) for key, number in found.items()}
     head = {"feature": one.feature, "quantity": one.quantity}
     return head | found | {"least": one.least, "most": one.most, "verdict": one.verdict}

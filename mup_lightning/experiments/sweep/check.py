@@ -55,7 +55,7 @@ class Checker:
                 f"early_stop.after is {early_stop.after}, but trainer.max_steps is {config.trainer.max_steps}; "
                 f"expected fewer steps"
             )
-        planned = plan(config)
+        planned = plan(config, device="cpu" if config.trainer.accelerator == "cpu" else "cuda")
         if planned.accumulation[1] is None:
             raise UserError(
                 f"data.batch_size {config.data.batch_size} is no multiple of data.micro_batch {config.data.micro_batch}"

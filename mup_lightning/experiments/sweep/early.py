@@ -11,17 +11,22 @@ class Judge:
 
     Args:
         early_stop: the rule; None: no run is ever judged.
-        cells: of the sweep.
+        cells: of the whole sweep, whoever runs them.
         rows: of the table.
     """
 
     def __init__(self, early_stop: EarlyStop | None, cells: list[Cell], rows: list[dict[str, str]]) -> None:
         self.early_stop = early_stop
         self._best: dict[str, float] = {}
-        by_hash = {cell.hash: cell for cell in cells}
+        self._unheard = {cell.hash: cell for cell in cells}
+        self.read(rows)
+
+    def read(self, rows: list[dict[str, str]]) -> None:
+        """Learn from rows, those of other shards among them, that were not read before."""
         for row in rows:
-            if row["config_hash"] in by_hash and row["early_loss"]:
-                self.learn(by_hash[row["config_hash"]], float(row["early_loss"]))
+            cell = self._unheard.pop(row["config_hash"], None)
+            if cell is not None and row["early_loss"]:
+                self.learn(cell, float(row["early_loss"]))
 
     def learn(self, cell: Cell, early_loss: float | None) -> None:
         """A run has been judged, with this loss."""

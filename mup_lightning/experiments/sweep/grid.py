@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from difflib import get_close_matches
 from itertools import product
 from typing import Any
@@ -80,7 +80,7 @@ def expand(sweep: Sweep, compose: Compose) -> list[Cell]:
             settings = grid.set | dict(zip(grid.vary, combination, strict=True))
             try:
                 config = compose(grid.configs, settings)
-                look_up(config, sweep.value)
+                _refuse_no_number(config, sweep.value)
                 checked = checker.check(config, sweep.early_stop)
             except UserError as error:
                 values = ", ".join(f"{key} {value}" for key, value in zip(grid.vary, combination, strict=True))
@@ -183,6 +183,13 @@ def look_up(config: Config, key: str) -> Any:
             raise UserError(f"unknown option {key}; did you mean {near[0]}?" if near else f"unknown option {key}")
         value = getattr(value, part)
     return value
+
+
+def _refuse_no_number(config: Config, key: str) -> None:
+    value = look_up(config, key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        shown = "a section" if is_dataclass(value) else repr(value)
+        raise UserError(f"sweep.value is {key}, which is {shown}; expected a number's key, such as recipe.lr")
 
 
 def _leaves(plain: dict[str, Any], prefix: str = "") -> list[str]:

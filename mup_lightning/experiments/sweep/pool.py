@@ -11,6 +11,8 @@ from multiprocessing import connection
 from pathlib import Path
 
 from mup_lightning.errors import UserError
+from mup_lightning.experiments.sweep.allowance import cores as cores
+from mup_lightning.experiments.sweep.allowance import free_memory as free_memory
 from mup_lightning.experiments.sweep.grid import Cell
 from mup_lightning.experiments.sweep.worker import Message, Task, work
 
@@ -126,23 +128,9 @@ def environment(number: int, threads: int, on_gpu: bool) -> dict[str, str]:
     return result
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def gpus() -> list[str]:
     """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
-
-
-def free_memory() -> int:
-    """Bytes that can be had without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -65,6 +65,7 @@ class SweepRun:
 
     Args:
         cells: to run; of the whole sweep, or of a shard.
+        sweep: cells of the whole sweep, by which runs are judged; None: `cells`.
         folder: of the sweep.
         workers: processes; None: as many as fit.
         early_stop: see `EarlyStop`.
@@ -79,17 +80,19 @@ class SweepRun:
         workers: int | None = None,
         early_stop: EarlyStop | None = None,
         keep_runs: bool = False,
+        sweep: list[Cell] | None = None,
     ) -> None:
+        everyone = sweep or cells
         self.folder, self.keep_runs = folder, keep_runs
         self.locks = Locks(folder)
         self.table = Table(folder, self.locks, list(cells[0].varied))
         self.failures = Failures(folder, self.locks)
         rows = self.table.rows()
-        _refuse_other_corpus(cells, rows, self.table.path)
-        self.judge = Judge(early_stop, cells, rows)
-        self.estimate = Estimate(cells, rows)
+        _refuse_other_corpus(everyone, rows, self.table.path)
+        self.judge = Judge(early_stop, everyone, rows)
+        self.estimate = Estimate(everyone, rows)
         present = {row["config_hash"] for row in rows}
-        done = [cell for cell in cells if cell.hash in present]
+        done = self._done = [cell for cell in cells if cell.hash in present]
         self.pending = [cell for cell in cells if cell.hash not in present]
         self.progress = Progress(cells, done)
         self.summary = Summary(pool.how_many(self.pending, workers) if self.pending else 0, before=len(done))
@@ -107,6 +110,7 @@ class SweepRun:
         """
         begin = time.monotonic()
         self.progress.open()
+        self.table.complete(self._done)
         save_configurations(self.folder, self.locks, self.pending)
         self.failures.forget(self.pending)
         handlers = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
@@ -147,11 +151,14 @@ class SweepRun:
             self.pending.remove(cell)
             if not self.locks.claim(cell.hash):
                 self.summary.elsewhere += 1
-            elif any(row["config_hash"] == cell.hash for row in self.table.rows()):  # another sweep has just run it
-                self.locks.give_back(cell.hash)
-                self.summary.before += 1
-            else:
+                continue
+            rows = self.table.rows()
+            self.judge.read(rows)
+            if not any(row["config_hash"] == cell.hash for row in rows):
                 return cell
+            self.locks.give_back(cell.hash)  # another sweep has just run it, perhaps on another axis
+            self.table.complete([cell])
+            self.summary.before += 1
         return None
 
     def _give(self, worker: pool.Worker, cell: Cell) -> None:

@@ -90,6 +90,8 @@ def load(file: str | Path, overrides: dict[str, Any] | None = None) -> Sweep:
     if not isinstance(grids, list) or not grids:
         raise UserError(f"{file}: sweep.grids is {grids!r}; expected a list of grids, each with set, vary or both")
     value = sweep.get("value", "recipe.lr")
+    if not isinstance(value, str):
+        raise UserError(f"{file}: sweep.value is {value!r}; expected one dotted key, such as recipe.lr")
     return Sweep(
         file=str(file),
         name=str(sweep.get("name", Path(file).stem)),
@@ -122,7 +124,7 @@ def _grid(grid: Any, sweep: dict[str, Any], overrides: dict[str, Any], file: str
     for level, name in ((sweep, "sweep"), (grid, where)):
         for key, value in _mapping(level.get("set", {}), file, f"{name}.set").items():
             vary.pop(key, None)
-            fixed[key] = _power(value)
+            fixed[key] = _power(value, f"{file}: {name}.set.{key}")
         for key, values in _mapping(level.get("vary", {}), file, f"{name}.vary").items():
             fixed.pop(key, None)
             vary[key] = _values(values, file, f"{name}.vary.{key}")
@@ -140,17 +142,20 @@ def _grid(grid: Any, sweep: dict[str, Any], overrides: dict[str, Any], file: str
 
 
 def _values(values: Any, file: str | Path, where: str) -> list[Any]:
-    values = _power(values)
+    values = _power(values, f"{file}: {where}")
     if not isinstance(values, list) or not values:
         raise UserError(f"{file}: {where} is {values!r}; expected a list of values, or log2: [-9, -8, ...]")
     return values
 
 
-def _power(value: Any) -> Any:
+def _power(value: Any, where: str) -> Any:
     """`{log2: -7}` and `{log2: [-7, -6]}` in numbers; whole numbers stay whole. Anything else as it is."""
     if not isinstance(value, dict) or list(value) != ["log2"]:
         return value
     exponents = value["log2"]
+    for exponent in exponents if isinstance(exponents, list) else [exponents]:
+        if isinstance(exponent, bool) or not isinstance(exponent, int | float) or not abs(exponent) < 1000:
+            raise UserError(f"{where} has log2 {exponent!r}; expected a number, or a list of them: log2: [-9, -8, -7]")
     return [2**x for x in exponents] if isinstance(exponents, list) else 2**exponents
 
 

@@ -81,6 +81,27 @@ class Table:
             finally:
                 os.close(descriptor)
 
+    def complete(self, cells: list[Cell]) -> None:
+        """Give finished configurations the rows that they lack.
+
+        A run that was done for one axis, or under another swept value, may be asked for on a further one: its numbers
+        are there already. A key that varies only now is filled in too, or its rows would stand in groups of their own.
+        """
+        by_hash = {cell.hash: cell for cell in cells}
+        with self.locks.table():
+            rows: list[dict[str, Any]] = list(self.rows())
+            finished = {row["config_hash"]: row for row in rows if row["config_hash"] in by_hash}
+            present = {(row["config_hash"], row["axis"], row["value"]) for row in rows}
+            wanted = [
+                row(by_hash[name], axis, _outcome(one))
+                for name, one in finished.items()
+                for axis in by_hash[name].axes
+                if (name, axis, by_hash[name].value) not in present
+            ]
+            filled = [_filled(one, by_hash.get(one["config_hash"])) for one in rows]
+            if wanted or filled != rows:
+                self._replace(self._prepare(), filled + wanted)
+
     def _prepare(self) -> list[str]:
         """Make the file ready for a row: whole rows only, and a column for every key. Returns its columns."""
         present = self.path.read_bytes() if self.path.exists() else b""
@@ -88,11 +109,13 @@ class Table:
         columns = next(csv.reader([whole.decode().split("\n", 1)[0]]), [])
         wanted = columns + [column for column in self.columns if column not in columns]
         if wanted != columns or whole != present:
-            text = _csv(wanted, self.rows(), header=True)
-            unfinished = self.path.with_suffix(".unfinished")
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(self.path)
+            self._replace(wanted, self.rows())
         return wanted
+
+    def _replace(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
+        unfinished = self.path.with_suffix(".unfinished")
+        unfinished.write_text(_csv(columns, rows, header=True), encoding="utf-8")
+        unfinished.replace(self.path)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -140,6 +163,30 @@ def row(cell: Cell, axis: str, outcome: Outcome) -> dict[str, Any]:
         "corpus": cell.corpus,
         "config_hash": cell.hash,
     }
+
+
+def _outcome(found: dict[str, str]) -> Outcome:
+    """The outcome that a row was written from."""
+    loss, train_loss, early_loss = (
+        float(found[key]) if found[key] else None for key in ("loss", "train_loss", "early_loss")
+    )
+    return Outcome(
+        loss=loss,
+        train_loss=train_loss,
+        steps=int(found["steps"]),
+        parameters=int(found["parameters"]),
+        seconds=float(found["seconds"]),
+        tokens_per_second=float(found["tokens_per_second"]),
+        diverged=found["diverged"],
+        stopped=found["stopped"],
+        early_loss=early_loss,
+    )
+
+
+def _filled(found: dict[str, Any], cell: Cell | None) -> dict[str, Any]:
+    """A row with the varying keys that it says nothing of."""
+    varied = {} if cell is None else cell.varied
+    return found | {key: value for key, value in varied.items() if not found.get(key) and value not in (None, "")}
 
 
 def _csv(columns: list[str], rows: list[dict[str, Any]], *, header: bool) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from mup_lightning.optim.options import RuleOptions
 from mup_lightning.training.config import Config
 
 SHAPE = ("model.width", "model.depth", "recipe.base_width", "recipe.base_depth")
 """What the recipe is for: it may differ."""
 
-_FREE = (*SHAPE, "model.heads", "model.vocab_size", "model.loss_chunk", "seed")
+_FREE = (*SHAPE, "model.heads", "model.head_size", "model.vocab_size", "model.loss_chunk", "seed")
+"""Heads are compared by the dimension that follows from them, see below."""
 
 CAUTIONS = (
     "data.tokenizer",
@@ -22,7 +24,6 @@ CAUTIONS = (
     "trainer.max_steps",
     "trainer.precision",
     "trainer.gradient_clip",
-    "schedule.warmup_steps",
     "schedule.min_lr",
 )
 """What moves the best values too, in ways that no recipe here follows. All else must be the same."""
@@ -37,7 +38,7 @@ def differences(proxy: Config, target: Config, swept: str) -> list[str]:
         swept: dotted key of the value that is tuned.
     """
     theirs, ours = _flat(target.identity()), _flat(proxy.identity())
-    skipped = {swept, *_FREE, *CAUTIONS}
+    skipped = {swept, *_FREE, *CAUTIONS, "schedule.warmup_steps"}
     # SP has no branch depth, and the shape it was tuned at means nothing to it.
     if proxy.recipe.parametrization == target.recipe.parametrization == "sp":
         skipped.add("recipe.branch_depth")
@@ -55,7 +56,33 @@ def cautions(proxy: Config, target: Config) -> list[str]:
         ours, theirs = _look_up(proxy, key), _look_up(target, key)
         if ours != theirs and "auto" not in (ours, theirs):
             found.append(f"{key} is {ours} in the proxies, {theirs} in the target")
+    ours, theirs = warmup_share(proxy), warmup_share(target)
+    if abs(ours - theirs) * proxy.trainer.max_steps >= 1:  # less is rounding
+        found.append(f"the warm-up takes {ours:.1%} of the run in the proxies, {theirs:.1%} in the target")
     return found
+
+
+def warmup_share(config: Config) -> float:
+    """Part of the run that the warm-up takes: schedules are alike when this is equal, not the steps."""
+    steps = config.schedule.warmup_steps
+    return 0.1 if steps is None else steps / config.trainer.max_steps
+
+
+def belongings(proxy: Config, swept: str) -> dict[str, Any]:
+    """What a tuned value is meant with, dotted key -> value.
+
+    These are the options of recipe and model that `differences` compares, and those of update rules where they are not
+    the default.
+    """
+    skipped = {swept, *_FREE, *CAUTIONS}
+    if proxy.recipe.parametrization == "sp":
+        skipped.add("recipe.branch_depth")
+    usual = _flat({"rules": asdict(RuleOptions())})
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in _flat(proxy.identity()).items()
+        if key not in skipped and key.startswith(("recipe.", "model.", "rules.")) and usual.get(key, usual) != value
+    }
 
 
 def _look_up(config: Config, key: str) -> Any:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from mup_lightning.errors import UserError
 from mup_lightning.experiments.sweep.grid import Cell, Compose, expand, look_up
 from mup_lightning.experiments.sweep.spec import Sweep
-from mup_lightning.experiments.tune.kinship import as_proxy, differences
+from mup_lightning.experiments.tune.kinship import as_proxy, differences, warmup_share
 from mup_lightning.training.config import Config
 from mup_lightning.training.run_folder import plain
 
@@ -46,16 +47,43 @@ def proxy_cells(sweep: Sweep, target: Config, folder: Path, compose: Compose, *,
         if any(sweep.value not in grid.vary for grid in grids):
             raise UserError(f"{sweep.file}: some grids vary {sweep.value}, others do not; expected all of them or none")
     else:
-        middle = look_up(target, sweep.value)
-        if not middle > 0:
-            raise UserError(f"{sweep.value} is {middle:g} in the target; name its values in {sweep.file}, under vary")
+        middle = _middle(sweep, target)
         values = [2.0**x for x in range(round(math.log2(middle)) - below, round(math.log2(middle)) + above + 1)]
         if sweep.value == "recipe.lr":  # no rate may lie below the floor of its schedule
             values = [value for value in values if value >= target.schedule.min_lr]
         grids = [replace(grid, vary=grid.vary | {sweep.value: list(values)}) for grid in grids]
-    cells = expand(replace(sweep, grids=tuple(grids)), compose)
+    cells = expand(replace(sweep, grids=tuple(grids)), _in_proportion(compose, target))
     refuse_strangers([cell.config for cell in cells], target, sweep.value, sweep.file)
     return cells
+
+
+def _middle(sweep: Sweep, target: Config) -> float:
+    """Where the grid begins: what the sweep file or --set fixes the swept value to, else the target's own."""
+    fixed = {str(grid.set[sweep.value]): grid.set[sweep.value] for grid in sweep.grids if sweep.value in grid.set}
+    if len(fixed) > 1:
+        raise UserError(f"{sweep.file} sets {sweep.value} to {' and '.join(fixed)}; expected one middle of the grid")
+    middle = next(iter(fixed.values()), look_up(target, sweep.value))
+    where = f"{sweep.file} or --set" if fixed else "the target"
+    if isinstance(middle, bool) or not isinstance(middle, int | float):
+        raise UserError(f"{sweep.value} is {middle!r} in {where}; expected a number to search around")
+    if not 0 < middle < math.inf:
+        raise UserError(f"{sweep.value} is {middle:g} in {where}; name its values in {sweep.file}, under vary")
+    return middle
+
+
+def _in_proportion(compose: Compose, target: Config) -> Compose:
+    """Compose with the target's warm-up as the same part of a shorter run, unless the sweep names another one."""
+    steps = target.schedule.warmup_steps
+    share = warmup_share(target)
+
+    def scaled(files: Sequence[str], settings: dict[str, Any]) -> Config:
+        config = compose(files, settings)
+        if steps and config.schedule.warmup_steps == steps and "schedule.warmup_steps" not in settings:
+            own = max(1, round(share * config.trainer.max_steps))
+            config.schedule = replace(config.schedule, warmup_steps=own)
+        return config
+
+    return scaled
 
 
 def varies_itself(sweep: Sweep) -> bool:
