@@ -39,9 +39,6 @@ class StepCallback(pl.Callback):
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Before the first micro-batch of an optimizer step."""
 
-    def on_update(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """Between the last backward pass of a step and the update: gradients are raw, weights still the old ones."""
-
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """After the optimizer and the schedule have stepped: the only place where a state may be saved."""
 
@@ -52,14 +49,6 @@ class StepCallback(pl.Callback):
         assert isinstance(pl_module, WatchedModule)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.on_step_start(trainer, pl_module, trainer.global_step + 1)
-
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """See Lightning; with DeepSpeed it comes after every micro-batch."""
-        assert isinstance(pl_module, WatchedModule)
-        if (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.on_update(trainer, pl_module, trainer.global_step + 1)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

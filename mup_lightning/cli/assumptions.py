@@ -38,7 +38,8 @@ def main(argv: list[str]) -> int:
         open_corpus(settings)  # refused now, rather than in a worker
     from tqdm import tqdm
 
-    from mup_lightning.experiments.assumptions.run import FILE, check, tasks_of, work_of, write
+    from mup_lightning.experiments.assumptions.run import FILE, check, tasks_of, work_of
+    from mup_lightning.experiments.result_file import write
     from mup_lightning.report.assumption_figures import draw_assumptions
     from mup_lightning.report.assumption_results import read_assumptions
     from mup_lightning.report.assumption_table import markdown, screen
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     form = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
     with tqdm(total=total, desc="assumptions", bar_format=form, leave=False, disable=None) as bar:
         result = check(settings, workers, lambda task: bar.update(work_of(task)))
-    if write(result, out):
+    if write(result, out / FILE):
         print(f"note: {out / FILE} was there and has been replaced", file=sys.stderr)
     result = read_assumptions(out / FILE)
     (out / TABLE).write_text(markdown(result))

@@ -12,6 +12,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.experiments.coordinates.settings import CheckSettings
 
 if TYPE_CHECKING:
+    from mup_lightning.experiments.coordinates.run import Check
     from mup_lightning.training.config import Config
 
 EXAMPLE = (
@@ -46,13 +47,14 @@ def main(argv: list[str]) -> int:
 
     tune_allocator()
     from mup_lightning.experiments.coordinates.progress import Progress
-    from mup_lightning.experiments.coordinates.run import FILE, Check, write
+    from mup_lightning.experiments.coordinates.run import FILE, Check
+    from mup_lightning.experiments.result_file import write
 
     check = Check(config, settings)
-    print(first_screen(check.cells[0].config, settings, len(check.cells), check.workers), flush=True)
+    print(first_screen(check), flush=True)
     with Progress(check.cells) as progress:
         result = check.run(progress.finished)
-    replaced = write(result, folder)
+    replaced = write(result, folder / FILE)
 
     from mup_lightning.report.coordinate_figure import draw_check
     from mup_lightning.report.coordinate_results import read_check
@@ -64,14 +66,17 @@ def main(argv: list[str]) -> int:
     return EXIT_CODES[result["checks"][result["asked"]]["verdict"]]
 
 
-def first_screen(config: Config, settings: CheckSettings, trainings: int, workers: int) -> str:
+def first_screen(check: Check) -> str:
     """What is about to be trained."""
+    settings, config = check.settings, check.cells[0].config
+    controls = {cell.seed for cell in check.cells if cell.parametrization != check.config.recipe.parametrization}
     sizes = ", ".join(f"{size:g}" for size in settings.sizes)
     what = {"width": "widths", "depth": "depths", "both": "width and depth times"}[settings.axis]
-    where = f"on {workers} worker processes" if workers else "in this process"
+    fewer = f" ({len(controls)} of SP)" if 0 < len(controls) < settings.seeds else ""
+    where = f"on {check.workers} worker processes" if check.workers else "in this process"
     return (
-        f"coordinate check of {config.recipe.optimizer}: {what} {sizes}, {settings.seeds} seeds, "
-        f"{config.trainer.max_steps} steps at a constant learning rate; {trainings} trainings {where}"
+        f"coordinate check of {config.recipe.optimizer}: {what} {sizes}, {settings.seeds} seeds{fewer}, "
+        f"{config.trainer.max_steps} steps at a constant learning rate; {len(check.cells)} trainings {where}"
     )
 
 

@@ -119,7 +119,8 @@ def _one(name: str, arguments: dict[str, Any], settings: ProbeSettings, folder: 
     """Probe, write, draw."""
     from tqdm import tqdm
 
-    from mup_lightning.experiments.probe.run import FILE, probe, write
+    from mup_lightning.experiments.probe.run import FILE, probe
+    from mup_lightning.experiments.result_file import write
     from mup_lightning.report.probe_figure import draw_probe
     from mup_lightning.report.probe_results import read_probe
 
@@ -127,7 +128,7 @@ def _one(name: str, arguments: dict[str, Any], settings: ProbeSettings, folder: 
     steps = len(settings.shapes) * settings.seeds * settings.steps
     with tqdm(total=steps, desc=f"probe {name}", unit="step", leave=False, disable=None) as bar:
         result = probe(candidate, settings, bar.update)
-    if write(result, folder):
+    if write(result, folder / FILE):
         print(f"note: {folder / FILE} was there and has been replaced", file=sys.stderr)
     draw_probe(read_probe(folder / FILE), folder / "probe.png")
     return result

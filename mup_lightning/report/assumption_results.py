@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from mup_lightning.errors import UserError
+from mup_lightning.report.result_file import read_result
 
 KEYS = {"verdict", "verdicts", "settings", "measured_at", "base_lr", "runs"}
 
@@ -47,12 +46,4 @@ def read_assumptions(file: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, or it is no result of the checks.
     """
-    try:
-        result = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise UserError(f"there is no {file}; make it with mup-lightning assumptions") from None
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from error
-    if not (isinstance(result, dict) and result.keys() >= KEYS):
-        raise UserError(f"{file} is no result of mup-lightning assumptions")
-    return result
+    return read_result(file, "assumptions", KEYS)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from mup_lightning.errors import UserError
+from mup_lightning.report.result_file import read_result
 
 KEYS = {"axis", "asked", "checks", "features", "sizes", "shapes", "settings", "config", "runs"}
 
@@ -18,15 +17,7 @@ def read_check(file: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, or it is no coordinate check's result.
     """
-    try:
-        result = json.loads(file.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"there is no {file}; make it with mup-lightning coord-check") from None
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from error
-    if not (isinstance(result, dict) and result.keys() >= KEYS):
-        raise UserError(f"{file} is no result of mup-lightning coord-check")
-    return result
+    return read_result(file, "coord-check", KEYS)
 
 
 def title(result: dict[str, Any], parametrization: str) -> str:

@@ -54,12 +54,13 @@ def markdown(results: list[dict[str, Any]]) -> str:
             elif key in own:
                 continue
             verdict = f"**{check['verdict']}**: {check['sentence']}{_without(result, name)}"
-            rows[key] = " | ".join([*_shown(exponents(result, name)), verdict])
+            seeds = len({run["seed"] for run in result["runs"] if run["parametrization"] == name})
+            rows[key] = " | ".join([str(seeds), *_shown(exponents(result, name)), verdict])
     order = {"SP": 0, "recipe, k = 1": 1, "recipe, k ≥ 2": 2}
     axes = list(SYMBOLS)
     lines = [
-        f"| optimizer | axis | parametrization | base lr | {' | '.join(SHOWN)} | verdict |",
-        "|---|---|---|---|" + "---|" * (len(SHOWN) + 1),
+        f"| optimizer | axis | parametrization | base lr | seeds | {' | '.join(SHOWN)} | verdict |",
+        "|---|---|---|---|---|" + "---|" * (len(SHOWN) + 1),
     ]
     for key in sorted(rows, key=lambda key: (key[0], key[2], axes.index(key[1]), key[4], order[key[3]])):
         optimizer, axis, norm, name, lr = key

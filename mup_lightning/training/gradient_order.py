@@ -17,9 +17,8 @@ import torch
 class InOrder:
     """Lets DeepSpeed reduce gradients in the backward order of the parameters, whatever order they come in.
 
-    One that comes early waits until those before it have come: in eager mode none does, with compiled blocks those of
-    one block. What still waits when the backward pass is over (a parameter without a gradient holds up the rest) goes
-    then, in order.
+    One that comes early waits until those before it have come; where blocks are compiled, those of one block. What
+    still waits when the backward pass is over (a parameter without a gradient holds up the rest) goes then, in order.
 
     Args:
         wrapped: DeepSpeed's optimizer of stage 2 or 3; is made to use this.

@@ -1,6 +1,7 @@
 """The coordinate check at work: what it measures, and that it leaves no trace."""
 
 import json
+from collections import Counter
 from dataclasses import asdict
 
 import pytest
@@ -10,8 +11,9 @@ from mup_lightning.errors import UserError
 from mup_lightning.experiments.coordinates.cells import Cell, cells
 from mup_lightning.experiments.coordinates.measure import FeatureProbe, measure, observe
 from mup_lightning.experiments.coordinates.recorder import ChangeRecorder
-from mup_lightning.experiments.coordinates.run import Check, write
+from mup_lightning.experiments.coordinates.run import FILE, Check
 from mup_lightning.experiments.coordinates.settings import CheckSettings
+from mup_lightning.experiments.result_file import write
 from mup_lightning.model.taps import POINTS
 from mup_lightning.tokens.shards import TokenStore
 from mup_lightning.training.config import Config
@@ -140,6 +142,16 @@ def test_cells_differ_in_size_seed_and_parametrization_alone(tiny):
     assert {c.parametrization for c in cells(tiny(**{"recipe.parametrization": "sp"}), settings)} == {"sp"}
 
 
+def test_sp_has_fewer_seeds_as_a_control_but_not_where_it_was_asked_for(tiny):
+    def seeds(parametrization):
+        settings = CheckSettings(widths=[16, 32, 64], seeds=4, control_seeds=2)
+        found = cells(tiny(**{"recipe.parametrization": parametrization}), settings)
+        return Counter((cell.parametrization, cell.width) for cell in found)
+
+    assert seeds("mup") == {("mup", n): 4 for n in (16, 32, 64)} | {("sp", n): 2 for n in (16, 32, 64)}
+    assert seeds("sp") == {("sp", n): 4 for n in (16, 32, 64)}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -181,8 +193,8 @@ def test_worker_processes_find_the_same(tiny, tmp_path):
     assert len(done) == 6
     for ours, theirs in zip(here["runs"], there["runs"], strict=True):
         assert ours | {"seconds": 0} == theirs | {"seconds": 0}
-    assert not write(there, tmp_path / "deep" / "folder")
-    assert write(there, tmp_path / "deep" / "folder")
+    assert not write(there, tmp_path / "deep" / "folder" / FILE)
+    assert write(there, tmp_path / "deep" / "folder" / FILE)
     saved = json.loads((tmp_path / "deep" / "folder" / "coordinates.json").read_text())
     assert Config.from_plain(saved["config"]).model.width == 16
     assert saved["checks"] == there["checks"]

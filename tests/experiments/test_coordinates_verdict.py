@@ -183,6 +183,7 @@ def test_blocks_are_compared_at_equal_fractions_of_the_depth():
         ({"depths": [8, 4, 2]}, "--depths is 8,4,2; .* from small to large"),
         ({"ratios": [0.0, 1.0, 2.0]}, "--ratios is 0,1,2; .* above 0"),
         ({"seeds": 1}, "--seeds is 1; expected at least 2"),
+        ({"control_seeds": 1}, "--control_seeds is 1; expected at least 2"),
         ({"change_band": 0.0}, "--change_band is 0.0; expected an exponent above 0"),
         ({"workers": -1}, "--workers is -1; expected 0"),
     ],

@@ -84,7 +84,7 @@ def test_one_table_of_many_checks(tmp_path):
 def test_checks_at_two_rates_are_two_rows(tmp_path):
     folders = [write_result(tmp_path / f"{lr}", exponents={}, lr=lr) for lr in (0.0078125, 0.001, 0.0078125)]
     lines = markdown([read(folder) for folder in folders]).splitlines()[2:]
-    assert [line.split("|")[4].strip() for line in lines] == ["0.001", "2^-7"]
+    assert [[cell.strip() for cell in line.split("|")[4:6]] for line in lines] == [["0.001", "3"], ["2^-7", "3"]]
 
 
 def test_sizes_that_are_left_out_are_named_and_steps_are_those_of_a_sound_run(tmp_path):

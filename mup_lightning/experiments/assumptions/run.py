@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from mup_lightning.experiments.assumptions.settings import BASE, BASE_LR, AssumptionSettings
@@ -93,14 +90,3 @@ def judged(settings: AssumptionSettings, runs: list[dict[str, Any]]) -> dict[str
         "versions": versions(),
         "runs": runs,
     }
-
-
-def write(result: dict[str, Any], folder: Path) -> bool:
-    """Write the result into a folder, whole or not at all. Returns whether it took the place of an earlier one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / FILE
-    replaced = file.exists()
-    part = folder / f"{FILE}.part"
-    part.write_text(json.dumps(result, allow_nan=False) + "\n")
-    os.replace(part, file)
-    return replaced

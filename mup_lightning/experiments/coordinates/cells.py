@@ -45,6 +45,12 @@ def parametrizations(config: Config, settings: CheckSettings) -> list[str]:
     return [asked] if asked == "sp" or settings.alone else [asked, "sp"]
 
 
+def repetitions(parametrization: str, config: Config, settings: CheckSettings) -> int:
+    """Seeds of every size: fewer of SP where it is a control."""
+    asked = parametrization == config.recipe.parametrization
+    return settings.seeds if asked else min(settings.seeds, settings.control_seeds)
+
+
 def cells(config: Config, settings: CheckSettings) -> list[Cell]:
     """All trainings, the most work first.
 
@@ -64,7 +70,7 @@ def cells(config: Config, settings: CheckSettings) -> list[Cell]:
                 checked = checker.check(sized, None)
             except UserError as error:
                 raise UserError(f"at width {width}, depth {depth}: {error}") from None
-            for seed in range(1, settings.seeds + 1):
+            for seed in range(1, repetitions(parametrization, config, settings) + 1):
                 mine = _changed(sized, {"seed": seed, "data": {"verify": False}})  # it has just been verified
                 result.append(Cell(parametrization, width, depth, seed, mine, checked.work, checked.memory))
     return sorted(result, key=lambda cell: -cell.work)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from mup_lightning.experiments.coordinates.cells import Cell, cells, parametrizations
@@ -85,14 +82,3 @@ class Check:
             "seconds": round(time.perf_counter() - begin, 1),
             "runs": sorted(runs, key=lambda run: (run["parametrization"], run["width"], run["depth"], run["seed"])),
         }
-
-
-def write(result: dict[str, Any], folder: Path) -> bool:
-    """Write the result into a folder, whole or not at all. Returns whether it took the place of an earlier one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / FILE
-    replaced = file.exists()
-    part = folder / f"{FILE}.part"
-    part.write_text(json.dumps(result, allow_nan=False) + "\n")
-    os.replace(part, file)
-    return replaced

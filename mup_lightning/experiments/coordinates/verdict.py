@@ -96,7 +96,7 @@ def judge(
     """Judge the trainings of one parametrization.
 
     Args:
-        runs: from `measure`, every size with every seed.
+        runs: from `measure`, every size with the same seeds.
         sizes: (width, depth) -> size, from small to large.
         settings: the axis and the thresholds.
         layer_norm: whether the models have any; see `band`.
@@ -152,7 +152,7 @@ def _judge_exponents(
             least, most = band(name, quantity, settings, layer_norm=layer_norm)
             values = [
                 [value(by_shape[shape][seed], taps(shape[1]), quantity) for shape in sizes]
-                for seed in range(settings.seeds)
+                for seed in range(min(map(len, by_shape.values())))
             ]
             if min(map(min, values)) <= 0:
                 result.append(Judged(name, quantity, None, least, most, FAIL))

@@ -8,11 +8,8 @@ from typing import Any
 
 from mup_lightning.experiments.coordinates.cells import Cell
 from mup_lightning.experiments.coordinates.measure import measure
-from mup_lightning.experiments.sweep.pool import cores, free_memory
+from mup_lightning.experiments.sweep.pool import cores, fitting
 from mup_lightning.experiments.workers import each
-
-_OF_A_WORKER = 700 << 20
-"""Bytes that a worker takes for Python, torch and Lightning alone."""
 
 
 def how_many(cells: list[Cell], asked: int | None) -> int:
@@ -21,8 +18,7 @@ def how_many(cells: list[Cell], asked: int | None) -> int:
         return min(asked, len(cells))
     if cells[0].config.trainer.accelerator == "gpu":
         return 1
-    fit = int(0.9 * free_memory() // (max(cell.memory for cell in cells) + _OF_A_WORKER))
-    return max(1, min(cores(), fit, len(cells)))
+    return fitting(max(cell.memory for cell in cells), len(cells))
 
 
 def run_all(

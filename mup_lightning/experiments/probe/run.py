@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from mup_lightning.errors import UserError
@@ -114,14 +111,3 @@ def summary(proposal: dict[str, Any] | None, candidate: Candidate) -> str:
         f"{candidate.name} behaves as no declared family; the nearest is the {nearest['kind']} family, off by "
         f"{nearest['off']:.2f} in its worst exponent. Its own recipe is proposed."
     )
-
-
-def write(result: dict[str, Any], folder: Path) -> bool:
-    """Write the result into a folder, whole or not at all. Returns whether it took the place of an earlier one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / FILE
-    replaced = file.exists()
-    part = folder / f"{FILE}.part"
-    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    os.replace(part, file)
-    return replaced

@@ -115,8 +115,18 @@ def how_many(cells: list[Cell], asked: int | None) -> int:
         return min(asked, len(cells))
     if any(cell.config.trainer.accelerator == "gpu" for cell in cells):
         return min(len(gpus()), len(cells))
-    fit = int(0.9 * free_memory() // (max(cell.memory for cell in cells) + _OF_A_WORKER))
-    return max(1, min(cores(), fit, len(cells)))
+    return fitting(max(cell.memory for cell in cells), len(cells))
+
+
+def fitting(memory: int, runs: int) -> int:
+    """Workers on CPU: one a core, as many as there is memory for, no more than runs; at least one.
+
+    Args:
+        memory: bytes that a run takes.
+        runs: there are to do.
+    """
+    fit = int(0.9 * free_memory() // (memory + _OF_A_WORKER))
+    return max(1, min(cores(), fit, runs))
 
 
 def environment(number: int, threads: int, on_gpu: bool) -> dict[str, str]:
