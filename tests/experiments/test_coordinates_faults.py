@@ -100,6 +100,25 @@ def test_one_wrong_factor_fails_by_name(check, monkeypatch, axis, what, role, po
     assert found["worst"]["feature"].split(",")[0] in names, found["sentence"]
 
 
+ADAMW = {"optimizer": "adamw", "lr": 2**-9}
+"""Another family's exponents; noisier than Muon-Kimi in models this small, so that a PASS would ask for larger ones."""
+
+
+@pytest.mark.parametrize("axis", SIZES)
+def test_adamw_does_not_fail(check, axis):
+    found = check(axis, False, **ADAMW)
+    assert found["verdict"] != "FAIL", found["sentence"]
+
+
+@pytest.mark.parametrize("power", [0.5, -1.0])
+@pytest.mark.parametrize("axis", SIZES)
+def test_a_wrong_hidden_rate_fails_with_adamw_too(check, monkeypatch, axis, power):
+    monkeypatch.setattr(module, "derive", faulty(axis, "lr", Role.HIDDEN, power))
+    found = check(axis, False, **ADAMW)
+    assert found["verdict"] == "FAIL", found["sentence"]
+    assert found["worst"]["feature"].split(",")[0] in BRANCH, found["sentence"]
+
+
 @pytest.mark.parametrize("axis", SIZES)
 def test_sp_fails(check, axis):
     assert check(axis, parametrization="sp")["verdict"] == "FAIL"
