@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mup_lightning.errors import UserError
 from mup_lightning.report.transfer_curves import Group, group_runs
-from mup_lightning.report.transfer_optimum import Noise, Optimum, noise_of, optimum
+from mup_lightning.report.transfer_noise import Noise, level
+from mup_lightning.report.transfer_optimum import Optimum, optimum
 from mup_lightning.report.transfer_regret import Regret, regrets
 from mup_lightning.report.transfer_runs import read_runs
 from mup_lightning.report.transfer_slope import Slope, slope_of
@@ -23,8 +24,8 @@ class Finding:
     """What the curves of one group say.
 
     Attributes:
-        group: the curves.
-        noise: between seeds.
+        group: the curves, levelled.
+        noise: of their losses.
         optima: of the sizes where anything trained, small to large.
         slope: of the optima; None: fewer than two.
         regrets: of every size.
@@ -68,7 +69,8 @@ def transfer(
 
 def find(group: Group, tolerance: Tolerance, given_noise: float | None = None) -> Finding:
     """Judge one group."""
-    noise = noise_of(group.curves, given_noise)
+    curves, noise = level(group.curves, given_noise)
+    group = replace(group, curves=curves)
     optima = tuple(o for curve in group.curves if (o := optimum(curve, noise)) is not None)
     slope = slope_of(optima, noise.freedom) if len(optima) > 1 else None
     costs = tuple(regrets(group.curves, optima, noise))
@@ -124,6 +126,7 @@ def _plain(finding: Finding) -> dict[str, Any]:
             curve.size: lost for curve in group.curves if (lost := [v for v in curve.losses if curve.lost(v)])
         },
         "noise": noise.deviation,
+        "noise_paired": noise.paired,
         "verdict": finding.verdict,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
@@ -19,20 +19,26 @@ class Curve:
     Attributes:
         size: as the table has it.
         position: see `Run`.
-        losses: log2 of the base value, ascending -> losses of its seeds, in the seeds' order. Empty: the value is lost,
-            because at least one seed has no loss; the mean of the others would be too good.
+        losses: log2 of the base value, ascending -> seed -> loss. Empty: the value is lost, because at least one seed
+            has no loss; the mean of the others would be too good.
         stopped: lost values at which no seed diverged: all that are missing were given up as hopeless.
+        shares: seed -> how much higher its losses are than those of all seeds; 0 where it is not known.
     """
 
     size: str
     position: float
-    losses: dict[float, tuple[float, ...]]
+    losses: dict[float, dict[str, float]]
     stopped: frozenset[float]
+    shares: dict[str, float] = field(default_factory=dict)
 
     @property
     def means(self) -> dict[float, float]:
-        """Value -> mean loss, of those that are not lost."""
-        return {value: mean(losses) for value, losses in self.losses.items() if losses}
+        """Value -> mean loss without the shares of its seeds, of those that are not lost."""
+        return {
+            value: mean(loss - self.shares.get(seed, 0.0) for seed, loss in losses.items())
+            for value, losses in self.losses.items()
+            if losses
+        }
 
     def lost(self, value: float) -> str:
         """Why there is no loss at a value, in one word; empty where there is one."""
@@ -145,12 +151,12 @@ def _group(runs: list[Run], path: Path) -> Group:
 
 
 def _curve(values: dict[float, dict[str, Run]]) -> Curve:
-    losses: dict[float, tuple[float, ...]] = {}
+    losses: dict[float, dict[str, float]] = {}
     stopped = set()
     for value, seeds in sorted(values.items()):
-        finite = [run.loss for _, run in sorted(seeds.items()) if run.loss is not None]
+        finite = {seed: run.loss for seed, run in sorted(seeds.items()) if run.loss is not None}
         missing = [run for run in seeds.values() if run.loss is None]
-        losses[value] = () if missing else tuple(finite)
+        losses[value] = {} if missing else finite
         if missing and all(run.stopped for run in missing):
             stopped.add(value)
     one = next(iter(next(iter(values.values())).values()))

@@ -75,7 +75,7 @@ def _draw_losses(ax: Axes, finding: Finding, colors: dict[str, Color], top: floa
         heights = [means.get(value, math.nan) for value in curve.losses]
         ax.plot(list(curve.losses), heights, "o-", color=color, linewidth=1.6, markersize=4, label=curve.size)
         several = [value for value, losses in curve.losses.items() if len(losses) > 1]
-        spread = [stdev(curve.losses[value]) for value in several]
+        spread = [stdev(curve.losses[value].values()) for value in several]
         ax.errorbar(several, [means[v] for v in several], spread, fmt="none", ecolor=color, elinewidth=1.2, capsize=2)
         if (best := finding.of(curve.size)) is not None:
             ax.plot(best.grid, best.loss, "o", color=color, markersize=8.5, markeredgecolor="black", zorder=3)

@@ -1,19 +1,16 @@
-"""The best base value of one size, how sure it is, and the noise between seeds that this rests on."""
+"""The best base value of one size, and how sure it is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, median, variance
 
 import numpy as np
 
 from mup_lightning.report.transfer_curves import Curve
+from mup_lightning.report.transfer_noise import Noise
 from mup_lightning.student import student_t
-
-_UNSTABLE = 4.0
-"""Values whose seeds spread so many times more than is usual are near divergence and say nothing of the noise."""
 
 _MISFIT = 0.25
 """A loss that is h nats above the best one is trusted to this part of h only: curves are parabolas at the bottom."""
@@ -21,29 +18,6 @@ _MISFIT = 0.25
 _DRAWS = 400
 _UNIFORM = 12**-0.5
 """Standard deviation of a number that may be anywhere in an interval of length 1."""
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Between the seeds at one size and value.
-
-    Attributes:
-        deviation: pooled standard deviation of a loss, nats; None: nowhere two seeds, and none given.
-        freedom: degrees of freedom that it rests on.
-    """
-
-    deviation: float | None
-    freedom: float
-
-    def of_mean(self, seeds: int) -> float:
-        """Standard error of the mean loss of so many seeds; 0 where the noise is unknown."""
-        return 0.0 if self.deviation is None else self.deviation / math.sqrt(seeds)
-
-    def margin(self, seeds: int, others: int) -> float:
-        """How far two mean losses may lie apart by chance, in 19 of 20 cases; 0 where the noise is unknown."""
-        if self.deviation is None:
-            return 0.0
-        return student_t(self.freedom) * math.hypot(self.of_mean(seeds), self.of_mean(others))
 
 
 @dataclass(frozen=True)
@@ -73,26 +47,6 @@ class Optimum:
     cliff: bool
 
 
-def noise_of(curves: Sequence[Curve], given: float | None = None) -> Noise:
-    """Pool the variances between seeds over all sizes and values, but for values that are plainly unstable.
-
-    Those are the ones whose standard deviation is over `_UNSTABLE` times what the median variance stands for: one run
-    that nearly diverged would otherwise make a plateau of everything.
-
-    Args:
-        curves: of a group.
-        given: standard deviation to use where the table has no two seeds.
-    """
-    cells = [(variance(losses), len(losses) - 1) for c in curves for losses in c.losses.values() if len(losses) > 1]
-    if not cells:
-        return Noise(given, math.inf)
-    # The median of a chi-square over its degrees of freedom, by Wilson and Hilferty.
-    usual = median(value / (1 - 2 / (9 * freedom)) ** 3 for value, freedom in cells)
-    stable = [cell for cell in cells if cell[0] <= _UNSTABLE**2 * usual]
-    total = sum(freedom for _, freedom in stable)
-    return Noise(math.sqrt(sum(value * freedom for value, freedom in stable) / total), total)
-
-
 def optimum(curve: Curve, noise: Noise) -> Optimum | None:
     """Find the best base value of a size by a parabola; None where all values are lost.
 
@@ -102,16 +56,17 @@ def optimum(curve: Curve, noise: Noise) -> Optimum | None:
     a cliff, that of a value anywhere in one step of the grid is added.
 
     Args:
-        curve: losses of the size.
+        curve: losses of the size, levelled.
         noise: of the group.
     """
     grid = list(curve.losses)
-    means = [mean(losses) if losses else math.inf for losses in curve.losses.values()]
+    known = curve.means
+    means = [known.get(value, math.inf) for value in grid]
     errors = [noise.of_mean(len(losses)) if losses else 0.0 for losses in curve.losses.values()]
     if not any(map(math.isfinite, means)):
         return None
     best = _best(means)
-    reach = 0.0 if noise.deviation is None else student_t(noise.freedom)
+    reach = 0.0 if noise.paired is None else student_t(noise.freedom)
     ties = [i for i in range(len(grid)) if _tied(means, errors, best, i, reach)]
     edge = -1 if best == 0 else 1 if best == len(grid) - 1 else 0
     if len(grid) == 1:

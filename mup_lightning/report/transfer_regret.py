@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mup_lightning.report.transfer_curves import Curve
-from mup_lightning.report.transfer_optimum import Noise, Optimum
+from mup_lightning.report.transfer_noise import Noise
+from mup_lightning.report.transfer_optimum import Optimum
 
 
 @dataclass(frozen=True)

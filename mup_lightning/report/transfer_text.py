@@ -97,10 +97,17 @@ def _sizes(finding: Finding) -> tuple[str, ...]:
 
 def _markdown(findings: list[Finding]) -> list[str]:
     sizes, first = _sizes(findings[0]), findings[0].group
-    head = [f"{first.settings.get('value', 'value')} over {first.axis}", *sizes, "slope", "regret", "noise", "verdict"]
+    head = [
+        f"{first.settings.get('value', 'value')} over {first.axis}",
+        *sizes,
+        "slope",
+        "regret",
+        "noise (seed by seed)",
+        "verdict",
+    ]
     lines = [head, ["---"] * len(head)]
     for finding in findings:
-        slope, noise = finding.slope, finding.noise.deviation
+        slope, noise = finding.slope, finding.noise
         optima = [_bound(best) if (best := finding.of(size)) else "diverged" for size in sizes]
         interval = f" [{slope.low:+.2f}, {slope.high:+.2f}]" if slope and slope.low is not None else ""
         bound = {"at most": "≤ ", "at least": "≥ ", "unknown": "? "}.get(slope.bound, "") if slope else ""
@@ -110,7 +117,7 @@ def _markdown(findings: list[Finding]) -> list[str]:
                 *optima,
                 f"{bound}{slope.slope:+.2f}{interval}" if slope else "-",
                 _regret(finding.regrets[-1]),
-                "-" if noise is None else f"{noise:.3f}",
+                "-" if noise.deviation is None else str(noise).replace(" seed by seed", ""),
                 finding.verdict.partition(":")[0],
             ]
         )

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mup_lightning.report.transfer_optimum import Noise, Optimum
+from mup_lightning.report.transfer_noise import Noise
+from mup_lightning.report.transfer_optimum import Optimum
 from mup_lightning.report.transfer_regret import Regret
 from mup_lightning.report.transfer_slope import Slope
 
@@ -41,7 +42,7 @@ class Evidence:
         optima: of the sizes that have one.
         slope: None: fewer than two optima.
         regrets: of every size.
-        noise: between seeds.
+        noise: of the losses.
     """
 
     axis: str
@@ -98,7 +99,7 @@ def _noise_could_make(evidence: Evidence, tolerance: Tolerance) -> bool:
 
 def _explaining(regret: Regret, tolerance: Tolerance) -> float:
     """The standard deviation between seeds at which one seed's regret would no longer stand above the tolerance."""
-    return ((regret.nats or 0.0) - tolerance.regret) / Noise(1.0, math.inf).margin(1, 1)
+    return ((regret.nats or 0.0) - tolerance.regret) / Noise(1.0, 1.0, math.inf).margin(1, 1)
 
 
 def _cost(regret: Regret) -> str:
@@ -164,8 +165,7 @@ def _numbers(evidence: Evidence) -> str:
         parts.append(f"regret {_cost(largest)}")
     elif largest.unlimited:
         parts.append("regret without limit")
-    deviation = evidence.noise.deviation
-    parts.append("noise unknown (one seed)" if deviation is None else f"noise {deviation:.3f}")
+    parts.append(f"noise {evidence.noise}")
     return ", ".join(parts)
 
 

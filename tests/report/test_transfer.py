@@ -149,10 +149,11 @@ def test_ties_within_the_noise_are_a_plateau(tmp_path):
         ("mup", "width", size, value, seed, 3 + heights[value + 9] + off)
         for size, heights in ((64, (0.1, 0.002, 0.0, 0.003, 0.1)), (128, (0.2, 0.1, 0.0, 0.1, 0.2)))
         for value in range(-9, -4)
-        for seed, off in enumerate((-0.01, 0.0, 0.01))
+        for seed, off in enumerate(np.roll((-0.01, 0.0, 0.01), value))  # another seed's luck at every value
     ]
     group = report(tmp_path, rows)
     assert group["noise"] == pytest.approx(0.01)
+    assert group["noise_paired"] == pytest.approx(0.01, rel=0.25)
     assert group["plateau"] == {"64": [-8.0, -7.0, -6.0]}
     # Five points, weighted: the middle of a flat bottom that leans neither way.
     assert group["optimum"]["64"] == pytest.approx(-7.0, abs=0.05)
@@ -172,6 +173,53 @@ def test_the_interval_holds_the_true_slope_in_about_19_of_20_tables(tmp_path):
         assert group["noise"] == pytest.approx(0.01, rel=0.35)
     assert inside >= 70  # of 80; 76 are expected
     assert narrow >= 70
+
+
+def test_the_luck_of_a_seed_is_no_noise_between_values(tmp_path):
+    """Intervals stay as narrow as the rest's noise makes them, and hold the truth as often."""
+    chance = np.random.default_rng(3)
+    inside, widths = 0, {0.0: [], 0.05: []}
+    for luck, of_luck in widths.items():
+        for _ in range(60):
+            rows = curves(SIZES, [-7.2 - 0.1 * i for i in range(4)], noise=0.01, seeds=3, chance=chance, luck=luck)
+            group = report(tmp_path, rows)
+            low, high = group["slope_ci"]
+            inside += low <= -0.1 <= high
+            of_luck.append(high - low)
+        assert group["noise_paired"] == pytest.approx(0.01, rel=0.35)
+    assert group["noise"] > 0.03
+    assert inside >= 106  # of 120; 114 are expected
+    assert np.median(widths[0.05]) == pytest.approx(np.median(widths[0.0]), rel=0.15)
+
+
+def found(tmp_path, rows):
+    (finding,) = transfer(write(tmp_path / "table.csv", rows))
+    return finding
+
+
+def test_a_value_that_only_an_unlucky_seed_has_run_is_not_held_to_its_luck(tmp_path):
+    rows = curves(SIZES, (-7, -7, -7, -7), seeds=3)
+    luck = {0: 0.1, 1: -0.04, 2: -0.06}
+    some = [(*row[:5], row[5] + luck[row[4]]) for row in rows if row[4] == 0 or abs(row[3] + 7) < 2]
+    finding = found(tmp_path, some)
+    for curve, best in zip(finding.group.curves, finding.optima, strict=True):
+        assert curve.shares == pytest.approx({str(seed): share for seed, share in luck.items()})
+        assert curve.means == pytest.approx({float(r[3]): r[5] for r in rows if r[2] == int(curve.size)})
+        assert (best.value, best.plateau) == (pytest.approx(-7.0), (-7.0,))
+
+
+def test_seeds_that_never_meet_are_not_compared(tmp_path):
+    """Seeds 0, 1 at one value and 2, 3 at the others: nothing tells luck from the values' own losses."""
+    seeds = {-8: (2, 3), -7: (0, 1), -6: (2, 3)}
+    rows = [
+        ("mup", "width", size, value, seed, 3.0 + 0.1 * abs(value + 7) + 0.02 * seed)
+        for size in (64, 128)
+        for value in seeds
+        for seed in seeds[value]
+    ]
+    curve = found(tmp_path, rows).group.curves[0]
+    assert curve.means == pytest.approx({-8.0: 3.15, -7.0: 3.01, -6.0: 3.15})
+    assert curve.shares == pytest.approx({"0": -0.01, "1": 0.01, "2": -0.01, "3": 0.01})
 
 
 def test_scatter_that_the_noise_cannot_explain_widens_the_interval(tmp_path):
