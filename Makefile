@@ -137,7 +137,7 @@ coord-table: $(VENV)/.run ## coordinate checks of all optimizers over width and 
 coord_word = $(word $(1),$(subst -, ,$*))
 runs/coordinates/%/coordinates.json:
 	@$(call COORD,$(call coord_word,1)) --axis $(call coord_word,2) --recipe.branch_depth $(subst k,,$(call coord_word,3)) \
-	  $(call opt,COORD_LR_$(call coord_word,1),--recipe.lr) $(if $(filter k1,$(call coord_word,3)),--alone) --out $(@D) || test -f $@
+	  $(call opt,COORD_LR_$(call coord_word,1),--recipe.lr) $(if $(filter k1,$(call coord_word,3)),--alone --seeds 5) --out $(@D) || test -f $@
 
 assumptions: $(VENV)/.run ## measure over depth what the recipe's theory takes for granted; OPT=NAME,.. checks other optimizers
 	@$(MAKE) --no-print-directory data CARD=data/austen.yaml TOKENIZER=bytes
