@@ -221,6 +221,21 @@ def test_a_warmup_is_carried_as_a_part_of_the_run(corpus, tmp_path, warmup, own)
     assert {cell.config.schedule.warmup_steps for cell in cells} == {300}
 
 
+@pytest.mark.parametrize("name", ["tune", "tune_wd"])
+def test_the_shipped_proxies_follow_the_targets_own_recipe(corpus, tmp_path, name):
+    """Another base shape would have them start from the target's base values unscaled, such as its init."""
+    parser = config_parser("test", "", "")
+    own = ["--recipe.base_width=128", "--recipe.base_depth=3", "--recipe.init_std=0.03", "--recipe.weight_decay=0.25"]
+    target = build(parser, parse(parser, options(corpus, *own)))
+    sweep = load(f"recipes/experiment/{name}.yaml")
+    cells = proxy_cells(sweep, target, tmp_path / "out", compose, below=1, above=1)
+    key = sweep.value.rpartition(".")[2]
+    assert {(cell.config.model.width, cell.config.model.depth) for cell in cells} > {(64, 2), (256, 2), (64, 8)}
+    assert {str(replace(cell.config.recipe, **{key: getattr(target.recipe, key)})) for cell in cells} == {
+        str(target.recipe)
+    }
+
+
 def test_heads_are_compared_by_their_dimension(swept, corpus, tmp_path, capsys):
     """Width 64 has heads of 32 here, those of the proxies are of 16 and 32: a doubt, no other model."""
     _, table = swept

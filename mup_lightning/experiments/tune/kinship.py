@@ -99,12 +99,13 @@ def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def as_proxy(target: Config) -> dict[str, Any]:
-    """The target's configuration as the start of its proxies': plain values, without shape, place and machines."""
+    """The target's configuration as the start of its proxies': plain values, without shape, place and machines.
+
+    The base shape stays: the recipe scales all base values from it, to smaller models as to larger ones.
+    """
     plain = asdict(target)
     for key in ("width", "depth", "heads", "vocab_size", "loss_chunk"):
         del plain["model"][key]
-    for key in ("base_width", "base_depth"):
-        del plain["recipe"][key]
     for key in ("strategy", "devices", "nodes"):
         del plain["trainer"][key]
     del plain["run"]
