@@ -89,6 +89,8 @@ submit: $(if $(EXPERIMENT),,check) $(VENV)/.run $(if $(DATA)$(EXPERIMENT),,$(COR
 	  $(call opt,MEM,--slurm.memory) $(call opt,JOB,--slurm.job) $(if $(DRY),--dry)
 
 sweep: $(VENV)/.run ## run every configuration of recipes/experiment/EXPERIMENT.yaml once; the same command goes on after a stop
+	@for tokenizer in bytes gpt2; do if grep -q "data/prepared/austen-$$tokenizer" $(EXPERIMENT_FILE); then \
+	  $(MAKE) --no-print-directory data CARD=data/austen.yaml TOKENIZER=$$tokenizer || exit 1; fi; done
 	@$(MUP) sweep $(EXPERIMENT_FILE) $(ARGS)
 
 probe: $(VENV)/.run ## measure whether optimizer OPT steps as its family declares; ARGS=--all: all nine
@@ -128,6 +130,14 @@ COORD_LR_soap   = 0.00048828125
 COORD_LR_muon   = 0.015625
 COORD_LR_sso    = 0.015625
 
+# Shampoo and SOAP find eigenvectors of matrices of 4n at every step, and SSO's rule is slow, too: smaller models, fewer seeds.
+COORD_width_shampoo = --seeds 5 --widths 128,192,256,384
+COORD_depth_shampoo = --seeds 5 --model.width 64
+COORD_width_soap = $(COORD_width_shampoo)
+COORD_depth_soap = $(COORD_depth_shampoo)
+COORD_width_sso = --seeds 5
+COORD_depth_sso = --seeds 5
+
 coord-table: $(VENV)/.run ## coordinate checks of all optimizers over width and depth (hours), and one table
 	@$(MAKE) --no-print-directory data CARD=data/austen.yaml TOKENIZER=bytes
 	@$(MAKE) --no-print-directory $(COORD_CHECKS:=/coordinates.json)
@@ -137,7 +147,8 @@ coord-table: $(VENV)/.run ## coordinate checks of all optimizers over width and 
 coord_word = $(word $(1),$(subst -, ,$*))
 runs/coordinates/%/coordinates.json:
 	@$(call COORD,$(call coord_word,1)) --axis $(call coord_word,2) --recipe.branch_depth $(subst k,,$(call coord_word,3)) \
-	  $(call opt,COORD_LR_$(call coord_word,1),--recipe.lr) $(if $(filter k1,$(call coord_word,3)),--alone --seeds 5) --out $(@D) || test -f $@
+	  $(call opt,COORD_LR_$(call coord_word,1),--recipe.lr) $(COORD_$(call coord_word,2)_$(call coord_word,1)) \
+	  $(if $(filter k1,$(call coord_word,3)),--alone --seeds 5) --out $(@D) || test -f $@
 
 assumptions: $(VENV)/.run ## measure over depth what the recipe's theory takes for granted; OPT=NAME,.. checks other optimizers
 	@$(MAKE) --no-print-directory data CARD=data/austen.yaml TOKENIZER=bytes

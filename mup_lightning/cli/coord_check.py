@@ -35,6 +35,8 @@ def main(argv: list[str]) -> int:
     """
     if argv and argv[0] == "--table":
         return _table(argv[1:])
+    if "--table" in argv:
+        raise UserError("--table comes first, and folders alone after it: it trains nothing")
     parser = _parser()
     arguments = parse(parser, [_spelled_out(before, item) for before, item in zip(["", *argv], argv, strict=False)])
     settings = CheckSettings(**{key: getattr(arguments, key) for key in CheckSettings.__dataclass_fields__})

@@ -6,9 +6,10 @@ import csv
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 from mup_lightning.errors import UserError
+from mup_lightning.report.transfer_curves import Curve
+from mup_lightning.report.transfer_noise import level
 
 GROUP = ("optimizer", "parametrization", "branch_depth", "width", "depth")
 """Rows that agree in these are one group: only the swept value and the seed differ in it."""
@@ -23,7 +24,8 @@ class Best:
     Attributes:
         group: the values of `GROUP`.
         value: name of the swept value.
-        losses: log2 of the value -> mean loss over the seeds; None where a seed diverged.
+        losses: log2 of the value -> mean loss over the seeds, on one level where they differ between values; None where
+            one diverged.
         best: log2 of the value with the lowest loss; None where all diverged.
         edge: the best value is the smallest or the largest that was tried: a better one may lie beyond.
         unigram_loss: of the corpus.
@@ -66,13 +68,15 @@ def best_values(path: Path) -> list[Best]:
 
 
 def _best(rows: list[dict[str, str]]) -> Best:
-    by_value: dict[float, list[float | None]] = defaultdict(list)
+    by_value: dict[float, dict[str, float | None]] = defaultdict(dict)
     for row in rows:
-        by_value[float(row["log2_value"])].append(float(row["loss"]) if row["loss"] else None)
-    losses = {
-        value: None if None in found else mean(loss for loss in found if loss is not None)
+        by_value[float(row["log2_value"])][row["seed"]] = float(row["loss"]) if row["loss"] else None
+    known = {
+        value: {} if None in found.values() else {seed: loss for seed, loss in found.items() if loss is not None}
         for value, found in sorted(by_value.items())
     }
+    (curve,), _ = level([Curve(rows[0]["width"], 0.0, known, frozenset())])
+    losses = {value: curve.means.get(value) for value in known}
     finite = {value: loss for value, loss in losses.items() if loss is not None}
     best = min(finite, key=lambda value: finite[value]) if finite else None
     return Best(

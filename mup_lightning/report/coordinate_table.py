@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from mup_lightning.report.coordinate_results import exponents, title
 from mup_lightning.report.probe_table import plus_minus
@@ -40,15 +40,18 @@ def markdown(results: list[dict[str, Any]]) -> str:
     """Many checks as one table, a row for every parametrization of an optimizer along an axis.
 
     Where several checks have the same row, such as SP beside k = 1 and beside k = 2, the one that was asked for counts,
-    else the last one. Checks at different base learning rates have rows of their own.
+    else the last one. Checks at other sizes or base learning rates have rows of their own.
     """
-    rows: dict[tuple[str, str, str, str, float], str] = {}
-    own: set[tuple[str, str, str, str, float]] = set()
+    rows: dict[_Row, str] = {}
+    own: set[_Row] = set()
     for result in results:
         config = result["config"]
         norm = "" if config["model"]["layer_norm"] else ", no LayerNorm"
         for name, check in result["checks"].items():
-            key = (config["recipe"]["optimizer"], result["axis"], norm, title(result, name), config["recipe"]["lr"])
+            sizes = f"{_size(result['shapes'][0], result)} to {_size(result['shapes'][-1], result)}"
+            key = _Row(
+                config["recipe"]["optimizer"], norm, result["axis"], sizes, title(result, name), config["recipe"]["lr"]
+            )
             if name == result["asked"]:
                 own.add(key)
             elif key in own:
@@ -62,10 +65,28 @@ def markdown(results: list[dict[str, Any]]) -> str:
         f"| optimizer | axis | parametrization | base lr | seeds | {' | '.join(SHOWN)} | verdict |",
         "|---|---|---|---|---|" + "---|" * (len(SHOWN) + 1),
     ]
-    for key in sorted(rows, key=lambda key: (key[0], key[2], axes.index(key[1]), key[4], order[key[3]])):
-        optimizer, axis, norm, name, lr = key
-        lines.append(f"| {optimizer}{norm} | {axis} | {name} | {_power_of_two(lr)} | {rows[key]} |")
+    for key in sorted(
+        rows, key=lambda key: (key.optimizer, key.norm, axes.index(key.axis), key.sizes, key.lr, order[key.name])
+    ):
+        where = f"{key.axis} {key.sizes}"
+        lines.append(f"| {key.optimizer}{key.norm} | {where} | {key.name} | {_power_of_two(key.lr)} | {rows[key]} |")
     return "\n".join(lines) + "\n"
+
+
+class _Row(NamedTuple):
+    """What tells the rows of the table apart."""
+
+    optimizer: str
+    norm: str
+    axis: str
+    sizes: str
+    name: str
+    lr: float
+
+
+def _size(shape: list[int], result: dict[str, Any]) -> str:
+    width, depth = shape
+    return {"width": f"{width}", "depth": f"{depth}"}.get(result["axis"], f"({width}, {depth})")
 
 
 def _without(result: dict[str, Any], name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -61,7 +62,7 @@ def transfer(
     Raises:
         UserError: the table cannot be read, or holds what cannot be compared.
     """
-    if noise is not None and not noise >= 0:
+    if noise is not None and not 0 <= noise < math.inf:
         raise UserError(f"--noise is {noise}; expected a standard deviation in nats, 0 or more")
     runs = [run for run in read_runs(path) if only is None or run.hash in only]
     return [find(group, tolerance or Tolerance(), noise) for group in group_runs(runs, path)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ class Curve:
         losses: log2 of the base value, ascending -> seed -> loss. Empty: the value is lost, because at least one seed
             has no loss; the mean of the others would be too good.
         stopped: lost values at which no seed diverged: all that are missing were given up as hopeless.
-        shares: seed -> how much higher its losses are than those of all seeds; 0 where it is not known.
+        shares: seed -> how much higher its losses are than those of all seeds; empty where nothing tells. See `level`.
+        covariance: of the means of two values, nats²; empty where nothing tells.
     """
 
     size: str
@@ -30,6 +32,7 @@ class Curve:
     losses: dict[float, dict[str, float]]
     stopped: frozenset[float]
     shares: dict[str, float] = field(default_factory=dict)
+    covariance: dict[tuple[float, float], float] = field(default_factory=dict)
 
     @property
     def means(self) -> dict[float, float]:
@@ -39,6 +42,13 @@ class Curve:
             for value, losses in self.losses.items()
             if losses
         }
+
+    def error_between(self, value: float, other: float) -> float:
+        """Standard error of the difference of two means, nats; 0 where nothing tells."""
+        if value == other or (value, other) not in self.covariance:
+            return 0.0
+        own = self.covariance[value, value] + self.covariance[other, other]
+        return math.sqrt(max(0.0, own - 2 * self.covariance[value, other]))
 
     def lost(self, value: float) -> str:
         """Why there is no loss at a value, in one word; empty where there is one."""

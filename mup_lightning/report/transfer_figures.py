@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import stdev
@@ -63,9 +64,16 @@ def picture(family: list[Finding]) -> Figure:
     axis = family[0].group.axis
     _legend(upper, colors, axis, lost=any(map(_any_lost, family)))
     figure.suptitle(
-        f"{title(family[0])}\nwhere the best value transfers, it lies on the dashed line at every size", fontsize=12
+        _head(title(family[0]), len(family)),
+        fontsize=12,
     )
     return figure
+
+
+def _head(what: str, columns: int) -> str:
+    """In lines that the figure has room for."""
+    said = "where the best value transfers, it lies on the dashed line at every size"
+    return "\n".join(line for text in (what, said) for line in textwrap.wrap(text, 14 + 34 * columns))
 
 
 def _draw_losses(ax: Axes, finding: Finding, colors: dict[str, Color], top: float) -> None:

@@ -1,4 +1,4 @@
-"""What chance does to a loss: between seeds, and what is left of it where losses are compared seed by seed."""
+"""What chance does to a loss: the luck of a seed, which all values of a size share, and the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from statistics import median, variance
 import numpy as np
 
 from mup_lightning.report.transfer_curves import Curve
-from mup_lightning.student import student_t
 
 _UNSTABLE = 4.0
 """Values whose seeds spread so many times more than is usual are near divergence and say nothing of the noise."""
@@ -18,13 +17,13 @@ _UNSTABLE = 4.0
 
 @dataclass(frozen=True)
 class Noise:
-    """Between the runs of one size.
+    """Of the losses of a group.
 
     Attributes:
         deviation: pooled standard deviation of a loss between seeds at one value, nats; None: nowhere two seeds, and
             none given.
-        paired: that of what is left once every seed's own share is taken out (see `level`): what chance makes of the
-            difference between two values. As `deviation`, where it cannot be told apart.
+        paired: that of what is left once every seed's own share is taken out; as `deviation`, where seeds do not meet
+            at two values, so that shares cannot be told from the rest.
         freedom: degrees of freedom that `paired` rests on.
     """
 
@@ -38,88 +37,89 @@ class Noise:
             return "unknown (one seed)"
         return f"{self.deviation:.3f}" + (f" ({self.paired:.3f} seed by seed)" if self.paired != self.deviation else "")
 
-    def of_mean(self, seeds: int) -> float:
-        """Standard error of the mean loss of so many seeds, beside others of its size; 0 where the noise is unknown."""
-        return 0.0 if self.paired is None else self.paired / math.sqrt(seeds)
-
-    def margin(self, seeds: int, others: int) -> float:
-        """How far two mean losses of a size may differ by chance, in 19 of 20 cases; 0 where the noise is unknown."""
-        if self.paired is None:
-            return 0.0
-        return student_t(self.freedom) * math.hypot(self.of_mean(seeds), self.of_mean(others))
-
 
 def level(curves: Sequence[Curve], given: float | None = None) -> tuple[tuple[Curve, ...], Noise]:
     """Find the noise, and put means of different seeds on one level.
 
     A seed draws the weights and the order of samples; one that is unlucky at one value is unlucky at the next. So a
-    loss is taken for mean of its value + share of its seed + rest, at every size by least squares. Differences between
-    values have the rest's noise alone, and a value that was run with some of the seeds only is not held to their luck.
+    loss is taken for the mean of its value + the share of its seed + a rest: a linear mixed model, where shares and
+    rests are random and independent at every size. The rest's variance is what a least-squares fit of both leaves,
+    over all sizes; the shares' is what is left of the variance between seeds at one value. Means and shares then are
+    the best linear unbiased ones (Henderson 1975), and differences of two means are as sure as the seeds make them
+    that stand behind them: of the same seeds, shares cancel; of other seeds, they count in full.
 
-    Left out are values that are plainly unstable (`_UNSTABLE` times what the median variance stands for): one run that
-    nearly diverged would otherwise make a plateau of everything.
+    Values that are plainly unstable (`_UNSTABLE` times what the median variance stands for) do not count in the noise,
+    and have their own: one run that nearly diverged would otherwise make a plateau of everything.
 
     Args:
         curves: of a group.
         given: standard deviation to use where the table has no two seeds.
 
     Returns:
-        The curves, with the shares of their seeds, and the noise.
+        The curves, with their seeds' shares and the covariance of their means, and the noise.
     """
-    cells = [_Cell(variance(losses.values()), len(losses) - 1) for c in curves for losses in _repeated(c).values()]
+    cells = [(variance(losses.values()), len(losses) - 1) for c in curves for losses in _repeated(c)]
     if not cells:
-        return tuple(curves), Noise(given, given, math.inf)
+        return tuple(_solve(c, (given or 0.0) ** 2, 0.0, math.inf) for c in curves), Noise(given, given, math.inf)
     # The median of a chi-square over its degrees of freedom, by Wilson and Hilferty.
-    usual = median(cell.variance / (1 - 2 / (9 * cell.freedom)) ** 3 for cell in cells)
+    usual = median(value / (1 - 2 / (9 * freedom)) ** 3 for value, freedom in cells)
     limit = _UNSTABLE**2 * usual
-    stable = [cell for cell in cells if cell.variance <= limit]
-    freedom = sum(cell.freedom for cell in stable)
-    deviation = math.sqrt(sum(cell.variance * cell.freedom for cell in stable) / freedom)
-    fits = [_shares(curve, limit) for curve in curves]
-    left = sum(fit.freedom for fit in fits)
-    if not left:
-        return tuple(curves), Noise(deviation, deviation, freedom)
-    paired = math.sqrt(sum(fit.squares for fit in fits) / left)
-    levelled = tuple(replace(curve, shares=fit.shares) for curve, fit in zip(curves, fits, strict=True))
-    return levelled, Noise(deviation, paired, left)
+    stable = [cell for cell in cells if cell[0] <= limit]
+    freedom = sum(free for _, free in stable)
+    between = sum(value * free for value, free in stable) / freedom
+    fits = [_residuals(curve, limit) for curve in curves]
+    left = sum(free for _, free in fits)
+    rest = sum(squares for squares, _ in fits) / left if left else between
+    shares = max(0.0, between - rest)
+    noise = Noise(math.sqrt(between), math.sqrt(rest), left or freedom)
+    return tuple(_solve(curve, rest, shares, limit) for curve in curves), noise
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """One size and value that has several seeds."""
-
-    variance: float
-    freedom: int
+def _repeated(curve: Curve) -> list[dict[str, float]]:
+    return [losses for losses in curve.losses.values() if len(losses) > 1]
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """Seeds' shares at one size; what is left: sum of squares, and its degrees of freedom."""
-
-    shares: dict[str, float]
-    squares: float
-    freedom: int
-
-
-def _repeated(curve: Curve) -> dict[float, dict[str, float]]:
-    return {value: losses for value, losses in curve.losses.items() if len(losses) > 1}
+def _residuals(curve: Curve, limit: float) -> tuple[float, int]:
+    """What means and shares, both fitted by least squares, leave: sum of squares, and its degrees of freedom."""
+    stable = [losses for losses in _repeated(curve) if variance(losses.values()) <= limit]
+    if len(stable) < 2:
+        return 0.0, 0
+    y, _, seeds_NS, values_NV = _design(stable)
+    design = np.concatenate([values_NV, seeds_NS], axis=1)
+    solution, _, rank, _ = np.linalg.lstsq(design, y, rcond=1e-9)
+    return float(((y - design @ solution) ** 2).sum()), len(y) - int(rank)
 
 
-def _shares(curve: Curve, limit: float) -> _Fit:
-    """Least squares without the values' means; among equal solutions the shortest, so that shares add up to 0."""
-    stable = [losses for losses in _repeated(curve).values() if variance(losses.values()) <= limit]
-    seeds = sorted({seed for losses in stable for seed in losses})
-    rows, heights = [], []
-    for losses in stable:
-        ones = np.array([[float(seed == own) for seed in seeds] for own in losses])
-        rows.append(ones - ones.mean(axis=0))
-        heights.append(np.array(list(losses.values())) - np.mean(list(losses.values())))
-    if len(rows) < 2:
-        return _Fit({}, 0.0, 0)
-    design, y = np.concatenate(rows), np.concatenate(heights)
-    shares, _, rank, _ = np.linalg.lstsq(design, y, rcond=1e-9)
-    squares = float(((y - design @ shares) ** 2).sum())
-    freedom = len(y) - len(rows) - int(rank)
-    if freedom <= 0:
-        return _Fit({}, 0.0, 0)
-    return _Fit(dict(zip(seeds, shares.tolist(), strict=True)), squares, freedom)
+def _design(cells: Sequence[dict[str, float]]) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
+    """N losses, their S seeds' names, and who belongs to whom: to seeds (N x S), to V values (N x V)."""
+    pairs = [(row, seed, loss) for row, losses in enumerate(cells) for seed, loss in losses.items()]
+    seeds = sorted({seed for _, seed, _ in pairs})
+    seeds_NS = np.array([[float(seed == own) for own in seeds] for _, seed, _ in pairs])
+    values_NV = np.array([[float(row == own) for own in range(len(cells))] for row, _, _ in pairs])
+    return np.array([loss for _, _, loss in pairs]), seeds, seeds_NS, values_NV
+
+
+def _solve(curve: Curve, rest: float, shares: float, limit: float) -> Curve:
+    """Means and shares by generalised least squares.
+
+    Args:
+        curve: a size.
+        rest: variance of the rest.
+        shares: variance of the shares.
+        limit: variance between seeds at one value from which it has its own.
+    """
+    kept = [(value, losses) for value, losses in curve.losses.items() if losses]
+    if not kept or not rest + shares:
+        return curve
+    y, seeds, seeds_NS, values_NV = _design([losses for _, losses in kept])
+    own = [variance(losses.values()) if len(losses) > 1 else 0.0 for _, losses in kept]
+    rests = [mine if mine > limit else rest for mine in own]
+    floor = 1e-9 * (rest + shares)  # shares alone would be no invertible matrix
+    inverse = np.linalg.inv(np.diag(np.maximum(values_NV @ rests, floor)) + shares * seeds_NS @ seeds_NS.T)
+    covariance_VV = np.linalg.inv(values_NV.T @ inverse @ values_NV)
+    means = covariance_VV @ values_NV.T @ inverse @ y
+    found = shares * seeds_NS.T @ inverse @ (y - values_NV @ means)
+    covariance = {
+        (kept[i][0], kept[j][0]): float(covariance_VV[i, j]) for i in range(len(kept)) for j in range(len(kept))
+    }
+    return replace(curve, shares=dict(zip(seeds, found.tolist(), strict=True)), covariance=covariance)

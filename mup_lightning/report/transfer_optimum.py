@@ -62,18 +62,17 @@ def optimum(curve: Curve, noise: Noise) -> Optimum | None:
     grid = list(curve.losses)
     known = curve.means
     means = [known.get(value, math.inf) for value in grid]
-    errors = [noise.of_mean(len(losses)) if losses else 0.0 for losses in curve.losses.values()]
-    if not any(map(math.isfinite, means)):
+    if not known:
         return None
     best = _best(means)
-    reach = 0.0 if noise.paired is None else student_t(noise.freedom)
-    ties = [i for i in range(len(grid)) if _tied(means, errors, best, i, reach)]
+    chance = _Chance(curve, 0.0 if noise.paired is None else student_t(noise.freedom))
+    ties = [i for i in range(len(grid)) if chance.tied(means, best, i)]
     edge = -1 if best == 0 else 1 if best == len(grid) - 1 else 0
     if len(grid) == 1:
         edge = -1
     cliff = not edge and not (math.isfinite(means[best - 1]) and math.isfinite(means[best + 1]))
-    value = _locate(grid, means, errors, reach)
-    error = _spread(grid, means, errors, reach) if any(errors) else 0.0
+    value = _locate(grid, means, chance)
+    error = float(np.std([_locate(grid, draw, chance) for draw in chance.draws(means)])) if curve.covariance else 0.0
     if (edge or cliff) and len(grid) > 1:
         step = max(abs(grid[i] - grid[best]) for i in (best - 1, best + 1) if 0 <= i < len(grid))
         error = math.hypot(error, step * _UNIFORM)
@@ -81,9 +80,36 @@ def optimum(curve: Curve, noise: Noise) -> Optimum | None:
     return Optimum(curve.size, curve.position, value, error, grid[best], means[best], plateau, edge, cliff)
 
 
-def _tied(means: Sequence[float], errors: Sequence[float], best: int, i: int, reach: float) -> bool:
-    """Whether a mean loss lies no further above the best than their errors reach in 19 of 20 cases."""
-    return means[i] - means[best] <= reach * math.hypot(errors[i], errors[best])
+class _Chance:
+    """What else the mean losses of a curve might have been.
+
+    Args:
+        curve: levelled.
+        reach: standard errors that 19 of 20 cases stay within.
+
+    Attributes:
+        errors: of each mean, without what it shares with all others: that moves no optimum.
+    """
+
+    def __init__(self, curve: Curve, reach: float) -> None:
+        grid = list(curve.losses)
+        self._reach = [[reach * curve.error_between(a, b) for b in grid] for a in grid]
+        self._covariance = np.array([[curve.covariance.get((a, b), 0.0) for b in grid] for a in grid])
+        kept = np.array([float(bool(losses)) for losses in curve.losses.values()])
+        centred = np.diag(kept) - np.outer(kept, kept) / kept.sum()
+        alone = np.diag(centred @ self._covariance @ centred) / max(1.0 - 1.0 / kept.sum(), 0.5)
+        self.errors: list[float] = np.sqrt(alone).tolist()
+
+    def tied(self, means: Sequence[float], best: int, i: int) -> bool:
+        """Whether a mean loss lies no further above the best than chance may have put it."""
+        return means[i] - means[best] <= self._reach[i][best]
+
+    def draws(self, means: Sequence[float]) -> list[list[float]]:
+        """All means drawn again; the draws are the same in every report."""
+        lost = ~np.isfinite(means)
+        chance = np.random.default_rng(0)
+        drawn = chance.multivariate_normal(np.where(lost, 0.0, means), self._covariance, size=_DRAWS, method="eigh")
+        return np.where(lost, math.inf, drawn).tolist()
 
 
 def _best(means: Sequence[float]) -> int:
@@ -93,20 +119,13 @@ def _best(means: Sequence[float]) -> int:
     return equal[(len(equal) - 1) // 2]
 
 
-def _spread(grid: list[float], means: list[float], errors: list[float], reach: float) -> float:
-    """Standard deviation of the optimum over draws of all losses. The draws are the same in every report."""
-    chance = np.random.default_rng(0)
-    draws = np.asarray(means) + np.asarray(errors) * chance.standard_normal((_DRAWS, len(means)))
-    return float(np.std([_locate(grid, draw, errors, reach) for draw in draws.tolist()]))
-
-
-def _locate(grid: list[float], means: list[float], errors: list[float], reach: float) -> float:
+def _locate(grid: list[float], means: list[float], chance: _Chance) -> float:
     """The bottom of the parabola; the best value itself at an edge of the grid, or where a neighbour is lost."""
     best, end = _best(means), len(grid) - 1
     low = high = best
-    while low > 0 and _tied(means, errors, best, low - 1, reach):
+    while low > 0 and chance.tied(means, best, low - 1):
         low -= 1
-    while high < end and _tied(means, errors, best, high + 1, reach):
+    while high < end and chance.tied(means, best, high + 1):
         high += 1
     first = low - 1 if low > 0 and math.isfinite(means[low - 1]) else low
     last = high + 1 if high < end and math.isfinite(means[high + 1]) else high
@@ -117,7 +136,7 @@ def _locate(grid: list[float], means: list[float], errors: list[float], reach: f
     tallest = max(heights)
     weights = [
         1.0 / (error**2 + (_MISFIT * height) ** 2 + (0.02 * tallest) ** 2 + 1e-30)
-        for error, height in zip(errors[first : last + 1], heights, strict=True)
+        for error, height in zip(chance.errors[first : last + 1], heights, strict=True)
     ]
     bottom = parabola_bottom(x, heights, weights)
     lowest, highest = (x[0] + x[low - first]) / 2, (x[-1] + x[high - first]) / 2

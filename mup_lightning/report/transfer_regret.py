@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mup_lightning.report.transfer_curves import Curve
 from mup_lightning.report.transfer_noise import Noise
 from mup_lightning.report.transfer_optimum import Optimum
+from mup_lightning.student import student_t
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ def regrets(curves: Sequence[Curve], optima: Sequence[Optimum], noise: Noise) ->
             continue
         best = by_size[curve.size]
         nats = curve.means[tuned] - best.loss
-        counts = len(curve.losses[tuned]), len(curve.losses[best.grid])
-        margin = noise.margin(*counts) if tuned != best.grid else 0.0
+        margin = student_t(noise.freedom) * curve.error_between(tuned, best.grid)
         result.append(Regret(curve.size, nats, margin=margin, least=best.edge != 0))
     return result

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,16 @@ def _from_csv(text: str, path: Path) -> list[Run]:
         )
     if "config_hash" in head:
         text = text[: text.rfind("\n") + 1]  # a sweep may be writing its last row
-    runs = []
+    runs, zeros = [], 0
     for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
         if None in row or None in row.values():
             raise UserError(f"{path}, row {number}: expected {len(head)} cells as in the heading")
         if row.get("value") and not row["log2_value"]:
-            continue  # a value of 0 (no weight decay) has no place on a logarithmic axis
+            zeros += 1
+            continue
         runs.append(_from_row(row, f"{path}, row {number}"))
+    if zeros:
+        print(f"note: {zeros} runs at value 0 are left out: a logarithmic axis has no place for it", file=sys.stderr)
     return runs
 
 

@@ -13,7 +13,7 @@ LEGEND = (
     "optimum: log2 of the best base value ± its standard error; (edge): the last one tried, so it may lie beyond;\n"
     "(cliff): the next one is lost, so known to half a step. regret: loss with the smallest size's best value minus\n"
     "the best loss; (±): what the noise may make of it; ≥: the best value is the last one tried. Brackets: 95 %\n"
-    "intervals. Losses: nats, mean over seeds."
+    "intervals. Losses: nats, mean over seeds, brought to one level."
 )
 
 

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mup_lightning.errors import UserError
 from mup_lightning.report.transfer_noise import Noise
 from mup_lightning.report.transfer_optimum import Optimum
 from mup_lightning.report.transfer_regret import Regret
 from mup_lightning.report.transfer_slope import Slope
+from mup_lightning.student import student_t
 
 TRANSFERS, DRIFTS, FAILS, UNCLEAR = "transfers", "drifts", "does not transfer", "cannot tell"
 """What a verdict begins with. It drifts: the optimum moves, but what is tuned small still costs next to nothing."""
@@ -30,6 +32,16 @@ class Tolerance:
 
     slope: float = 0.15
     regret: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing could be held against.
+
+        Raises:
+            UserError: naming the option, the value and what was expected.
+        """
+        for option in ("slope", "regret"):
+            if not 0 < getattr(self, option) < math.inf:
+                raise UserError(f"--{option}-tolerance is {getattr(self, option)}; expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ def _noise_could_make(evidence: Evidence, tolerance: Tolerance) -> bool:
 
 def _explaining(regret: Regret, tolerance: Tolerance) -> float:
     """The standard deviation between seeds at which one seed's regret would no longer stand above the tolerance."""
-    return ((regret.nats or 0.0) - tolerance.regret) / Noise(1.0, 1.0, math.inf).margin(1, 1)
+    return ((regret.nats or 0.0) - tolerance.regret) / (student_t(math.inf) * math.sqrt(2))
 
 
 def _cost(regret: Regret) -> str:

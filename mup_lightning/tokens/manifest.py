@@ -140,4 +140,5 @@ def _missing(folder: Path) -> str:
         what = f"{folder} holds an unfinished corpus: {MANIFEST} is written last and is not there yet"
     else:
         what = f"{folder} is no prepared corpus: it has no {MANIFEST}"
-    return f"{what}. Run: mup-lightning data prepare data/austen.yaml (or your own card), or set data.path."
+    tokenizer = " --tokenizer bytes" if folder.name.endswith("-bytes") else ""
+    return f"{what}. Run: mup-lightning data prepare data/austen.yaml{tokenizer} (or your own card), or set data.path."

@@ -69,16 +69,24 @@ def test_one_table_of_many_checks(tmp_path):
     lines = markdown([read(folder) for folder in folders]).splitlines()
     heads = [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in lines[2:]]
     assert heads == [
-        ("adamw", "width", "SP"),
-        ("muon_kimi", "width", "SP"),
-        ("muon_kimi", "width", "recipe, k = 1"),
-        ("muon_kimi", "width", "recipe, k ≥ 2"),
-        ("muon_kimi", "depth", "recipe, k ≥ 2"),
+        ("adamw", "width 64 to 256", "SP"),
+        ("muon_kimi", "width 64 to 256", "SP"),
+        ("muon_kimi", "width 64 to 256", "recipe, k = 1"),
+        ("muon_kimi", "width 64 to 256", "recipe, k ≥ 2"),
+        ("muon_kimi", "depth 2 to 8", "recipe, k ≥ 2"),
     ]
     assert "**FAIL**: mlp" in lines[4]
     assert "+1.00 ± " in lines[4]
     assert "**PASS**" in lines[5]
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_checks_at_other_sizes_are_rows_of_their_own(tmp_path):
+    sizes = [CheckSettings(widths=[64, 128, 256], seeds=3), CheckSettings(widths=[256, 512, 1024], seeds=2)]
+    folders = [write_result(tmp_path / str(n), settings, {}) for n, settings in enumerate(sizes)]
+    lines = markdown([read(folder) for folder in folders]).splitlines()[2:]
+    found = [[cell.strip() for cell in line.split("|")] for line in lines]
+    assert [(row[2], row[5]) for row in found] == [("width 256 to 1024", "2"), ("width 64 to 256", "3")]
 
 
 def test_checks_at_two_rates_are_two_rows(tmp_path):

@@ -19,8 +19,7 @@ class CheckSettings:
         depths: of --axis depth, from small to large.
         ratios: of --axis both: factors on model.width and model.depth, from small to large.
         seeds: repetitions of every size, with seeds 1, 2, ...
-        control_seeds: those of SP where it stands beside the recipe, at most as many; its exponents are so large that
-            few show them.
+        control_seeds: those of SP where it stands beside the recipe, at most as many.
         growth_at_init: largest exponent of a feature's norm before the first step; also how far it may lie below what
             sums of random numbers come to.
         feature_band: largest exponent, up or down, of a feature's norm after the last step.
@@ -54,7 +53,7 @@ class CheckSettings:
             if len(sizes) < 3 or sizes != sorted(set(sizes)) or sizes[0] <= 0:
                 given = ",".join(f"{size:g}" for size in sizes)
                 raise UserError(f"--{option} is {given}; expected at least three numbers above 0, from small to large")
-        for option in ("seeds", "control_seeds"):
+        for option in ("seeds",) if self.alone else ("seeds", "control_seeds"):
             if getattr(self, option) < 2:
                 raise UserError(f"--{option} is {getattr(self, option)}; expected at least 2, or there is no interval")
         for option in ("growth_at_init", "feature_band", "change_band"):
