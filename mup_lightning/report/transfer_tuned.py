@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mup_lightning.errors import UserError
 from mup_lightning.report.transfer import Finding
-from mup_lightning.report.transfer_verdict import TRANSFERS
+from mup_lightning.report.transfer_slope import Slope
+from mup_lightning.report.transfer_tuned_doubts import doubts
 from mup_lightning.student import student_t
 
-_HALF_A_POWER = 0.5
-"""A drift of more than half a power of two would better be looked into before a long run."""
+_TURNS = {"": set(), "at least": {1}, "at most": {-1}, "unknown": {-1, 1}}
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How the best value moved over the proxies, and where that would lead.
+    """How the best value moved over the proxies along one axis, and where that would lead.
+
+    Where several groups grow along the axis, such as the width at two depths, `slope` is the mean of theirs, and its
+    interval reaches from the lowest end of theirs to the highest: the target may do as any of them does. So neither the
+    drift nor its certainty grows with the number of groups.
 
     Attributes:
         axis: width, depth or both.
         slope: powers of two for each doubling.
-        low: lower end of its 95 % interval; None: unknown.
+        low: lower end of its 95 % interval; None: unknown, of one group at least.
         high: upper end.
         doublings: from the middle of all proxies, those of the other axes included, to the target.
+        turns: ways, -1 and +1, in which the slope would turn if the optima at an edge of their grid lay beyond it.
     """
 
     axis: str
@@ -32,6 +37,7 @@ class Drift:
     low: float | None
     high: float | None
     doublings: float
+    turns: frozenset[int] = field(default_factory=frozenset)
 
     @property
     def moved(self) -> float:
@@ -39,11 +45,12 @@ class Drift:
         return self.slope * self.doublings
 
     @property
-    def half(self) -> float:
-        """Half the interval of that; infinite where it is unknown."""
+    def reach(self) -> tuple[float, float]:
+        """How far below and above that its interval goes; infinite where it is unknown."""
         if self.low is None or self.high is None:
-            return math.inf
-        return abs(self.doublings) * (self.high - self.low) / 2
+            return math.inf, math.inf
+        ends = sorted((self.low * self.doublings, self.high * self.doublings))
+        return self.moved - ends[0], ends[1] - self.moved
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Tuned:
         key: dotted key, such as recipe.lr.
         log2: of the value: the mean over the proxies' optima.
         half: half of its 95 % interval as the proxies' base value; infinite where nothing tells.
+        turns: ways, -1 and +1, in which the value would move if the optima at an edge of their grid lay beyond it.
         drifts: one for each axis.
         warnings: why it may be wrong, in words.
     """
@@ -61,6 +69,7 @@ class Tuned:
     key: str
     log2: float
     half: float
+    turns: frozenset[int]
     drifts: tuple[Drift, ...]
     warnings: tuple[str, ...]
 
@@ -72,18 +81,27 @@ class Tuned:
     @property
     def outer(self) -> tuple[float, float]:
         """log2 of the range in which the target's best value is expected, drifts and all their uncertainty included."""
-        moved, half = sum(d.moved for d in self.drifts), math.hypot(self.half, *(d.half for d in self.drifts))
-        return self.log2 + moved - half, self.log2 + moved + half
+        middle = self.log2 + sum(d.moved for d in self.drifts)
+        below = math.hypot(self.half, *(d.reach[0] for d in self.drifts))
+        above = math.hypot(self.half, *(d.reach[1] for d in self.drifts))
+        return middle - below, middle + above
+
+    @property
+    def outer_turns(self) -> frozenset[int]:
+        """Ways in which that range would move if the optima at an edge of their grid lay beyond it."""
+        signs = {round(math.copysign(turn, turn * d.doublings)) for d in self.drifts if d.doublings for turn in d.turns}
+        return self.turns | signs
 
 
 def tuned(findings: Sequence[Finding], key: str, target: tuple[int, int], cautions: Sequence[str] = ()) -> Tuned:
     """Carry the best value over.
 
     Under the recipe it is the same at all sizes, so the mean over all proxies is taken. The measured drift is not
-    applied: it says how far the recipe may be off at the target.
+    applied: it says how far the recipe may be off at the target. Groups in which fewer than two sizes trained have no
+    part in either, but their verdicts are among the warnings.
 
     Args:
-        findings: of the proxies, one for each axis.
+        findings: of the proxies; several may be of one axis.
         key: of the value.
         target: width and depth.
         cautions: further reasons to doubt.
@@ -91,70 +109,58 @@ def tuned(findings: Sequence[Finding], key: str, target: tuple[int, int], cautio
     Raises:
         UserError: no axis has two sizes where something trained.
     """
-    useful = [finding for finding in findings if finding.slope is not None]
+    useful = [(finding, finding.slope) for finding in findings if finding.slope is not None]
     if not useful:
         raise UserError("fewer than two proxies of different size trained; lower the values, or add sizes")
-    slopes = [finding.slope for finding in useful if finding.slope is not None]
+    slopes = [slope for _, slope in useful]
     log2 = sum(slope.at for slope in slopes) / len(slopes)
     # The axes share the base model, so their errors are not independent: no gain is claimed from there being two.
     errors = [slope.error for slope in slopes if slope.error is not None]
     half = math.inf
     if len(errors) == len(slopes):
         half = math.sqrt(sum((student_t(s.freedom) * (s.error or 0.0)) ** 2 for s in slopes) / len(slopes))
-    middle = _middle(useful)
-    drifts = tuple(_drift(finding, target, middle) for finding in useful)
-    return Tuned(key, log2, half, drifts, (*_warnings(useful, drifts), *cautions))
+    turns = frozenset(o.edge for finding, _ in useful for o in finding.optima if o.edge)
+    drifts = tuple(_drift(axis, useful, target) for axis in _axes([finding for finding, _ in useful]))
+    said = doubts(findings, {drift.axis: drift.moved for drift in drifts}, target)
+    return Tuned(key, log2, half, turns, drifts, (*said, *cautions))
 
 
-def _middle(findings: Sequence[Finding]) -> dict[str, float]:
-    """Axis -> log2 of the size that the value is the best one of, if it drifts evenly.
+def _axes(findings: Sequence[Finding]) -> list[str]:
+    """Axes whose drifts add up to that of the target: what grows with both is no third one beside width and depth."""
+    found = list(dict.fromkeys(finding.group.axis for finding in findings))
+    if "both" not in found or len(found) == 1:
+        return found
+    return [axis for axis in found if axis != "both"] if {"width", "depth"} <= set(found) else ["both"]
+
+
+def _drift(axis: str, useful: Sequence[tuple[Finding, Slope]], target: tuple[int, int]) -> Drift:
+    slopes = [slope for finding, slope in useful if finding.group.axis == axis]
+    lows = [slope.low for slope in slopes if slope.low is not None]
+    highs = [slope.high for slope in slopes if slope.high is not None]
+    known = len(lows) == len(highs) == len(slopes)
+    return Drift(
+        axis,
+        sum(slope.slope for slope in slopes) / len(slopes),
+        min(lows) if known else None,
+        max(highs) if known else None,
+        _doublings(axis, [finding for finding, _ in useful], target),
+        frozenset().union(*(_TURNS[slope.bound] for slope in slopes)),
+    )
+
+
+def _doublings(axis: str, findings: Sequence[Finding], target: tuple[int, int]) -> float:
+    """From the size that the value is the best one of, if it drifts evenly, to the target.
 
     The value is the mean over the findings of their mean optima, and on each axis the proxies of the others stand at
     their own fixed size, most often the base: where three widths and three depths are one cross, the value belongs
     to half the way, in width, from the base to the middle of the widths.
     """
-    found: dict[str, float] = {}
-    for axis in {finding.group.axis for finding in findings}:
-        places = []
-        for finding in findings:
-            fixed = finding.group.settings.get(axis, "")
-            if finding.group.axis == axis:
-                places.append(sum(o.position for o in finding.optima) / len(finding.optima))
-            elif fixed:
-                places.append(math.log2(float(fixed)))
-        found[axis] = sum(places) / len(places)
-    return found
-
-
-def _drift(finding: Finding, target: tuple[int, int], middle: dict[str, float]) -> Drift:
-    slope, axis = finding.slope, finding.group.axis
-    assert slope is not None
-    width, depth = (math.log2(side) for side in target)
-    place = {"width": width, "depth": depth}.get(axis, (width + depth) / 2)
-    return Drift(axis, slope.slope, slope.low, slope.high, place - middle[axis])
-
-
-def _warnings(findings: Sequence[Finding], drifts: Sequence[Drift]) -> list[str]:
-    found = []
+    places = []
     for finding in findings:
-        if not finding.verdict.startswith(TRANSFERS):
-            found.append(f"over {finding.group.axis}: {finding.verdict}")
-        first, last = finding.optima[0], finding.optima[-1]
-        if last.loss >= first.loss:
-            found.append(
-                f"{finding.group.axis} {last.size} is no better than {first.size} (loss {last.loss:.3f} and "
-                f"{first.loss:.3f}): runs this short mislead, for the best value then drifts; train longer"
-            )
-        for what, sizes in (
-            ("is the last one tried", [o.size for o in finding.optima if o.edge]),
-            ("stands next to one that diverged", [o.size for o in finding.optima if o.cliff]),
-        ):
-            if sizes:
-                found.append(f"at {finding.group.axis} {', '.join(sizes)} the best value {what}")
-    for drift in drifts:
-        if abs(drift.moved) > _HALF_A_POWER:
-            found.append(
-                f"if the measured drift over {drift.axis} went on, the target's best value would be "
-                f"2^{drift.moved:+.1f} times this one; a larger proxy would tell"
-            )
-    return found
+        fixed = finding.group.settings.get(axis, "")
+        if finding.group.axis == axis:
+            places.append(sum(o.position for o in finding.optima) / len(finding.optima))
+        elif fixed:
+            places.append(math.log2(float(fixed)))
+    width, depth = (math.log2(side) for side in target)
+    return {"width": width, "depth": depth}.get(axis, (width + depth) / 2) - sum(places) / len(places)

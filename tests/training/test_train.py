@@ -174,7 +174,8 @@ def test_a_run_folder_that_holds_another_run_is_refused(tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.path": "/nowhere"}, r"no prepared corpus at /nowhere.*data prepare"),
+        ({"data.path": "/nowhere"}, r"no prepared corpus at /nowhere.*data prepare data/austen.yaml \("),
+        ({"data.path": "/nowhere-bytes"}, r"data prepare data/austen.yaml --tokenizer bytes \("),
         ({"data.tokenizer": "gpt2"}, r"another vocabulary.*tokenizer 'bytes'"),
         ({"model.context": 100_000}, r"context of 100000 needs"),
         ({"data.batch_size": 9}, r"data\.batch_size = 9 .* 8 or 12"),
