@@ -159,7 +159,7 @@ PROXY    ?= tune
 RESULTS  ?= runs/sweeps/$(or $(EXPERIMENT),optimizers)
 
 tune: check $(VENV)/.run $(if $(DATA),,$(CORPUS)/manifest.json) ## find the base learning rate for SIZE and OPT on small models, and write it down
-	@$(MUP) tune $(OPTIONS) --sweep recipes/experiment/$(PROXY).yaml
+	@$(MUP) tune $(OPTIONS) $(if $(findstring --results,$(ARGS)),,--sweep recipes/experiment/$(PROXY).yaml)
 
 report: $(VENV)/.run ## does the best value stay where it is? RESULTS=FILE, or the sweep EXPERIMENT; figures beside the table
 	@$(MUP) report transfer $(RESULTS) --out $(if $(wildcard $(RESULTS)/.),$(RESULTS),$(dir $(RESULTS))) $(ARGS)

@@ -1,18 +1,25 @@
-"""The command that trains a tuned target: the one that tuned it, with what it found."""
+"""The command that trains a tuned target: the recipe files of the tune, what it found, and what they leave open."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mup_lightning.cli.options import config_parser, parse
+from mup_lightning.errors import UserError
+from mup_lightning.training.config import Config
+from mup_lightning.training.run_folder import RunFolder, plain
 
 Options = list[tuple[str, str]]
 
-_OF_TUNE = ("sweep", "results", "out", "set", "workers")
 _OF_MAKE = {
-    "recipe.parametrization": "PARAM",
     "recipe.branch_depth": "BRANCH_DEPTH",
-    "data.tokenizer": "TOKENIZER",
     "trainer.max_steps": "STEPS",
     "trainer.devices": "DEVICES",
     "trainer.nodes": "NODES",
@@ -20,58 +27,103 @@ _OF_MAKE = {
     "recipe.lr": "LR",
     "recipe.weight_decay": "WD",
     "seed": "SEED",
-    "run.name": "RUN",
 }
+"""Options that make gives only where their variable is set."""
+
 _FILES_OF_MAKE = {"recipes/size": "SIZE", "recipes/optimizer": "OPT", "recipes/strategy": "STRATEGY"}
 
 
-def training(argv: Sequence[str], file: Path, key: str) -> str:
-    """`make train ...` where the recipes are named as make names them, else `mup-lightning train ...`.
+def training(files: Sequence[str], goal: Config) -> str:
+    """`make train ...` where a size is named as make names it, else `mup-lightning train ...`.
+
+    Options win over files in both, and make gives some options always. So those are taken from the goal, and whatever
+    the files and they would make different is added as an option: the order of the tune's own options plays no part.
 
     Args:
-        argv: of `mup-lightning tune`.
-        file: recipe file that it wrote.
-        key: dotted key of the tuned value: an option that sets it would win over the file.
+        files: recipe files in their order, the tuned one last.
+        goal: what the command is to train, exactly.
     """
-    tuned = (key, "recipe.base_width", "recipe.base_depth")
-    options = [(name, value) for name, value in _options(argv) if name not in (*_OF_TUNE, *tuned)]
-    if any(name == "config" and str(Path(value).parent) == "recipes/size" for name, value in options):
-        return _make([*options, ("config", str(file))])
-    return shlex.join(["mup-lightning", "train", *_flags([*options, ("config", str(file))])])
+    return _make(files, goal) or shlex.join(["mup-lightning", "train", *_named(files), *_flags(_left(files, [], goal))])
 
 
-def _options(argv: Sequence[str]) -> Options:
-    found: Options = []
-    items = iter(argv)
-    for item in items:
-        name, equals, value = item.partition("=")
-        if name != "--dry-run":
-            found.append(("config" if name == "-c" else name.lstrip("-"), value if equals else next(items, "")))
+def tuned_target(target: Config, file: Path) -> Config:
+    """The target with the values of a tuned file, as a run of its own: under a name that no run has yet.
+
+    Args:
+        target: what was tuned for.
+        file: recipe file that tune wrote.
+    """
+    values = _merged(asdict(target), yaml.safe_load(file.read_text(encoding="utf-8")))
+    # Neither a checkpoint nor the name of a run with other values serves; a job that may run again still may.
+    values["run"]["resume"] = "auto" if target.run.resume == "auto" else None
+    config = Config.from_plain(values)
+    names = (f"{target.run.name}{ending}" for ending in ("", "-tuned", *map("-tuned-{}".format, range(2, 1000))))
+    config.run = replace(config.run, name=next(name for name in names if not _used(config, name)))
+    return config
+
+
+def _used(config: Config, name: str) -> bool:
+    try:
+        RunFolder(replace(config, run=replace(config.run, name=name))).refuse_used()
+    except UserError:
+        return True
+    return False
+
+
+def _merged(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(values[k], v) if isinstance(v, dict) else v for k, v in others.items()}
+    return values | both
+
+
+def _make(files: Sequence[str], goal: Config) -> str:
+    """Empty where no size is named, or make cannot pass a name on."""
+    named: dict[str, str] = {"OPT": goal.recipe.optimizer, "STRATEGY": goal.trainer.strategy}
+    others = []
+    for file in map(Path, files):
+        if str(file.parent) in _FILES_OF_MAKE and file.suffix == ".yaml":
+            named[_FILES_OF_MAKE[str(file.parent)]] = file.stem
+        elif file != Path("recipes/gpt2.yaml"):
+            others.append(str(file))
+    first = ["recipes/gpt2.yaml", *(f"{folder}/{named.get(name)}.yaml" for folder, name in _FILES_OF_MAKE.items())]
+    if not all(Path(file).is_file() for file in first):
+        return ""
+    variables = {name: named[name] for name in _FILES_OF_MAKE.values()}
+    variables |= {"PARAM": goal.recipe.parametrization, "TOKENIZER": goal.data.tokenizer, "RUN": goal.run.name}
+    always = [
+        ("recipe.parametrization", goal.recipe.parametrization),
+        ("data.path", goal.data.path),
+        ("data.tokenizer", goal.data.tokenizer),
+        ("run.name", goal.run.name),
+    ]
+    left = _left([*first, *others], always, goal)
+    variables |= {_OF_MAKE[key]: value for key, value in left if key in _OF_MAKE}
+    variables |= _corpus(goal.data.path, goal.data.tokenizer)
+    if any(shlex.quote(text) != text for text in (*variables.values(), *others)):
+        return ""
+    variables["CONFIG"] = " ".join(others)
+    if rest := [(key, value) for key, value in left if key not in _OF_MAKE]:
+        variables["ARGS"] = shlex.join(_flags(rest)).replace("$", "$$")
+    return " ".join(["make train", *(f"{name}={shlex.quote(value)}" for name, value in variables.items())])
+
+
+def _left(files: Sequence[str], options: Options, goal: Config) -> Options:
+    """The options that are still needed to make the goal of recipe files and options."""
+    parser = config_parser("mup-lightning train", "", "")
+    # Not built: without the options that are still needed, values may contradict each other.
+    given = _leaves(plain(parse(parser, [*_named(files), *_flags(options)]).as_dict()))
+    found = []
+    for key, value in _leaves(plain(asdict(goal))).items():
+        follows = key == "model.vocab_size" and given[key] is None  # it is the tokenizer's
+        if given[key] != value and not follows:
+            found.append((key, value if isinstance(value, str) else json.dumps(value)))
     return found
 
 
-def _make(options: Options) -> str:
-    """The later of two settings wins, as on the command line."""
-    variables: dict[str, str] = {}
-    files: list[str] = []
-    rest: Options = []
-    for name, value in options:
-        folder = str(Path(value).parent)
-        if name == "config" and folder in _FILES_OF_MAKE:
-            variables[_FILES_OF_MAKE[folder]] = Path(value).stem
-        elif name == "config":
-            files += [value] if value != "recipes/gpt2.yaml" else []
-        elif name in _OF_MAKE:
-            variables[_OF_MAKE[name]] = value
-        elif name != "data.path":
-            rest.append((name, value))
-    path = dict(options).get("data.path")
-    if path is not None:
-        variables |= _corpus(path, variables.get("TOKENIZER", ""))
-    variables["CONFIG"] = " ".join(files)
-    if rest:
-        variables["ARGS"] = shlex.join(_flags(rest))
-    return " ".join(["make train", *(f"{name}={shlex.quote(value)}" for name, value in variables.items())])
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
 
 
 def _corpus(path: str, tokenizer: str) -> dict[str, str]:
@@ -83,5 +135,9 @@ def _corpus(path: str, tokenizer: str) -> dict[str, str]:
     return {"DATA": path}
 
 
+def _named(files: Sequence[str]) -> list[str]:
+    return [item for file in files for item in ("-c", file)]
+
+
 def _flags(options: Options) -> list[str]:
-    return [item for name, value in options for item in ("-c" if name == "config" else f"--{name}", value)]
+    return [item for key, value in options for item in (f"--{key}", value)]

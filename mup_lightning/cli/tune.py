@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         EXAMPLE,
     )
     parser.usage = f"{parser.usage} [--sweep FILE.yaml] [--results TABLE] [--out FOLDER] [--set KEY=VALUE ...]"
-    parser.add_argument("--sweep", type=str, default=SWEEP, help="the small models, see recipes/experiment/tune.yaml")
+    parser.add_argument("--sweep", type=str, help=f"the small models (default: {SWEEP})")
     parser.add_argument("--results", type=str, help="a sweep's folder or results.csv: use it, run nothing")
     parser.add_argument("--out", type=str, help="folder of all results (default: runs/tune/NAME, by --run.name)")
     parser.add_argument(
@@ -48,25 +48,45 @@ def main(argv: list[str]) -> int:
     arguments = parse(parser, argv)
     target = build(parser, arguments)
     folder = Path(arguments.out or Path("runs") / "tune" / target.run.name)
+    files = [str(file) for file in arguments.config or []]
+    _refuse_no_folder(folder)
     if arguments.results:
-        return _from_table(Path(arguments.results), target, folder, argv)
-    return _by_sweep(arguments, target, folder, argv)
+        _refuse_options_of_sweeps(arguments)
+        return _from_table(Path(arguments.results), target, folder, files)
+    return _by_sweep(arguments, target, folder, files)
 
 
-def _by_sweep(arguments: Namespace, target: Config, folder: Path, argv: list[str]) -> int:
-    """Run the sweep, and again with a larger grid where the best value is the last one tried."""
+def _refuse_no_folder(folder: Path) -> None:
+    there = next((place for place in (folder, *folder.parents) if place.exists()), Path())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file; expected a folder for the results (--out FOLDER)")
+
+
+def _refuse_options_of_sweeps(arguments: Namespace) -> None:
+    given = {"--sweep": arguments.sweep, "--set": arguments.set, "--workers": arguments.workers}
+    given["--dry-run"] = arguments.dry_run
+    if names := [name for name, value in given.items() if value not in (None, False, [])]:
+        raise UserError(
+            f"--results reads a table that is there and runs nothing, so it takes no {', '.join(names)}; leave that "
+            f"out{' (make tune always gives --sweep: call mup-lightning tune itself)' * bool(arguments.sweep)}"
+        )
+
+
+def _by_sweep(arguments: Namespace, target: Config, folder: Path, files: list[str]) -> int:
+    """Run the sweep, and again with a larger grid where the best value, or one as good, is the last one tried."""
     from mup_lightning.cli import sweep as sweeps
     from mup_lightning.experiments.sweep.run import SweepRun
     from mup_lightning.experiments.sweep.spec import load
     from mup_lightning.experiments.tune.proxies import AROUND, FURTHER, proxy_cells, varies_itself
+    from mup_lightning.report.transfer_tuned_doubts import ends
 
-    sweep = load(arguments.sweep, dict(sweeps.setting(text) for text in arguments.set))
+    sweep = load(arguments.sweep or SWEEP, dict(sweeps.setting(text) for text in arguments.set))
     below = above = AROUND
     findings: list[Finding] = []
     cells: list[Cell] = []
     for _ in range(_ROUNDS):
         before = cells
-        cells = proxy_cells(sweep, target, folder, sweeps.compose, below=below, above=above)
+        cells = proxy_cells(sweep, target, sweeps.compose, below=below, above=above)
         if len(cells) == len(before):  # it cannot grow any more
             break
         if arguments.dry_run:
@@ -78,14 +98,16 @@ def _by_sweep(arguments: Namespace, target: Config, folder: Path, argv: list[str
         print(sweeps.last_screen(summary, folder, len(cells)), flush=True)
         if summary.interrupted:
             return 130
+        if summary.elsewhere:
+            print(f"{folder} is not complete: repeat this command once the other one has ended", flush=True)
         if summary.failed or summary.elsewhere:
             return 1
         findings = _find(folder, cells)
-        edges = {o.edge for finding in findings for o in finding.optima}
-        if varies_itself(sweep) or not edges & {-1, 1}:
+        reached = {end for finding in findings for best in finding.optima for end in ends(finding, best)}
+        if varies_itself(sweep) or not reached:
             break
-        below, above = below + FURTHER * (-1 in edges), above + FURTHER * (1 in edges)
-    _tell(findings, [cell.config for cell in cells], sweep.value, target, folder, folder / "results.csv", argv)
+        below, above = below + FURTHER * (-1 in reached), above + FURTHER * (1 in reached)
+    _tell(findings, [cell.config for cell in cells], sweep.value, target, folder, folder / "results.csv", files)
     return 0
 
 
@@ -95,7 +117,7 @@ def _find(folder: Path, cells: list[Cell]) -> list[Finding]:
     return transfer(folder / "results.csv", only={cell.hash for cell in cells})
 
 
-def _from_table(path: Path, target: Config, folder: Path, argv: list[str]) -> int:
+def _from_table(path: Path, target: Config, folder: Path, files: list[str]) -> int:
     """Take what of a sweep's table is like the target."""
     from mup_lightning.experiments.tune.kinship import differences
     from mup_lightning.experiments.tune.proxies import refuse_strangers
@@ -104,9 +126,14 @@ def _from_table(path: Path, target: Config, folder: Path, argv: list[str]) -> in
 
     path = path / "results.csv" if path.is_dir() else path
     swept = {run.settings.get("value", "") for run in read_runs(path)}
-    if len(swept) != 1 or "" in swept:
-        raise UserError(f"{path} does not say which one value was swept; expected the results.csv of a sweep")
-    key = swept.pop()
+    if "" in swept:
+        raise UserError(f"{path} does not say which value was swept; expected the results.csv of a sweep")
+    if len(swept) > 1:
+        raise UserError(
+            f"{path} holds sweeps of several values, {' and '.join(sorted(swept))}; repeat the tune that ran the one "
+            f"that you want, with its --sweep and this folder as --out: it takes its own runs and repeats none"
+        )
+    (key,) = swept
     configurations = _configurations(path.with_name("configurations.json"))
     hashes = {run.hash for run in read_runs(path)}
     known = {name: config for name, config in configurations.items() if name in hashes}
@@ -117,7 +144,7 @@ def _from_table(path: Path, target: Config, folder: Path, argv: list[str]) -> in
         raise UserError(f"{path} has no run that configurations.json beside it knows; expected a sweep's own folder")
     refuse_strangers(list(alike.values()), target, key, str(path))
     folder.mkdir(parents=True, exist_ok=True)
-    _tell(transfer(path, only=alike.keys()), list(alike.values()), key, target, folder, path, argv)
+    _tell(transfer(path, only=alike.keys()), list(alike.values()), key, target, folder, path, files)
     return 0
 
 
@@ -132,7 +159,10 @@ def _configurations(file: Path) -> dict[str, Config]:
         ) from None
     except ValueError as error:
         raise UserError(f"{file} is damaged: {error}") from error
-    return {name: Config.from_plain(plain) for name, plain in saved.items()}
+    try:
+        return {name: Config.from_plain(plain) for name, plain in saved.items()}
+    except (AttributeError, TypeError):
+        raise UserError(f"{file} is damaged: expected the configuration of every run, by its hash") from None
 
 
 def _tell(
@@ -142,7 +172,7 @@ def _tell(
     target: Config,
     folder: Path,
     table: Path,
-    argv: list[str],
+    files: list[str],
 ) -> None:
     """Print what was found, draw it, and write the recipe file."""
     from mup_lightning.cli import next_command
@@ -153,12 +183,14 @@ def _tell(
     from mup_lightning.report.transfer_tuned import tuned
 
     shape = (target.model.width, target.model.depth)
+    own = (target.recipe.base_width, target.recipe.base_depth)
     base = (proxies[0].recipe.base_width, proxies[0].recipe.base_depth)
-    differing = sorted({text for proxy in proxies for text in cautions(proxy, target)})
+    differing = cautions(proxies, target)
     more = [f"not transferred by the recipe: {'; '.join(differing)}"] if differing else []
     if target.recipe.parametrization == "sp":
         more.append("recipe.parametrization is sp, which transfers nothing by design")
-    elif base != (own := (target.recipe.base_width, target.recipe.base_depth)):
+        base = own  # SP reads none, so that the proxies' may be any
+    elif base != own:
         more.append(
             f"the target's own base shape is {own}, the proxies' is {base}: with the file's base shape all other base "
             f"values (init_std, eps, weight_decay, multipliers) belong to {base} too, as they did in the proxies"
@@ -172,5 +204,6 @@ def _tell(
     tuned_file.write(result, base, shape, origin, belongings(proxies[0], key), file)
     for picture in draw(findings, folder):
         print(f"wrote {picture}")
-    print(f"wrote {file}\n\nnext:\n  {next_command.training(argv, file, key)}")
+    command = next_command.training([*files, str(file)], next_command.tuned_target(target, file))
+    print(f"wrote {file}\n\nnext:\n  {command}")
     sys.stdout.flush()

@@ -111,7 +111,8 @@ def group_runs(runs: Sequence[Run], path: Path) -> list[Group]:
     for run in runs:
         found[(run.axis, tuple(sorted(run.settings.items())))].append(run)
     if all(run.loss is None for run in runs):
-        raise UserError(f"{path}: no run has a loss, all {len(runs)} diverged or were stopped; lower the base values")
+        count = len({run.hash for run in runs} - {""}) or len(runs)  # a run may stand in a table on two axes
+        raise UserError(f"{path}: no run has a loss, all {count} diverged or were stopped; lower the base values")
     groups = [_group(members, path) for members in found.values()]
     _refuse_mixed_families(groups, path)
     if all(len(group.curves) < 2 for group in groups):

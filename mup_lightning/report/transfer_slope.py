@@ -74,6 +74,6 @@ def slope_of(optima: Sequence[Optimum], freedom: float) -> Slope:
 def _bound(x: Sequence[float], optima: Sequence[Optimum]) -> str:
     """Which way the slope would turn if optima at an edge moved beyond it."""
     turns = {math.copysign(1.0, xi) * o.edge for xi, o in zip(x, optima, strict=True) if o.edge and xi}
-    if not any(o.edge for o in optima):
+    if not turns:  # none at an edge, or only the middle one, which turns nothing
         return ""
     return "at most" if turns == {-1.0} else "at least" if turns == {1.0} else "unknown"

@@ -14,29 +14,37 @@ from mup_lightning.report.transfer_tuned import Drift, Tuned
 
 def screen(result: Tuned, base: tuple[int, int], target: tuple[int, int]) -> str:
     """The value, how sure it is, and what speaks against it."""
-    low, high = result.outer
+    inner = _powers(result.log2 - result.half, result.log2 + result.half, result.turns)
     lines = [
         f"{result.key} {result.value:g} (2^{result.log2:.2f}) at base shape {base}",
-        f"  at the proxies      best between {_powers(result.log2 - result.half, result.log2 + result.half)} (95 %)",
+        f"  at the proxies      best {inner} (95 %)",
         *(f"  drift over {drift.axis:<8} {_drift(drift)}" for drift in result.drifts),
-        f"  at {target!s:<16} best between {_powers(low, high)}, had the drift gone on so far",
+        f"  at {target!s:<16} best {_powers(*result.outer, result.outer_turns)}, had the drift gone on so far",
     ]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])
 
 
 def _drift(drift: Drift) -> str:
     interval = "" if drift.low is None or drift.high is None else f" [{drift.low:+.2f}, {drift.high:+.2f}]"
-    half = "" if math.isinf(drift.half) else f" ± {drift.half:.2f}"
+    below, above = drift.reach
+    reach = "" if math.isinf(below) else f" [{drift.moved - below:+.2f}, {drift.moved + above:+.2f}]"
+    bound = {(): "", (1,): "at least ", (-1,): "at most ", (-1, 1): "perhaps "}[tuple(sorted(drift.turns))]
     return (
-        f"{drift.slope:+.2f}{interval} powers of two for each doubling; {drift.doublings:.1f} doublings to the target: "
-        f"{drift.moved:+.2f}{half}"
+        f"{bound}{drift.slope:+.2f}{interval} powers of two for each doubling; {drift.doublings:.1f} doublings to the "
+        f"target: {drift.moved:+.2f}{reach}"
     )
 
 
-def _powers(low: float, high: float) -> str:
+def _powers(low: float, high: float, turns: frozenset[int]) -> str:
+    """A range, open to where better values may lie beyond those tried."""
+    if turns == {-1, 1}:
+        return "unknown: the best value at some sizes is the last one tried, so widen the grid"
     if math.isinf(low) or math.isinf(high):
-        return "unknown bounds: more seeds or sizes"
-    return f"2^{low:.2f} and 2^{high:.2f}"
+        return "between unknown bounds: more seeds or sizes"
+    if turns:
+        side = f"at least 2^{low:.2f}" if turns == {1} else f"at most 2^{high:.2f}"
+        return f"{side}: the best value at some sizes is the last one tried"
+    return f"between 2^{low:.2f} and 2^{high:.2f}"
 
 
 def write(

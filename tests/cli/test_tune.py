@@ -2,65 +2,14 @@
 
 import csv
 import json
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
 
-from mup_lightning.cli import next_command, tune
+from mup_lightning.cli import tune
 from mup_lightning.cli.main import main
 from mup_lightning.cli.options import build, config_parser, parse
-from mup_lightning.cli.sweep import compose
-from mup_lightning.experiments.sweep.spec import load
-from mup_lightning.experiments.tune.kinship import cautions
-from mup_lightning.experiments.tune.proxies import proxy_cells
-
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-
-
-def options(corpus, *more):
-    """Of a target of width 64 and depth 4."""
-    fixed = {
-        "model.width": 64,
-        "model.depth": 4,
-        "model.context": 32,
-        "recipe.optimizer": "adamw",
-        "recipe.lr": 2**-7,
-        "data.path": corpus,
-        "data.tokenizer": "bytes",
-        "trainer.max_steps": 90,
-        "trainer.accelerator": "cpu",
-    }
-    return [f"--{key}={value}" for key, value in fixed.items()] + list(more)
-
-
-def proxies(folder, **changes):
-    """A sweep file of models of a second: two widths, two depths, 30 steps."""
-    sweep = {
-        "value": "recipe.lr",
-        "set": {
-            "model.context": 16,
-            "recipe.base_width": 16,
-            "recipe.base_depth": 1,
-            "data.batch_size": 8,
-            "data.micro_batch": 8,
-            "data.val_tokens": 512,
-            "trainer.max_steps": 30,
-        },
-        "vary": {"seed": [0, 1], "recipe.lr": {"log2": [-9, -7, -5, -3]}},
-        "grids": [
-            {"axis": "model.width", "set": {"model.depth": 1}, "vary": {"model.width": [16, 32]}},
-            {"axis": "model.depth", "set": {"model.width": 16}, "vary": {"model.depth": [1, 2]}},
-        ],
-    }
-    file = folder / "proxies.yaml"
-    file.write_text(yaml.safe_dump({"sweep": sweep | changes}))
-    return str(file)
-
-
-def rows_of(folder):
-    return list(csv.DictReader((folder / "results.csv").open()))
+from tests.cli.tuning import options, proxies, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +62,8 @@ def test_the_same_command_repeats_nothing(swept, corpus, capsys):
     assert "recipe.lr 0.0" in printed
     assert "at base shape (16, 1)" in printed
     assert "doublings to the target" in printed
-    assert "next:\n  mup-lightning train --model.width 64 --model.depth 4 " in printed
-    assert printed.rstrip().endswith(f"--trainer.accelerator cpu -c {out}/tuned.yaml")
+    assert f"next:\n  mup-lightning train -c {out}/tuned.yaml --model.width 64 --model.context 32 " in printed
+    assert printed.rstrip().endswith("--trainer.max_steps 90 --trainer.accelerator cpu")
 
 
 def test_a_table_that_is_there_serves_too(swept, corpus, tmp_path, capsys):
@@ -145,21 +94,6 @@ def test_a_table_of_other_models_is_refused(swept, corpus, tmp_path, capsys, mor
     assert not out.exists()
 
 
-def test_a_sweep_file_that_contradicts_the_target_is_refused_before_it_runs(corpus, tmp_path, capsys):
-    file = proxies(tmp_path, set={"model.activation": "relu", "data.batch_size": 8, "data.micro_batch": 8})
-    out = tmp_path / "out"
-    assert main(["tune", *options(corpus), "--sweep", file, "--out", str(out)]) == 1
-    assert "model.activation is relu in the proxy, gelu in the target" in capsys.readouterr().err
-    assert not (out / "results.csv").exists()
-
-
-def test_several_base_shapes_are_refused(corpus, tmp_path, capsys):
-    file = proxies(tmp_path, vary={"recipe.base_width": [16, 32], "recipe.lr": [0.01]})
-    arguments = ["--set", "data.batch_size=8", "--set", "data.micro_batch=8", "--out", str(tmp_path / "out")]
-    assert main(["tune", *options(corpus), "--sweep", file, *arguments]) == 1
-    assert "several base shapes, (16, 1) and (32, 1)" in capsys.readouterr().err
-
-
 def test_a_grid_around_the_targets_own_value_grows_where_the_best_is_the_last(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "_ROUNDS", 2)
     file = proxies(tmp_path, vary={"seed": [0]}, grids=[
@@ -170,18 +104,6 @@ def test_a_grid_around_the_targets_own_value_grows_where_the_best_is_the_last(co
     values = sorted({float(row["log2_value"]) for row in rows_of(out)})
     assert values[:7] == [-12, -11, -10, -9, -8, -7, -6]
     assert values[7:] == [-5, -4]
-
-
-def test_a_grid_goes_around_the_value_that_set_names(corpus, tmp_path, capsys):
-    file = proxies(tmp_path, vary={"seed": [0]})
-    arguments = ["--sweep", file, "--out", str(tmp_path / "out"), "--dry-run"]
-    assert main(["tune", *options(corpus), *arguments, "--set", "recipe.lr=0.5"]) == 0
-    printed = capsys.readouterr().out
-    assert all(f"lr={value} " in printed for value in ("2^-4", "2^-3", "2^-2", "2^-1", "1.0", "2.0", "4.0"))
-    assert "2^-5" not in printed
-    for value, message in (("0", "recipe.lr is 0 in"), ("fast", "recipe.lr is 'fast' in")):
-        assert main(["tune", *options(corpus), *arguments, "--set", f"recipe.lr={value}"]) == 1
-        assert message in capsys.readouterr().err
 
 
 def test_another_value_has_a_file_of_its_own(corpus, tmp_path, capsys):
@@ -196,44 +118,7 @@ def test_another_value_has_a_file_of_its_own(corpus, tmp_path, capsys):
     assert found["lr"] == 2**-7  # the rate that it belongs to
     printed = capsys.readouterr().out.rstrip().rpartition("next:")[2]
     assert "recipe.weight_decay" not in printed  # an option would win over the file
-    assert printed.endswith(f"-c {out}/tuned_weight_decay.yaml")
-
-
-@pytest.mark.parametrize(("warmup", "own"), [(300, 12), (2000, 80)])
-def test_a_warmup_is_carried_as_a_part_of_the_run(corpus, tmp_path, warmup, own):
-    """300 of 10000 steps are 12 of 400, and 2000 are 80: more steps than the proxies have would be refused."""
-    fixed = {"data.batch_size": 8, "data.micro_batch": 8, "data.val_tokens": 512, "trainer.max_steps": 400}
-    sweep = load(proxies(tmp_path, set=fixed | {"recipe.base_width": 16, "recipe.base_depth": 1}))
-    more = ["--trainer.max_steps=10000", f"--schedule.warmup_steps={warmup}"]
-    parser = config_parser("test", "", "")
-    target = build(parser, parse(parser, options(corpus, *more)))
-    found = [cell.config for cell in proxy_cells(sweep, target, tmp_path / "out", compose, below=1, above=1)]
-    assert {config.schedule.warmup_steps for config in found} == {own}
-    assert not [text for text in cautions(found[0], target) if "warm" in text]
-    found[0].schedule.warmup_steps = None
-    assert f"the warm-up takes 10.0% of the run in the proxies, {warmup / 100:.1f}% in the target" in cautions(
-        found[0], target
-    )
-    named = replace(
-        sweep, grids=tuple(replace(grid, set=grid.set | {"schedule.warmup_steps": 300}) for grid in sweep.grids)
-    )
-    cells = proxy_cells(named, target, tmp_path / "out", compose, below=1, above=1)
-    assert {cell.config.schedule.warmup_steps for cell in cells} == {300}
-
-
-@pytest.mark.parametrize("name", ["tune", "tune_wd"])
-def test_the_shipped_proxies_follow_the_targets_own_recipe(corpus, tmp_path, name):
-    """Another base shape would have them start from the target's base values unscaled, such as its init."""
-    parser = config_parser("test", "", "")
-    own = ["--recipe.base_width=128", "--recipe.base_depth=3", "--recipe.init_std=0.03", "--recipe.weight_decay=0.25"]
-    target = build(parser, parse(parser, options(corpus, *own)))
-    sweep = load(f"recipes/experiment/{name}.yaml")
-    cells = proxy_cells(sweep, target, tmp_path / "out", compose, below=1, above=1)
-    key = sweep.value.rpartition(".")[2]
-    assert {(cell.config.model.width, cell.config.model.depth) for cell in cells} > {(64, 2), (256, 2), (64, 8)}
-    assert {str(replace(cell.config.recipe, **{key: getattr(target.recipe, key)})) for cell in cells} == {
-        str(target.recipe)
-    }
+    assert f" -c {out}/tuned_weight_decay.yaml " in printed
 
 
 def test_heads_are_compared_by_their_dimension(swept, corpus, tmp_path, capsys):
@@ -241,28 +126,7 @@ def test_heads_are_compared_by_their_dimension(swept, corpus, tmp_path, capsys):
     _, table = swept
     arguments = ["--results", str(table), "--out", str(tmp_path / "out")]
     assert main(["tune", *options(corpus, "--model.head_size=32"), *arguments]) == 0
-    assert "model.head_dim is 16 in the proxies, 32 in the target" in capsys.readouterr().out
-
-
-def test_the_next_command_of_make_is_complete():
-    argv = """-c recipes/gpt2.yaml -c recipes/size/xl.yaml -c recipes/optimizer/adamw.yaml
-        -c recipes/strategy/single.yaml -c mine.yaml --recipe.parametrization mup
-        --data.path data/prepared/austen-bytes --data.tokenizer bytes
-        --run.name xl-adamw-mup --recipe.branch_depth 1 --recipe.lr 0.5 --model.dropout=0.1 --set seed=1 --workers 2
-        --dry-run --sweep recipes/experiment/tune.yaml""".split()
-    assert next_command.training(argv, Path("out/tuned.yaml"), "recipe.lr") == (
-        "make train SIZE=xl OPT=adamw STRATEGY=single PARAM=mup TOKENIZER=bytes RUN=xl-adamw-mup BRANCH_DEPTH=1 "
-        "CARD=data/austen.yaml CONFIG='mine.yaml out/tuned.yaml' ARGS='--model.dropout 0.1'"
-    )
-    argv[argv.index("data/prepared/austen-bytes")] = "elsewhere/words"
-    assert " DATA=elsewhere/words " in next_command.training(argv, Path("out/tuned.yaml"), "recipe.lr")
-
-
-def test_a_dry_run_runs_nothing(corpus, tmp_path, capsys):
-    arguments = ["--sweep", proxies(tmp_path), "--out", str(tmp_path / "out"), "--dry-run"]
-    assert main(["tune", *options(corpus), *arguments]) == 0
-    assert "24 configurations, 24 left" in capsys.readouterr().out
-    assert not (tmp_path / "out" / "results.csv").exists()
+    assert "model.head_dim is 16 or 32 in the proxies, 32 in the target" in capsys.readouterr().out
 
 
 def test_a_table_without_its_configurations_is_refused(swept, corpus, tmp_path, capsys):
@@ -276,17 +140,59 @@ def test_a_table_without_its_configurations_is_refused(swept, corpus, tmp_path, 
     assert "has no run that configurations.json beside it knows" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["tune", "tune_wd"])
-def test_the_shipped_proxies_suit_every_size_and_optimizer(name):
-    from mup_lightning.experiments.tune.kinship import as_proxy, differences
-    from mup_lightning.training.run_folder import plain
+def test_a_group_without_a_slope_is_heard(corpus, tmp_path, capsys):
+    """One width only, and a target that is wider."""
+    file = proxies(tmp_path, vary={"seed": [0], "recipe.lr": [2**-8, 2**-7, 2**-6]}, grids=[
+        {"axis": "model.width", "set": {"model.depth": 1}, "vary": {"model.width": [16]}},
+        {"axis": "model.depth", "set": {"model.width": 16}, "vary": {"model.depth": [1, 2]}}])  # fmt: skip
+    arguments = ["--sweep", file, "--out", str(tmp_path / "out"), "--workers", "1", "--set", "trainer.max_steps=2"]
+    assert main(["tune", *options(corpus), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "warning: over width: cannot tell: there is only one size" in printed
+    assert "warning: width was not varied among the proxies that trained (16; the target has 64)" in printed
+    assert "warning: depth was not varied among the proxies" not in printed
 
-    sweep = load(RECIPES / "experiment" / f"{name}.yaml")
-    for optimizer in (RECIPES / "optimizer").glob("*.yaml"):
-        target = compose([str(RECIPES / "gpt2.yaml"), str(RECIPES / "size" / "xl.yaml"), str(optimizer)], {})
-        for grid in sweep.grids:
-            settings = {key: values[0] for key, values in grid.vary.items()} | grid.set
-            flat = {f"{s}.{k}": v for s, part in plain(as_proxy(target)).items() if isinstance(part, dict)
-                    for k, v in part.items() if not isinstance(v, dict)}  # fmt: skip
-            proxy = compose([str(optimizer)], flat | settings)
-            assert differences(proxy, target, sweep.value) == []
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--dry-run"], "--dry-run"),
+        (["--set", "seed=1", "--workers", "2"], "--set, --workers"),
+        (["--sweep", tune.SWEEP], "--sweep"),
+    ],
+)
+def test_a_table_takes_no_options_of_sweeps(swept, corpus, tmp_path, capsys, more, named):
+    arguments = ["--results", str(swept[1]), "--out", str(tmp_path / "out"), *more]
+    assert main(["tune", *options(corpus), *arguments]) == 1
+    assert f"runs nothing, so it takes no {named};" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [["--results", "TABLE"], ["--dry-run"], []])
+def test_a_file_in_place_of_a_folder_is_refused(swept, corpus, tmp_path, capsys, more):
+    (tmp_path / "file").touch()
+    more = [str(swept[1]) if item == "TABLE" else item for item in more]
+    for out in ("file", "file/below"):
+        assert main(["tune", *options(corpus), "--out", str(tmp_path / out), *more]) == 1
+        assert f"{tmp_path}/file is a file; expected a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", '{"a": 1}', '{"a": {"model": 3}}', '{"a": {"model": {"width": "x"}}}', "{"])
+def test_damaged_configurations_are_named(swept, corpus, tmp_path, capsys, content):
+    (tmp_path / "results.csv").write_text((swept[1] / "results.csv").read_text())
+    (tmp_path / "configurations.json").write_text(content)
+    assert main(["tune", *options(corpus), "--results", str(tmp_path)]) == 1
+    assert f"{tmp_path}/configurations.json is damaged" in capsys.readouterr().err
+
+
+def test_a_table_of_two_values_names_them_and_the_way_out(swept, corpus, tmp_path, capsys):
+    rows = rows_of(swept[1])
+    with (tmp_path / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows([*rows, *(row | {"value": "recipe.weight_decay", "config_hash": "0"} for row in rows[:1])])
+    assert main(["tune", *options(corpus), "--results", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert (
+        "holds sweeps of several values, recipe.lr and recipe.weight_decay; repeat the tune that ran the one" in error
+    )

@@ -30,10 +30,10 @@ class CheckSettings:
     """
 
     axis: Literal["width", "depth", "both"] = "width"
-    widths: list[int] = field(default_factory=lambda: [128, 192, 256, 384, 512])
+    widths: list[int] = field(default_factory=lambda: [256, 384, 512, 768, 1024])
     depths: list[int] = field(default_factory=lambda: [16, 32, 64])
     ratios: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0])
-    seeds: int = 5
+    seeds: int = 8
     control_seeds: int = 3
     growth_at_init: float = 0.1
     feature_band: float = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -39,7 +40,7 @@ def differences(proxy: Config, target: Config, swept: str) -> list[str]:
     """
     theirs, ours = _flat(target.identity()), _flat(proxy.identity())
     skipped = {swept, *_FREE, *CAUTIONS, "schedule.warmup_steps"}
-    # SP has no branch depth, and the shape it was tuned at means nothing to it.
+    # SP has no branch depth.
     if proxy.recipe.parametrization == target.recipe.parametrization == "sp":
         skipped.add("recipe.branch_depth")
     return [
@@ -49,16 +50,19 @@ def differences(proxy: Config, target: Config, swept: str) -> list[str]:
     ]
 
 
-def cautions(proxy: Config, target: Config) -> list[str]:
-    """What differs and is not transferred, in words."""
+def cautions(proxies: Sequence[Config], target: Config) -> list[str]:
+    """What differs and is not transferred, in words: of a value that proxies differ in, all that they have."""
     found = []
     for key in CAUTIONS:
-        ours, theirs = _look_up(proxy, key), _look_up(target, key)
-        if ours != theirs and "auto" not in (ours, theirs):
-            found.append(f"{key} is {ours} in the proxies, {theirs} in the target")
-    ours, theirs = warmup_share(proxy), warmup_share(target)
-    if abs(ours - theirs) * proxy.trainer.max_steps >= 1:  # less is rounding
-        found.append(f"the warm-up takes {ours:.1%} of the run in the proxies, {theirs:.1%} in the target")
+        theirs = _look_up(target, key)
+        ours = sorted({_look_up(proxy, key) for proxy in proxies} - {"auto"})
+        if theirs != "auto" and any(value != theirs for value in ours):
+            found.append(f"{key} is {' or '.join(map(str, ours))} in the proxies, {theirs} in the target")
+    share = warmup_share(target)
+    # A difference of less than a step is rounding.
+    if any(abs(warmup_share(proxy) - share) * proxy.trainer.max_steps >= 1 for proxy in proxies):
+        shares = " or ".join(sorted({f"{warmup_share(proxy):.1%}" for proxy in proxies}))
+        found.append(f"the warm-up takes {shares} of the run in the proxies, {share:.1%} in the target")
     return found
 
 
@@ -98,12 +102,19 @@ def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def as_proxy(target: Config) -> dict[str, Any]:
+def as_proxy(target: Config, widths: Collection[int] = ()) -> dict[str, Any]:
     """The target's configuration as the start of its proxies': plain values, without shape, place and machines.
 
-    The base shape stays: the recipe scales all base values from it, to smaller models as to larger ones.
+    The base shape stays: the recipe scales all base values from it, to smaller models as to larger ones. So does the
+    dimension of the heads, which the recipe does not scale by, where it divides all widths.
+
+    Args:
+        target: what is tuned for.
+        widths: of the proxies, as far as they are known.
     """
     plain = asdict(target)
+    if widths and not any(width % target.model.head_dim for width in widths):
+        plain["model"]["head_size"] = target.model.head_dim
     for key in ("width", "depth", "heads", "vocab_size", "loss_chunk"):
         del plain["model"][key]
     for key in ("strategy", "devices", "nodes"):
