@@ -131,11 +131,11 @@ COORD_LR_muon   = 0.015625
 COORD_LR_sso    = 0.015625
 
 # Shampoo and SOAP find eigenvectors of matrices of 4n at every step, and SSO's rule is slow, too: smaller models, fewer seeds.
-COORD_width_shampoo = --seeds 5 --widths 128,192,256,384
-COORD_depth_shampoo = --seeds 5 --model.width 64
+COORD_width_shampoo = --seeds 4 --control_seeds 2 --widths 128,192,256
+COORD_depth_shampoo = --seeds 4 --control_seeds 2 --model.width 64
 COORD_width_soap = $(COORD_width_shampoo)
 COORD_depth_soap = $(COORD_depth_shampoo)
-COORD_width_sso = --seeds 5
+COORD_width_sso = $(COORD_width_shampoo)
 COORD_depth_sso = --seeds 5
 
 coord-table: $(VENV)/.run ## coordinate checks of all optimizers over width and depth (hours), and one table

@@ -19,6 +19,7 @@ class Preemption(StepCallback):
 
     def __init__(self) -> None:
         self._begin = 0.0
+        self._settled = False
         self._longest: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -26,7 +27,7 @@ class Preemption(StepCallback):
         self._vote(trainer)
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """After TERM a step must end; the first one may compile, and nobody knows how long."""
+        """After TERM a step must end. Nobody knows when until two are done: the first compiles and connects."""
         self._begin = time.monotonic()
         stop_signals.expect(None if self._longest is None else 5.0 + 5.0 * self._longest)
 
@@ -34,7 +35,9 @@ class Preemption(StepCallback):
         """All processes agree on stopping after the same step."""
         self._vote(trainer)
         stop_signals.expect(None)
-        self._longest = max(self._longest or 0.0, time.monotonic() - self._begin)
+        if self._settled:
+            self._longest = max(self._longest or 0.0, time.monotonic() - self._begin)
+        self._settled = True
 
     def _vote(self, trainer: pl.Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(stop_signals.received(), all=False):

@@ -46,11 +46,17 @@ def markdown(results: list[dict[str, Any]]) -> str:
     own: set[_Row] = set()
     for result in results:
         config = result["config"]
-        norm = "" if config["model"]["layer_norm"] else ", no LayerNorm"
+        special = "" if config["model"]["layer_norm"] else ", no LayerNorm"
+        special += ", measured variant" if config["recipe"].get("variant") == "measured" else ""
         for name, check in result["checks"].items():
             sizes = f"{_size(result['shapes'][0], result)} to {_size(result['shapes'][-1], result)}"
             key = _Row(
-                config["recipe"]["optimizer"], norm, result["axis"], sizes, title(result, name), config["recipe"]["lr"]
+                config["recipe"]["optimizer"],
+                special,
+                result["axis"],
+                sizes,
+                title(result, name),
+                config["recipe"]["lr"],
             )
             if name == result["asked"]:
                 own.add(key)
@@ -66,10 +72,10 @@ def markdown(results: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|" + "---|" * (len(SHOWN) + 1),
     ]
     for key in sorted(
-        rows, key=lambda key: (key.optimizer, key.norm, axes.index(key.axis), key.sizes, key.lr, order[key.name])
+        rows, key=lambda key: (key.optimizer, key.special, axes.index(key.axis), key.sizes, key.lr, order[key.name])
     ):
         where = f"{key.axis} {key.sizes}"
-        lines.append(f"| {key.optimizer}{key.norm} | {where} | {key.name} | {_power_of_two(key.lr)} | {rows[key]} |")
+        lines.append(f"| {key.optimizer}{key.special} | {where} | {key.name} | {_power_of_two(key.lr)} | {rows[key]} |")
     return "\n".join(lines) + "\n"
 
 
@@ -77,7 +83,7 @@ class _Row(NamedTuple):
     """What tells the rows of the table apart."""
 
     optimizer: str
-    norm: str
+    special: str
     axis: str
     sizes: str
     name: str
