@@ -30,7 +30,7 @@ class CheckSettings:
     """
 
     axis: Literal["width", "depth", "both"] = "width"
-    widths: list[int] = field(default_factory=lambda: [256, 384, 512, 768, 1024])
+    widths: list[int] = field(default_factory=lambda: [256, 384, 512, 768])
     depths: list[int] = field(default_factory=lambda: [16, 32, 64])
     ratios: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0])
     seeds: int = 8
