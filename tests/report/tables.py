@@ -4,7 +4,10 @@ import csv
 
 import numpy as np
 
+from mup_lightning.report.transfer import as_plain, transfer
+
 COLUMNS = ("parametrization", "axis", "size", "log2_value", "seed", "loss")
+SIZES = (64, 128, 256, 512)
 
 
 def write(path, rows, columns=COLUMNS):
@@ -28,6 +31,15 @@ def curves(sizes, optima, noise=0.0, seeds=1, name="mup", grid=range(-10, -3), c
         for value in grid
         for seed in range(seeds)
     ]
+
+
+def groups(path, **options):
+    return as_plain(transfer(path, **options))["groups"]
+
+
+def report(tmp_path, rows, **options):
+    (group,) = groups(write(tmp_path / "table.csv", rows), **options)
+    return group
 
 
 # Three of the tables of arXiv 2603.00541v2, appendix E.3, typed from the text: Muon-Kimi with LayerNorm.

@@ -1,0 +1,97 @@
+"""What the transfer report refuses, each in one line."""
+
+import pytest
+
+from mup_lightning.cli.main import main
+from mup_lightning.report.transfer import as_plain, transfer
+from tests.report.tables import COLUMNS, SIZES, curves, write
+
+ROW = ("mup", "width", 64, -7, 0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--noise", "inf"], "--noise is inf; expected a standard deviation"),
+        (["--slope-tolerance", "-1"], "--slope-tolerance is -1.0; expected a number above 0"),
+        (["--regret-tolerance", "nan"], "--regret-tolerance is nan; expected a number above 0"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path, capsys, options, message):
+    write(tmp_path / "table.csv", curves(SIZES, (-7, -7, -7, -7)))
+    assert main(["report", "transfer", str(tmp_path / "table.csv"), *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_is_no_folder_for_figures(tmp_path, capsys):
+    table = write(tmp_path / "table.csv", curves(SIZES, (-7, -7, -7, -7), noise=0.01, seeds=2))
+    assert main(["report", "transfer", str(table), "--out", str(table)]) == 1
+    assert "table.csv is a file; expected a folder" in capsys.readouterr().err
+    assert main(["report", "transfer", str(table), "--noise", "0.1"]) == 0
+    assert "note: --noise holds for groups of one seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.csv", None, "there is no"),
+        ("t.csv", "", "is empty"),
+        ("t.txt", "x", "is of an unknown kind; expected a .csv"),
+        ("t.csv", "size,loss\n1,2\n", "lacks the columns parametrization, axis, log2_value, seed; expected"),
+        ("t.csv", [], "has no runs yet"),
+        ("t.csv", [ROW], "has one size only in every group (64)"),
+        ("t.csv", [(*ROW[:5], ""), (*ROW[:2], 128, -7, 0, "")], "no run has a loss, all 2 diverged"),
+        ("t.csv", [(*ROW[:5], "abc")], "row 2: loss is 'abc'; expected a number"),
+        ("t.csv", [("mup", "width", "wide", -7, 0, 3.0)], "row 2: size is 'wide'; expected a number"),
+        ("t.csv", [("mup", "width", "-1", -7, 0, 3.0)], "size is '-1'; expected a number above 0"),
+        ("t.csv", [("mup", "width", 64, "", 0, 3.0)], "log2_value is ''; expected a number"),
+        ("t.csv", [ROW[:4]], "row 2: expected 6 cells"),
+        ("t.csv", [ROW, ROW, (*ROW[:2], 128, *ROW[3:])], "has size 64, 2^-7, seed 0 twice"),
+        ("t.json", "[1]", "is no table of losses"),
+        ("t.json", "{", "is no table of losses"),
+    ],
+)
+def test_what_is_no_table_is_refused_in_one_line(tmp_path, capsys, name, content, message):
+    path = tmp_path / name
+    if isinstance(content, str):
+        path.write_text(content)
+    elif content is not None:
+        write(path, content)
+    assert main(["report", "transfer", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("corpus", ("aaa", "bbb"), "mixes corpora (manifests aaa and bbb)"),
+        ("steps", (60, 80), "mixes runs of 60 and 80 steps"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, capsys, column, values, message):
+    rows = [(*row, values[row[2] == 512]) for row in curves(SIZES, (-7,) * 4)]
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, column))
+    assert main(["report", "transfer", str(path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message", "own"),
+    [
+        ("corpus", ("aaa", "bbb"), "have different corpora (SP: aaa, recipe: bbb)", "data.path"),
+        ("steps", (60, 80), "have different numbers of steps (SP: 60, recipe: 80)", "trainer.max_steps"),
+    ],
+)
+def test_parametrizations_are_compared_on_equal_terms(tmp_path, capsys, column, values, message, own):
+    rows = [(*row, value) for name, value in zip(("sp", "mup"), values, strict=True)
+            for row in curves((64, 128), (-7, -7), name=name)]  # fmt: skip
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, column))
+    assert main(["report", "transfer", str(path)]) == 1
+    assert message in (error := capsys.readouterr().err)
+    assert f"or add the column {own}" in error
+    # A column that tells them apart: two experiments, each compared with itself alone.
+    apart = write(tmp_path / "apart.csv", [(*row, row[-1]) for row in rows], (*COLUMNS, column, own))
+    found = as_plain(transfer(apart))
+    assert (len(found["groups"]), found["comparisons"]) == (2, [])
