@@ -59,6 +59,13 @@ OPTIONS = -c recipes/gpt2.yaml -c recipes/size/$(SIZE).yaml -c recipes/optimizer
   $(call opt,BRANCH_DEPTH,--recipe.branch_depth) $(call opt,LR,--recipe.lr) $(call opt,WD,--recipe.weight_decay) \
   $(call opt,SEED,--seed) $(call opt,RESUME,--run.resume) $(ARGS)
 
+# A misspelt variable would be ignored, and something else be done than was asked for.
+KNOWN := $(shell sed -n 's/^\([A-Z_]*\) *?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+STRANGE := $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(filter-out $(KNOWN) COORD_%,$(v))))
+ifneq ($(strip $(STRANGE)),)
+$(error error: there is no variable $(sort $(STRANGE)); variables are $(sort $(KNOWN)))
+endif
+
 .DEFAULT_GOAL := help
 EXPERIMENT_FILE = recipes/experiment/$(or $(EXPERIMENT),optimizers).yaml
 
@@ -73,8 +80,10 @@ help: ## list the targets
 	@echo "  of submit: SLURM=$$(ls recipes/slurm | sed 's/\.yaml//' | paste -sd '|')  GPUS= PARTITION= TIME= ACCOUNT= QOS= CPUS= MEM= JOB= DRY=1; a sweep: EXPERIMENT=NAME TASKS=N"
 
 setup: $(VENV)/.run ## make the virtual environment and install pinned dependencies
+	@echo "ready: make train, or after 'source $(VENV)/bin/activate' mup-lightning VERB"
 
-data: $(CORPUS)/manifest.json ## tokenise the corpus of CARD
+data: card $(CORPUS)/manifest.json ## tokenise the corpus of CARD
+	@:
 
 train: check $(VENV)/.run $(if $(DATA),,$(CORPUS)/manifest.json) ## train SIZE with OPT; RESUME=last continues
 	@$(MUP) train $(OPTIONS)
@@ -216,8 +225,13 @@ clean: ## remove prepared corpora and caches; runs and the virtual environment s
 	@rm -rf data/prepared .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 # Every choice by name is a file; say so before anything is installed or prepared.
-.PHONY: check
-check:
+.PHONY: check card
+card:
+	@if [ -z "$(DATA)" ] && [ ! -f "$(CARD)" ]; then \
+	  echo "error: there is no $(CARD); data/README.md says how to write a card for your own text. There are: $$(ls data/*.yaml | paste -sd ' ')" >&2; \
+	  exit 1; fi
+
+check: card
 	@for f in size/$(SIZE) optimizer/$(OPT) strategy/$(STRATEGY); do \
 	  if [ ! -f recipes/$$f.yaml ]; then \
 	    echo "error: there is no recipes/$$f.yaml; $$(dirname $$f) can be: $$(ls recipes/$$(dirname $$f) | sed 's/\.yaml//' | paste -sd ' ')" >&2; \

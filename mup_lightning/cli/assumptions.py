@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     default = AssumptionSettings()
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="mup-lightning assumptions",
         description="Measure over depth what the spectral condition takes for granted, while small networks train: a\n"
         "step cancels neither its weight nor its features, nonlinearities keep the size of features, and the updates\n"

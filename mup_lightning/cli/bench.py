@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
 
     described = "\n".join(f"  {name:<14} {case.description}" for name, case in CASES.items())
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="mup-lightning bench",
         description="Measure our speed and memory on this machine's CPU, in interleaved rounds.\n\n"
         f"cases:\n{described}\n\nexample:\n  mup-lightning bench trainer --json bench.json",

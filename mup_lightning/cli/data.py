@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar (imports neither torch nor datasets)."""
     top = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="mup-lightning data",
         description="Turn text into token shards, and check them.",
         epilog="example:\n  mup-lightning data prepare data/austen.yaml",
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
 def _verb(verbs: argparse._SubParsersAction, name: str, what: str, example: str) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = verbs.add_parser(
         name,
+        allow_abbrev=False,
         help=what,
         description=what[0].upper() + what[1:] + ".",
         epilog=f"example:\n  {example}",

@@ -10,6 +10,7 @@ from pathlib import Path
 def main(argv: list[str]) -> int:
     """Print the validation loss of a checkpoint."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="mup-lightning evaluate",
         description="Validation loss of a checkpoint on a prepared corpus.\n\nexample:\n"
         "  mup-lightning evaluate runs/nano-muon_kimi-mup/checkpoints/step_00000300 --json",

@@ -12,6 +12,7 @@ from mup_lightning.errors import UserError
 def main(argv: list[str]) -> int:
     """Write a checkpoint's weights for use elsewhere."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="mup-lightning export",
         description="Write the weights of a checkpoint, whatever strategy saved it, into a folder:\n"
         "  hf     a plain Hugging Face GPT-2, multipliers folded in: GPT2LMHeadModel.from_pretrained(FOLDER)\n"

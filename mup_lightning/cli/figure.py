@@ -18,6 +18,7 @@ FORMATS = (".png", ".pdf", ".svg")
 def main(argv: list[str]) -> int:
     """Draw feature norms, and say where the picture is."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="mup-lightning figure",
         description="Draw feature norms from the TensorBoard logs of finished or running runs.\n"
         "One run: its norms across depth, at several steps. Several runs: one line per size over the steps, SP and\n"

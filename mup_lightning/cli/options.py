@@ -38,6 +38,7 @@ def options_parser(prog: str, description: str, example: str) -> ArgumentParser:
         description=f"{description}\n\nexample:\n  {example}",
         formatter_class=_Formatter,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", action="config", help="YAML file; may be repeated, the later one wins")
     return parser

@@ -68,6 +68,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="mup-lightning probe",
         description="Measure how an optimizer's raw step scales with width and depth, on small residual networks, and\n"
         "compare with what its family declares; propose a recipe for an optimizer that nobody has declared.\n"

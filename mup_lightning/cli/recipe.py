@@ -15,6 +15,7 @@ from mup_lightning.spectral.recipe import variant_of
 def main(argv: list[str]) -> int:
     """Print the recipe's tables, or how it differs from what is used elsewhere."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="mup-lightning recipe",
         description="How every hyper-parameter scales with width and depth, derived from the spectral condition.\n\n"
         "examples:\n  mup-lightning recipe --optimizer adamw\n  mup-lightning recipe --diff completep",

@@ -13,6 +13,7 @@ from mup_lightning.cli import report_transfer
 def main(argv: list[str]) -> int:
     """Print what a table of results says."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="mup-lightning report",
         description="What a sweep's results say.\n\n"
         "example:\n  mup-lightning report best runs/sweeps/optimizers/results.csv\n"
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
 
 def _add_best(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     what = "the best value of every group, with the losses beside it"
-    parser = parsers.add_parser("best", help=what, description=what)
+    parser = parsers.add_parser("best", help=what, description=what, allow_abbrev=False)
     parser.add_argument("results", type=Path, metavar="RESULTS", help="results.csv of `mup-lightning sweep`")
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -20,6 +20,7 @@ def add(parsers: Any) -> None:
     """Add this report to those of `mup-lightning report`."""
     parser = parsers.add_parser(
         "transfer",
+        allow_abbrev=False,
         help="does the best value stay where it is while the model grows",
         description=f"{DESCRIPTION}\n\nexample:\n  {EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -9,6 +9,7 @@ import json
 def main(argv: list[str]) -> int:
     """Print what works with what."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="mup-lightning support",
         description="Which optimizer runs under which strategy, in which precision, whether its checkpoints go on in\n"
         "another number of processes, and whether it can be compiled. Training refuses by the same code.\n\n"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from mup_lightning.experiments.sweep.grid import Cell
+    from mup_lightning.experiments.sweep.progress import Estimate
     from mup_lightning.experiments.sweep.run import Summary
 
 EXAMPLE = "mup-lightning sweep recipes/experiment/lr_width.yaml --set trainer.max_steps=200"
@@ -125,26 +126,39 @@ def last_screen(summary: Summary, folder: Path, total: int) -> str:
 
 def dry_run(cells: list[Cell], folder: Path, workers: int | None) -> str:
     """What would be run, and what it would cost."""
-    from mup_lightning.experiments.sweep.pool import how_many
-    from mup_lightning.experiments.sweep.progress import ASSUMED_SPEED, Estimate
-    from mup_lightning.experiments.sweep.table import read_rows
-
-    rows = read_rows(folder / "results.csv")
-    present = {row["config_hash"] for row in rows}
-    estimate = Estimate(cells, rows)
+    estimate, present = estimates(cells, folder)
     lines = [["configuration", "axis", "tokens", "FLOPs", "minutes", ""]]
     for cell in cells:
         minutes, state = f"{estimate.seconds(cell) / 60:.1f}", "done" if cell.hash in present else ""
         lines.append([cell.label, ",".join(cell.axes), f"{cell.tokens:,}", f"{cell.flops:.3g}", minutes, state])
+    return f"{aligned(lines)}\n\n{costs(cells, folder, workers)}"
+
+
+def estimates(cells: list[Cell], folder: Path) -> tuple[Estimate, set[str]]:
+    """How long runs take, by those in the folder's table, and the hashes of these."""
+    from mup_lightning.experiments.sweep.progress import Estimate
+    from mup_lightning.experiments.sweep.table import read_rows
+
+    rows = read_rows(folder / "results.csv")
+    return Estimate(cells, rows), {row["config_hash"] for row in rows}
+
+
+def costs(cells: list[Cell], folder: Path, workers: int | None) -> str:
+    """What is left to be run, and how long that takes."""
+    from mup_lightning.experiments.sweep.pool import how_many
+    from mup_lightning.experiments.sweep.progress import ASSUMED_SPEED
+
+    estimate, present = estimates(cells, folder)
     left = [cell for cell in cells if cell.hash not in present]
-    count = how_many(left, workers) if left else 0
+    if not left:
+        return f"{len(cells)} configurations, all of them done"
+    count = how_many(left, workers)
     basis = (
         f"by {estimate.measured} runs in the table"
         if estimate.measured
         else f"a guess, at {ASSUMED_SPEED:.0e} operations per second and worker; the first runs will tell"
     )
     return (
-        f"{aligned(lines)}\n\n"
         f"{len(cells)} configurations, {len(left)} left: {sum(cell.tokens for cell in left):,} tokens, "
         f"{sum(cell.flops for cell in left):.3g} FLOPs\n"
         f"{sum(map(estimate.seconds, left)) / 60:.1f} minutes of one worker, "
@@ -154,6 +168,7 @@ def dry_run(cells: list[Cell], folder: Path, workers: int | None) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="mup-lightning sweep",
         description="Run every configuration of a sweep file once, several at a time, into one table, results.csv.\n"
         "What is in the table is not run again: after a kill, the same command goes on.",

@@ -75,6 +75,7 @@ def _refuse_options_of_sweeps(arguments: Namespace) -> None:
 def _by_sweep(arguments: Namespace, target: Config, folder: Path, files: list[str]) -> int:
     """Run the sweep, and again with a larger grid where the best value, or one as good, is the last one tried."""
     from mup_lightning.cli import sweep as sweeps
+    from mup_lightning.cli.tune_cost import dry_run
     from mup_lightning.experiments.sweep.run import SweepRun
     from mup_lightning.experiments.sweep.spec import load
     from mup_lightning.experiments.tune.proxies import AROUND, FURTHER, proxy_cells, varies_itself
@@ -90,7 +91,8 @@ def _by_sweep(arguments: Namespace, target: Config, folder: Path, files: list[st
         if len(cells) == len(before):  # it cannot grow any more
             break
         if arguments.dry_run:
-            print(sweeps.dry_run(cells, folder, arguments.workers))
+            rounds = 0 if varies_itself(sweep) else _ROUNDS - 1
+            print(dry_run(cells, sweep.value, target, folder, arguments.workers, rounds))
             return 0
         run = SweepRun(cells, folder, workers=arguments.workers, early_stop=sweep.early_stop, keep_runs=sweep.keep_runs)
         print(sweeps.first_screen(sweep.name, cells, run.summary, folder), flush=True)
@@ -176,6 +178,8 @@ def _tell(
 ) -> None:
     """Print what was found, draw it, and write the recipe file."""
     from mup_lightning.cli import next_command
+    from mup_lightning.cli.tune_cost import of_target
+    from mup_lightning.experiments.sweep.grid import look_up
     from mup_lightning.experiments.tune.kinship import belongings, cautions
     from mup_lightning.report import tuned_file
     from mup_lightning.report.transfer_figures import draw
@@ -197,6 +201,8 @@ def _tell(
         )
     result = tuned(findings, key, shape, more)
     print(f"\n{screen(findings)}\n\n{tuned_file.screen(result, base, shape)}")
+    if base == own and (line := tuned_file.beside(result, look_up(target, key))):
+        print(line)
     seeds = max(finding.group.seeds for finding in findings)
     origin = f"{len(proxies)} runs of {findings[0].group.steps} steps, up to {seeds} seeds: {table}"
     # One file for each value, so that the weight decay's does not replace the rate's.
@@ -205,5 +211,5 @@ def _tell(
     for picture in draw(findings, folder):
         print(f"wrote {picture}")
     command = next_command.training([*files, str(file)], next_command.tuned_target(target, file))
-    print(f"wrote {file}\n\nnext:\n  {command}")
+    print(f"wrote {file}\n\nnext: {of_target(target)}\n  {command}")
     sys.stdout.flush()

@@ -65,7 +65,7 @@ def picture(family: list[Finding]) -> Figure:
     _legend(upper, colors, axis, lost=any(map(_any_lost, family)))
     figure.suptitle(
         _head(title(family[0]), len(family)),
-        fontsize=12,
+        fontsize=12 if len(family) > 1 else 11,
     )
     return figure
 
@@ -73,7 +73,7 @@ def picture(family: list[Finding]) -> Figure:
 def _head(what: str, columns: int) -> str:
     """In lines that the figure has room for."""
     said = "where the best value transfers, it lies on the dashed line at every size"
-    return "\n".join(line for text in (what, said) for line in textwrap.wrap(text, 14 + 34 * columns))
+    return "\n".join(line for text in (what, said) for line in textwrap.wrap(text, 22 + 34 * columns))
 
 
 def _draw_losses(ax: Axes, finding: Finding, colors: dict[str, Color], top: float) -> None:
@@ -125,7 +125,7 @@ def _draw_optima(ax: Axes, finding: Finding) -> None:
                 "", (2**o.position, o.value + 0.6 * o.edge), (2**o.position, o.value),
                 arrowprops={"arrowstyle": "->", "color": LOST},
             )  # fmt: skip
-    text = "one size"
+    text, verdict = "one size", finding.verdict.partition(":")[0]
     if finding.slope is not None:
         slope = finding.slope
         ends = [finding.optima[0].position, finding.optima[-1].position]
@@ -137,8 +137,8 @@ def _draw_optima(ax: Axes, finding: Finding) -> None:
         bound = {"at most": "≤ ", "at least": "≥ "}.get(slope.bound, "")
         last = finding.regrets[-1]
         cost = f"{'≥ ' if last.least else ''}{last.nats:.3f} nats" if last.nats is not None else last.why
-        text = f"slope {bound}{slope.slope:+.2f}{interval}\nregret at {last.size}: {cost}"
-    ax.text(0.03, 0.03, text, transform=ax.transAxes, va="bottom", fontsize=9.5)
+        text = f"slope {bound}{slope.slope:+.2f}{interval} a doubling\nregret at {last.size}: {cost}"
+    ax.set_title(f"{verdict}\n{text}", fontsize=9.5, loc="left")
     ax.set_xscale("log", base=2)
     sizes = [(2**curve.position, curve.size) for curve in finding.group.curves]
     ax.set_xticks([place for place, _ in sizes], [size for _, size in sizes])
@@ -149,11 +149,11 @@ def _draw_optima(ax: Axes, finding: Finding) -> None:
 
 
 def _share_height(axes: Sequence[Axes], family: list[Finding]) -> None:
-    """The whole grid of values at least, so that small moves look small, and room for the text below."""
+    """The whole grid of values, as in the panels above, so that small moves look small."""
     values = [v for finding in family for curve in finding.group.curves for v in curve.losses]
     low, high = min(values), max(values)
     for ax in axes:
-        ax.set_ylim(low - 0.3 * (high - low + 1), high + 1.0)
+        ax.set_ylim(low - 0.5, high + 0.5)
         ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
 
 

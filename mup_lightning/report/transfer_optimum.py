@@ -31,7 +31,7 @@ class Optimum:
         error: its standard error; 0 where nothing is known of it.
         grid: log2 of the best value that was tried; among equal ones the middle one.
         loss: mean loss there.
-        plateau: all values whose loss cannot be told from the best; at least the best itself.
+        plateau: the values around the best one, without a gap, whose loss cannot be told from its; at least itself.
         edge: -1 or +1 where the best value is the smallest or the largest tried: the optimum may lie beyond. Else 0.
         cliff: the next value is lost, so that no parabola can be laid: `value` is `grid`, as good as half a step.
     """
@@ -66,7 +66,7 @@ def optimum(curve: Curve, noise: Noise) -> Optimum | None:
         return None
     best = _best(means)
     chance = _Chance(curve, 0.0 if noise.paired is None else student_t(noise.freedom))
-    ties = [i for i in range(len(grid)) if chance.tied(means, best, i)]
+    low, high = chance.ties(means, best)
     edge = -1 if best == 0 else 1 if best == len(grid) - 1 else 0
     if len(grid) == 1:
         edge = -1
@@ -76,7 +76,7 @@ def optimum(curve: Curve, noise: Noise) -> Optimum | None:
     if (edge or cliff) and len(grid) > 1:
         step = max(abs(grid[i] - grid[best]) for i in (best - 1, best + 1) if 0 <= i < len(grid))
         error = math.hypot(error, step * _UNIFORM)
-    plateau = tuple(grid[i] for i in ties)
+    plateau = tuple(grid[low : high + 1])
     return Optimum(curve.size, curve.position, value, error, grid[best], means[best], plateau, edge, cliff)
 
 
@@ -104,6 +104,18 @@ class _Chance:
         """Whether a mean loss lies no further above the best than chance may have put it."""
         return means[i] - means[best] <= self._reach[i][best]
 
+    def ties(self, means: Sequence[float], best: int) -> tuple[int, int]:
+        """First and last of the values around the best one that tie with it.
+
+        A value beyond one that is surely worse is none of them, however little is known of it: curves have one bottom.
+        """
+        low = high = best
+        while low > 0 and self.tied(means, best, low - 1):
+            low -= 1
+        while high < len(means) - 1 and self.tied(means, best, high + 1):
+            high += 1
+        return low, high
+
     def draws(self, means: Sequence[float]) -> list[list[float]]:
         """All means drawn again; the draws are the same in every report."""
         lost = ~np.isfinite(means)
@@ -122,11 +134,7 @@ def _best(means: Sequence[float]) -> int:
 def _locate(grid: list[float], means: list[float], chance: _Chance) -> float:
     """The bottom of the parabola; the best value itself at an edge of the grid, or where a neighbour is lost."""
     best, end = _best(means), len(grid) - 1
-    low = high = best
-    while low > 0 and chance.tied(means, best, low - 1):
-        low -= 1
-    while high < end and chance.tied(means, best, high + 1):
-        high += 1
+    low, high = chance.ties(means, best)
     first = low - 1 if low > 0 and math.isfinite(means[low - 1]) else low
     last = high + 1 if high < end and math.isfinite(means[high + 1]) else high
     if best in (first, last):

@@ -70,7 +70,10 @@ def read_runs(path: Path) -> list[Run]:
     if path.is_dir():
         path = path / "results.csv"
     if not path.is_file():
-        raise UserError(f"there is no {path}; expected the results.csv of a sweep, or another table of losses")
+        raise UserError(
+            f"there is no {path}; expected the results.csv of a sweep (make sweep EXPERIMENT=NAME runs one into "
+            f"runs/sweeps/NAME), or another table of losses"
+        )
     if path.suffix not in (".csv", ".json"):
         raise UserError(f"{path} is of an unknown kind; expected a .csv, or the published losses as .json")
     try:

@@ -24,6 +24,21 @@ def screen(result: Tuned, base: tuple[int, int], target: tuple[int, int]) -> str
     return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])
 
 
+def beside(result: Tuned, own: float) -> str:
+    """Whether the value that the target has now is any worse, as a line below the others; empty where nothing tells.
+
+    Args:
+        result: what was found.
+        own: the target's value, at the same base shape.
+    """
+    if result.turns or not math.isfinite(result.half) or own <= 0:
+        return ""
+    log2 = math.log2(own)
+    inside = abs(log2 - result.log2) <= result.half
+    said = "inside the proxies' range: as good, for all these runs can tell" if inside else "outside the proxies' range"
+    return f"  the target has now  2^{log2:.2f}, {said}"
+
+
 def _drift(drift: Drift) -> str:
     interval = "" if drift.low is None or drift.high is None else f" [{drift.low:+.2f}, {drift.high:+.2f}]"
     below, above = drift.reach

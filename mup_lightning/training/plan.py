@@ -87,6 +87,10 @@ class Plan:
     memory: list[Memory]
     notes: list[str]
 
+    def flops_of(self, steps: int) -> float:
+        """Operations of a run of so many steps: those for its tokens, and Newton-Schulz."""
+        return float(self.flops.matmul_per_token * self.tokens + self.flops.newton_schulz_per_step * steps)
+
     def plain(self) -> dict[str, Any]:
         """As plain values for JSON; memory in bytes, with its total."""
         result = asdict(self)

@@ -72,6 +72,7 @@ def test_later_files_win_and_options_win_over_files(tmp_path):
     ("options", "message"),
     [
         (["--model.widht", "3"], r"unknown option model\.widht; did you mean model\.width\?"),
+        (["--model.widt", "3"], r"unknown option model\.widt; did you mean model\.width\?"),  # no abbreviations
         (["--model.width", "x"], r'option "model\.width": Expected a int\. Got value: x'),
         (["--recipe.optimizer", "muonn"], r"recipe\.optimizer.*one of muon_kimi, adamw, muon, .*\. Got value: muonn"),
         (["--model.width", "100", "--model.heads", "7"], r"model\.width is 100 and model\.heads is 7"),
@@ -93,6 +94,24 @@ def test_bad_options_are_one_clear_line(tmp_path, options, message, capsys):
     assert printed.err.startswith("error: ")
     assert "Traceback" not in printed.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["sweep", "FILE.yaml", "--work", "2"],
+        ["report", "transfer", "TABLE.csv", "--toler", "1"],
+        ["report", "best", "TABLE.csv", "--mark"],
+        ["data", "prepare", "CARD.yaml", "--tok", "bytes"],
+        ["bench", "--qui"],
+        ["recipe", "--branch", "1"],
+    ],
+)
+def test_options_are_not_abbreviated(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    assert f"unrecognized arguments: {argv[-2] if argv[-1][0] != '-' else argv[-1]}" in capsys.readouterr().err
 
 
 def test_unknown_verbs_are_refused(capsys):

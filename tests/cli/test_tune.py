@@ -62,7 +62,8 @@ def test_the_same_command_repeats_nothing(swept, corpus, capsys):
     assert "recipe.lr 0.0" in printed
     assert "at base shape (16, 1)" in printed
     assert "doublings to the target" in printed
-    assert f"next:\n  mup-lightning train -c {out}/tuned.yaml --model.width 64 --model.context 32 " in printed
+    assert "next: the target, width 64, depth 4: 90 steps of " in printed
+    assert f" FLOPs\n  mup-lightning train -c {out}/tuned.yaml --model.width 64 --model.context 32 " in printed
     assert printed.rstrip().endswith("--trainer.max_steps 90 --trainer.accelerator cpu")
 
 

@@ -62,7 +62,7 @@ class Checker:
             )
         manifest = self._open(config)
         steps, micro_batches = config.trainer.max_steps, planned.accumulation[1]
-        flops = planned.flops.matmul_per_token * planned.tokens + planned.flops.newton_schulz_per_step * steps
+        flops = planned.flops_of(steps)
         validations = max(1, steps // (config.trainer.validate_every or steps))
         seen = min(config.data.val_tokens or math.inf, manifest.splits["val"].tokens)
         validating = validations * seen * planned.flops.matmul_per_token / 3  # forward alone
@@ -71,7 +71,7 @@ class Checker:
             corpus=manifest_hash(manifest),
             unigram_loss=manifest.unigram_loss,
             tokens=planned.tokens,
-            flops=float(flops),
+            flops=flops,
             work=flops + validating + overhead,
             memory=planned.memory[0].total,
         )
