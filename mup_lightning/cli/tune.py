@@ -200,9 +200,8 @@ def _tell(
             f"values (init_std, eps, weight_decay, multipliers) belong to {base} too, as they did in the proxies"
         )
     result = tuned(findings, key, shape, more)
-    print(f"\n{screen(findings)}\n\n{tuned_file.screen(result, base, shape)}")
-    if base == own and (line := tuned_file.beside(result, look_up(target, key))):
-        print(line)
+    present = look_up(target, key) if base == own else None
+    print(f"\n{screen(findings)}\n\n{tuned_file.screen(result, base, shape, present)}")
     seeds = max(finding.group.seeds for finding in findings)
     origin = f"{len(proxies)} runs of {findings[0].group.steps} steps, up to {seeds} seeds: {table}"
     # One file for each value, so that the weight decay's does not replace the rate's.

@@ -12,8 +12,15 @@ import yaml
 from mup_lightning.report.transfer_tuned import Drift, Tuned
 
 
-def screen(result: Tuned, base: tuple[int, int], target: tuple[int, int]) -> str:
-    """The value, how sure it is, and what speaks against it."""
+def screen(result: Tuned, base: tuple[int, int], target: tuple[int, int], own: float | None = None) -> str:
+    """The value, how sure it is, and what speaks against it.
+
+    Args:
+        result: what was found.
+        base: width and depth that the value belongs to.
+        target: width and depth that it was found for.
+        own: the value that the target has at the same base shape, if that is known.
+    """
     inner = _powers(result.log2 - result.half, result.log2 + result.half, result.turns)
     lines = [
         f"{result.key} {result.value:g} (2^{result.log2:.2f}) at base shape {base}",
@@ -21,22 +28,19 @@ def screen(result: Tuned, base: tuple[int, int], target: tuple[int, int]) -> str
         *(f"  drift over {drift.axis:<8} {_drift(drift)}" for drift in result.drifts),
         f"  at {target!s:<16} best {_powers(*result.outer, result.outer_turns)}, had the drift gone on so far",
     ]
+    if own is not None:
+        lines += _beside(result, own)
     return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])
 
 
-def beside(result: Tuned, own: float) -> str:
-    """Whether the value that the target has now is any worse, as a line below the others; empty where nothing tells.
-
-    Args:
-        result: what was found.
-        own: the target's value, at the same base shape.
-    """
+def _beside(result: Tuned, own: float) -> list[str]:
+    """Whether the value that the target has now is any worse; nothing where nothing tells."""
     if result.turns or not math.isfinite(result.half) or own <= 0:
-        return ""
+        return []
     log2 = math.log2(own)
     inside = abs(log2 - result.log2) <= result.half
     said = "inside the proxies' range: as good, for all these runs can tell" if inside else "outside the proxies' range"
-    return f"  the target has now  2^{log2:.2f}, {said}"
+    return [f"  the target has now  2^{log2:.2f}, {said}"]
 
 
 def _drift(drift: Drift) -> str:

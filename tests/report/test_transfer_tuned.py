@@ -132,6 +132,21 @@ def test_groups_of_one_axis_are_one_drift(tmp_path, depths):
     assert over == ([f"over width at depth {depth}" for depth in depths] if len(depths) > 1 else ["over width"])
 
 
+def test_the_value_that_the_target_has_is_judged_where_the_runs_can_tell(tmp_path):
+    found = carry(tmp_path, curves((64, 128, 256), (-7, -7, -7), noise=0.01, seeds=3))
+    lines = {
+        own: [line for line in tuned_file.screen(found, (256, 4), (512, 4), own).splitlines() if " has now " in line]
+        for own in (2**-7, 2**-5, None)
+    }
+    assert lines[2**-7] == [
+        "  the target has now  2^-7.00, inside the proxies' range: as good, for all these runs can tell"
+    ]
+    assert lines[2**-5] == ["  the target has now  2^-5.00, outside the proxies' range"]
+    edge = carry(tmp_path, curves((64, 128, 256), (-3, -3, -3), noise=0.001, seeds=2))
+    assert not lines[None]
+    assert " has now " not in tuned_file.screen(edge, (256, 4), (512, 4), 2**-7)
+
+
 def test_groups_of_one_axis_that_disagree_leave_the_drift_uncertain(tmp_path):
     (drift,) = carried(tmp_path, at_depths({2: -0.3, 4: 0.1}), (2048, 4)).drifts
     assert drift.slope == pytest.approx(-0.1, abs=0.02)
