@@ -54,7 +54,7 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
         return parser.parse_args(argv)
     except ArgumentError as error:
         where = _guilty_file(parser, argv)
-        raise UserError((f"{where}: " if where else "") + _explain(str(error), _keys(parser))) from error
+        raise UserError((f"{where}: " if where else "") + _explain(str(error), _keys(parser), parser.prog)) from error
 
 
 def _guilty_file(parser: ArgumentParser, argv: list[str]) -> str | None:
@@ -78,7 +78,7 @@ def _keys(parser: ArgumentParser) -> list[str]:
     return [action.dest for action in parser._actions if "." in action.dest or action.dest == "seed"]
 
 
-def _explain(message: str, keys: list[str]) -> str:
+def _explain(message: str, keys: list[str], prog: str) -> str:
     """Say jsonargparse's message in a user's words, with the nearest known key for an unknown one."""
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     message = re.sub(r"typing\.Literal\[([^]]*)\]", lambda m: "one of " + m[1].replace("'", ""), message)
@@ -92,5 +92,5 @@ def _explain(message: str, keys: list[str]) -> str:
         name = next(part for part in unknown.groups() if part)
         near = get_close_matches(name, keys, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"unknown option {name}; {hint}All options are listed by --help"
+        return f"unknown option {name}; {hint}{prog} --help lists all options"
     return message

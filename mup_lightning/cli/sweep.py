@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
 
 @cache
 def _config_parser() -> ArgumentParser:
-    return config_parser("mup-lightning sweep", "", "")
+    return config_parser("mup-lightning train", "", "")
 
 
 def compose(files: Sequence[str], settings: dict[str, Any]) -> Config:
