@@ -153,7 +153,7 @@ def _share_height(axes: Sequence[Axes], family: list[Finding]) -> None:
     values = [v for finding in family for curve in finding.group.curves for v in curve.losses]
     low, high = min(values), max(values)
     for ax in axes:
-        ax.set_ylim(low - 0.5, high + 0.5)
+        ax.set_ylim(low - 0.8, high + 0.8)  # room for arrows at the edges
         ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
 
 
