@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,9 @@ def test_cancelled_killed_and_frozen_jobs_can_all_be_continued_exactly(runs, str
 
     job = runs.submit(name, **{"run.resume": "auto"})
     runs.wait_for_step(name, job, (saved // 50 + 2) * 50)
+    time.sleep(
+        0.7
+    )  # until both are at work again: while they save, a process waits for another as long as SLURM lets it
     frozen = cluster.node_processes(NODES[1])
     for process in frozen:
         os.kill(process, signal.SIGSTOP)
