@@ -65,7 +65,9 @@ def transfer(
     if noise is not None and not 0 <= noise < math.inf:
         raise UserError(f"--noise is {noise}; expected a standard deviation in nats, 0 or more")
     runs = [run for run in read_runs(path) if only is None or run.hash in only]
-    return [find(group, tolerance or Tolerance(), noise) for group in group_runs(runs, path)]
+    found = [find(group, tolerance or Tolerance(), noise) for group in group_runs(runs, path)]
+    # However a sweep was run, its parametrizations stand in one order: SP, k >= 2, k = 1.
+    return [finding for family in families(found) for finding in sorted(family, key=_place)]
 
 
 def find(group: Group, tolerance: Tolerance, given_noise: float | None = None) -> Finding:
@@ -86,6 +88,11 @@ def families(findings: list[Finding]) -> list[list[Finding]]:
     for finding in findings:
         found[finding.group.family].append(finding)
     return list(found.values())
+
+
+def _place(finding: Finding) -> int:
+    label = finding.group.label
+    return 0 if label == "SP" else 2 if label.endswith("k = 1") else 1
 
 
 def as_plain(findings: list[Finding]) -> dict[str, Any]:
