@@ -66,7 +66,11 @@ def of_target(target: Config, spent: float = 0.0) -> str:
     free = replace(target, schedule=replace(target.schedule, min_lr=0.0))
     planned = plan(free, device="cpu" if target.trainer.accelerator == "cpu" else "cuda")
     flops = planned.flops_of(target.trainer.max_steps)
-    times = f", {float(f'{flops / spent:.2g}'):,.0f} times the small models together" if spent else ""
+    times = ""
+    if spent:
+        ratio = float(f"{flops / spent:.2g}")
+        times = f", {ratio:,.0f} times" if ratio >= 10 else f", {ratio:g} times"
+        times += " the small models together"
     return (
         f"the target, width {target.model.width}, depth {target.model.depth}: {target.trainer.max_steps:,} steps of "
         f"{target.data.batch_size} x {target.model.context} tokens, {flops:.2g} FLOPs{times}"
@@ -81,5 +85,6 @@ def _range(values: list[float]) -> str:
 
 
 def _power(value: float) -> str:
-    exponent = math.log2(value) if value > 0 else math.nan
-    return f"2^{exponent:g}" if exponent == round(exponent) else f"{value:g}"
+    if value > 0 and (exponent := math.log2(value)).is_integer():
+        return f"2^{exponent:g}"
+    return f"{value:g}"

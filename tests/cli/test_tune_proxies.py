@@ -87,6 +87,17 @@ def test_the_shipped_proxies_follow_the_targets_own_recipe(corpus, tmp_path, nam
     }
 
 
+def test_a_dry_run_shows_any_value(corpus, tmp_path, capsys):
+    file = proxies(tmp_path, value="recipe.weight_decay", vary={"seed": [0], "recipe.weight_decay": [0, 0.1, 0.3]})
+    arguments = ["--sweep", file, "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main(["tune", *options(corpus, "--trainer.max_steps=2"), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert " 0 to 0.3 (3) " in printed
+    small, large = (float(printed.split(mark)[0].split()[-1]) for mark in (" FLOPs\n", " FLOPs, "))
+    times = float(printed.split(" times the small models together")[0].split()[-1])
+    assert times == pytest.approx(large / small, rel=0.1)
+
+
 def test_a_dry_run_runs_nothing(corpus, tmp_path, capsys):
     arguments = ["--sweep", proxies(tmp_path), "--out", str(tmp_path / "out"), "--dry-run"]
     assert main(["tune", *options(corpus), *arguments]) == 0
