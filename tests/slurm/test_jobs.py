@@ -88,7 +88,9 @@ def test_cancelled_killed_and_frozen_jobs_can_all_be_continued_exactly(runs, str
     cluster.start_node(NODES[1])
     runs.wait_for_state(name, job, "COMPLETED")
     assert cluster.field(job, "Restarts") == "1"
-    assert "told to end (SIGTERM), but the step does not" in runs.log(name, job)
+    # On a busy machine SLURM may be first: a step that has taken six seconds once is waited for longer than it waits.
+    log = runs.log(name, job)
+    assert "told to end (SIGTERM), but the step does not" in log or "task 0: Killed" in log
     assert_identical(runs, name)
 
 
