@@ -88,7 +88,7 @@ def test_cancelled_killed_and_frozen_jobs_can_all_be_continued_exactly(runs, str
     cluster.start_node(NODES[1])
     runs.wait_for_state(name, job, "COMPLETED")
     assert cluster.field(job, "Restarts") == "1"
-    # On a busy machine SLURM may be first: where no step was timed yet, or one took so long that five of it exceed its wait.
+    # On a busy machine SLURM may be first: no step was timed yet, or five of the longest exceed the time it waits.
     log = runs.log(name, job)
     assert "told to end (SIGTERM), but the step does not" in log or "task 0: Killed" in log
     assert_identical(runs, name)
