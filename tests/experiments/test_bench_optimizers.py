@@ -104,11 +104,10 @@ def test_memory_of_a_step():
     settings = asdict(replace(OPTIMIZERS, width=64, depth=1, tokenizer="gpt2"))
     mapped = optimizer_memory.MAPPED
     found = measure(optimizer_memory.FUNCTION, {"rule": "lion", "settings": settings}, threads=1, environment=mapped)
-    embedding = 4 * 50304 * 64
     assert found["state"] == found["parameters"]
-    assert found["buffer"] == embedding
-    # some of the megabyte may be memory that the process has already; a whole direction would be 12.9 MB
-    assert not reset_peak() or 1 << 19 < found["extra"] < 1 << 21 < embedding / 4
+    assert found["buffer"] == 4 * 50304 * 64
+    # one and the same step was measured at 0.83 to 1.05 MB; a whole direction would be 12.9 MB
+    assert not reset_peak() or found["extra"] == pytest.approx(1 << 20, rel=0.4)
     state, extra = optimizer_memory.quantities({"lion": {"parameters": 8, "state": 16, "extra": 2, "buffer": 4}})
     assert (state.measured["lion"].median, extra.measured["lion"].median) == (2.0, 0.25)
     assert extra.aims == {"lion": "state + one buffer, 0.500"}

@@ -68,6 +68,10 @@ class Runs:
         """Where a checkpoint will be."""
         return self.root / name / "checkpoints" / f"step_{step:08d}"
 
+    def newest(self, name):
+        """The step of a run's newest checkpoint."""
+        return max(int(path.name[5:]) for path in (self.root / name / "checkpoints").glob("step_*"))
+
     def log(self, name, job):
         """What the job has printed."""
         return (self.root / name / "slurm" / f"{job}.log").read_text()
