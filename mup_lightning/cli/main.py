@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -29,6 +30,9 @@ VERBS: dict[str, str] = {
 }
 """Verb -> what it does. Each is a module here, _ for -, with `main(argv) -> exit code`, imported when it is called."""
 
+_THE_MACHINES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+"""Errors of the file system that no code of ours can have made: no right, no room, a file where a folder should be."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb.
@@ -54,6 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _THE_MACHINES:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -116,7 +116,9 @@ def _by_sweep(arguments: Namespace, target: Config, folder: Path, files: list[st
 def _find(folder: Path, cells: list[Cell]) -> list[Finding]:
     from mup_lightning.report.transfer import transfer
 
-    return transfer(folder / "results.csv", only={cell.hash for cell in cells})
+    # Another tune of the same folder may have swept another value, or another axis, through the same configurations.
+    own = {(cell.hash, axis, cell.value) for cell in cells for axis in cell.axes}
+    return transfer(folder / "results.csv", keep=lambda run: (run.hash, run.axis, run.settings.get("value")) in own)
 
 
 def _from_table(path: Path, target: Config, folder: Path, files: list[str]) -> int:
@@ -146,7 +148,7 @@ def _from_table(path: Path, target: Config, folder: Path, files: list[str]) -> i
         raise UserError(f"{path} has no run that configurations.json beside it knows; expected a sweep's own folder")
     refuse_strangers(list(alike.values()), target, key, str(path))
     folder.mkdir(parents=True, exist_ok=True)
-    _tell(transfer(path, only=alike.keys()), list(alike.values()), key, target, folder, path, files)
+    _tell(transfer(path, keep=lambda run: run.hash in alike), list(alike.values()), key, target, folder, path, files)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 from mup_lightning.errors import UserError
 from mup_lightning.report.transfer_curves import Curve
 from mup_lightning.report.transfer_noise import level
+from mup_lightning.report.transfer_runs import SAID_ELSEWHERE
 
-GROUP = ("optimizer", "parametrization", "branch_depth", "width", "depth")
-"""Rows that agree in these are one group: only the swept value and the seed differ in it."""
+GROUP = ("optimizer", "parametrization", "branch_depth", "width", "depth", "value")
+"""Rows that agree in these, and in all further options that the table has, are one group: what is left to differ is the
+swept value and the seed."""
 
-NEEDED = (*GROUP, "value", "log2_value", "seed", "loss", "unigram_loss", "steps")
+NEEDED = (*GROUP, "log2_value", "seed", "loss", "unigram_loss", "steps")
 
 
 @dataclass(frozen=True)
@@ -22,18 +25,16 @@ class Best:
     """One group of a table.
 
     Attributes:
-        group: the values of `GROUP`.
-        value: name of the swept value.
+        group: the values of `GROUP`, and of further options, such as model.layer_norm.
         losses: log2 of the value -> mean loss over the seeds, on one level where they differ between values; None where
-            one diverged.
+            one diverged or was stopped as hopeless.
         best: log2 of the value with the lowest loss; None where all diverged.
         edge: the best value is the smallest or the largest that was tried: a better one may lie beyond.
         unigram_loss: of the corpus.
-        steps: of every run.
+        steps: of every run that went to its end.
     """
 
     group: dict[str, str]
-    value: str
     losses: dict[float, float | None]
     best: float | None
     edge: bool
@@ -48,29 +49,52 @@ def best_values(path: Path) -> list[Best]:
         path: results.csv of `mup-lightning sweep`.
 
     Raises:
-        UserError: there is no such file, it lacks columns, or it has no rows.
+        UserError: there is no such file, it lacks columns, has no rows, or holds two different runs of one value and
+            seed.
     """
-    if not path.is_file():
-        raise UserError(f"there is no {path}; expected the results.csv of a sweep")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in NEEDED if column not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected the results.csv of a sweep")
-        rows = [row for row in reader if not row.get("stopped")]
-    if not rows:
-        raise UserError(f"{path} has no finished runs yet")
+    rows = _rows(path)
+    columns = [*GROUP, *(column for column in rows[0] if "." in column and column not in SAID_ELSEWHERE)]
     groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
-        groups[tuple(row[column] for column in GROUP)].append(row)
-    found = [_best(members) for members in groups.values()]
+        groups[tuple("" if column == row["value"] else row[column] for column in columns)].append(row)
+    found = [_best(members, [c for c in columns if c != members[0]["value"]], path) for members in groups.values()]
     return sorted(found, key=lambda b: float("inf") if b.best is None else b.losses[b.best] or 0.0)
 
 
-def _best(rows: list[dict[str, str]]) -> Best:
+def _rows(path: Path) -> list[dict[str, str]]:
+    """All but those at value 0."""
+    if not path.is_file():
+        raise UserError(f"there is no {path}; expected the results.csv of a sweep")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in NEEDED if column not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected the results.csv of a sweep")
+            rows = [row for row in reader if None not in row.values()]  # a sweep may be writing its last row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}; expected the results.csv of a sweep") from None
+    if not rows:
+        raise UserError(f"{path} has no finished runs yet")
+    left = [row for row in rows if row["log2_value"]]
+    if zeros := len(rows) - len(left):
+        print(f"note: {zeros} runs at value 0 are left out: a logarithmic axis has no place for it", file=sys.stderr)
+    if not left:
+        raise UserError(f"{path} has runs at value 0 alone; expected values above 0")
+    return left
+
+
+def _best(rows: list[dict[str, str]], columns: list[str], path: Path) -> Best:
     by_value: dict[float, dict[str, float | None]] = defaultdict(dict)
+    hashes: dict[tuple[float, str], str] = {}
     for row in rows:
-        by_value[float(row["log2_value"])][row["seed"]] = float(row["loss"]) if row["loss"] else None
+        value, seed, name = float(row["log2_value"]), row["seed"], row.get("config_hash", "")
+        if hashes.setdefault((value, seed), name) != name:
+            raise UserError(
+                f"{path} has two different runs of {row['optimizer']} at 2^{value:g}, seed {seed} "
+                f"({hashes[value, seed][:8]} and {name[:8]}): no column tells what differs; make a table of each"
+            )
+        by_value[value][seed] = float(row["loss"]) if row["loss"] else None
     known = {
         value: {} if None in found.values() else {seed: loss for seed, loss in found.items() if loss is not None}
         for value, found in sorted(by_value.items())
@@ -80,25 +104,26 @@ def _best(rows: list[dict[str, str]]) -> Best:
     finite = {value: loss for value, loss in losses.items() if loss is not None}
     best = min(finite, key=lambda value: finite[value]) if finite else None
     return Best(
-        group={column: rows[0][column] for column in GROUP},
-        value=rows[0]["value"],
+        group={column: rows[0][column] for column in columns},
         losses=losses,
         best=best,
         edge=best in (min(losses), max(losses)),
         unigram_loss=float(rows[0]["unigram_loss"]),
-        steps=int(rows[0]["steps"]),
+        steps=max(int(float(row["steps"])) for row in rows),  # a run that diverged made fewer
     )
 
 
 def as_lines(found: list[Best]) -> list[list[str]]:
     """A table for people: a line per group under a heading; what all groups share is left out."""
-    shown = [column for column in GROUP if len({best.group[column] for best in found}) > 1] or ["optimizer"]
-    lines = [[*shown, f"best {found[0].value}", "loss", "others tried"]]
+    columns = dict.fromkeys(column for best in found for column in best.group)
+    shown = [c for c in columns if len({best.group.get(c, "") for best in found}) > 1] or ["optimizer"]
+    value = "value" if "value" in shown else found[0].group["value"]
+    lines = [[*shown, f"best {value}", "loss", "others tried"]]
     for best in found:
         name = "-" if best.best is None else f"2^{best.best:g}" + (" (edge)" if best.edge else "")
         loss = best.losses[best.best] if best.best is not None else None
         others = [f"2^{value:g} {_loss(other)}" for value, other in best.losses.items() if value != best.best]
-        lines.append([*(best.group[column] for column in shown), name, _loss(loss), ", ".join(others)])
+        lines.append([*(best.group.get(column, "") for column in shown), name, _loss(loss), ", ".join(others)])
     return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ from mup_lightning.report.transfer_curves import Group, group_runs
 from mup_lightning.report.transfer_noise import Noise, level
 from mup_lightning.report.transfer_optimum import Optimum, optimum
 from mup_lightning.report.transfer_regret import Regret, regrets
-from mup_lightning.report.transfer_runs import read_runs
+from mup_lightning.report.transfer_runs import Run, read_runs
 from mup_lightning.report.transfer_slope import Slope, slope_of
 from mup_lightning.report.transfer_verdict import Evidence, Tolerance, judge
-from mup_lightning.student import student_t
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def transfer(
     path: Path,
     tolerance: Tolerance | None = None,
     noise: float | None = None,
-    only: Collection[str] | None = None,
+    keep: Callable[[Run], bool] | None = None,
 ) -> list[Finding]:
     """Read a table and judge every group of it.
 
@@ -57,14 +56,14 @@ def transfer(
         path: see `read_runs`.
         tolerance: what still counts as transfer.
         noise: standard deviation between seeds, nats, for groups that have one seed.
-        only: hashes of the configurations to look at; None: all.
+        keep: which rows to look at; None: all.
 
     Raises:
         UserError: the table cannot be read, or holds what cannot be compared.
     """
     if noise is not None and not 0 <= noise < math.inf:
         raise UserError(f"--noise is {noise}; expected a standard deviation in nats, 0 or more")
-    runs = [run for run in read_runs(path) if only is None or run.hash in only]
+    runs = [run for run in read_runs(path) if keep is None or keep(run)]
     found = [find(group, tolerance or Tolerance(), noise) for group in group_runs(runs, path)]
     # However a sweep was run, its parametrizations stand in one order: SP, k >= 2, k = 1.
     return [finding for family in families(found) for finding in sorted(family, key=_place)]
@@ -75,7 +74,7 @@ def find(group: Group, tolerance: Tolerance, given_noise: float | None = None) -
     curves, noise = level(group.curves, given_noise)
     group = replace(group, curves=curves)
     optima = tuple(o for curve in group.curves if (o := optimum(curve, noise)) is not None)
-    slope = slope_of(optima, noise.freedom) if len(optima) > 1 else None
+    slope = slope_of(optima, noise) if len(optima) > 1 else None
     costs = tuple(regrets(group.curves, optima, noise))
     sizes = [curve.size for curve in group.curves]
     verdict = judge(Evidence(group.axis, sizes, optima, slope, costs, noise), tolerance)
@@ -105,16 +104,15 @@ def _plain(finding: Finding) -> dict[str, Any]:
     largest = finding.regrets[-1]
     known = slope is not None and slope.low is not None
     sizes = [curve.size for curve in group.curves]
-    reach = student_t(noise.freedom)
     return group.settings | {
         "axis": group.axis,
         "label": group.label,
         "sizes": sizes,
         "seeds": group.seeds,
-        "steps": int(group.steps) if group.steps else None,
+        "steps": int(float(group.steps)) if group.steps else None,
         "optimum": {size: _of(finding, size, "value") for size in sizes},
         "optimum_ci": {
-            o.size: [o.value - reach * o.error, o.value + reach * o.error] if o.error else None for o in optima
+            o.size: [o.value - half, o.value + half] if (half := o.reach(noise.freedom)) else None for o in optima
         },
         "best_value": {size: _of(finding, size, "grid") for size in sizes},
         "best_loss": {size: _of(finding, size, "loss") for size in sizes},

@@ -116,12 +116,33 @@ def group_runs(runs: Sequence[Run], path: Path) -> list[Group]:
     groups = [_group(members, path) for members in found.values()]
     _refuse_mixed_families(groups, path)
     if all(len(group.curves) < 2 for group in groups):
-        sizes = ", ".join(sorted({curve.size for group in groups for curve in group.curves}))
-        raise UserError(
-            f"{path} has one size only in every group ({sizes}); transfer is seen between two sizes or more, better "
-            f"four (mup-lightning report best tells the best value at one size)"
-        )
+        raise UserError(f"{path} {_one_size(groups)}")
     return groups
+
+
+def _one_size(groups: Sequence[Group]) -> str:
+    """Why no group has two sizes: there are none, or a column tells all of them apart."""
+    sizes = list(dict.fromkeys(curve.size for group in groups for curve in group.curves))
+    if len(sizes) == 1:
+        return (
+            f"has one size only, {sizes[0]}; transfer is seen between two sizes or more, better four (of a sweep, "
+            f"mup-lightning report best tells the best value at one size)"
+        )
+    keys = dict.fromkeys(key for group in groups for key in group.settings)
+    guilty = [key for key in keys if _tells_sizes_apart(groups, key)]
+    which = f" {' and '.join(guilty)}, which differ with the size" if guilty else ""
+    return (
+        f"has the sizes {', '.join(sizes)}, but no two of them in one group, for runs whose columns differ are not "
+        f"compared:{which or ' ' + ', '.join(keys)}; give these one value, or leave out the column"
+    )
+
+
+def _tells_sizes_apart(groups: Sequence[Group], key: str) -> bool:
+    """Whether no two sizes share a value of a setting."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for group in groups:
+        found[group.settings.get(key, "")].update(curve.size for curve in group.curves)
+    return all(len(sizes) == 1 for sizes in found.values())
 
 
 def _refuse_mixed_families(groups: Sequence[Group], path: Path) -> None:
@@ -149,6 +170,7 @@ def _group(runs: list[Run], path: Path) -> Group:
     steps = _single({run.steps for run in runs if run.loss is not None}, f"{where} mixes runs of %s steps")
     sizes: dict[float, dict[float, dict[str, Run]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
+        _refuse_two_shapes(run, sizes[run.position], where)
         seeds = sizes[run.position][run.value]
         if run.seed in seeds:
             raise UserError(
@@ -159,6 +181,16 @@ def _group(runs: list[Run], path: Path) -> Group:
     curves = tuple(_curve(values) for _, values in sorted(sizes.items()))
     count = max(len(seeds) for values in sizes.values() for seeds in values.values())
     return Group(settings, axis, curves, steps, corpus, count)
+
+
+def _refuse_two_shapes(run: Run, others: dict[float, dict[str, Run]], where: str) -> None:
+    """64x4 and 128x2 would be one size."""
+    other = next((other for seeds in others.values() for other in seeds.values()), run)
+    if other.size != run.size:
+        raise UserError(
+            f"{where} has {other.size} and {run.size}, which would be one size: expected models whose width and depth "
+            f"grow together, such as 64x2 and 128x4; make a table of those, or of one axis at a time"
+        )
 
 
 def _curve(values: dict[float, dict[str, Run]]) -> Curve:

@@ -118,7 +118,15 @@ def _draw_optima(ax: Axes, finding: Finding) -> None:
     x = [2**o.position for o in finding.optima]
     y = [o.value for o in finding.optima]
     ax.axhline(y[0], linestyle="--", color="black", linewidth=1.4)
-    ax.errorbar(x, y, yerr=[2 * o.error for o in finding.optima], fmt="o", color=OPTIMUM, capsize=3, markersize=6)
+    ax.errorbar(
+        x,
+        y,
+        yerr=[o.reach(finding.noise.freedom) for o in finding.optima],
+        fmt="o",
+        color=OPTIMUM,
+        capsize=3,
+        markersize=6,
+    )
     for o in finding.optima:
         if o.edge:  # an arrow to where the true one lies
             ax.annotate(

@@ -19,7 +19,10 @@ NEEDED = ("parametrization", "axis", "size", "log2_value", "seed", "loss")
 SETTINGS = ("optimizer", "branch_depth", "value", "width", "depth", "layer_norm")
 """Columns that tell groups apart where a table has them, beside all that are named like options (`model.context`)."""
 
-_SAID_ELSEWHERE = {
+_ABSURD = 1e9
+"""Nats per token that no training has."""
+
+SAID_ELSEWHERE = {
     "recipe.optimizer",
     "recipe.parametrization",
     "recipe.branch_depth",
@@ -27,6 +30,7 @@ _SAID_ELSEWHERE = {
     "model.depth",
     "seed",
 }
+"""Columns named like options that other columns repeat."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Run:
         settings: column -> text of what it shares with the runs that it is compared with: the parametrization first,
             then all but axis, size, value and seed.
         axis: width, depth, both, or any other word.
-        size: as the table has it.
+        size: as the table has it, but for a .0 at its end.
         position: log2 of the size; of "WxD", half of log2 W + log2 D, so that doubling both is one doubling.
         value: log2 of the base value.
         seed: as the table has it.
@@ -80,9 +84,14 @@ def read_runs(path: Path) -> list[Run]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text; expected a .csv or .json in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not text.strip():
         raise UserError(f"{path} is empty; expected a table with the columns {', '.join(NEEDED)}")
-    runs = _from_csv(text, path) if path.suffix == ".csv" else _from_published(text, path)
+    try:
+        runs = _from_csv(text, path) if path.suffix == ".csv" else _from_published(text, path)
+    except csv.Error as error:
+        raise UserError(f"{path} is no CSV: {error}; is a quotation mark open?") from None
     if not runs:
         raise UserError(f"{path} has no runs yet: a heading alone")
     return runs
@@ -95,8 +104,11 @@ def _from_csv(text: str, path: Path) -> list[Run]:
         raise UserError(
             f"{path} lacks the columns {', '.join(missing)}; expected {', '.join(NEEDED)} (an empty loss: diverged)"
         )
-    if "config_hash" in head:
-        text = text[: text.rfind("\n") + 1]  # a sweep may be writing its last row
+    if several := {column for column in head if head.count(column) > 1}:
+        raise UserError(f"{path} has the columns {', '.join(sorted(several))} more than once; expected each once")
+    if "config_hash" in head and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        print(f"note: {path}: the last row is left out: no end of line, so it may be half written", file=sys.stderr)
     runs, zeros = [], 0
     for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
         if None in row or None in row.values():
@@ -112,19 +124,18 @@ def _from_csv(text: str, path: Path) -> list[Run]:
 
 def _from_row(row: dict[str, str], where: str) -> Run:
     axis = row["axis"]
-    columns = [*SETTINGS, *(column for column in row if "." in column and column not in _SAID_ELSEWHERE)]
+    columns = [*SETTINGS, *(column for column in row if "." in column and column not in SAID_ELSEWHERE)]
     left_out = {row.get("value"), axis} | ({"width", "depth"} if axis == "both" else set())
     settings = {column: row[column] for column in columns if row.get(column) and column not in left_out}
-    loss = _number(row["loss"], f"{where}: loss") if row["loss"].strip() else None
     return Run(
         settings={"parametrization": row["parametrization"]} | settings,
         axis=axis,
-        size=row["size"],
+        size=_size(row["size"]),
         position=_position(row["size"], where),
         value=_finite(row["log2_value"], f"{where}: log2_value"),
         seed=row["seed"],
-        loss=loss if loss is not None and math.isfinite(loss) else None,
-        stopped=bool(row.get("stopped")),
+        loss=_loss(row["loss"], f"{where}: loss"),
+        stopped=row.get("stopped", "").strip().lower() not in ("", "0", "false", "no"),
         steps=row.get("steps", ""),
         corpus=row.get("corpus", ""),
         hash=row.get("config_hash", ""),
@@ -149,11 +160,30 @@ def _from_table(table: dict[str, Any], path: Path) -> list[Run]:
         "value": table["hyperparameter"],
         "layer_norm": str(table["layernorm"]),
     }
+    axis, where = table["axis"], str(path)
     return [
-        Run(settings, table["axis"], size, _position(size, str(path)), float(value), "", loss)
+        Run(settings, axis, _size(size), _position(size, where), float(value), "", _known(loss, where, size))
         for size, losses in table["validation_loss"].items()
         for value, loss in zip(table["log2_values"], losses, strict=True)
     ]
+
+
+def _known(loss: Any, where: str, size: str) -> float | None:
+    """A loss of the published tables; None is a diverged run."""
+    return None if loss is None else _loss(str(loss), f"{where}: a loss of size {size}")
+
+
+def _loss(text: str, what: str) -> float | None:
+    """None where there is none, or it is not finite."""
+    loss = _number(text, what) if text.strip() else math.nan
+    if abs(loss) > _ABSURD and math.isfinite(loss):
+        raise UserError(f"{what} is {text!r}; expected nats per token (empty: diverged)")
+    return loss if math.isfinite(loss) else None
+
+
+def _size(text: str) -> str:
+    """As people write it: 64.0 is 64."""
+    return "x".join(part.removesuffix(".0") for part in text.strip().split("x"))
 
 
 def _position(size: str, where: str) -> float:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mup_lightning.report.transfer_noise import Noise
 from mup_lightning.report.transfer_optimum import Optimum
 from mup_lightning.student import student_t
 
@@ -34,17 +35,18 @@ class Slope:
     bound: str
 
 
-def slope_of(optima: Sequence[Optimum], freedom: float) -> Slope:
+def slope_of(optima: Sequence[Optimum], noise: Noise) -> Slope:
     """Fit the line.
 
     An optimum misses the line by its own error, known from the seeds, and by a misfit that all optima share: true
     curvature, and parabolas that are not quite the curves. The misfit's variance is what the residuals leave when the
     known errors are taken off, at least 0. The slope's error has both parts, and its t distribution the degrees of
-    freedom of both (Welch and Satterthwaite). With one seed this is the ordinary interval of a regression.
+    freedom of both (Welch and Satterthwaite). With one seed the noise is unknown, and the error of an optimum at an
+    edge is a guess: the interval is that of a plain regression, or wider by that guess.
 
     Args:
         optima: of two sizes or more.
-        freedom: degrees of freedom of the noise that their errors come from.
+        noise: that their errors come from.
     """
     count = len(optima)
     middle = sum(o.position for o in optima) / count
@@ -58,17 +60,22 @@ def slope_of(optima: Sequence[Optimum], freedom: float) -> Slope:
     of_mean = sum(known) / count**2
     left = count - 2
     bound = _bound(x, optima)
-    if not left and not all(known):
+    seen = noise.paired is not None
+    if not left and not (seen and all(known)):
         return Slope(slope, None, None, at, None, 0.0, bound)
     misfit = 0.0
     if left:
         expected = sum((1 - 1 / count - xi * xi / spread) * v for xi, v in zip(x, known, strict=True))
         misfit = max(0.0, residuals - expected) / left
     total = of_slope + misfit / spread
-    both = of_slope**2 / freedom + ((misfit / spread) ** 2 / left if left else 0.0)
+    both = of_slope**2 / noise.freedom + ((misfit / spread) ** 2 / left if left else 0.0)
     combined = max(1.0, total**2 / both) if both else math.inf
-    half = student_t(combined) * math.sqrt(total)
-    return Slope(slope, slope - half, slope + half, at, math.sqrt(of_mean + misfit / count), combined, bound)
+    half, error = student_t(combined) * math.sqrt(total), math.sqrt(of_mean + misfit / count)
+    plain = math.sqrt(residuals / left / spread) if left else 0.0
+    if not seen and student_t(left) * plain >= half:
+        half, combined = student_t(left) * plain, float(left)
+        error = max(error, math.sqrt(residuals / left / count))
+    return Slope(slope, slope - half, slope + half, at, error, combined, bound)
 
 
 def _bound(x: Sequence[float], optima: Sequence[Optimum]) -> str:

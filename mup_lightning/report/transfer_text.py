@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import groupby
 
 from mup_lightning.report.transfer import Finding, compared, families
@@ -53,7 +54,7 @@ def _table(finding: Finding) -> str:
 
 
 def _optimum(best: Optimum) -> str:
-    error = f" ± {best.error:.2f}" if best.error else ""
+    error = f" ± {math.hypot(best.error, best.shape):.2f}" if best.error else ""
     return f"{best.value:.2f}{error}" + (" (edge)" if best.edge else " (cliff)" if best.cliff else "")
 
 
@@ -66,7 +67,7 @@ def _plateau(best: Optimum) -> str:
 
 def _regret(regret: Regret) -> str:
     if regret.nats is None:
-        return {"missing": "not tried"}.get(regret.why, regret.why)
+        return {"missing": "not tried", "untuned": "-"}.get(regret.why, regret.why)
     return f"{'≥ ' if regret.least else ''}{regret.nats:.3f}" + (f" (±{regret.margin:.3f})" if regret.margin else "")
 
 

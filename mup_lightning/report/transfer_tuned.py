@@ -119,6 +119,9 @@ def tuned(findings: Sequence[Finding], key: str, target: tuple[int, int], cautio
     half = math.inf
     if len(errors) == len(slopes):
         half = math.sqrt(sum((student_t(s.freedom) * (s.error or 0.0)) ** 2 for s in slopes) / len(slopes))
+        # Curves of all sizes lean to one side: more of them make it no better.
+        shapes = [o.shape for finding, _ in useful for o in finding.optima]
+        half = math.hypot(half, student_t(math.inf) * sum(shapes) / len(shapes))
     turns = frozenset(o.edge for finding, _ in useful for o in finding.optima if o.edge)
     drifts = tuple(_drift(axis, useful, target) for axis in _axes([finding for finding, _ in useful]))
     said = doubts(findings, {drift.axis: drift.moved for drift in drifts}, target)

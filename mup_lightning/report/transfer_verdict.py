@@ -88,8 +88,10 @@ def _against(evidence: Evidence, tolerance: Tolerance) -> list[str]:
     found = []
     if last not in {o.size for o in evidence.optima}:
         found.append(f"every value that was tried diverged or was stopped at {evidence.axis} {last}")
+    elif _coin_toss(evidence, tolerance):
+        pass
     elif largest.unlimited:
-        how = "diverges" if largest.why == "diverged" else "was stopped as hopeless"
+        how = _end(largest)
         found.append(f"what is best at {evidence.axis} {evidence.optima[0].size} {how} at {evidence.axis} {last}")
     elif largest.nats is not None and largest.nats - largest.margin > tolerance.regret:
         if not drift and _noise_could_make(evidence, tolerance):
@@ -103,6 +105,24 @@ def _against(evidence: Evidence, tolerance: Tolerance) -> list[str]:
     return [drift, *found] if found and drift else found
 
 
+def _coin_toss(evidence: Evidence, tolerance: Tolerance) -> str:
+    """In words, where a value that ties with the best one at the smallest size would cost little; else empty.
+
+    Which of the two is tuned is chance, and so is the regret: it speaks neither for nor against.
+    """
+    largest = evidence.regrets[-1]
+    dear = largest.unlimited or (largest.nats is not None and largest.nats > tolerance.regret)
+    if not dear or largest.tie is None or largest.tie[1] > tolerance.regret:
+        return ""
+    best, (other, nats) = evidence.optima[0], largest.tie
+    fate = f"costs {_cost(largest)}" if largest.nats is not None else _end(largest)
+    return (
+        f"2^{best.grid:g} and 2^{other:g} are equally good at {evidence.axis} {best.size}, within the noise; at "
+        f"{evidence.axis} {evidence.sizes[-1]} the first {fate} and the second costs {nats:.3f} nats: more seeds at "
+        f"{best.size}"
+    )
+
+
 def _noise_could_make(evidence: Evidence, tolerance: Tolerance) -> bool:
     """Whether the noise is unknown, and an ordinary one would leave the regret within the tolerance."""
     largest = evidence.regrets[-1]
@@ -112,6 +132,10 @@ def _noise_could_make(evidence: Evidence, tolerance: Tolerance) -> bool:
 def _explaining(regret: Regret, tolerance: Tolerance) -> float:
     """The standard deviation between seeds at which one seed's regret would no longer stand above the tolerance."""
     return ((regret.nats or 0.0) - tolerance.regret) / (student_t(math.inf) * math.sqrt(2))
+
+
+def _end(regret: Regret) -> str:
+    return "diverges" if regret.why == "diverged" else "was stopped as hopeless"
 
 
 def _cost(regret: Regret) -> str:
@@ -149,6 +173,8 @@ def _doubts(evidence: Evidence, tolerance: Tolerance, *, drifts: bool) -> list[s
         found.append(f"nothing trained at {evidence.axis} {', '.join(lost)}")
     if largest.why == "missing":
         found.append(f"the best value of the smallest size was not tried at {evidence.axis} {evidence.sizes[-1]}")
+    elif coin := _coin_toss(evidence, tolerance):
+        found.append(coin)
     elif largest.nats is not None and largest.nats > tolerance.regret:
         within = "one seed does not tell whether by noise" if evidence.noise.deviation is None else "within the noise"
         found.append(f"the regret is above {tolerance.regret:g}, but {within}: more seeds")

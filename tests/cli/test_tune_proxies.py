@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from mup_lightning.experiments.tune.kinship import cautions
 from mup_lightning.experiments.tune.proxies import proxy_cells, refuse_strangers
 from mup_lightning.report.transfer import transfer
 from tests.cli.tuning import of, options, proxies
-from tests.report.tables import curves, write
+from tests.report.tables import COLUMNS, curves, write
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -45,6 +46,8 @@ def test_a_grid_goes_around_the_value_that_set_names(corpus, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert " 2^-4 to 2^2 (7) " in printed
     assert "2^-5" not in printed
+    assert main(["tune", *options(corpus), *arguments, "--set", "recipe.lr=1e-3"]) == 0
+    assert " 2^-13 to 2^-7 (7) " in capsys.readouterr().out
     for value, message in (("0", "recipe.lr is 0 in"), ("fast", "recipe.lr is 'fast' in")):
         assert main(["tune", *options(corpus), *arguments, "--set", f"recipe.lr={value}"]) == 1
         assert message in capsys.readouterr().err
@@ -147,6 +150,18 @@ def test_the_grid_grows_where_a_value_as_good_as_the_best_is_the_last(corpus, tm
     out.mkdir()
     assert main(["tune", *options(corpus, "--recipe.lr", str(2**-9)), "--sweep", file, "--out", str(out)]) == 0
     assert sorted({math.log2(value) for value in values} - set(range(-12, -5))) == grown
+
+
+def test_another_tune_through_the_same_configurations_is_not_read(tmp_path):
+    """A sweep of rates at one decay and one of decays at one rate meet: what is in both has a row of each."""
+    columns = (*COLUMNS, "value", "config_hash")
+    rows = [(*row, "recipe.weight_decay", f"h{n}") for n, row in enumerate(curves((16, 32), (-7, -7)))]
+    also = [("mup", "width", row[2], -3, 0, row[5], "recipe.lr", row[-1]) for row in rows if row[3] == -10]
+    grown = [("mup", "depth", 1, *row[3:]) for row in rows if row[2] == 16]
+    write(tmp_path / "results.csv", [*rows, *also, *grown], columns)
+    cells = [SimpleNamespace(hash=row[-1], axes=("width",), value="recipe.weight_decay") for row in rows]
+    (finding,) = tune._find(tmp_path, cells)
+    assert (finding.group.settings["value"], finding.group.axis) == ("recipe.weight_decay", "width")
 
 
 def test_values_that_all_lie_below_the_floor_are_refused(corpus, tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mup_lightning.cli.main import main
-from mup_lightning.cli.sweep import compose
+from mup_lightning.cli.sweep import compose, setting
 from mup_lightning.errors import UserError
 from mup_lightning.experiments.sweep.grid import config_hash, expand, placed, shard
 from mup_lightning.experiments.sweep.spec import EarlyStop, load
@@ -150,6 +150,14 @@ def edited(**changes):
         (edited(vary={"run.resume": ["last"]}), r"run\.resume is set"),
         (edited(vary={"trainer.strategy": ["ddp"]}), r"trainer\.strategy is ddp; .*--workers"),
         (edited(early_stop={"after": 60, "worse_than": 1}), r"early_stop\.after is 60, but trainer\.max_steps is 60"),
+        (edited(early_stop={"after": True, "worse_than": 1}), r"sweep\.early_stop is .*expected `after`"),
+        (edited(early_stop={"after": 5, "worse_than": float("nan")}), r"sweep\.early_stop is .*expected `after`"),
+        (edited(keep_runs="false"), r"sweep\.keep_runs is 'false'; expected true or false"),
+        (edited(axis=["model.width"]), r"axis is \['model\.width'\]; expected one of"),
+        (
+            edited(vary={"model.width": [16, 32], "model.depth": [1, 2]}),
+            r"sweep\.grids\[0\] crosses several model\.width with several model\.depth, .*add `axis: model\.width`",
+        ),
         (edited(early_stop={"after": 5}), r"sweep\.early_stop is .*expected `after`"),
     ],
 )
@@ -173,9 +181,24 @@ def test_a_setting_that_is_no_yaml_is_one_line(corpus, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("text", ["", "sweep: [", "sweep: 3"])
+def test_a_cross_of_widths_and_depths_says_which_is_the_size(corpus, tmp_path):
+    vary = {"model.width": [16, 32], "model.depth": [1, 2]}
+    cells = cells_of(tmp_path, tiny_sweep(corpus, vary=vary, axis="model.depth"))
+    assert [cell.axes for cell in cells] == [("depth",)] * 4
+
+
+def test_numbers_in_scientific_notation_are_numbers(corpus, tmp_path):
+    assert setting("recipe.lr=1e-3") == ("recipe.lr", 1e-3)
+    assert setting("run.name=1e") == ("run.name", "1e")
+    vary = {"recipe.lr": ["1e-3", "+2.5E-3", 0.5]}  # YAML 1.1 reads 1e-3 as text
+    cells = cells_of(tmp_path, tiny_sweep(corpus, vary=vary, grids=[{"set": {"schedule.min_lr": "1e-6"}}]))
+    assert sorted(cell.config.recipe.lr for cell in cells) == [1e-3, 2.5e-3, 0.5]
+    assert {cell.config.schedule.min_lr for cell in cells} == {1e-6}
+
+
+@pytest.mark.parametrize("text", ["", "sweep: [", "sweep: 3", b"\xff\xfe\x00"])
 def test_files_that_are_no_sweep(tmp_path, text):
-    (tmp_path / "sweep.yaml").write_text(text)
+    (tmp_path / "sweep.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=r"sweep\.yaml"):
         load(tmp_path / "sweep.yaml")
     with pytest.raises(UserError, match=r"nowhere\.yaml cannot be read"):

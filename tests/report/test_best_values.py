@@ -70,3 +70,44 @@ def test_what_is_no_table_is_refused(tmp_path, capsys, content, message):
         path.write_text(content)
     assert main(["report", "best", str(path)]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_rows_that_differ_in_an_option_are_two_groups(tmp_path, capsys):
+    rows = [f"sgd,mup,2,128,4,recipe.lr,-3,0,{loss},6.5,120,{norm},0.125" for norm, loss in ((True, 2.4), (False, 3.4))]
+    path = tmp_path / "results.csv"
+    path.write_text("\n".join([f"{HEAD},model.layer_norm,recipe.lr", *rows]) + "\n")
+    assert main(["report", "best", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["model.layer_norm", "best"]
+    assert [line.split()[:4] for line in lines[1:3]] == [
+        ["True", "2^-3", "(edge)", "2.400"],
+        ["False", "2^-3", "(edge)", "3.400"],
+    ]
+
+
+def test_a_value_at_which_one_seed_was_stopped_is_lost(tmp_path, capsys):
+    rows = [("sgd", -3, 0, 6.0), ("sgd", -3, 1, 6.1), ("sgd", -2, 0, 5.0), ("sgd", -2, 1, "")]
+    path = table(tmp_path, *rows)
+    text = (tmp_path / "results.csv").read_text().splitlines()
+    lines = [f"{text[0]},stopped", *(f"{line}," for line in text[1:-1]), text[-1].replace(",120", ",30") + ",hopeless"]
+    (tmp_path / "results.csv").write_text("\n".join(lines) + "\n")
+    assert main(["report", "best", path]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split()[:4] == ["sgd", "2^-3", "(edge)", "6.050"]
+    assert printed[3].startswith("120 steps")
+
+
+def test_value_zero_has_no_place(tmp_path, capsys):
+    path = table(tmp_path, ("sgd", "", 0, 1.0), ("sgd", -2, 0, 5.0), ("sgd", -1, 0, 5.5))
+    assert main(["report", "best", path]) == 0
+    assert "note: 1 runs at value 0 are left out" in capsys.readouterr().err
+    assert main(["report", "best", table(tmp_path, ("sgd", "", 0, 1.0))]) == 1
+    assert "has runs at value 0 alone" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_value_and_seed_are_told(tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    rows = [f"sgd,mup,2,128,4,recipe.lr,-3,0,{loss},6.5,120,{name}" for name, loss in (("aaa", 2.4), ("bbb", 3.4))]
+    path.write_text("\n".join([f"{HEAD},config_hash", *rows]) + "\n")
+    assert main(["report", "best", str(path)]) == 1
+    assert "two different runs of sgd at 2^-3, seed 0 (aaa and bbb): no column tells" in capsys.readouterr().err

@@ -159,7 +159,7 @@ def test_a_sweeps_columns_tell_groups_apart(tmp_path):
     assert found[0]["diverged"] == {"64": [-10.0]}
     assert len(as_plain(transfer(path))["comparisons"]) == 2
     hashes = {f"True0{row}" for row in curves((64, 128), (-7, -7), name="sp", noise=0.001, seeds=2)}
-    assert {g["label"] for g in groups(path, only=hashes)} == {"SP"}
+    assert {g["label"] for g in groups(path, keep=lambda run: run.hash in hashes)} == {"SP"}
 
 
 def test_a_shape_of_both_grows_by_half_a_doubling_of_each(tmp_path):
@@ -191,3 +191,66 @@ def test_one_size_in_one_group_alone_is_a_verdict(tmp_path):
     sp, _ = groups(path)
     assert sp["verdict"] == "cannot tell: there is only one size; regret 0.000 nats, noise unknown (one seed)"
     assert (sp["slope"], sp["slope_ci"]) == (None, None)
+
+
+def test_a_tie_at_the_smallest_size_is_a_coin_toss(tmp_path):
+    """2^-5 and 2^-4 tie at width 64 by 0.003 of a noise of 0.01; at width 512 the one costs nothing, the other 0.08."""
+    small, large = {-6: 2.1, -5: 2.003, -4: 2.0, -3: 2.1}, {-6: 2.08, -5: 2.0, -4: 2.08, -3: 2.3}
+    shifts = {-6: (0, 0.01, -0.01), -5: (0.01, -0.01, 0), -4: (-0.01, 0, 0.01), -3: (0, -0.01, 0.01)}
+    rows = [
+        ("mup", "width", size, value, seed, loss + shifts[value][seed])
+        for size in SIZES
+        for value, loss in (small if size == 64 else large).items()
+        for seed in range(3)
+    ]
+    group = report(tmp_path, rows)
+    assert group["regret"] == pytest.approx(0.08)
+    assert group["verdict"].startswith("cannot tell: 2^-4 and 2^-5 are equally good at width 64, within the noise; at "
+                                       "width 512 the first costs 0.080 nats and the second costs 0.000 nats: more "
+                                       "seeds at 64")  # fmt: skip
+    lost = [(*row[:5], "") if row[2] == 512 and row[3] == -4 else row for row in rows]
+    assert "at width 512 the first diverges and the second costs 0.000 nats" in report(tmp_path, lost)["verdict"]
+    surely = [(*row[:5], row[5] + 0.1) if row[2] == 64 and row[3] == -5 else row for row in rows]
+    assert report(tmp_path, surely)["verdict"].startswith("does not transfer: what is best at width 64 costs 0.080")
+
+
+def test_where_nothing_trained_at_the_smallest_size_there_is_no_regret(tmp_path, capsys):
+    rows = [(*row[:5], "") if row[2] == 64 else row for row in curves(SIZES, (-7, -7, -7, -7))]
+    group = report(tmp_path, rows)
+    assert (group["regret"], group["regret_infinite"]) == (None, False)
+    assert set(group["no_regret_because"].values()) == {"untuned"}
+    assert group["verdict"].startswith("cannot tell: nothing trained at width 64; ")
+    assert "regret" not in group["verdict"]
+    assert main(["report", "transfer", str(tmp_path / "table.csv"), "--out", str(tmp_path / "out")]) == 0
+    assert "diverged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steeper", [1, 2, 3])
+def test_the_interval_of_an_optimum_holds_it_though_curves_lean(tmp_path, steeper):
+    """Exact to 0.001 nats, wherever the optimum lies between the values tried; the slope is not wider for it."""
+    chance, inside, slopes = np.random.default_rng(5), 0, []
+    for best in np.arange(-7.5, -6.5, 0.05):
+        rows = [
+            (*row[:5], row[5] + (steeper - 1) * 0.04 * max(0.0, row[3] - best) ** 2)
+            for row in curves((64, 128), (best, best), noise=0.001, seeds=3, chance=chance)
+        ]
+        group = report(tmp_path, rows)
+        inside += sum(low <= best <= high for low, high in group["optimum_ci"].values())
+        slopes.append(group["slope_ci"])
+    assert inside >= 38  # of 40
+    assert sum(low <= 0 <= high for low, high in slopes) >= 18  # of 20
+    assert np.median([high - low for low, high in slopes]) < 0.15
+
+
+@pytest.mark.parametrize("optima", [(-5, -4, -3.9, -3.5), (-11, -9.3, -8.9, -8), (-7, -7.2, -7.1, -7.6)])
+def test_one_seed_has_no_narrower_interval_than_a_regression(tmp_path, optima):
+    """Optima at an edge too; numpy's line, and t with two degrees of freedom from a printed table."""
+    group = report(tmp_path, curves(SIZES, optima))
+    found = [group["optimum"][str(size)] for size in SIZES]
+    (slope, _), ((variance, _), _) = np.polyfit(np.log2(SIZES), found, 1, cov=True)
+    low, high = group["slope_ci"]
+    assert group["slope"] == pytest.approx(slope)
+    assert high - low >= 2 * 4.3027 * np.sqrt(variance) * (1 - 1e-4)
+    if not group["edge"]:
+        assert high - low == pytest.approx(2 * 4.3027 * np.sqrt(variance), rel=1e-4)
+    assert report(tmp_path, [row for row in curves(SIZES, optima) if row[2] < 256])["slope_ci"] is None

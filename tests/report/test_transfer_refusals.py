@@ -1,5 +1,7 @@
 """What the transfer report refuses, each in one line."""
 
+import json
+
 import pytest
 
 from mup_lightning.cli.main import main
@@ -7,6 +9,12 @@ from mup_lightning.report.transfer import as_plain, transfer
 from tests.report.tables import COLUMNS, SIZES, curves, write
 
 ROW = ("mup", "width", 64, -7, 0, 3.0)
+
+
+def published(loss):
+    table = {"optimizer": "x", "parametrization": "SP", "axis": "width", "hyperparameter": "lr", "layernorm": True}
+    losses = {"64": [loss, 3.0, 3.1], "128": [3.0, 2.9, 3.0]}
+    return json.dumps({"tables": {"t": table | {"log2_values": [-8, -7, -6], "validation_loss": losses}}})
 
 
 @pytest.mark.parametrize(
@@ -39,7 +47,13 @@ def test_a_file_is_no_folder_for_figures(tmp_path, capsys):
         ("t.txt", "x", "is of an unknown kind; expected a .csv"),
         ("t.csv", "size,loss\n1,2\n", "lacks the columns parametrization, axis, log2_value, seed; expected"),
         ("t.csv", [], "has no runs yet"),
-        ("t.csv", [ROW], "has one size only in every group (64)"),
+        ("t.csv", [ROW], "has one size only, 64; transfer is seen between two sizes or more"),
+        ("t.csv", [(*ROW[:5], "1e308")], "row 2: loss is '1e308'; expected nats per token"),
+        ("t.csv", [("mup", "both", size, -7, 0, 3.0) for size in ("64x4", "128x2")], "has 64x4 and 128x2, which would "
+         "be one size: expected models whose width and depth grow together"),
+        ("t.csv", ",".join((*COLUMNS, "loss")) + "\n", "has the columns loss more than once"),
+        ("t.csv", ",".join(COLUMNS) + '\n"' + "x," * 70000, "is no CSV: field larger than field limit"),
+        ("t.json", published("three"), "a loss of size 64 is 'three'; expected a number"),
         ("t.csv", [(*ROW[:5], ""), (*ROW[:2], 128, -7, 0, "")], "no run has a loss, all 2 diverged"),
         ("t.csv", [(*ROW[:5], "abc")], "row 2: loss is 'abc'; expected a number"),
         ("t.csv", [("mup", "width", "wide", -7, 0, 3.0)], "row 2: size is 'wide'; expected a number"),
@@ -50,7 +64,7 @@ def test_a_file_is_no_folder_for_figures(tmp_path, capsys):
         ("t.json", "[1]", "is no table of losses"),
         ("t.json", "{", "is no table of losses"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_table_is_refused_in_one_line(tmp_path, capsys, name, content, message):
     path = tmp_path / name
     if isinstance(content, str):
@@ -95,3 +109,50 @@ def test_parametrizations_are_compared_on_equal_terms(tmp_path, capsys, column, 
     apart = write(tmp_path / "apart.csv", [(*row, row[-1]) for row in rows], (*COLUMNS, column, own))
     found = as_plain(transfer(apart))
     assert (len(found["groups"]), found["comparisons"]) == (2, [])
+
+
+def test_the_column_that_tells_all_sizes_apart_is_named(tmp_path, capsys):
+    rows = [(*row, row[2] // 32, 128) for row in curves(SIZES, (-7,) * 4)]
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, "model.heads", "model.context"))
+    assert main(["report", "transfer", str(path)]) == 1
+    assert capsys.readouterr().err.endswith(
+        "has the sizes 64, 128, 256, 512, but no two of them in one group, for runs whose columns differ are not "
+        "compared: model.heads, which differ with the size; give these one value, or leave out the column\n"
+    )
+
+
+def test_tables_as_other_programs_write_them(tmp_path, capsys):
+    """Whole numbers with a point, flags in words, a size in two spellings, diverged runs as nan."""
+    rows = [
+        (*(("sp", "width", f"{row[2]}.0") if name == "sp" else row[:3]), *row[3:5], "nan" if row[3] > -5 else row[5],
+         "400.0", "False")
+        for name in ("sp", "mup") for row in curves((64, 128), (-7, -7), name=name)
+    ]  # fmt: skip
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, "steps", "stopped"))
+    assert main(["report", "transfer", str(path), "--json", "--out", str(tmp_path / "out")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [group["steps"] for group in found["groups"]] == [400, 400]
+    assert set(found["groups"][0]["diverged"]) == {"64", "128"}
+    assert found["comparisons"][0]["best_loss"]["64"] == {"SP": 3.0, "recipe": 3.0}
+    assert main(["report", "transfer", str(path)]) == 0
+    assert "stopped" not in capsys.readouterr().out
+
+
+def test_a_nan_in_the_published_tables_is_a_divergence(tmp_path):
+    (tmp_path / "t.json").write_text(published(float("nan")))
+    (group,) = as_plain(transfer(tmp_path / "t.json"))["groups"]
+    assert group["diverged"] == {"64": [-8.0]}
+
+
+def test_a_row_without_an_end_is_left_out_aloud(tmp_path, capsys):
+    rows = [(*row, f"h{n}") for n, row in enumerate(curves((64, 128), (-7, -7)))]
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, "config_hash"))
+    path.write_text(path.read_text()[:-2])
+    assert main(["report", "transfer", str(path)]) == 0
+    assert "the last row is left out: no end of line" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    path = write(tmp_path / "t.csv", curves((64, 128), (-7, -7)))
+    assert main(["report", "transfer", str(path), "--out", str(path / "out")]) == 1
+    assert capsys.readouterr().err == f"error: {path / 'out'}: Not a directory\n"

@@ -164,10 +164,7 @@ def _axis(grid: Grid) -> str:
     """What size is in a grid: what the file says, else what varies."""
     if grid.axis is not None:
         return AXES[grid.axis]
-    wide, deep = (len(grid.vary.get(key, ())) > 1 for key in ("model.width", "model.depth"))
-    if wide and deep:
-        return "both"
-    return "depth" if deep else "width"
+    return "depth" if len(grid.vary.get("model.depth", ())) > 1 else "width"
 
 
 def look_up(config: Config, key: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +15,8 @@ from mup_lightning.errors import UserError
 
 AXES = {"model.width": "width", "model.depth": "depth", "both": "both"}
 """What `axis` can be -> the axis as the table names it."""
+
+_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 _SWEEP_KEYS = ("name", "configs", "set", "vary", "grids", "axis", "value", "early_stop", "keep_runs")
 _GRID_KEYS = ("configs", "set", "vary", "axis")
@@ -98,7 +102,7 @@ def load(file: str | Path, overrides: dict[str, Any] | None = None) -> Sweep:
         value=value,
         grids=tuple(_grid(grid, sweep, overrides, file, f"sweep.grids[{n}]") for n, grid in enumerate(grids)),
         early_stop=_early_stop(sweep.get("early_stop"), file),
-        keep_runs=bool(sweep.get("keep_runs", False)),
+        keep_runs=_flag(sweep.get("keep_runs", False), f"{file}: sweep.keep_runs"),
         overrides=overrides,
     )
 
@@ -110,6 +114,8 @@ def _read(file: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{file} cannot be read: {error.strerror}; expected a sweep file, see recipes/experiment/"
         ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is no text in UTF-8; expected a sweep file, see recipes/experiment/") from None
     except yaml.YAMLError as error:
         raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
     return _mapping(content, file, "the file")
@@ -124,7 +130,7 @@ def _grid(grid: Any, sweep: dict[str, Any], overrides: dict[str, Any], file: str
     for level, name in ((sweep, "sweep"), (grid, where)):
         for key, value in _mapping(level.get("set", {}), file, f"{name}.set").items():
             vary.pop(key, None)
-            fixed[key] = _power(value, f"{file}: {name}.set.{key}")
+            fixed[key] = scalar(_power(value, f"{file}: {name}.set.{key}"))
         for key, values in _mapping(level.get("vary", {}), file, f"{name}.vary").items():
             fixed.pop(key, None)
             vary[key] = _values(values, file, f"{name}.vary.{key}")
@@ -135,9 +141,16 @@ def _grid(grid: Any, sweep: dict[str, Any], overrides: dict[str, Any], file: str
             raise UserError(f"{file}: {name}.configs is {files!r}; expected a list of recipe files")
         configs += tuple(files)
     axis = grid.get("axis", sweep.get("axis"))
-    if axis is not None and axis not in AXES:
+    if axis is not None and (not isinstance(axis, str) or axis not in AXES):
         raise UserError(f"{file}: axis is {axis!r}; expected one of {', '.join(AXES)}")
     vary = {key: values for key, values in vary.items() if key not in overrides}
+    crossed = all(len(vary.get(key, ())) > 1 for key in ("model.width", "model.depth"))
+    if crossed and axis in (None, "both"):
+        raise UserError(
+            f"{file}: {where} crosses several model.width with several model.depth, which is no line of sizes; add "
+            f"`axis: model.width` for a line over width at every depth, or `axis: model.depth`; to grow both, `axis: "
+            f"both` and a grid for every size, such as set: {{model.width: 128, model.depth: 4}}"
+        )
     return Grid(configs, fixed | overrides, vary, axis)
 
 
@@ -145,7 +158,18 @@ def _values(values: Any, file: str | Path, where: str) -> list[Any]:
     values = _power(values, f"{file}: {where}")
     if not isinstance(values, list) or not values:
         raise UserError(f"{file}: {where} is {values!r}; expected a list of values, or log2: [-9, -8, ...]")
-    return values
+    return [scalar(value) for value in values]
+
+
+def scalar(value: Any) -> Any:
+    """1e-3 as a number, which YAML 1.1 takes for text; anything else as it is."""
+    return float(value) if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) else value
+
+
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{where} is {value!r}; expected true or false")
+    return value
 
 
 def _power(value: Any, where: str) -> Any:
@@ -165,7 +189,9 @@ def _early_stop(value: Any, file: str | Path) -> EarlyStop | None:
     value = _mapping(value, file, "sweep.early_stop")
     _check_keys(value, ("after", "worse_than"), file, "sweep.early_stop.")
     after, worse_than = value.get("after"), value.get("worse_than")
-    if not isinstance(after, int) or after < 1 or not isinstance(worse_than, int | float) or worse_than < 0:
+    steps = isinstance(after, int) and not isinstance(after, bool) and after > 0
+    nats = isinstance(worse_than, int | float) and not isinstance(worse_than, bool) and 0 <= worse_than < math.inf
+    if not (steps and nats):
         raise UserError(
             f"{file}: sweep.early_stop is {value}; expected `after`, a number of steps, and `worse_than`, "
             f"nats per token"
