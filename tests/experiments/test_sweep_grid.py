@@ -1,5 +1,6 @@
 """From sweep files to configurations, and what is refused before anything runs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -236,3 +237,16 @@ def test_early_stop_is_read(corpus, tmp_path):
     file = write(tmp_path, tiny_sweep(corpus, early_stop={"after": 5, "worse_than": 1}))
     assert load(file).early_stop == EarlyStop(5, 1.0)
     assert load(write(tmp_path, tiny_sweep(corpus))).early_stop is None
+
+
+def test_the_file_in_the_documentation_is_read(corpus, tmp_path, monkeypatch):
+    text = (RECIPES.parent / "docs" / "sweeps.md").read_text()
+    (tmp_path / "mine.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    monkeypatch.chdir(RECIPES.parent)
+    small = {"data.path": str(corpus), "data.tokenizer": "bytes", "model.context": 16, "data.val_tokens": 512}
+    sweep = load(tmp_path / "mine.yaml", small | {"data.batch_size": 8, "data.micro_batch": 8})
+    assert {cell.axes for cell in expand(sweep, compose)} == {("width",)}
+    assert len(expand(sweep, compose)) == 2 * 3 * 3 * 4
+    assert (sweep.early_stop, sweep.keep_runs) == (EarlyStop(100, 0.5), False)
+    shipped = set(re.findall(r"`(\w+)`", text.partition("## What ships")[2].partition("[docs")[0]))
+    assert shipped == {file.stem for file in SWEEPS}
