@@ -111,7 +111,7 @@ def _coin_toss(evidence: Evidence, tolerance: Tolerance) -> str:
     Which of the two is tuned is chance, and so is the regret: it speaks neither for nor against.
     """
     largest = evidence.regrets[-1]
-    dear = largest.unlimited or (largest.nats is not None and largest.nats > tolerance.regret)
+    dear = largest.unlimited or (largest.nats is not None and largest.nats - largest.margin > tolerance.regret)
     if not dear or largest.tie is None or largest.tie[1] > tolerance.regret:
         return ""
     best, (other, nats) = evidence.optima[0], largest.tie
