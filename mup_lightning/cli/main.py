@@ -30,7 +30,7 @@ VERBS: dict[str, str] = {
 }
 """Verb -> what it does. Each is a module here, _ for -, with `main(argv) -> exit code`, imported when it is called."""
 
-_THE_MACHINES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+_THE_MACHINES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 """Errors of the file system that no code of ours can have made: no right, no room, a file where a folder should be."""
 
 
@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in _THE_MACHINES:
+        if error.errno not in _THE_MACHINES or error.filename is None:
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -51,5 +51,6 @@ def _best(options: argparse.Namespace) -> int:
         print("\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]]))
     else:
         print(aligned(lines))
-    print(f"\n{found[0].steps} steps; a unigram model has {found[0].unigram_loss:.3f} nats per token")
+    steps = " or ".join(str(count) for count in sorted({best.steps for best in found}))
+    print(f"\n{steps} steps; a unigram model has {found[0].unigram_loss:.3f} nats per token")
     return 0

@@ -14,7 +14,7 @@ import yaml
 
 from mup_lightning.cli.options import build, config_parser, parse
 from mup_lightning.errors import UserError
-from mup_lightning.experiments.sweep.spec import load, scalar
+from mup_lightning.experiments.sweep.spec import load
 from mup_lightning.spectral.tables import aligned
 from mup_lightning.training.config import Config
 
@@ -192,7 +192,7 @@ def setting(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UserError(f"--set is {text!r}; expected KEY=VALUE, such as trainer.max_steps=200")
     try:
-        return key, scalar(yaml.safe_load(value))
+        return key, yaml.safe_load(value)
     except yaml.YAMLError:
         raise UserError(
             f"--set is {text!r}; {value!r} is no YAML value: is a bracket or a quotation mark open?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from mup_lightning.errors import UserError
 from mup_lightning.report.transfer_curves import Curve
 from mup_lightning.report.transfer_noise import level
-from mup_lightning.report.transfer_runs import SAID_ELSEWHERE
+from mup_lightning.report.transfer_runs import SAID_ELSEWHERE, finite, loss_of
 
 GROUP = ("optimizer", "parametrization", "branch_depth", "width", "depth", "value")
 """Rows that agree in these, and in all further options that the table has, are one group: what is left to differ is the
@@ -28,6 +29,7 @@ class Best:
         group: the values of `GROUP`, and of further options, such as model.layer_norm.
         losses: log2 of the value -> mean loss over the seeds, on one level where they differ between values; None where
             one diverged or was stopped as hopeless.
+        lost: log2 of these values -> which of the two.
         best: log2 of the value with the lowest loss; None where all diverged.
         edge: the best value is the smallest or the largest that was tried: a better one may lie beyond.
         unigram_loss: of the corpus.
@@ -36,6 +38,7 @@ class Best:
 
     group: dict[str, str]
     losses: dict[float, float | None]
+    lost: dict[float, str]
     best: float | None
     edge: bool
     unigram_loss: float
@@ -66,14 +69,16 @@ def _rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise UserError(f"there is no {path}; expected the results.csv of a sweep")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in NEEDED if column not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected the results.csv of a sweep")
-            rows = [row for row in reader if None not in row.values()]  # a sweep may be writing its last row
+        text = path.read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))  # a sweep may be writing its last row
+        head = next(csv.reader(io.StringIO(text)), [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}; expected the results.csv of a sweep") from None
+    if missing := [column for column in NEEDED if column not in head]:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected the results.csv of a sweep")
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}, row {number}: expected {len(head)} cells as in the heading")
     if not rows:
         raise UserError(f"{path} has no finished runs yet")
     left = [row for row in rows if row["log2_value"]]
@@ -87,25 +92,30 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _best(rows: list[dict[str, str]], columns: list[str], path: Path) -> Best:
     by_value: dict[float, dict[str, float | None]] = defaultdict(dict)
     hashes: dict[tuple[float, str], str] = {}
+    lost: dict[float, str] = {}
     for row in rows:
-        value, seed, name = float(row["log2_value"]), row["seed"], row.get("config_hash", "")
+        value = finite(row["log2_value"], f"{path}: log2_value")
+        seed, name = row["seed"], row.get("config_hash", "")
         if hashes.setdefault((value, seed), name) != name:
             raise UserError(
                 f"{path} has two different runs of {row['optimizer']} at 2^{value:g}, seed {seed} "
                 f"({hashes[value, seed][:8]} and {name[:8]}): no column tells what differs; make a table of each"
             )
-        by_value[value][seed] = float(row["loss"]) if row["loss"] else None
+        by_value[value][seed] = loss = loss_of(row["loss"], f"{path}: loss")
+        if loss is None and lost.get(value) != "diverged":
+            lost[value] = "stopped" if row.get("stopped") else "diverged"
     known = {
         value: {} if None in found.values() else {seed: loss for seed, loss in found.items() if loss is not None}
         for value, found in sorted(by_value.items())
     }
     (curve,), _ = level([Curve(rows[0]["width"], 0.0, known, frozenset())])
     losses = {value: curve.means.get(value) for value in known}
-    finite = {value: loss for value, loss in losses.items() if loss is not None}
-    best = min(finite, key=lambda value: finite[value]) if finite else None
+    left = {value: loss for value, loss in losses.items() if loss is not None}
+    best = min(left, key=lambda value: left[value]) if left else None
     return Best(
         group={column: rows[0][column] for column in columns},
         losses=losses,
+        lost=lost,
         best=best,
         edge=best in (min(losses), max(losses)),
         unigram_loss=float(rows[0]["unigram_loss"]),
@@ -122,10 +132,11 @@ def as_lines(found: list[Best]) -> list[list[str]]:
     for best in found:
         name = "-" if best.best is None else f"2^{best.best:g}" + (" (edge)" if best.edge else "")
         loss = best.losses[best.best] if best.best is not None else None
-        others = [f"2^{value:g} {_loss(other)}" for value, other in best.losses.items() if value != best.best]
+        others = [f"2^{value:g} {_loss(other, best.lost.get(value))}" for value, other in best.losses.items()
+                  if value != best.best]  # fmt: skip
         lines.append([*(best.group.get(column, "") for column in shown), name, _loss(loss), ", ".join(others)])
     return lines
 
 
-def _loss(loss: float | None) -> str:
-    return "diverged" if loss is None else f"{loss:.3f}"
+def _loss(loss: float | None, lost: str | None = None) -> str:
+    return lost or "diverged" if loss is None else f"{loss:.3f}"

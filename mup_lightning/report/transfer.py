@@ -109,7 +109,7 @@ def _plain(finding: Finding) -> dict[str, Any]:
         "label": group.label,
         "sizes": sizes,
         "seeds": group.seeds,
-        "steps": int(float(group.steps)) if group.steps else None,
+        "steps": round(float(group.steps)) if group.steps else None,
         "optimum": {size: _of(finding, size, "value") for size in sizes},
         "optimum_ci": {
             o.size: [o.value - half, o.value + half] if (half := o.reach(noise.freedom)) else None for o in optima

@@ -123,9 +123,13 @@ def group_runs(runs: Sequence[Run], path: Path) -> list[Group]:
 def _one_size(groups: Sequence[Group]) -> str:
     """Why no group has two sizes: there are none, or a column tells all of them apart."""
     sizes = list(dict.fromkeys(curve.size for group in groups for curve in group.curves))
-    if len(sizes) == 1:
+    axes: dict[str, set[str]] = defaultdict(set)
+    for group in groups:
+        axes[group.axis].update(curve.size for curve in group.curves)
+    if all(len(own) == 1 for own in axes.values()):
+        have = " and ".join(f"{axis} {size}" for axis, own in axes.items() for size in own)
         return (
-            f"has one size only, {sizes[0]}; transfer is seen between two sizes or more, better four (of a sweep, "
+            f"has one size only, {have}; transfer is seen between two sizes or more, better four (of a sweep, "
             f"mup-lightning report best tells the best value at one size)"
         )
     keys = dict.fromkeys(key for group in groups for key in group.settings)

@@ -144,7 +144,8 @@ def _draw_optima(ax: Axes, finding: Finding) -> None:
         interval = f" [{slope.low:+.2f}, {slope.high:+.2f}]" if slope.low is not None else ""
         bound = {"at most": "≤ ", "at least": "≥ "}.get(slope.bound, "")
         last = finding.regrets[-1]
-        cost = f"{'≥ ' if last.least else ''}{last.nats:.3f} nats" if last.nats is not None else last.why
+        why = "-" if last.why == "untuned" else last.why
+        cost = why if last.nats is None else f"{'≥ ' if last.least else ''}{last.nats:.3f} nats"
         text = f"slope {bound}{slope.slope:+.2f}{interval} a doubling\nregret at {last.size}: {cost}"
     ax.set_title(f"{verdict}\n{text}", fontsize=9.5, loc="left")
     ax.set_xscale("log", base=2)

@@ -12,6 +12,21 @@ from mup_lightning.student import student_t
 
 
 @dataclass(frozen=True)
+class Tie:
+    """Another value that might as well have been tuned.
+
+    Attributes:
+        value: its log2.
+        nats: what it costs.
+        margin: by how much this may be off through the noise.
+    """
+
+    value: float
+    nats: float
+    margin: float
+
+
+@dataclass(frozen=True)
 class Regret:
     """At one size.
 
@@ -22,8 +37,7 @@ class Regret:
             at the smallest size). Empty where there is one. The first two mean that the regret is without limit.
         margin: by how much `nats` may be off through the noise; 0 where the noise is unknown.
         least: the best value of this size is the last one tried: what lies beyond may be better, and the regret larger.
-        tie: another value that is as good at the smallest size, within the noise, and costs less here than what is best
-            there: its log2, and what it costs. Of several the cheapest; None: there is none.
+        ties: what else is as good at the smallest size, within the noise, and was not lost here.
     """
 
     size: str
@@ -31,7 +45,7 @@ class Regret:
     why: str = ""
     margin: float = 0.0
     least: bool = False
-    tie: tuple[float, float] | None = None
+    ties: tuple[Tie, ...] = ()
 
     @property
     def unlimited(self) -> bool:
@@ -57,19 +71,21 @@ def regrets(curves: Sequence[Curve], optima: Sequence[Optimum], noise: Noise) ->
         why = curve.lost(tuned)
         if why or curve.size not in by_size:
             # A size where everything is lost has lost the tuned value too, if it was run.
-            result.append(Regret(curve.size, None, why, tie=_tie(curve, optima[0], by_size.get(curve.size))))
+            ties = _ties(curve, optima[0], by_size[curve.size], noise) if curve.size in by_size else ()
+            result.append(Regret(curve.size, None, why, ties=ties))
             continue
         best = by_size[curve.size]
-        nats = curve.means[tuned] - best.loss
-        margin = student_t(noise.freedom) * curve.error_between(tuned, best.grid)
-        result.append(Regret(curve.size, nats, margin=margin, least=best.edge != 0, tie=_tie(curve, optima[0], best)))
+        own = _cost(curve, tuned, best, noise)
+        ties = _ties(curve, optima[0], best, noise)
+        result.append(Regret(curve.size, own.nats, margin=own.margin, least=best.edge != 0, ties=ties))
     return result
 
 
-def _tie(curve: Curve, smallest: Optimum, best: Optimum | None) -> tuple[float, float] | None:
-    """The cheapest at this size of the values that tie at the smallest one, if that is not the best of them there."""
-    known = {value: curve.means[value] for value in smallest.plateau if value in curve.means}
-    if best is None or not known:
-        return None
-    cheapest = min(known, key=lambda value: known[value])
-    return None if cheapest == smallest.grid else (cheapest, known[cheapest] - best.loss)
+def _ties(curve: Curve, smallest: Optimum, best: Optimum, noise: Noise) -> tuple[Tie, ...]:
+    others = [value for value in smallest.plateau if value != smallest.grid and value in curve.means]
+    return tuple(_cost(curve, value, best, noise) for value in others)
+
+
+def _cost(curve: Curve, value: float, best: Optimum, noise: Noise) -> Tie:
+    margin = student_t(noise.freedom) * curve.error_between(value, best.grid)
+    return Tie(value, curve.means[value] - best.loss, margin)

@@ -22,6 +22,9 @@ SETTINGS = ("optimizer", "branch_depth", "value", "width", "depth", "layer_norm"
 _ABSURD = 1e9
 """Nats per token that no training has."""
 
+_NOT_STOPPED = ("", "0", "0.0", "false", "no", "none", "nan")
+"""All else says why."""
+
 SAID_ELSEWHERE = {
     "recipe.optimizer",
     "recipe.parametrization",
@@ -106,7 +109,7 @@ def _from_csv(text: str, path: Path) -> list[Run]:
         )
     if several := {column for column in head if head.count(column) > 1}:
         raise UserError(f"{path} has the columns {', '.join(sorted(several))} more than once; expected each once")
-    if "config_hash" in head and not text.endswith("\n"):
+    if "config_hash" in head and "\n" in text and not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
         print(f"note: {path}: the last row is left out: no end of line, so it may be half written", file=sys.stderr)
     runs, zeros = [], 0
@@ -132,11 +135,11 @@ def _from_row(row: dict[str, str], where: str) -> Run:
         axis=axis,
         size=_size(row["size"]),
         position=_position(row["size"], where),
-        value=_finite(row["log2_value"], f"{where}: log2_value"),
+        value=finite(row["log2_value"], f"{where}: log2_value"),
         seed=row["seed"],
-        loss=_loss(row["loss"], f"{where}: loss"),
-        stopped=row.get("stopped", "").strip().lower() not in ("", "0", "false", "no"),
-        steps=row.get("steps", ""),
+        loss=loss_of(row["loss"], f"{where}: loss"),
+        stopped=row.get("stopped", "").strip().lower() not in _NOT_STOPPED,
+        steps=_steps(row.get("steps", ""), where),
         corpus=row.get("corpus", ""),
         hash=row.get("config_hash", ""),
     )
@@ -170,20 +173,40 @@ def _from_table(table: dict[str, Any], path: Path) -> list[Run]:
 
 def _known(loss: Any, where: str, size: str) -> float | None:
     """A loss of the published tables; None is a diverged run."""
-    return None if loss is None else _loss(str(loss), f"{where}: a loss of size {size}")
+    return None if loss is None else loss_of(str(loss), f"{where}: a loss of size {size}")
 
 
-def _loss(text: str, what: str) -> float | None:
-    """None where there is none, or it is not finite."""
+def loss_of(text: str, what: str) -> float | None:
+    """The loss in a cell; None where there is none, or it is not finite.
+
+    Raises:
+        UserError: it is no number, or no loss.
+    """
     loss = _number(text, what) if text.strip() else math.nan
     if abs(loss) > _ABSURD and math.isfinite(loss):
         raise UserError(f"{what} is {text!r}; expected nats per token (empty: diverged)")
     return loss if math.isfinite(loss) else None
 
 
+def _steps(text: str, where: str) -> str:
+    if not text.strip():
+        return ""
+    finite(text, f"{where}: steps")
+    return _whole(text)
+
+
 def _size(text: str) -> str:
-    """As people write it: 64.0 is 64."""
-    return "x".join(part.removesuffix(".0") for part in text.strip().split("x"))
+    """One spelling of every number: 64.0 and 6.4e1 are 64. What is none is left to `_position` to refuse."""
+    parts = [part.strip() for part in text.split("x")]
+    return "x".join(_whole(part) for part in parts)
+
+
+def _whole(text: str) -> str:
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else text
 
 
 def _position(size: str, where: str) -> float:
@@ -193,7 +216,8 @@ def _position(size: str, where: str) -> float:
     return sum(map(math.log2, parts)) / len(parts)
 
 
-def _finite(text: str, what: str) -> float:
+def finite(text: str, what: str) -> float:
+    """The number in a cell. Raises UserError where there is none."""
     number = _number(text, what)
     if not math.isfinite(number):
         raise UserError(f"{what} is {text!r}; expected a finite number")

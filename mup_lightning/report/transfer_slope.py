@@ -72,9 +72,10 @@ def slope_of(optima: Sequence[Optimum], noise: Noise) -> Slope:
     combined = max(1.0, total**2 / both) if both else math.inf
     half, error = student_t(combined) * math.sqrt(total), math.sqrt(of_mean + misfit / count)
     plain = math.sqrt(residuals / left / spread) if left else 0.0
-    if not seen and student_t(left) * plain >= half:
-        half, combined = student_t(left) * plain, float(left)
+    if not seen:
         error = max(error, math.sqrt(residuals / left / count))
+        if student_t(left) * plain >= half:
+            half, combined = student_t(left) * plain, float(left)
     return Slope(slope, slope - half, slope + half, at, error, combined, bound)
 
 

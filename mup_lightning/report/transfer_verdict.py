@@ -67,12 +67,12 @@ class Evidence:
 
 def judge(evidence: Evidence, tolerance: Tolerance) -> str:
     """The sentence. It begins with one of the four words above."""
-    numbers = _numbers(evidence)
+    numbers = f"{_numbers(evidence)}{_luck(evidence, tolerance)}"
     if against := _against(evidence, tolerance):
-        return f"{FAILS}: {', and '.join(against)}; {numbers}"
+        return f"{FAILS}: {', and '.join(against)}; {_numbers(evidence)}"
     drift = _drift(evidence, tolerance)
     if doubts := _doubts(evidence, tolerance, drifts=bool(drift)):
-        return f"{UNCLEAR}: {'; '.join(doubts)}; {numbers}"
+        return f"{UNCLEAR}: {'; '.join([drift, *doubts] if drift else doubts)}; {numbers}"
     if drift and evidence.regrets[-1].least:
         cost = f"what is tuned at the smallest size costs is unknown: at {evidence.axis} {evidence.sizes[-1]}"
         return f"{UNCLEAR}: {drift}; what {cost} the best value is the last one tried, so widen the grid; {numbers}"
@@ -108,19 +108,32 @@ def _against(evidence: Evidence, tolerance: Tolerance) -> list[str]:
 def _coin_toss(evidence: Evidence, tolerance: Tolerance) -> str:
     """In words, where a value that ties with the best one at the smallest size would cost little; else empty.
 
-    Which of the two is tuned is chance, and so is the regret: it speaks neither for nor against.
+    Which of the two is tuned is chance, and so is the regret: it proves no failure.
     """
     largest = evidence.regrets[-1]
     dear = largest.unlimited or (largest.nats is not None and largest.nats - largest.margin > tolerance.regret)
-    if not dear or largest.tie is None or largest.tie[1] > tolerance.regret:
+    other = min(largest.ties, key=lambda tie: tie.nats, default=None)
+    if not dear or other is None or other.nats > tolerance.regret:
         return ""
-    best, (other, nats) = evidence.optima[0], largest.tie
+    best = evidence.optima[0]
+    within = "" if evidence.noise.deviation is None else ", within the noise"
     fate = f"costs {_cost(largest)}" if largest.nats is not None else _end(largest)
+    least = "at least " if largest.least else ""
     return (
-        f"2^{best.grid:g} and 2^{other:g} are equally good at {evidence.axis} {best.size}, within the noise; at "
-        f"{evidence.axis} {evidence.sizes[-1]} the first {fate} and the second costs {nats:.3f} nats: more seeds at "
-        f"{best.size}"
+        f"2^{best.grid:g} and 2^{other.value:g} are equally good at {evidence.axis} {best.size}{within}; at "
+        f"{evidence.axis} {evidence.sizes[-1]} the first {fate} and the second costs {least}{other.nats:.3f} nats: "
+        f"more seeds at {best.size}"
     )
+
+
+def _luck(evidence: Evidence, tolerance: Tolerance) -> str:
+    """In words, where the regret is small, but that of a value that ties at the smallest size is not; else empty."""
+    largest = evidence.regrets[-1]
+    dearest = max(largest.ties, key=lambda tie: tie.nats - tie.margin, default=None)
+    small = largest.nats is not None and largest.nats <= tolerance.regret
+    if not small or dearest is None or dearest.nats - dearest.margin <= tolerance.regret:
+        return ""
+    return f" (2^{dearest.value:g}, which ties at {evidence.optima[0].size}, would cost {dearest.nats:.3f})"
 
 
 def _noise_could_make(evidence: Evidence, tolerance: Tolerance) -> bool:
@@ -178,7 +191,8 @@ def _doubts(evidence: Evidence, tolerance: Tolerance, *, drifts: bool) -> list[s
     elif largest.nats is not None and largest.nats > tolerance.regret:
         within = "one seed does not tell whether by noise" if evidence.noise.deviation is None else "within the noise"
         found.append(f"the regret is above {tolerance.regret:g}, but {within}: more seeds")
-    for regret in evidence.regrets[:-1]:
+    small = largest.nats is not None and largest.nats <= tolerance.regret
+    for regret in evidence.regrets[:-1] if small else ():
         if regret.unlimited or (regret.nats is not None and regret.nats - regret.margin > tolerance.regret):
             cost = regret.why if regret.nats is None else f"{regret.nats:.3f} nats"
             found.append(f"at {evidence.axis} {regret.size} the regret is {cost}, although not at the largest")

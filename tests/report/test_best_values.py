@@ -62,6 +62,9 @@ def test_all_diverged(tmp_path, capsys):
         (None, "there is no"),
         ("optimizer,loss\nsgd,1\n", "lacks the columns parametrization, branch_depth"),
         (HEAD + "\n", "has no finished runs yet"),
+        (f"{HEAD}\nsgd,mup,2,128,4,recipe.lr,-3,0,6.0,6.5,120,more\n", "row 2: expected 11 cells"),
+        (f"{HEAD}\nsgd,mup,2,128,4,recipe.lr,x,0,6.0,6.5,120\n", "log2_value is 'x'; expected a number"),
+        (f"{HEAD}\nsgd,mup,2,128,4,recipe.lr,-3,0,x,6.5,120\n", "loss is 'x'; expected a number"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path, capsys, content, message):
@@ -93,7 +96,7 @@ def test_a_value_at_which_one_seed_was_stopped_is_lost(tmp_path, capsys):
     (tmp_path / "results.csv").write_text("\n".join(lines) + "\n")
     assert main(["report", "best", path]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[1].split()[:4] == ["sgd", "2^-3", "(edge)", "6.050"]
+    assert printed[1].split() == ["sgd", "2^-3", "(edge)", "6.050", "2^-2", "stopped"]
     assert printed[3].startswith("120 steps")
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from mup_lightning.cli.main import main
 from mup_lightning.report.transfer import as_plain, transfer
+from mup_lightning.report.transfer_text import screen
 from mup_lightning.report.transfer_verdict import Tolerance
 from tests.report.tables import COLUMNS, PUBLISHED, SIZES, curves, groups, published, report, write
 
@@ -207,9 +208,16 @@ def test_a_tie_at_the_smallest_size_is_a_coin_toss(tmp_path):
     assert group["regret"] == pytest.approx(0.08)
     assert group["verdict"].startswith("cannot tell: 2^-4 and 2^-5 are equally good at width 64, within the noise; at "
                                        "width 512 the first costs 0.080 nats and the second costs 0.000 nats: more "
-                                       "seeds at 64")  # fmt: skip
+                                       "seeds at 64; the slope is too uncertain")  # fmt: skip
     lost = [(*row[:5], "") if row[2] == 512 and row[3] == -4 else row for row in rows]
     assert "at width 512 the first diverges and the second costs 0.000 nats" in report(tmp_path, lost)["verdict"]
+    worse = [(*row[:5], row[5] + 0.1) if row[2] == 512 and row[3] > -6 else row for row in rows]
+    assert report(tmp_path, worse)["verdict"].startswith("does not transfer: ")
+    other = [(*row[:5], row[5] - 0.006) if row[2] == 64 and row[3] == -5 else row for row in rows]
+    verdict = report(tmp_path, other)["verdict"]
+    assert verdict.endswith(
+        "regret 0.000 nats, noise 0.010 (0.011 seed by seed) (2^-4, which ties at 64, would cost 0.080)"
+    )
     surely = [(*row[:5], row[5] + 0.1) if row[2] == 64 and row[3] == -5 else row for row in rows]
     assert report(tmp_path, surely)["verdict"].startswith("does not transfer: what is best at width 64 costs 0.080")
 
@@ -236,6 +244,7 @@ def test_the_interval_of_an_optimum_holds_it_though_curves_lean(tmp_path, steepe
         ]
         group = report(tmp_path, rows)
         inside += sum(low <= best <= high for low, high in group["optimum_ci"].values())
+        assert "± 0.15" in screen(transfer(tmp_path / "table.csv"))
         slopes.append(group["slope_ci"])
     assert inside >= 38  # of 40
     assert sum(low <= 0 <= high for low, high in slopes) >= 18  # of 20
@@ -253,4 +262,13 @@ def test_one_seed_has_no_narrower_interval_than_a_regression(tmp_path, optima):
     assert high - low >= 2 * 4.3027 * np.sqrt(variance) * (1 - 1e-4)
     if not group["edge"]:
         assert high - low == pytest.approx(2 * 4.3027 * np.sqrt(variance), rel=1e-4)
-    assert report(tmp_path, [row for row in curves(SIZES, optima) if row[2] < 256])["slope_ci"] is None
+    two = [row for row in curves(SIZES, (-11, -3, -7, -7)) if row[2] < 256]  # both at an edge
+    assert report(tmp_path, two)["slope_ci"] is None
+
+
+def test_a_sure_drift_is_said_though_the_rest_is_in_doubt(tmp_path):
+    rows = curves(SIZES, (-5.5, -5.9, -6.3, -6.7), noise=0.002, seeds=3, curvature=0.04)
+    rows = [(*row[:5], row[5] + 0.003) if row[2] == 64 and row[3] == -6 else row for row in rows]
+    verdict = report(tmp_path, rows)["verdict"]
+    assert verdict.startswith("cannot tell: the best value falls by 0.40 powers of two for each doubling of the width; "
+                              "2^-5 and 2^-6 are equally good at width 64")  # fmt: skip

@@ -100,7 +100,10 @@ def load(file: str | Path, overrides: dict[str, Any] | None = None) -> Sweep:
         file=str(file),
         name=str(sweep.get("name", Path(file).stem)),
         value=value,
-        grids=tuple(_grid(grid, sweep, overrides, file, f"sweep.grids[{n}]") for n, grid in enumerate(grids)),
+        grids=tuple(
+            _grid(grid, sweep, overrides, file, f"sweep.grids[{n}]" if "grids" in sweep else "sweep")
+            for n, grid in enumerate(grids)
+        ),
         early_stop=_early_stop(sweep.get("early_stop"), file),
         keep_runs=_flag(sweep.get("keep_runs", False), f"{file}: sweep.keep_runs"),
         overrides=overrides,
@@ -130,7 +133,7 @@ def _grid(grid: Any, sweep: dict[str, Any], overrides: dict[str, Any], file: str
     for level, name in ((sweep, "sweep"), (grid, where)):
         for key, value in _mapping(level.get("set", {}), file, f"{name}.set").items():
             vary.pop(key, None)
-            fixed[key] = scalar(_power(value, f"{file}: {name}.set.{key}"))
+            fixed[key] = _power(value, f"{file}: {name}.set.{key}")
         for key, values in _mapping(level.get("vary", {}), file, f"{name}.vary").items():
             fixed.pop(key, None)
             vary[key] = _values(values, file, f"{name}.vary.{key}")
@@ -158,7 +161,7 @@ def _values(values: Any, file: str | Path, where: str) -> list[Any]:
     values = _power(values, f"{file}: {where}")
     if not isinstance(values, list) or not values:
         raise UserError(f"{file}: {where} is {values!r}; expected a list of values, or log2: [-9, -8, ...]")
-    return [scalar(value) for value in values]
+    return values
 
 
 def scalar(value: Any) -> Any:
@@ -177,6 +180,7 @@ def _power(value: Any, where: str) -> Any:
     if not isinstance(value, dict) or list(value) != ["log2"]:
         return value
     exponents = value["log2"]
+    exponents = [scalar(x) for x in exponents] if isinstance(exponents, list) else scalar(exponents)
     for exponent in exponents if isinstance(exponents, list) else [exponents]:
         if isinstance(exponent, bool) or not isinstance(exponent, int | float) or not abs(exponent) < 1000:
             raise UserError(f"{where} has log2 {exponent!r}; expected a number, or a list of them: log2: [-9, -8, -7]")
@@ -188,7 +192,7 @@ def _early_stop(value: Any, file: str | Path) -> EarlyStop | None:
         return None
     value = _mapping(value, file, "sweep.early_stop")
     _check_keys(value, ("after", "worse_than"), file, "sweep.early_stop.")
-    after, worse_than = value.get("after"), value.get("worse_than")
+    after, worse_than = value.get("after"), scalar(value.get("worse_than"))
     steps = isinstance(after, int) and not isinstance(after, bool) and after > 0
     nats = isinstance(worse_than, int | float) and not isinstance(worse_than, bool) and 0 <= worse_than < math.inf
     if not (steps and nats):

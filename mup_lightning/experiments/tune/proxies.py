@@ -13,7 +13,7 @@ import yaml
 
 from mup_lightning.errors import UserError
 from mup_lightning.experiments.sweep.grid import Cell, Compose, expand, look_up
-from mup_lightning.experiments.sweep.spec import Grid, Sweep
+from mup_lightning.experiments.sweep.spec import Grid, Sweep, scalar
 from mup_lightning.experiments.tune.kinship import as_proxy, differences, warmup_share
 from mup_lightning.training.config import Config
 from mup_lightning.training.run_folder import plain
@@ -59,7 +59,9 @@ def proxy_cells(sweep: Sweep, target: Config, compose: Compose, *, below: int, a
 
 def _middle(sweep: Sweep, target: Config) -> float:
     """Where the grid begins: what the sweep file or --set fixes the swept value to, else the target's own."""
-    fixed = {str(grid.set[sweep.value]): grid.set[sweep.value] for grid in sweep.grids if sweep.value in grid.set}
+    fixed = {
+        str(grid.set[sweep.value]): scalar(grid.set[sweep.value]) for grid in sweep.grids if sweep.value in grid.set
+    }
     if len(fixed) > 1:
         raise UserError(f"{sweep.file} sets {sweep.value} to {' and '.join(fixed)}; expected one middle of the grid")
     middle = next(iter(fixed.values()), look_up(target, sweep.value))
@@ -73,7 +75,7 @@ def _middle(sweep: Sweep, target: Config) -> float:
 
 def _above_floor(values: Sequence[float], grid: Grid, sweep: Sweep, target: Config) -> list[float]:
     """No rate may lie below the floor of its schedule."""
-    floor = grid.set.get("schedule.min_lr", target.schedule.min_lr)
+    floor = scalar(grid.set.get("schedule.min_lr", target.schedule.min_lr))
     if sweep.value != "recipe.lr" or not isinstance(floor, int | float):
         return list(values)
     left = [value for value in values if value >= floor]
