@@ -52,9 +52,9 @@ def picture(family: list[Finding]) -> Figure:
     figure = Figure(figsize=(1.6 + 3.7 * len(family), 7.2), layout="constrained")
     upper, lower = figure.subplots(2, len(family), squeeze=False, sharey="row", height_ratios=(1.25, 1))
     colors = _colors(family)
-    top = _top(family)
+    heights = _bottom(family), _top(family)
     for finding, ax in zip(family, upper, strict=True):
-        _draw_losses(ax, finding, colors, top)
+        _draw_losses(ax, finding, colors, heights)
     for finding, ax in zip(family, lower, strict=True):
         _draw_optima(ax, finding)
     _share_height(lower, family)
@@ -76,7 +76,7 @@ def _head(what: str, columns: int) -> str:
     return "\n".join(line for text in (what, said) for line in textwrap.wrap(text, 22 + 34 * columns))
 
 
-def _draw_losses(ax: Axes, finding: Finding, colors: dict[str, Color], top: float) -> None:
+def _draw_losses(ax: Axes, finding: Finding, colors: dict[str, Color], heights_shown: tuple[float, float]) -> None:
     for curve in finding.group.curves:
         color, means = colors[curve.size], curve.means
         # A lost value leaves a gap.
@@ -91,8 +91,7 @@ def _draw_losses(ax: Axes, finding: Finding, colors: dict[str, Color], top: floa
         for value in filter(curve.lost, curve.losses):  # one above the other, the largest size highest
             place, transform = 1.02 + 0.022 * row, ax.get_xaxis_transform()
             ax.plot(value, place, "x", color=colors[curve.size], markersize=5, transform=transform, clip_on=False)
-    lowest = min((o.loss for o in finding.optima), default=top - 1.0)
-    ax.set_ylim(top=top, bottom=min(ax.get_ylim()[0], lowest - 0.03 * (top - lowest)))
+    ax.set_ylim(*heights_shown)
     ax.set_title(finding.group.label, fontsize=12, pad=10 + 4 * len(finding.group.curves) if _any_lost(finding) else 8)
     ax.set_xlabel(f"log2 of the base value ({finding.group.settings.get('value', 'value')})")
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -170,7 +169,18 @@ def _top(family: list[Finding]) -> float:
     """The highest loss that is shown."""
     best = [o.loss for finding in family for o in finding.optima]
     losses = [loss for finding in family for curve in finding.group.curves for loss in curve.means.values()]
-    return min(max(losses) + 0.03, max(best, default=max(losses)) + _HEADROOM)
+    return min(max(losses) + 0.03, max(best) + _HEADROOM) if best else 1.0
+
+
+def _bottom(family: list[Finding]) -> float:
+    """A little below the lowest bar: the panels share their axis, so that none may choose by itself."""
+    low = []
+    for curve in (curve for finding in family for curve in finding.group.curves):
+        for value, mean in curve.means.items():
+            losses = curve.losses[value].values()
+            low.append(mean - (stdev(losses) if len(losses) > 1 else 0.0))
+    lowest = min(low, default=0.0)
+    return lowest - 0.03 * (_top(family) - lowest)
 
 
 def _colors(family: list[Finding]) -> dict[str, Color]:

@@ -140,6 +140,15 @@ def test_tables_as_other_programs_write_them(tmp_path, capsys):
     assert {curve.lost(-4.0) for finding in transfer(path) for curve in finding.group.curves} == {"diverged"}
 
 
+def test_a_family_of_which_nothing_trained_is_drawn_empty(tmp_path, capsys):
+    rows = [(*row, "adamw") for row in curves((64, 128), (-7, -7))]
+    rows += [(*row[:5], "", "sgd") for row in rows]
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, "optimizer"))
+    assert main(["report", "transfer", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "transfer_width-sgd.png").stat().st_size > 1000
+    assert "every value that was tried diverged" in capsys.readouterr().out
+
+
 def test_a_nan_in_the_published_tables_is_a_divergence(tmp_path):
     (tmp_path / "t.json").write_text(published(float("nan")))
     (group,) = as_plain(transfer(tmp_path / "t.json"))["groups"]
