@@ -75,8 +75,11 @@ def start_up(threads: int, environment: Mapping[str, str] | None = None) -> None
 
     tune_allocator()
     import torch
+    from tqdm import tqdm
 
     torch.set_num_threads(threads)
+    # Its own lock is a semaphore of the system too, which a killed worker would leave behind.
+    tqdm.set_lock(threading.RLock())
 
 
 def die_with_parent() -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -62,3 +64,13 @@ def test_a_worker_that_cannot_start_is_still_an_error(sweep, monkeypatch):
     strike(monkeypatch, signal.SIGKILL)
     with pytest.raises(UserError, match=r"signal 9.*before its first run"):
         sweep.run()
+
+
+def test_a_killed_worker_leaves_no_semaphore_behind():
+    """Of which Python would warn the user at the end of an interrupted sweep."""
+    code = (
+        "import os, signal, sys; from mup_lightning.experiments.workers import start_up; start_up(1)\n"
+        "from tqdm import tqdm; tqdm.write('a loss spike', file=sys.stderr); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGKILL, "a loss spike\n")
