@@ -69,7 +69,8 @@ def test_a_worker_that_cannot_start_is_still_an_error(sweep, monkeypatch):
 def test_a_killed_worker_leaves_no_semaphore_behind():
     """Of which Python would warn the user at the end of an interrupted sweep."""
     code = (
-        "import os, signal, sys; from mup_lightning.experiments.workers import start_up; start_up(1)\n"
+        "import multiprocessing, os, signal, sys; multiprocessing.set_start_method('spawn')  # as a worker's own is\n"
+        "from mup_lightning.experiments.workers import start_up; start_up(1)\n"
         "from tqdm import tqdm; tqdm.write('a loss spike', file=sys.stderr); os.kill(os.getpid(), signal.SIGKILL)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
