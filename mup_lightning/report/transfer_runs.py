@@ -44,7 +44,7 @@ class Run:
         settings: column -> text of what it shares with the runs that it is compared with: the parametrization first,
             then all but axis, size, value and seed.
         axis: width, depth, both, or any other word.
-        size: as the table has it, but for a .0 at its end.
+        size: as the table has it, every number in one spelling (64 for 64.0).
         position: log2 of the size; of "WxD", half of log2 W + log2 D, so that doubling both is one doubling.
         value: log2 of the base value.
         seed: as the table has it.
