@@ -22,7 +22,7 @@ class Family:
         direction: ‖A‖_R of the raw direction for a weight.
         epsilon: the scale of what the stabiliser ε is added to; None where the optimizer has none that matters.
         whole_matrix: it acts on a matrix as a whole, so that vectors and, by custom, embeddings and head go to AdamW.
-        aux_lr_factor: base learning rate of that AdamW half over the family's own, as the paper sets it.
+        aux_lr_factor: base learning rate of all but the matrices inside blocks, over theirs, as the paper sets it.
         measured: ‖A‖_R as `mup-lightning probe` measures it (docs/probe.md), where that contradicts `direction`.
     """
 

@@ -38,7 +38,8 @@ class RecipeConfig:
         lr: base learning rate, at the base shape.
         weight_decay: base decoupled weight decay; one step removes lr x weight_decay of a weight.
         eps: base ε of AdamW, and of Shampoo.
-        aux_lr_factor: learning rate of the AdamW half of a matrix optimizer over lr; null: the family's own.
+        aux_lr_factor: learning rate over lr of all that is not a matrix inside a block: embeddings, head, biases and
+            gains (in pure mode biases and gains alone), whichever optimizer updates them; null: the family's own.
         init_std: σ, the base standard deviation of all weight matrices.
         input_multiplier: base multiplier of the embeddings' output.
         residual_multiplier: base multiplier of every residual branch.
@@ -176,8 +177,12 @@ def family_of(config: RecipeConfig, role: Role) -> Family:
     In pure mode it takes embeddings and head too.
     """
     family = variant_of(FAMILIES[config.optimizer], config.variant)
-    mine = not family.whole_matrix or role is Role.HIDDEN or (config.pure and not role.is_vector)
-    return family if mine else FAMILIES["adamw"]
+    return family if not family.whole_matrix or is_main(config, role) else FAMILIES["adamw"]
+
+
+def is_main(config: RecipeConfig, role: Role) -> bool:
+    """Whether `lr` itself is this role's base rate, rather than `lr` x `aux_lr_factor`."""
+    return role is Role.HIDDEN or (config.pure and not role.is_vector)
 
 
 def derive(config: RecipeConfig, width: int, depth: int) -> Recipe:
@@ -205,7 +210,7 @@ def derive(config: RecipeConfig, width: int, depth: int) -> Recipe:
         decayed = config.decay_vectors or not role.is_vector
         values[role] = Values(
             rule=family.name,
-            lr=config.lr * factor(row.lr) * (1.0 if family.name == main.name else aux_factor),
+            lr=config.lr * factor(row.lr) * (1.0 if is_main(config, role) else aux_factor),
             weight_decay=config.weight_decay * factor(row.weight_decay) if decayed else 0.0,
             eps=None if row.eps is None else config.eps * factor(row.eps),
             init_std=config.init_std * factor(row.init_var) ** 0.5,

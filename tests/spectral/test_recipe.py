@@ -132,6 +132,20 @@ def test_base_shape_leaves_base_values_untouched():
     assert (embedding.rule, embedding.lr, embedding.eps) == ("adamw", config.lr * 0.5, config.eps)
 
 
+ORDINARY_AND_PURE = [(name, False) for name in FAMILIES] + [(f.name, True) for f in FAMILIES.values() if f.whole_matrix]
+
+
+@pytest.mark.parametrize(("optimizer", "pure"), ORDINARY_AND_PURE)
+def test_all_but_the_matrices_inside_blocks_have_a_rate_of_their_own(optimizer, pure):
+    plain, scaled = (
+        derive(RecipeConfig(optimizer=optimizer, pure=pure, eps=1e-8, aux_lr_factor=factor), 512, 16).values
+        for factor in (1, 0.25)
+    )
+    main = {Role.HIDDEN} | ({role for role in Role if not role.is_vector} if pure else set())
+    assert {role for role in Role if scaled[role].lr == plain[role].lr} == main
+    assert all(scaled[role].lr == plain[role].lr / 4 for role in Role if role not in main)
+
+
 def test_values_away_from_the_base():
     recipe = derive(RecipeConfig(optimizer="adamw", weight_decay=0.1, eps=1e-16), width=1024, depth=16)
     hidden, output = recipe.values[Role.HIDDEN], recipe.values[Role.OUTPUT]
