@@ -36,6 +36,12 @@ DRY      ?=
 EXPERIMENT ?=
 TASKS    ?= 1
 
+# Of coord-check: what grows, and LN=0 for models without LayerNorm. Of tune and report: the small models, a table of losses.
+AXIS     ?= width
+LN       ?=
+PROXY    ?= tune
+RESULTS  ?= runs/sweeps/$(EXPERIMENT)
+
 PYTHON   ?= python3
 VENV     ?= .venv
 PIP_ARGS ?=
@@ -66,8 +72,54 @@ ifneq ($(strip $(STRANGE)),)
 $(error error: there is no variable $(sort $(STRANGE)); variables are $(sort $(KNOWN)))
 endif
 
+# So would be one that the target does not read. Targets without a list here take all; a sub-make has its parent's.
+TRAINING   = SIZE OPT STRATEGY PARAM DEVICES NODES BRANCH_DEPTH STEPS BATCH LR WD SEED CARD TOKENIZER DATA RUN RESUME CONFIG ARGS
+CLUSTER    = SLURM GPUS PARTITION TIME ACCOUNT QOS CPUS MEM JOB DRY
+OF_A_RUN   = RUN SIZE OPT PARAM ARGS
+INSTALLING = PYTHON VENV PIP_ARGS
+TAKES_data        = CARD TOKENIZER
+TAKES_train       = $(TRAINING)
+TAKES_submit      = $(if $(EXPERIMENT),EXPERIMENT TASKS ARGS,$(TRAINING)) $(CLUSTER)
+TAKES_sweep       = EXPERIMENT ARGS
+TAKES_tune        = $(filter-out RESUME,$(TRAINING)) PROXY
+TAKES_report      = EXPERIMENT RESULTS ARGS
+TAKES_probe       = OPT ARGS
+TAKES_assumptions = OPT ARGS
+TAKES_coord-check = OPT PARAM BRANCH_DEPTH STEPS BATCH LR WD CONFIG AXIS LN ARGS
+TAKES_coord-table = COORD_%
+TAKES_evaluate    = $(OF_A_RUN)
+TAKES_export      = $(OF_A_RUN)
+TAKES_figure      = $(OF_A_RUN)
+TAKES_tensorboard = PORT
+TAKES_bench       = ARGS
+TAKES_test        = ARGS
+HINT_sweep        = a sweep's values are in its file; for others: ARGS='--set trainer.max_steps=100 --set data.path=FOLDER'
+HINT_submit       = $(if $(EXPERIMENT),$(HINT_sweep))
+HINT_tune         = its small models are in recipes/experiment/PROXY.yaml
+HINT_coord-check  = it trains seeds 1, 2, .. on the demo corpus; for others: ARGS='--seeds 5 --data.path FOLDER --data.tokenizer gpt2'
+
+GIVEN := $(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v)))
+ifeq ($(MAKELEVEL)$(filter-out $(patsubst TAKES_%,%,$(filter TAKES_%,$(.VARIABLES))),$(MAKECMDGOALS)),0)
+NOT_TAKEN := $(sort $(filter-out $(INSTALLING) $(foreach goal,$(MAKECMDGOALS),$(TAKES_$(goal))),$(GIVEN)))
+ifneq ($(NOT_TAKEN)$(MAKECMDGOALS),$(MAKECMDGOALS))
+$(error error: make $(MAKECMDGOALS) takes no $(NOT_TAKEN), but $(sort $(foreach goal,$(MAKECMDGOALS),$(TAKES_$(goal))))$(foreach goal,$(MAKECMDGOALS),$(if $(HINT_$(goal)),; $(HINT_$(goal)))))
+endif
+endif
+
+# Which sweep, has to be said: the longest one takes hours.
+EXPERIMENT_FILE = recipes/experiment/$(EXPERIMENT).yaml
+EXPERIMENTS = error: $(if $(EXPERIMENT),there is no $(EXPERIMENT_FILE),make $(MAKECMDGOALS) needs EXPERIMENT=NAME); it can be: $(filter-out tune%,$(basename $(notdir $(shell grep -l '^sweep:' recipes/experiment/*.yaml))))
+ifneq ($(filter sweep,$(MAKECMDGOALS))$(and $(filter submit,$(MAKECMDGOALS)),$(EXPERIMENT)),)
+ifeq ($(wildcard $(EXPERIMENT_FILE)),)
+$(error $(EXPERIMENTS))
+endif
+else ifneq ($(and $(filter report,$(MAKECMDGOALS)),$(filter file default,$(origin RESULTS))),)
+ifeq ($(EXPERIMENT),)
+$(error $(EXPERIMENTS); or RESULTS=FILE)
+endif
+endif
+
 .DEFAULT_GOAL := help
-EXPERIMENT_FILE = recipes/experiment/$(or $(EXPERIMENT),optimizers).yaml
 
 .PHONY: help setup data train submit sweep probe assumptions coord-check coord-table evaluate report tune export tensorboard bench figure picture test lint format clean
 
@@ -105,18 +157,9 @@ sweep: $(VENV)/.run ## run every configuration of recipes/experiment/EXPERIMENT.
 probe: $(VENV)/.run ## measure whether optimizer OPT steps as its family declares; ARGS=--all: all nine
 	@$(MUP) probe $(if $(findstring --all,$(ARGS)),,--optimizer $(OPT)) $(ARGS)
 
-# Of `make coord-check` alone: what grows, and LN=0 for models without LayerNorm.
-AXIS     ?= width
-LN       ?=
 COORD = $(MUP) coord-check -c recipes/gpt2.yaml -c recipes/optimizer/$(1).yaml -c recipes/experiment/coord_check.yaml
 
-.PHONY: coord-own
-coord-own:
-	@for given in $(if $(DATA),DATA) $(if $(SEED),SEED) $(if $(RESUME),RESUME); do \
-	  echo "error: coord-check takes no $$given: it trains seeds 1, 2, .. on the demo corpus; for others give" \
-	    "ARGS='--seeds 5 --data.path FOLDER --data.tokenizer gpt2'" >&2; exit 1; done
-
-coord-check: coord-own check $(VENV)/.run ## do features keep their size as the model grows? AXIS=width|depth|both PARAM= BRANCH_DEPTH= LN=0
+coord-check: check $(VENV)/.run ## do features keep their size as the model grows? AXIS=width|depth|both PARAM= BRANCH_DEPTH= LN=0
 	@$(MAKE) --no-print-directory data CARD=data/austen.yaml TOKENIZER=bytes
 	@$(call COORD,$(OPT)) $(if $(filter both,$(AXIS)),--model.depth 4) $(addprefix -c ,$(CONFIG)) --axis $(AXIS) --recipe.parametrization $(PARAM) \
 	  $(call opt,BRANCH_DEPTH,--recipe.branch_depth) $(call opt,LR,--recipe.lr) $(call opt,STEPS,--trainer.max_steps) \
@@ -162,10 +205,6 @@ runs/coordinates/%/coordinates.json:
 assumptions: $(VENV)/.run ## measure over depth what the recipe's theory takes for granted; OPT=NAME,.. checks other optimizers
 	@$(MAKE) --no-print-directory data CARD=data/austen.yaml TOKENIZER=bytes
 	@$(MUP) assumptions $(if $(findstring command,$(origin OPT)),--optimizer $(OPT)) $(ARGS)
-
-# Of `make tune` and `make report`: the file of small models in recipes/experiment/, and a table of losses.
-PROXY    ?= tune
-RESULTS  ?= runs/sweeps/$(or $(EXPERIMENT),optimizers)
 
 tune: check $(VENV)/.run $(if $(DATA),,$(CORPUS)/manifest.json) ## find the base learning rate for SIZE and OPT on small models, and write it down
 	@$(MUP) tune $(OPTIONS) $(if $(findstring --results,$(ARGS)),,--sweep recipes/experiment/$(PROXY).yaml)

@@ -1,6 +1,8 @@
 """make itself: what it refuses before it does anything."""
 
 import os
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -23,6 +25,21 @@ def make(*words):
         (["train", "OPT=adamm"], "there is no recipes/optimizer/adamm.yaml; optimizer can be: adamw "),
         (["train", "CARD=data/mine.yaml"], "there is no data/mine.yaml; data/README.md says how to write a card"),
         (["data", "CARD=data/mine.yaml"], "there is no data/mine.yaml; data/README.md says how to write a card"),
+        (["sweep"], "make sweep needs EXPERIMENT=NAME; it can be: lr_depth lr_depth_adamw "),
+        (["sweep", "EXPERIMENT=lr_wdith"], "there is no recipes/experiment/lr_wdith.yaml; it can be: lr_depth "),
+        (["submit", "EXPERIMENT=lr_wdith"], "there is no recipes/experiment/lr_wdith.yaml; it can be: lr_depth "),
+        (["report"], "make report needs EXPERIMENT=NAME; it can be: lr_depth "),
+        (
+            ["sweep", "EXPERIMENT=lr_width", "SEED=7", "OPT=sgd"],
+            "make sweep takes no OPT SEED, but ARGS EXPERIMENT; a sw",
+        ),
+        (["submit", "EXPERIMENT=lr_width", "STEPS=9"], "make submit takes no STEPS, but ACCOUNT ARGS CPUS DRY "),
+        (["tune", "EXPERIMENT=tune_wd"], "make tune takes no EXPERIMENT, but "),
+        (["coord-check", "DATA=data/prepared/mine"], "make coord-check takes no DATA, but "),
+        (
+            ["data", "evaluate", "STEPS=9"],
+            "make data evaluate takes no STEPS, but ARGS CARD OPT PARAM RUN SIZE TOKENIZER",
+        ),
     ],
 )
 def test_what_does_not_exist_is_refused_by_name(words, message):
@@ -35,3 +52,20 @@ def test_what_does_not_exist_is_refused_by_name(words, message):
 @pytest.mark.parametrize("word", ["STEPS=5", "PROXY=tune", "COORD_LR_sgd=1", "VENV=elsewhere", "GPUS=2", "LN=0"])
 def test_what_exists_is_not(word):
     assert make("help", word).returncode == 0
+
+
+def commands():
+    """Every make command of the README and the docs; a verb alone is a noun there."""
+    for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
+        text = page.read_text()
+        blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, re.S | re.M))
+        yield from re.findall(r"^ *(make [^#\n]*)", blocks, re.M)
+        yield from re.findall(r"`(make [\w-]+ [^`\n]*)`", text)
+
+
+def test_no_command_of_the_docs_is():
+    found = {command.strip() for command in commands() if "..." not in command and "NAME" not in command}
+    assert {"make train", "make sweep EXPERIMENT=lr_width", "make tune SIZE=xl ARGS=--dry-run"} <= found
+    told = {command: make("--dry-run", *shlex.split(command)[1:]).stderr for command in sorted(found)}
+    refused = {command: why for command, why in told.items() if "*** error:" in why}
+    assert not refused
