@@ -6,11 +6,13 @@ import re
 from argparse import ArgumentError, Namespace, RawDescriptionHelpFormatter
 from difflib import get_close_matches
 from itertools import pairwise
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from mup_lightning.errors import UserError
 from mup_lightning.training.config import Config
+from mup_lightning.yaml_file import read_yaml
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -50,6 +52,8 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
     Raises:
         UserError: an unknown key, a wrong type, or a file that cannot be read: naming the key and what was expected.
     """
+    for path in _config_files(argv):
+        read_yaml(Path(path), "a recipe: sections such as model, recipe, data, trainer, with keys and values")
     try:
         return parser.parse_args(argv)
     except ArgumentError as error:
@@ -59,13 +63,19 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
 
 def _guilty_file(parser: ArgumentParser, argv: list[str]) -> str | None:
     """Which of several config files cannot be parsed, if it is a file at all."""
-    for flag, path in pairwise(argv):
-        if flag in ("-c", "--config"):
-            try:
-                parser.parse_args([flag, path])
-            except ArgumentError:
-                return path
+    for path in _config_files(argv):
+        try:
+            parser.parse_args(["-c", path])
+        except ArgumentError:
+            return path
     return None
+
+
+def _config_files(argv: list[str]) -> list[str]:
+    """All files of -c and --config."""
+    after = [path for flag, path in pairwise(argv) if flag in ("-c", "--config")]
+    joined = [re.fullmatch(r"(?:--config=|-c=?)(.+)", item) for item in argv]
+    return after + [match[1] for match in joined if match]
 
 
 def build(parser: ArgumentParser, arguments: Namespace) -> Config:

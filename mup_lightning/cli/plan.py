@@ -34,6 +34,8 @@ def main(argv: list[str]) -> int:
     arguments = parse(parser, argv)
     config = build(parser, arguments)
     gpus = _numbers(arguments.gpus)
+    if not arguments.gpu_memory > 0:
+        raise UserError(f"--gpu-memory is {arguments.gpu_memory:g}; expected GB above 0, such as 80")
 
     from mup_lightning.training.plan import plan
 

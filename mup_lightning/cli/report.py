@@ -31,7 +31,9 @@ def main(argv: list[str]) -> int:
 def _add_best(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     what = "the best value of every group, with the losses beside it"
     parser = parsers.add_parser("best", help=what, description=what, allow_abbrev=False)
-    parser.add_argument("results", type=Path, metavar="RESULTS", help="results.csv of `mup-lightning sweep`")
+    parser.add_argument(
+        "results", type=Path, metavar="RESULTS", help="results.csv of `mup-lightning sweep`, or its folder"
+    )
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_best)
@@ -53,4 +55,9 @@ def _best(options: argparse.Namespace) -> int:
         print(aligned(lines))
     steps = " or ".join(str(count) for count in sorted({best.steps for best in found}))
     print(f"\n{steps} steps; a unigram model has {found[0].unigram_loss:.3f} nats per token")
+    if any(best.leveled for best in found):
+        print(
+            "Losses are means over seeds; of values that were run with different ones, each is brought to the level "
+            "of all seeds (docs/transfer.md)"
+        )
     return 0

@@ -71,7 +71,10 @@ def _write(findings: list[Any], folder: Path) -> list[Path]:
     from mup_lightning.report.transfer import as_plain
     from mup_lightning.report.transfer_figures import draw
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {folder} cannot be made: {error.strerror}; expected a folder's name") from None
     file = folder / "transfer.json"
     file.write_text(json.dumps(as_plain(findings), indent=1) + "\n")
     return [file, *draw(findings, folder)]

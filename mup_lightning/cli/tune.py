@@ -47,6 +47,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="list the small models and what they cost; run none")
     arguments = parse(parser, argv)
     target = build(parser, arguments)
+    if target.run.resume is not None:
+        raise UserError(
+            "run.resume is set, but tune trains small models, and goes on with them by itself; leave it out"
+        )
     folder = Path(arguments.out or Path("runs") / "tune" / target.run.name)
     files = [str(file) for file in arguments.config or []]
     _refuse_no_folder(folder)

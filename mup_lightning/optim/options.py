@@ -232,7 +232,7 @@ class ScheduleConfig:
 
     Attributes:
         warmup_steps: optimizer steps of the linear warm-up from 0; null: a tenth of the run.
-        min_lr: the floor that the cosine ends at, in units of recipe.lr.
+        min_lr: where the cosine ends for a group whose peak is recipe.lr: a learning rate, not a fraction of one.
     """
 
     warmup_steps: int | None = None

@@ -29,6 +29,7 @@ class Best:
         group: the values of `GROUP`, and of further options, such as model.layer_norm.
         losses: log2 of the value -> mean loss over the seeds, on one level where they differ between values; None where
             one diverged or was stopped as hopeless.
+        leveled: a value was run with other seeds than another, so that losses are not the plain means.
         lost: log2 of these values -> which of the two.
         best: log2 of the value with the lowest loss; None where all diverged.
         edge: the best value is the smallest or the largest that was tried: a better one may lie beyond.
@@ -38,6 +39,7 @@ class Best:
 
     group: dict[str, str]
     losses: dict[float, float | None]
+    leveled: bool
     lost: dict[float, str]
     best: float | None
     edge: bool
@@ -49,12 +51,13 @@ def best_values(path: Path) -> list[Best]:
     """Read a table and find the best value of every group, groups in order of their best losses.
 
     Args:
-        path: results.csv of `mup-lightning sweep`.
+        path: results.csv of `mup-lightning sweep`, or its folder.
 
     Raises:
         UserError: there is no such file, it lacks columns, has no rows, or holds two different runs of one value and
             seed.
     """
+    path = path / "results.csv" if path.is_dir() else path
     rows = _rows(path)
     columns = [*GROUP, *(column for column in rows[0] if "." in column and column not in SAID_ELSEWHERE)]
     groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
@@ -67,7 +70,10 @@ def best_values(path: Path) -> list[Best]:
 def _rows(path: Path) -> list[dict[str, str]]:
     """All but those at value 0."""
     if not path.is_file():
-        raise UserError(f"there is no {path}; expected the results.csv of a sweep")
+        raise UserError(
+            f"there is no {path}; expected the results.csv of a sweep (make sweep EXPERIMENT=NAME runs one into "
+            f"runs/sweeps/NAME)"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))  # a sweep may be writing its last row
@@ -115,6 +121,7 @@ def _best(rows: list[dict[str, str]], columns: list[str], path: Path) -> Best:
     return Best(
         group={column: rows[0][column] for column in columns},
         losses=losses,
+        leveled=len({frozenset(found) for found in known.values() if found}) > 1,
         lost=lost,
         best=best,
         edge=best in (min(losses), max(losses)),

@@ -120,6 +120,8 @@ def _from_csv(text: str, path: Path) -> list[Run]:
             zeros += 1
             continue
         runs.append(_from_row(row, f"{path}, row {number}"))
+    if zeros and not runs:
+        raise UserError(f"{path} has runs at value 0 alone; expected values above 0")
     if zeros:
         print(f"note: {zeros} runs at value 0 are left out: a logarithmic axis has no place for it", file=sys.stderr)
     return runs

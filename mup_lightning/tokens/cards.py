@@ -10,9 +10,8 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from mup_lightning.errors import UserError
+from mup_lightning.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)
@@ -82,13 +81,10 @@ class Card:
 def load_card(path: str | Path) -> Card:
     """Read and check a card. Raises UserError naming the file, the key, what was found and what was expected."""
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
-        raise UserError(f"there is no card {path}. {'Cards there: ' + near if near else 'Give a YAML file.'}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is no readable YAML: {error}") from error
+        raise UserError(f"there is no card {path}. {'Cards there: ' + near if near else 'Give a YAML file.'}")
+    data = read_yaml(path, "a card, see data/README.md")
     card: Card = _build(Card, data, path, "")
     object.__setattr__(card, "path", path)
     _check(card)

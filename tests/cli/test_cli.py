@@ -1,5 +1,6 @@
 """The command line: help, errors, and the recipes that ship."""
 
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -77,16 +78,23 @@ def test_later_files_win_and_options_win_over_files(tmp_path):
         (["--recipe.optimizer", "muonn"], r"recipe\.optimizer.*one of muon_kimi, adamw, muon, .*\. Got value: muonn"),
         (["--model.width", "100", "--model.heads", "7"], r"model\.width is 100 and model\.heads is 7"),
         (["--trainer.devices", "2"], r"strategy single runs one process.*set trainer\.strategy ddp"),
-        (["-c", "nowhere.yaml"], r"nowhere\.yaml.*does not exist"),
+        (["-c", "nowhere.yaml"], r"nowhere\.yaml cannot be read: No such file"),
+        (["-c", "TWICE"], r"twice\.yaml: line 3 has the key recipe a second time \(first in line 1\)"),
+        (["--config=TWICE"], r"twice\.yaml: line 3 has the key recipe a second time"),
+        (["-cTWICE"], r"twice\.yaml: line 3 has the key recipe a second time"),
+        (["-c", "LATIN"], r"latin\.yaml is no text in UTF-8; expected a recipe"),
         (["-c", "BAD"], r"bad\.yaml: unknown option widht; did you mean model\.width\?"),
-        (["-c", "WORSE"], r"worse\.yaml: .*parsing"),
+        (["-c", "WORSE"], r"worse\.yaml is no YAML: .*parsing"),
     ],
 )
 def test_bad_options_are_one_clear_line(tmp_path, options, message, capsys):
     (tmp_path / "bad.yaml").write_text("model: {widht: 3}")
     (tmp_path / "worse.yaml").write_text("model: [widht")
-    files = {"BAD": str(tmp_path / "bad.yaml"), "WORSE": str(tmp_path / "worse.yaml")}
-    argv = [files.get(option, option) for option in options]
+    (tmp_path / "twice.yaml").write_text("recipe: {optimizer: adamw}\nmodel: {depth: 2}\nrecipe: {lr: 0.1}\n")
+    (tmp_path / "latin.yaml").write_bytes("# \xe9\n".encode("latin-1"))
+    argv = [
+        re.sub("BAD|WORSE|TWICE|LATIN", lambda name: f"{tmp_path}/{name[0].lower()}.yaml", item) for item in options
+    ]
     with pytest.raises(UserError, match=message):
         build(parser := config_parser("test", "", ""), parse(parser, argv))
     assert main(["train", *argv, "--run.root", str(tmp_path / "runs")]) == 1

@@ -169,6 +169,11 @@ def test_a_table_takes_no_options_of_sweeps(swept, corpus, tmp_path, capsys, mor
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_to_resume_is_refused(corpus, tmp_path, capsys):
+    assert main(["tune", *options(corpus), "--out", str(tmp_path / "out"), "--run.resume", "last", "--dry-run"]) == 1
+    assert "run.resume is set, but tune trains small models" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("more", [["--results", "TABLE"], ["--dry-run"], []])
 def test_a_file_in_place_of_a_folder_is_refused(swept, corpus, tmp_path, capsys, more):
     (tmp_path / "file").touch()

@@ -20,6 +20,7 @@ def tiny_sweep(corpus, **changes):
         "trainer.max_steps": 60,
         "trainer.accelerator": "cpu",
     }
+    fixed = {key: value for key, value in fixed.items() if key not in changes.get("vary", {})}
     sweep = {"name": "tiny", "set": fixed, "vary": {"recipe.lr": {"log2": [-8, -6]}, "seed": [0, 1]}}
     return {"sweep": sweep | changes}
 

@@ -111,7 +111,12 @@ def test_peers_differ_in_value_and_seed_alone(corpus, tmp_path):
 
 
 def edited(**changes):
-    return lambda content: content["sweep"].update(changes)
+    def edit(content):
+        sweep = content["sweep"]
+        sweep["set"] = {key: value for key, value in sweep["set"].items() if key not in changes.get("vary", {})}
+        sweep.update(changes)
+
+    return edit
 
 
 @pytest.mark.parametrize(
@@ -149,6 +154,13 @@ def edited(**changes):
         (edited(vary={"data.path": ["nowhere"]}), r"no prepared corpus at nowhere"),
         (edited(vary={"data.val_tokens": [8]}), r"data\.val_tokens = 8 is less than one window"),
         (edited(vary={"run.resume": ["last"]}), r"run\.resume is set"),
+        (edited(vary={"run.name": ["mine"]}), r"run\.name is set, but a sweep's runs have folders of their own; --out"),
+        (edited(value="recipe.weight_decay"), r"sweep\.value is recipe\.weight_decay, which is 0 or less in every"),
+        (
+            edited(grids=[{"set": {"seed": 1}, "vary": {"seed": [2]}}]),
+            r"sweep\.grids\[0\] has seed under set and under",
+        ),
+        (edited(name="../elsewhere"), r"sweep\.name is '\.\./elsewhere'; expected a folder's name"),
         (edited(vary={"trainer.strategy": ["ddp"]}), r"trainer\.strategy is ddp; .*--workers"),
         (edited(early_stop={"after": 60, "worse_than": 1}), r"early_stop\.after is 60, but trainer\.max_steps is 60"),
         (edited(early_stop={"after": True, "worse_than": 1}), r"sweep\.early_stop is .*expected `after`"),

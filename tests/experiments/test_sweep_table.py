@@ -56,6 +56,40 @@ def test_rows_are_tidy(cells, tmp_path):
     assert float(row["unigram_loss"]) == cells[0].unigram_loss
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "results.csv",
+            b"config_hash,corpus,loss\nabc,def\n",
+            "is damaged: row 2 has not as many cells as the heading; del",
+        ),
+        (
+            "results.csv",
+            b"config_hash\nab,c\n",
+            "is damaged: row 2 has not as many cells as the heading; delete the row",
+        ),
+        ("results.csv", b"\xff\xfe\x00\n", "is damaged: 'utf-8' codec can't decode"),
+        ("configurations.json", b"{", "is damaged: Expecting"),
+        ("configurations.json", b"[]", "is no record of a sweep; move it away"),
+        ("failures.json", b"{", "is damaged: Expecting"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(corpus, tmp_path, capsys, name, content, message):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(content)
+    assert main(["sweep", str(write(tmp_path, tiny_sweep(corpus))), "--out", str(tmp_path / "out")]) == 1
+    assert f"error: {tmp_path / 'out' / name} {message}" in capsys.readouterr().err
+    assert (tmp_path / "out" / name).read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(corpus, tmp_path, capsys):
+    assert main(["sweep", str(write(tmp_path, tiny_sweep(corpus))), "--out", "/proc/nowhere"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "error: /proc/nowhere cannot be made: No such file or directory; expected a f"
+    )
+
+
 def test_a_torn_row_is_no_row_and_is_cut_off(cells, tmp_path):
     table = Table(tmp_path, Locks(tmp_path), list(cells[0].varied))
     table.append(cells[0], DONE)
@@ -105,12 +139,12 @@ def test_what_is_done_on_one_axis_gets_its_row_on_the_next(corpus, tmp_path):
     before = later.path.read_bytes()
     SweepRun(both, out, workers=1).run()
     assert later.path.read_bytes() == before
-    SweepRun(cells_of(width, depth, value="recipe.weight_decay"), out, workers=1).run()
+    SweepRun(cells_of(width, depth, value="recipe.init_std"), out, workers=1).run()
     assert len(later.rows()) == 2 * len(rows)
     assert later.path.read_bytes().startswith(before)
-    weight_decay = first[0].config.recipe.weight_decay
+    weight_decay = first[0].config.recipe.init_std
     (row,) = {(r["value"], r["log2_value"]) for r in later.rows()[len(rows) :]}
-    assert row == ("recipe.weight_decay", str(math.log2(weight_decay)) if weight_decay else "")
+    assert row == ("recipe.init_std", str(math.log2(weight_decay)) if weight_decay else "")
 
 
 def test_a_shard_is_judged_and_checked_by_the_whole_sweep(cells, tmp_path):

@@ -31,7 +31,9 @@ def test_the_best_is_the_lowest_mean_over_seeds(tmp_path, capsys):
     assert lines[0].split() == ["optimizer", "best", "recipe.lr", "loss", "others", "tried"]
     assert lines[1].split() == ["lion", "2^-9", "(edge)", "5.300"]
     assert lines[2].split() == ["sgd", "2^-2", "5.400", "2^-3", "6.100,", "2^-1", "diverged"]
-    assert lines[4] == "120 steps; a unigram model has 6.500 nats per token"
+    assert lines[4:] == ["120 steps; a unigram model has 6.500 nats per token"]
+    assert main(["report", "best", str(tmp_path)]) == 0  # the folder serves, too
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_an_unlucky_seed_does_not_spoil_the_values_that_it_has_run(tmp_path, capsys):
@@ -39,7 +41,9 @@ def test_an_unlucky_seed_does_not_spoil_the_values_that_it_has_run(tmp_path, cap
     own, luck = {-4: 5.02, -3: 5.0, -2: 5.05, -1: 5.3}, (-0.1, 0.05, 0.06)
     rows = [("sgd", v, s, own[v] + luck[s]) for v in own for s in (range(3) if v in (-3, -1) else (0,))]
     assert main(["report", "best", table(tmp_path, *rows)]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[1] == "2^-3"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split()[1] == "2^-3"
+    assert printed[-1].startswith("Losses are means over seeds; of values that were run with different ones, each is ")
 
 
 def test_markdown_and_json_say_the_same(tmp_path, capsys):

@@ -47,6 +47,7 @@ def test_a_file_is_no_folder_for_figures(tmp_path, capsys):
         ("t.txt", "x", "is of an unknown kind; expected a .csv"),
         ("t.csv", "size,loss\n1,2\n", "lacks the columns parametrization, axis, log2_value, seed; expected"),
         ("t.csv", [], "has no runs yet"),
+        ("t.csv", "value,log2_value,parametrization,axis,size,seed,loss\neps,,mup,width,64,0,3\n", "at value 0 alone"),
         ("t.csv", [ROW], "has one size only, width 64; transfer is seen between two sizes or more"),
         ("t.csv", [(*ROW[:5], "1e308")], "row 2: loss is '1e308'; expected nats per token"),
         ("t.csv", [("mup", "both", size, -7, 0, 3.0) for size in ("64x4", "128x2")], "has 64x4 and 128x2, which would "
@@ -166,4 +167,6 @@ def test_a_row_without_an_end_is_left_out_aloud(tmp_path, capsys):
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     path = write(tmp_path / "t.csv", curves((64, 128), (-7, -7)))
     assert main(["report", "transfer", str(path), "--out", str(path / "out")]) == 1
-    assert capsys.readouterr().err == f"error: {path / 'out'}: Not a directory\n"
+    assert capsys.readouterr().err == (
+        f"error: --out: {path / 'out'} cannot be made: Not a directory; expected a folder's name\n"
+    )

@@ -68,7 +68,8 @@ def expand(sweep: Sweep, compose: Compose) -> list[Cell]:
     """All configurations, the most work first; those that several grids name are one.
 
     Raises:
-        UserError: a configuration that training would refuse, naming the file, the grid and the values.
+        UserError: a configuration that training would refuse, naming the file, the grid and the values; or nothing is
+            swept.
     """
     from mup_lightning.experiments.sweep.check import Checker
 
@@ -97,6 +98,11 @@ def expand(sweep: Sweep, compose: Compose) -> list[Cell]:
                 value=sweep.value,
                 **asdict(checked),
             )
+    if all(look_up(cell.config, sweep.value) <= 0 for cell in cells.values()):
+        raise UserError(
+            f"{sweep.file}: sweep.value is {sweep.value}, which is 0 or less in every configuration, so that there "
+            f"would be nothing to compare; give it values above 0 under vary, or name another key"
+        )
     return sorted(labelled(list(cells.values()), keys), key=lambda cell: (-cell.work, cell.hash))
 
 

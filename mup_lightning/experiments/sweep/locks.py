@@ -26,7 +26,12 @@ class Locks:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be made: {error.strerror}; expected a folder for the results (--out FOLDER)"
+            ) from None
         self.path = folder / "sweep.lock"
         # One descriptor for the process's life: closing any of a file's descriptors gives back all of its locks.
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)

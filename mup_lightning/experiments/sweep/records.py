@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mup_lightning.errors import UserError
 from mup_lightning.experiments.sweep.grid import Cell
 from mup_lightning.experiments.sweep.locks import Locks
 from mup_lightning.training.run_folder import plain
@@ -24,10 +25,23 @@ class Record:
     def __init__(self, folder: Path, name: str, locks: Locks) -> None:
         self.path, self.locks = folder / name, locks
 
+    def _present(self) -> dict[str, Any]:
+        try:
+            present = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        except ValueError as error:
+            raise UserError(f"{self.path} is damaged: {error}; move it away, and the sweep writes a new one") from None
+        if not isinstance(present, dict):
+            raise UserError(f"{self.path} is no record of a sweep; move it away, and the sweep writes a new one")
+        return present
+
     def change(self, add: dict[str, Any], remove: list[str] | None = None) -> None:
-        """Add and remove entries. The file is replaced whole, and is not there while it has no entry."""
+        """Add and remove entries. The file is replaced whole, and is not there while it has no entry.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         with self.locks.table():
-            present = json.loads(self.path.read_text()) if self.path.exists() else {}
+            present = self._present()
             wanted = {key: value for key, value in present.items() if key not in (remove or [])} | add
             if not wanted:
                 self.path.unlink(missing_ok=True)

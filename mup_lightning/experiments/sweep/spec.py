@@ -9,9 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mup_lightning.errors import UserError
+from mup_lightning.yaml_file import read_yaml
 
 AXES = {"model.width": "width", "model.depth": "depth", "both": "both"}
 """What `axis` can be -> the axis as the table names it."""
@@ -98,7 +97,7 @@ def load(file: str | Path, overrides: dict[str, Any] | None = None) -> Sweep:
         raise UserError(f"{file}: sweep.value is {value!r}; expected one dotted key, such as recipe.lr")
     return Sweep(
         file=str(file),
-        name=str(sweep.get("name", Path(file).stem)),
+        name=_name(sweep.get("name", Path(file).stem), file),
         value=value,
         grids=tuple(
             _grid(grid, sweep, overrides, file, f"sweep.grids[{n}]" if "grids" in sweep else "sweep")
@@ -111,17 +110,7 @@ def load(file: str | Path, overrides: dict[str, Any] | None = None) -> Sweep:
 
 
 def _read(file: str | Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be read: {error.strerror}; expected a sweep file, see recipes/experiment/"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is no text in UTF-8; expected a sweep file, see recipes/experiment/") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
-    return _mapping(content, file, "the file")
+    return _mapping(read_yaml(Path(file), "a sweep file, see recipes/experiment/"), file, "the file")
 
 
 def _grid(grid: Any, sweep: dict[str, Any], overrides: dict[str, Any], file: str | Path, where: str) -> Grid:
@@ -131,10 +120,14 @@ def _grid(grid: Any, sweep: dict[str, Any], overrides: dict[str, Any], file: str
     fixed: dict[str, Any] = {}
     vary: dict[str, list[Any]] = {}
     for level, name in ((sweep, "sweep"), (grid, where)):
-        for key, value in _mapping(level.get("set", {}), file, f"{name}.set").items():
+        to_set = _mapping(level.get("set", {}), file, f"{name}.set")
+        to_vary = _mapping(level.get("vary", {}), file, f"{name}.vary")
+        if both := [key for key in to_set if key in to_vary]:
+            raise UserError(f"{file}: {name} has {both[0]} under set and under vary; expected it under one of them")
+        for key, value in to_set.items():
             vary.pop(key, None)
             fixed[key] = _power(value, f"{file}: {name}.set.{key}")
-        for key, values in _mapping(level.get("vary", {}), file, f"{name}.vary").items():
+        for key, values in to_vary.items():
             fixed.pop(key, None)
             vary[key] = _values(values, file, f"{name}.vary.{key}")
     configs: tuple[str, ...] = ()
@@ -146,6 +139,11 @@ def _grid(grid: Any, sweep: dict[str, Any], overrides: dict[str, Any], file: str
     axis = grid.get("axis", sweep.get("axis"))
     if axis is not None and (not isinstance(axis, str) or axis not in AXES):
         raise UserError(f"{file}: axis is {axis!r}; expected one of {', '.join(AXES)}")
+    if placed := [key for key in (*fixed, *vary, *overrides) if key.startswith("run.")]:
+        raise UserError(
+            f"{file}: {placed[0]} is set, but a sweep's runs have folders of their own; --out FOLDER says where, and "
+            f"sweep.keep_runs: true keeps them"
+        )
     vary = {key: values for key, values in vary.items() if key not in overrides}
     crossed = all(len(vary.get(key, ())) > 1 for key in ("model.width", "model.depth"))
     if crossed and axis in (None, "both"):
@@ -167,6 +165,15 @@ def _values(values: Any, file: str | Path, where: str) -> list[Any]:
 def scalar(value: Any) -> Any:
     """1e-3 as a number, which YAML 1.1 takes for text; anything else as it is."""
     return float(value) if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) else value
+
+
+def _name(value: Any, file: str | Path) -> str:
+    """Of a folder in runs/sweeps."""
+    if isinstance(value, dict | list) or str(value) in ("", ".", "..") or "/" in str(value):
+        raise UserError(
+            f"{file}: sweep.name is {value!r}; expected a folder's name, such as lr_width (--out: elsewhere)"
+        )
+    return str(value)
 
 
 def _flag(value: Any, where: str) -> bool:

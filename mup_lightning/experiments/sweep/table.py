@@ -126,10 +126,24 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    mend = "choose another folder (--out), or move it away, and the sweep begins anew"
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; expected the results.csv of a sweep; {mend}"
+        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: {error}; expected the results.csv of a sweep; {mend}") from None
     if rows and "config_hash" not in rows[0]:
         raise UserError(f"{path} has no column config_hash, so no sweep wrote it; choose another folder (--out)")
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise UserError(
+                f"{path} is damaged: row {number} has not as many cells as the heading; delete the row, and the sweep "
+                f"runs that configuration again"
+            )
     return rows
 
 
