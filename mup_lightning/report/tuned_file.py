@@ -85,9 +85,8 @@ def write(
         file: to write.
     """
     said = [f"Tuned on small models, for {target}. {origin}", *screen(result, base, target).splitlines()]
-    comment = "\n".join(
-        line for text in said for line in textwrap.wrap(text, 116, initial_indent="# ", subsequent_indent="#     ")
-    )
+    whole = textwrap.TextWrapper(116, initial_indent="# ", subsequent_indent="#     ", break_on_hyphens=False)
+    comment = "\n".join(line for text in said for line in whole.wrap(text))  # paths and negative numbers stay whole
     # The base shape goes with the value, which means another rate at another one; so do the optimizer, k, LayerNorm...
     shape = {"recipe.base_width": base[0], "recipe.base_depth": base[1]}
     content: dict[str, Any] = {}

@@ -192,8 +192,10 @@ def test_a_best_value_at_the_edge_bounds_its_range_on_one_side_only(tmp_path, op
     low, high = found.log2 - found.half, found.log2 + found.half
     shown = {"at least 2^": low, "at most 2^": high, "between 2^": low}
     assert inner == "unknown: " or f"{inner}{shown[inner]:.2f}" in ours
-    tuned_file.write(found, (256, 4), (1024, 2), "", {}, tmp_path / "tuned.yaml")
+    origin = "70 runs of 400 steps, up to 2 seeds: runs/tune/small-muon_kimi-mup-and-more/results.csv"
+    tuned_file.write(found, (256, 4), (1024, 2), origin, {}, tmp_path / "tuned.yaml")
     comment = " ".join((tmp_path / "tuned.yaml").read_text().replace("#", "").split())
+    assert origin in comment
     assert " ".join(ours.split()) in comment
     assert " ".join(theirs.split()) in comment
 
