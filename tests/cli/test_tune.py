@@ -32,7 +32,10 @@ def test_the_file_trains_the_target_with_the_value_that_the_table_says(swept, co
     assert 2**-9 <= found["lr"] <= 2**-3
     best = min((float(row["loss"]), float(row["log2_value"])) for row in rows if row["width"] == "16")[1]
     assert 2 ** (best - 1.5) < found["lr"] < 2 ** (best + 1.5)
-    assert text.startswith("# Tuned on small models, for (64, 4). 24 runs of 30 steps, up to 2 seeds: ")
+    comment = " ".join(text.replace("#", "").split())
+    assert comment.startswith(
+        f"Tuned on small models, for (64, 4). 24 runs of 30 steps, up to 2 seeds: {out}/results.csv "
+    )
     assert "trainer.max_steps is 30 in the proxies, 90 in the target" in " ".join(text.replace("#", "").split())
     assert (out / "transfer_width_lr.png").exists() or list(out.glob("transfer_width*.png"))
     parser = config_parser("test", "", "")

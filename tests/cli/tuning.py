@@ -42,6 +42,7 @@ def proxies(folder, **changes):
             {"axis": "model.depth", "set": {"model.width": 16}, "vary": {"model.depth": [1, 2]}},
         ],
     }
+    sweep["set"] = {key: value for key, value in sweep["set"].items() if key not in changes.get("vary", {})}
     file = folder / "proxies.yaml"
     file.write_text(yaml.safe_dump({"sweep": sweep | changes}))
     return str(file)
