@@ -209,7 +209,8 @@ def _tell(
     present = look_up(target, key) if base == own else None
     print(f"\n{screen(findings)}\n\n{tuned_file.screen(result, base, shape, present)}")
     seeds = max(finding.group.seeds for finding in findings)
-    origin = f"{len(proxies)} runs of {findings[0].group.steps} steps, up to {seeds} seeds: {table}"
+    counted = "one seed" if seeds == 1 else f"up to {seeds} seeds"
+    origin = f"{len(proxies)} runs of {findings[0].group.steps} steps, {counted}: {table}"
     # One file for each value, so that the weight decay's does not replace the rate's.
     file = folder / ("tuned.yaml" if key == "recipe.lr" else f"tuned_{key.rpartition('.')[2]}.yaml")
     tuned_file.write(result, base, shape, origin, belongings(proxies[0], key), file)
