@@ -40,7 +40,8 @@ def read_yaml(path: Path, expected: str) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _OneOfEachKey)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; expected {expected}") from None
+        here = "" if path.is_absolute() or path.exists() else f" in {Path.cwd()}"
+        raise UserError(f"{path} cannot be read: {error.strerror}{here}; expected {expected}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8; expected {expected}") from None
     except yaml.YAMLError as error:
