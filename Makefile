@@ -108,14 +108,14 @@ endif
 
 # Which sweep, has to be said: the longest one takes hours.
 EXPERIMENT_FILE = recipes/experiment/$(EXPERIMENT).yaml
-EXPERIMENTS = error: $(if $(EXPERIMENT),there is no $(EXPERIMENT_FILE),make $(MAKECMDGOALS) needs EXPERIMENT=NAME); it can be: $(filter-out tune%,$(basename $(notdir $(shell grep -l '^sweep:' recipes/experiment/*.yaml))))
+WHICH_EXPERIMENT = error: $(if $(EXPERIMENT),there is no $(EXPERIMENT_FILE),make $(MAKECMDGOALS) needs EXPERIMENT=NAME); it can be: $(filter-out tune%,$(basename $(notdir $(shell grep -l '^sweep:' recipes/experiment/*.yaml))))
 ifneq ($(filter sweep,$(MAKECMDGOALS))$(and $(filter submit,$(MAKECMDGOALS)),$(EXPERIMENT)),)
 ifeq ($(wildcard $(EXPERIMENT_FILE)),)
-$(error $(EXPERIMENTS))
+$(error $(WHICH_EXPERIMENT))
 endif
 else ifneq ($(and $(filter report,$(MAKECMDGOALS)),$(filter file default,$(origin RESULTS))),)
 ifeq ($(EXPERIMENT),)
-$(error $(EXPERIMENTS); or RESULTS=FILE)
+$(error $(WHICH_EXPERIMENT); or RESULTS=FILE)
 endif
 endif
 

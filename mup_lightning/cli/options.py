@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from mup_lightning.errors import UserError
 from mup_lightning.training.config import Config
-from mup_lightning.yaml_file import read_yaml
+from mup_lightning.user_files import read_yaml
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mup_lightning.errors import UserError
+from mup_lightning.user_files import make_folder
 
 DESCRIPTION = """Does the best base value stay where it is while the model grows? For every group of a table: the
 optimum of each size, how fast it moves with the size, what it costs to tune small, the noise, and a verdict."""
@@ -71,10 +72,7 @@ def _write(findings: list[Any], folder: Path) -> list[Path]:
     from mup_lightning.report.transfer import as_plain
     from mup_lightning.report.transfer_figures import draw
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: {folder} cannot be made: {error.strerror}; expected a folder's name") from None
+    make_folder(folder)
     file = folder / "transfer.json"
     file.write_text(json.dumps(as_plain(findings), indent=1) + "\n")
     return [file, *draw(findings, folder)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mup_lightning.cli.options import build, config_parser, parse
 from mup_lightning.errors import UserError
+from mup_lightning.user_files import make_folder
 
 if TYPE_CHECKING:
     from mup_lightning.experiments.sweep.grid import Cell
@@ -151,7 +152,7 @@ def _from_table(path: Path, target: Config, folder: Path, files: list[str]) -> i
         refuse_strangers([nearest] if nearest else [], target, key, str(path))
         raise UserError(f"{path} has no run that configurations.json beside it knows; expected a sweep's own folder")
     refuse_strangers(list(alike.values()), target, key, str(path))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     _tell(transfer(path, keep=lambda run: run.hash in alike), list(alike.values()), key, target, folder, path, files)
     return 0
 

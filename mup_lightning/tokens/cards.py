@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mup_lightning.errors import UserError
-from mup_lightning.yaml_file import read_yaml
+from mup_lightning.user_files import read_yaml
 
 
 @dataclass(frozen=True)

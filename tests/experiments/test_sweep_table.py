@@ -86,7 +86,7 @@ def test_a_damaged_folder_is_one_line(corpus, tmp_path, capsys, name, content, m
 def test_a_folder_that_cannot_be_made_is_one_line(corpus, tmp_path, capsys):
     assert main(["sweep", str(write(tmp_path, tiny_sweep(corpus))), "--out", "/proc/nowhere"]) == 1
     assert capsys.readouterr().err.startswith(
-        "error: /proc/nowhere cannot be made: No such file or directory; expected a f"
+        "error: /proc/nowhere cannot be made: No such file or directory; name anoth"
     )
 
 
@@ -142,9 +142,17 @@ def test_what_is_done_on_one_axis_gets_its_row_on_the_next(corpus, tmp_path):
     SweepRun(cells_of(width, depth, value="recipe.init_std"), out, workers=1).run()
     assert len(later.rows()) == 2 * len(rows)
     assert later.path.read_bytes().startswith(before)
-    weight_decay = first[0].config.recipe.init_std
     (row,) = {(r["value"], r["log2_value"]) for r in later.rows()[len(rows) :]}
-    assert row == ("recipe.init_std", str(math.log2(weight_decay)) if weight_decay else "")
+    assert row == ("recipe.init_std", str(math.log2(first[0].config.recipe.init_std)))
+
+
+def test_value_zero_has_no_logarithm(corpus, tmp_path):
+    content = tiny_sweep(corpus, value="recipe.weight_decay", vary={"recipe.weight_decay": [0, 0.25]})
+    cells = expand(load(write(tmp_path, content)), compose)
+    table = Table(tmp_path, Locks(tmp_path), list(cells[0].varied))
+    for cell in cells:
+        table.append(cell, DONE)
+    assert {(row["recipe.weight_decay"], row["log2_value"]) for row in table.rows()} == {("0.0", ""), ("0.25", "-2.0")}
 
 
 def test_a_shard_is_judged_and_checked_by_the_whole_sweep(cells, tmp_path):

@@ -168,5 +168,5 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     path = write(tmp_path / "t.csv", curves((64, 128), (-7, -7)))
     assert main(["report", "transfer", str(path), "--out", str(path / "out")]) == 1
     assert capsys.readouterr().err == (
-        f"error: --out: {path / 'out'} cannot be made: Not a directory; expected a folder's name\n"
+        f"error: {path / 'out'} cannot be made: Not a directory; name another folder (--out FOLDER)\n"
     )

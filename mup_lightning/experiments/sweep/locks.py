@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mup_lightning.errors import UserError
+from mup_lightning.user_files import make_folder
 
 _TABLE = 1 << 61
 """The byte that stands for the table; configurations are below it."""
@@ -26,12 +27,7 @@ class Locks:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{folder} cannot be made: {error.strerror}; expected a folder for the results (--out FOLDER)"
-            ) from None
+        make_folder(folder)
         self.path = folder / "sweep.lock"
         # One descriptor for the process's life: closing any of a file's descriptors gives back all of its locks.
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mup_lightning.errors import UserError
-from mup_lightning.yaml_file import read_yaml
+from mup_lightning.user_files import read_yaml
 
 AXES = {"model.width": "width", "model.depth": "depth", "both": "both"}
 """What `axis` can be -> the axis as the table names it."""

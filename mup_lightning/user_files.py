@@ -1,4 +1,4 @@
-"""Reading a user's YAML file: what PyYAML passes over in silence, or says in a traceback, is a UserError here."""
+"""A user's YAML files and folders: what PyYAML passes over, or a traceback would say, is a UserError here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 from mup_lightning.errors import UserError
 
 
-class _OneOfEachKey(yaml.SafeLoader):
+class _OneOfEachKey(yaml.CSafeLoader):
     """A second value of a key would replace the first one unseen, and with it all that stands below it."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -48,3 +48,15 @@ def read_yaml(path: Path, expected: str) -> Any:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}; expected {expected}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that a user has named, with all above it, where it is missing.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}; name another folder (--out FOLDER)") from None
