@@ -15,6 +15,10 @@ class Preemption(StepCallback):
 
     A signal in a forward or backward pass, in the optimizer or while saving changes nothing but the flag. It may reach
     one process only, or some a step earlier than others: the processes vote after every step.
+
+    From the beginning of a step to that of the next one, a process that is told to end does not wait for others for
+    ever. The callbacks that come after this one exchange losses and norms: they are in that time. Validation and
+    saving, which may take long, are not (`stop_signals.unhurried`).
     """
 
     def __init__(self) -> None:
@@ -27,17 +31,20 @@ class Preemption(StepCallback):
         self._vote(trainer)
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """After TERM a step must end. Nobody knows when until two are done: the first compiles and connects."""
+        """After TERM, the next one must come. Nobody knows when until two are done: the first compiles, connects."""
         self._begin = time.monotonic()
         stop_signals.expect(None if self._longest is None else 5.0 + 5.0 * self._longest)
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """All processes agree on stopping after the same step."""
         self._vote(trainer)
-        stop_signals.expect(None)
         if self._settled:
             self._longest = max(self._longest or 0.0, time.monotonic() - self._begin)
         self._settled = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """No step comes after the last one."""
+        stop_signals.expect(None)
 
     def _vote(self, trainer: pl.Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(stop_signals.received(), all=False):

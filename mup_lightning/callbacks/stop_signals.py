@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 VARIABLE = "MUP_LIGHTNING_REQUEUES"
 """Set by a job's script: how often the job may go back into the queue. Without it, signals are nobody's business."""
@@ -42,13 +44,24 @@ def received() -> bool:
 
 
 def expect(seconds: float | None) -> None:
-    """Say how soon the step that begins now must end if TERM comes; None: it may take as long as it likes.
+    """Say how soon this is to be called again if TERM comes; None: whenever.
 
     TERM comes to the survivors of a dead process too. They wait for it in an exchange that never ends, and SLURM would
     let them, for another half minute by default.
     """
     global _deadline
     _deadline = None if seconds is None else time.monotonic() + seconds
+
+
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """What is done inside may take as long as it likes, and what was expected is expected so much later."""
+    global _deadline
+    begin, before = time.monotonic(), _deadline
+    _deadline = None
+    yield
+    # Not after an error: what follows one is no step.
+    _deadline = None if before is None else before + time.monotonic() - begin
 
 
 def _listen() -> None:

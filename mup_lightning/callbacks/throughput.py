@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import lightning.pytorch as pl
 
+from mup_lightning.callbacks import stop_signals
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 
 
@@ -47,10 +48,11 @@ class Throughput(StepCallback):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what is done inside."""
+        """Leave out what is done inside: it belongs to no step, and nobody knows how long it takes."""
         begin = time.perf_counter()
         try:
-            yield
+            with stop_signals.unhurried():
+                yield
         finally:
             if self._begin is not None:
                 self._begin += time.perf_counter() - begin

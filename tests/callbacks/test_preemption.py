@@ -2,14 +2,27 @@
 
 from types import SimpleNamespace
 
-from mup_lightning.callbacks import preemption
+import pytest
+
+from mup_lightning.callbacks import preemption, stop_signals
 from mup_lightning.callbacks.preemption import Preemption
+from mup_lightning.callbacks.step import StepCallback
+from mup_lightning.training import saving
+from mup_lightning.training.module import GPT2Module
+from mup_lightning.training.train import train
 
 
-def test_the_first_step_says_nothing_of_how_long_a_step_may_take(monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds, as a list of one."""
+    now = [0.0]
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_first_step_says_nothing_of_how_long_a_step_may_take(monkeypatch, clock):
     """It compiles and connects: five times as long would be minutes, and SLURM kills half a minute after TERM."""
-    clock, expected = [0.0], []
-    monkeypatch.setattr(preemption.time, "monotonic", lambda: clock[0])
+    expected = []
     monkeypatch.setattr(preemption.stop_signals, "expect", expected.append)
     trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision))
     callback = Preemption()
@@ -17,4 +30,68 @@ def test_the_first_step_says_nothing_of_how_long_a_step_may_take(monkeypatch):
         callback.on_step_start(trainer, None, 1)
         clock[0] += seconds
         callback.on_step_end(trainer, None, 1)
-    assert expected == [None, None, None, None, 7.5, None, 15.0, None]
+    assert expected == [None, None, 7.5, 15.0]
+
+
+def test_what_is_done_unhurried_puts_off_what_is_expected(monkeypatch, clock):
+    monkeypatch.setattr(stop_signals, "_deadline", None)
+    stop_signals.expect(7.0)
+    clock[0] = 1.0
+    with stop_signals.unhurried():
+        assert stop_signals._deadline is None
+        clock[0] = 100.0
+    assert stop_signals._deadline == 106.0
+    with pytest.raises(OSError, match="disk"), stop_signals.unhurried():
+        raise OSError("the disk is full")
+    assert stop_signals._deadline is None
+
+
+class Exchanges(StepCallback):
+    """Keeps, of every exchange of numbers, in which step it is, where, and whether its process waits for ever."""
+
+    def __init__(self):
+        self.step, self.seen = 0, []
+
+    def on_train_start(self, trainer, pl_module):
+        reduce = trainer.strategy.reduce
+
+        def watched(*arguments, **options):
+            self.note("exchange")
+            return reduce(*arguments, **options)
+
+        trainer.strategy.reduce = watched
+
+    def on_step_start(self, trainer, module, step):
+        self.step = step
+
+    def note(self, where):
+        self.seen.append((self.step, where, stop_signals._deadline is None))
+
+
+def test_no_exchange_of_a_step_waits_for_ever_but_validation_and_saving_do(tiny, monkeypatch):
+    """Of two processes, one may be gone in any of them."""
+    monkeypatch.setenv(stop_signals.VARIABLE, "3")
+    monkeypatch.setattr(stop_signals, "_deadline", None)
+    exchanges = Exchanges()
+    validation_loss, seal = GPT2Module.validation_loss, saving.checkpoints.seal
+
+    def watched_validation(module):
+        exchanges.note("validation")
+        before, exchanges.seen = exchanges.seen, []
+        loss = validation_loss(module)
+        assert all(for_ever for _, _, for_ever in exchanges.seen)
+        exchanges.seen = before
+        return loss
+
+    def watched_seal(*arguments):
+        exchanges.note("saving")
+        return seal(*arguments)
+
+    monkeypatch.setattr(GPT2Module, "validation_loss", watched_validation)
+    monkeypatch.setattr(saving.checkpoints, "seal", watched_seal)
+    train(tiny(**{"trainer.log_every": 1, "trainer.spectral_norms_every": 3}), callbacks=[exchanges])
+    later = [(where, for_ever) for step, where, for_ever in exchanges.seen if step > 2]
+    # Losses in all of them, spectral norms in every third.
+    assert later.count(("exchange", False)) == 8 + 3
+    assert set(later) == {("exchange", False), ("validation", True), ("saving", True)}
+    assert stop_signals._deadline is None

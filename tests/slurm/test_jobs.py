@@ -73,11 +73,12 @@ def test_cancelled_killed_and_frozen_jobs_can_all_be_continued_exactly(runs, str
     runs.wait_for_state(name, job, "FAILED")
     assert not cluster.processes(SLURM_JOB_ID=job)
 
-    # While processes save, one waits for another as long as SLURM lets it: one save, and steps for seconds after it.
+    # While processes save, one waits for another as long as SLURM lets it: one save, and steps for seconds after it,
+    # in any exchange of which the node may be frozen.
     save = runs.newest(name) + 20
     job = runs.submit(name, **{"run.resume": "auto", "trainer.checkpoint_every": save})
     runs.wait_for_step(name, job, save)
-    time.sleep(0.2)
+    time.sleep(0.4)
     frozen = cluster.node_processes(NODES[1])
     for process in frozen:
         os.kill(process, signal.SIGSTOP)
