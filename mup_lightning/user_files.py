@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,4 +61,23 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}; name another folder (--out FOLDER)") from None
+        raise _cannot_be_made(folder, error.strerror) from None
+
+
+def check_folder(folder: Path) -> None:
+    """What `make_folder` would say, as far as it can be known without making anything: for dry runs.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    above = folder.absolute()
+    while not os.path.lexists(above):
+        above = above.parent
+    if not above.is_dir():
+        raise _cannot_be_made(folder, os.strerror(errno.EEXIST if above == folder.absolute() else errno.ENOTDIR))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise _cannot_be_made(folder, os.strerror(errno.EACCES))
+
+
+def _cannot_be_made(folder: Path, why: str | None) -> UserError:
+    return UserError(f"{folder} cannot be made: {why}; name another folder (--out FOLDER)")

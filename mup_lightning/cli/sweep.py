@@ -17,6 +17,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.experiments.sweep.spec import load
 from mup_lightning.spectral.tables import aligned
 from mup_lightning.training.config import Config
+from mup_lightning.user_files import check_folder
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -139,6 +140,7 @@ def estimates(cells: list[Cell], folder: Path) -> tuple[Estimate, set[str]]:
     from mup_lightning.experiments.sweep.progress import Estimate
     from mup_lightning.experiments.sweep.table import read_rows
 
+    check_folder(folder)
     rows = read_rows(folder / "results.csv")
     return Estimate(cells, rows), {row["config_hash"] for row in rows}
 

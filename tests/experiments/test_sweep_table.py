@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from mup_lightning import user_files
 from mup_lightning.cli.main import main
 from mup_lightning.cli.sweep import compose
 from mup_lightning.errors import UserError
@@ -88,6 +89,29 @@ def test_a_folder_that_cannot_be_made_is_one_line(corpus, tmp_path, capsys):
     assert capsys.readouterr().err.startswith(
         "error: /proc/nowhere cannot be made: No such file or directory; name anoth"
     )
+
+
+@pytest.mark.parametrize("name", ["file", "file/below/it", "link"])
+def test_a_dry_run_says_the_same_of_the_folder(corpus, tmp_path, capsys, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    arguments = ["sweep", str(write(tmp_path, tiny_sweep(corpus))), "--out", str(tmp_path / name)]
+    told = []
+    for more in ([], ["--dry-run"]):
+        assert main([*arguments, *more]) == 1
+        told.append(capsys.readouterr().err)
+    assert told[0] == told[1]
+    assert told[0].startswith(f"error: {tmp_path / name} cannot be made: ")
+    assert (tmp_path / "file").stat().st_size == 0
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_dry_run_knows_where_nobody_may_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(user_files.os, "access", lambda path, mode: path != tmp_path)
+    (tmp_path / "mine").mkdir()
+    user_files.check_folder(tmp_path / "mine" / "out")
+    with pytest.raises(UserError, match="Permission denied"):
+        user_files.check_folder(tmp_path / "out")
 
 
 def test_a_torn_row_is_no_row_and_is_cut_off(cells, tmp_path):
