@@ -54,7 +54,8 @@ def _best(options: argparse.Namespace) -> int:
     else:
         print(aligned(lines))
     steps = " or ".join(str(count) for count in sorted({best.steps for best in found}))
-    print(f"\n{steps} steps; a unigram model has {found[0].unigram_loss:.3f} nats per token")
+    unigram = " or ".join(dict.fromkeys(f"{loss:.3f}" for loss in sorted({best.unigram_loss for best in found})))
+    print(f"\n{steps} steps; a unigram model has {unigram} nats per token")
     if any(best.leveled for best in found):
         print(
             "Losses are means over seeds; of values that were run with different ones, each is brought to the level "

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +9,8 @@ from pathlib import Path
 from mup_lightning.errors import UserError
 from mup_lightning.report.transfer_curves import Curve
 from mup_lightning.report.transfer_noise import level
-from mup_lightning.report.transfer_runs import SAID_ELSEWHERE, finite, loss_of
+from mup_lightning.report.results_csv import finite, log2_value_of, loss_of, read_rows, read_text
+from mup_lightning.report.transfer_runs import SAID_ELSEWHERE
 
 GROUP = ("optimizer", "parametrization", "branch_depth", "width", "depth", "value")
 """Rows that agree in these, and in all further options that the table has, are one group: what is left to differ is the
@@ -34,7 +32,7 @@ class Best:
         best: log2 of the value with the lowest loss; None where all diverged.
         edge: the best value is the smallest or the largest that was tried: a better one may lie beyond.
         unigram_loss: of the corpus.
-        steps: of every run that went to its end.
+        steps: of every run that went to its end; where none did, the most that one made.
     """
 
     group: dict[str, str]
@@ -54,80 +52,71 @@ def best_values(path: Path) -> list[Best]:
         path: results.csv of `mup-lightning sweep`, or its folder.
 
     Raises:
-        UserError: there is no such file, it lacks columns, has no rows, or holds two different runs of one value and
-            seed.
+        UserError: there is no such file, it lacks columns, has no rows or a cell that is no number, holds two runs of
+            one value and seed, or a group mixes texts or numbers of steps.
     """
     path = path / "results.csv" if path.is_dir() else path
-    rows = _rows(path)
-    columns = [*GROUP, *(column for column in rows[0] if "." in column and column not in SAID_ELSEWHERE)]
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
-    for row in rows:
-        groups[tuple("" if column == row["value"] else row[column] for column in columns)].append(row)
-    found = [_best(members, [c for c in columns if c != members[0]["value"]], path) for members in groups.values()]
+    rows = read_rows(read_text(path), path, NEEDED, "the results.csv of a sweep")
+    columns = [*GROUP, *(column for column in rows[0][1] if "." in column and column not in SAID_ELSEWHERE)]
+    groups: dict[tuple[str, ...], list[tuple[str, dict[str, str]]]] = defaultdict(list)
+    for where, row in rows:
+        groups[tuple("" if column == row["value"] else row[column] for column in columns)].append((where, row))
+    found = [_best(members, [c for c in columns if c != members[0][1]["value"]]) for members in groups.values()]
     return sorted(found, key=lambda b: float("inf") if b.best is None else b.losses[b.best] or 0.0)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """All but those at value 0."""
-    if not path.is_file():
-        raise UserError(
-            f"there is no {path}; expected the results.csv of a sweep (make sweep EXPERIMENT=NAME runs one into "
-            f"runs/sweeps/NAME)"
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))  # a sweep may be writing its last row
-        head = next(csv.reader(io.StringIO(text)), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}; expected the results.csv of a sweep") from None
-    if missing := [column for column in NEEDED if column not in head]:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected the results.csv of a sweep")
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise UserError(f"{path}, row {number}: expected {len(head)} cells as in the heading")
-    if not rows:
-        raise UserError(f"{path} has no finished runs yet")
-    left = [row for row in rows if row["log2_value"]]
-    if zeros := len(rows) - len(left):
-        print(f"note: {zeros} runs at value 0 are left out: a logarithmic axis has no place for it", file=sys.stderr)
-    if not left:
-        raise UserError(f"{path} has runs at value 0 alone; expected values above 0")
-    return left
-
-
-def _best(rows: list[dict[str, str]], columns: list[str], path: Path) -> Best:
+def _best(rows: list[tuple[str, dict[str, str]]], columns: list[str]) -> Best:
     by_value: dict[float, dict[str, float | None]] = defaultdict(dict)
-    hashes: dict[tuple[float, str], str] = {}
+    places: dict[tuple[float, str], tuple[str, dict[str, str]]] = {}
     lost: dict[float, str] = {}
-    for row in rows:
-        value = finite(row["log2_value"], f"{path}: log2_value")
-        seed, name = row["seed"], row.get("config_hash", "")
-        if hashes.setdefault((value, seed), name) != name:
-            raise UserError(
-                f"{path} has two different runs of {row['optimizer']} at 2^{value:g}, seed {seed} "
-                f"({hashes[value, seed][:8]} and {name[:8]}): no column tells what differs; make a table of each"
-            )
-        by_value[value][seed] = loss = loss_of(row["loss"], f"{path}: loss")
+    for where, row in rows:
+        value, seed = log2_value_of(row, where), row["seed"]
+        before, other = places.setdefault((value, seed), (where, row))
+        if row is not other:
+            _refuse_twice(f"{where} is 2^{value:g}, seed {seed} of {row['optimizer']} once more", row, other, before)
+        by_value[value][seed] = loss = loss_of(row["loss"], f"{where}: loss")
         if loss is None and lost.get(value) != "diverged":
             lost[value] = "stopped" if row.get("stopped") else "diverged"
+    first = rows[0][1]
     known = {
         value: {} if None in found.values() else {seed: loss for seed, loss in found.items() if loss is not None}
         for value, found in sorted(by_value.items())
     }
-    (curve,), _ = level([Curve(rows[0]["width"], 0.0, known, frozenset())])
+    (curve,), _ = level([Curve(first["width"], 0.0, known, frozenset())])
     losses = {value: curve.means.get(value) for value in known}
     left = {value: loss for value, loss in losses.items() if loss is not None}
     best = min(left, key=lambda value: left[value]) if left else None
     return Best(
-        group={column: rows[0][column] for column in columns},
+        group={column: first[column] for column in columns},
         losses=losses,
         leveled=len({frozenset(found) for found in known.values() if found}) > 1,
         lost=lost,
         best=best,
         edge=best in (min(losses), max(losses)),
-        unigram_loss=float(rows[0]["unigram_loss"]),
-        steps=max(int(float(row["steps"])) for row in rows),  # a run that diverged made fewer
+        unigram_loss=_shared(rows, "unigram_loss", "texts (unigram losses"),
+        steps=int(_shared(rows, "steps", "runs of different length (steps")),
     )
+
+
+def _refuse_twice(what: str, row: dict[str, str], other: dict[str, str], before: str) -> None:
+    """Unless it is one run, which stands in the table on two axes."""
+    if row.get("config_hash") != other.get("config_hash"):
+        raise UserError(
+            f"{what}, of another configuration than {before}: no column tells what differs; make a table of each"
+        )
+    if row.get("axis") == other.get("axis"):
+        raise UserError(f"{what} (before: {before}); keep one of the two rows")
+
+
+def _shared(rows: list[tuple[str, dict[str, str]]], column: str, complaint: str) -> float:
+    """The number that all runs of a group have in a column, or, where none went to its end, the largest."""
+    every = {finite(row[column], f"{where}: {column}"): where for where, row in rows}
+    # A run that diverged or was stopped made fewer steps.
+    ended = {finite(row[column], where): where for where, row in rows if loss_of(row["loss"], where) is not None}
+    if len(ended) > 1:
+        told = ", ".join(f"{number:g} in {where}" for number, where in sorted(ended.items()))
+        raise UserError(f"one group mixes {complaint}: {told}): their losses cannot be compared; make a table of each")
+    return next(iter(ended), max(every))
 
 
 def as_lines(found: list[Best]) -> list[list[str]]:

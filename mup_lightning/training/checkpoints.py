@@ -3,12 +3,14 @@
 A checkpoint is a folder `step_<step>` that holds the tensors (`shards`), Lightning's counters and `checkpoint.json`,
 which lists every file with its
 size and sha256, what the run was (its configuration and data), and the step. The folder is made under another name
-and renamed when all of it is on disk: a folder with the right name is complete.
+and renamed when all of it is on disk: a folder with the right name is complete. Those of steps that a run makes once
+more, after a resume from an older checkpoint, are set aside: `step_<step>` is always what has led to the newest one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -157,6 +159,24 @@ def seal(
     for leftover in folder.glob(".unfinished_*"):
         shutil.rmtree(leftover)
     return read(target)
+
+
+def set_aside(folder: Path, step: int) -> list[Path]:
+    """Give other names to a run's checkpoints after `step`, from which it is about to be made anew.
+
+    Else they would be taken for the newest ones, and those that follow for the oldest, which are deleted.
+
+    Returns:
+        their new folders, which no run deletes, and which can be named like any checkpoint.
+    """
+    later = [path for path in complete(folder) if path.name > folder_name(step)]
+    return [path.rename(_free(folder, f"aside_{path.name}")) for path in later]
+
+
+def _free(folder: Path, name: str) -> Path:
+    """The name itself, or with the first number that makes it new."""
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    return next(path for path in map(folder.joinpath, names) if not path.exists())
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -47,6 +47,15 @@ def is_own(start: checkpoints.Checkpoint | None, folder: RunFolder) -> bool:
     return start is not None and start.path.resolve().parent == folder.checkpoints.resolve()
 
 
+def set_later_aside(start: checkpoints.Checkpoint, folder: RunFolder) -> None:
+    """Where a run goes on from an older checkpoint of its own, the later ones are of a run that is no more."""
+    if is_own(start, folder) and (aside := checkpoints.set_aside(folder.checkpoints, start.step)):
+        print(
+            f"note: the run is made anew from step {start.step} on; its later checkpoints are kept aside: "
+            f"{', '.join(map(str, aside))}"
+        )
+
+
 @rank_zero_only
 def say_new_length(start: checkpoints.Checkpoint, config: Config) -> None:
     """Tell what another length of the run does to the schedule, if it has one."""

@@ -33,7 +33,7 @@ from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.pages import pages
 from mup_lightning.training.peak_flops import peak_of
 from mup_lightning.training.plan import plan
-from mup_lightning.training.resume import is_own, resume_from, say_new_length
+from mup_lightning.training.resume import is_own, resume_from, say_new_length, set_later_aside
 from mup_lightning.training.run_folder import RunFolder, plain
 from mup_lightning.training.saving import RestoreStates, SaveCheckpoints
 from mup_lightning.training.shards import Shards
@@ -120,6 +120,8 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
         Shards(start.path).load_weights(module.model)
     if keep and hardware.is_first_process():
         folder.save_config(config, first_step)
+        if start:
+            set_later_aside(start, folder)
 
     tokens_per_step = config.data.batch_size * config.model.context
     throughput = Throughput(tokens_per_step)

@@ -65,10 +65,15 @@ def test_all_diverged(tmp_path, capsys):
     [
         (None, "there is no"),
         ("optimizer,loss\nsgd,1\n", "lacks the columns parametrization, branch_depth"),
-        (HEAD + "\n", "has no finished runs yet"),
+        (HEAD + "\n", "has no runs yet: a heading alone"),
+        ("", "is empty; expected a table of losses"),
+        (f"{HEAD},seed\n", "has the columns seed more than once"),
         (f"{HEAD}\nsgd,mup,2,128,4,recipe.lr,-3,0,6.0,6.5,120,more\n", "row 2: expected 11 cells"),
         (f"{HEAD}\nsgd,mup,2,128,4,recipe.lr,x,0,6.0,6.5,120\n", "log2_value is 'x'; expected a number"),
         (f"{HEAD}\nsgd,mup,2,128,4,recipe.lr,-3,0,x,6.5,120\n", "loss is 'x'; expected a number"),
+        (f"{HEAD}\nsgd,mup,2,128,4,recipe.lr,-3,0,6.0,x,120\n", "row 2: unigram_loss is 'x'; expected a number"),
+        (f"{HEAD}\nsgd,mup,2,128,4,recipe.lr,-3,0,6.0,6.5,x\n", "steps is 'x'; expected a number"),
+        (f"{HEAD}\nsgd,mup,2,128,4,recipe.lr,1e300,0,6.0,6.5,120\n", "log2_value is '1e300'; expected a power of two"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path, capsys, content, message):
@@ -117,4 +122,41 @@ def test_two_runs_of_one_value_and_seed_are_told(tmp_path, capsys):
     rows = [f"sgd,mup,2,128,4,recipe.lr,-3,0,{loss},6.5,120,{name}" for name, loss in (("aaa", 2.4), ("bbb", 3.4))]
     path.write_text("\n".join([f"{HEAD},config_hash", *rows]) + "\n")
     assert main(["report", "best", str(path)]) == 1
-    assert "two different runs of sgd at 2^-3, seed 0 (aaa and bbb): no column tells" in capsys.readouterr().err
+    assert "row 3 is 2^-3, seed 0 of sgd once more, of another configuration than" in capsys.readouterr().err
+    path.write_text("\n".join([f"{HEAD},config_hash", rows[0], rows[0]]) + "\n")
+    assert main(["report", "best", str(path)]) == 1
+    assert "row 3 is 2^-3, seed 0 of sgd once more (before: " in capsys.readouterr().err
+
+
+def test_a_run_may_stand_in_a_table_on_two_axes(tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    rows = [f"sgd,mup,2,128,4,recipe.lr,-3,0,2.4,6.5,120,aaa,{axis}" for axis in ("width", "depth")]
+    path.write_text("\n".join([f"{HEAD},config_hash,axis", *rows]) + "\n")
+    assert main(["report", "best", str(path)]) == 0
+    assert "2.400" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("6.5,120", "6.5,40"), "one group mixes runs of different length (steps: 40 in "),
+        (("6.5,120", "3.1,120"), "one group mixes texts (unigram losses: 3.1 in "),
+    ],
+)
+def test_what_cannot_be_compared_is_not(tmp_path, capsys, change, message):
+    path = table(tmp_path, ("sgd", -3, 0, 6.0), ("sgd", -2, 0, 5.0))
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    (tmp_path / "results.csv").write_text("\n".join([*lines[:-1], lines[-1].replace(*change)]) + "\n")
+    assert main(["report", "best", path]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_row_that_is_half_written_is_left_out_and_said(tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    rows = [f"sgd,mup,2,128,4,recipe.lr,-{value},0,2.{value},6.5,120,{value}" for value in (3, 4)]
+    path.write_text("\n".join([f"{HEAD},config_hash", *rows]))
+    assert main(["report", "best", str(path)]) == 0
+    printed = capsys.readouterr()
+    assert "note: " in printed.err
+    assert "half written" in printed.err
+    assert "2^-4" not in printed.out
