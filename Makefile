@@ -106,10 +106,22 @@ $(error error: make $(MAKECMDGOALS) takes no $(NOT_TAKEN), but $(sort $(foreach 
 endif
 endif
 
+# Of what is on or off, other words would be taken for on.
+NOT_A_SWITCH = $(strip $(foreach v,LN DRY,$(if $(filter-out 0 1,$($(v))),$(v)=$($(v)))))
+ifneq ($(NOT_A_SWITCH),)
+$(error error: $(NOT_A_SWITCH); expected 1 or 0)
+endif
+ifneq ($(and $(DATA),$(findstring command line,$(origin CARD))),)
+$(error error: CARD=$(CARD) is a corpus to prepare, and DATA=$(DATA) one that is prepared; give one of the two)
+endif
+
 # Which sweep, has to be said: the longest one takes hours.
 EXPERIMENT_FILE = recipes/experiment/$(EXPERIMENT).yaml
 WHICH_EXPERIMENT = error: $(if $(EXPERIMENT),there is no $(EXPERIMENT_FILE),make $(MAKECMDGOALS) needs EXPERIMENT=NAME); it can be: $(filter-out tune%,$(basename $(notdir $(shell grep -l '^sweep:' recipes/experiment/*.yaml))))
 ifneq ($(filter sweep,$(MAKECMDGOALS))$(and $(filter submit,$(MAKECMDGOALS)),$(EXPERIMENT)),)
+ifneq ($(filter tune%,$(EXPERIMENT)),)
+$(error error: $(EXPERIMENT) takes from a target what its file does not name; make tune PROXY=$(EXPERIMENT) SIZE=.. OPT=.. runs it)
+endif
 ifeq ($(wildcard $(EXPERIMENT_FILE)),)
 $(error $(WHICH_EXPERIMENT))
 endif
@@ -147,7 +159,7 @@ submit: $(if $(EXPERIMENT),,check) $(VENV)/.run $(if $(DATA)$(EXPERIMENT),,$(COR
 	  $(if $(EXPERIMENT),--sweep recipes/experiment/$(EXPERIMENT).yaml --tasks $(TASKS) $(ARGS),$(OPTIONS)) \
 	  $(call opt,GPUS,--slurm.gpus) $(call opt,PARTITION,--slurm.partition) $(call opt,TIME,--slurm.time) \
 	  $(call opt,ACCOUNT,--slurm.account) $(call opt,QOS,--slurm.qos) $(call opt,CPUS,--slurm.cpus) \
-	  $(call opt,MEM,--slurm.memory) $(call opt,JOB,--slurm.job) $(if $(DRY),--dry)
+	  $(call opt,MEM,--slurm.memory) $(call opt,JOB,--slurm.job) $(if $(filter 1,$(DRY)),--dry)
 
 sweep: $(VENV)/.run ## run every configuration of recipes/experiment/EXPERIMENT.yaml once; the same command goes on after a stop
 	@for tokenizer in bytes gpt2; do if grep -q "data/prepared/austen-$$tokenizer" $(EXPERIMENT_FILE); then \
@@ -209,8 +221,11 @@ assumptions: $(VENV)/.run ## measure over depth what the recipe's theory takes f
 tune: check $(VENV)/.run $(if $(DATA),,$(CORPUS)/manifest.json) ## find the base learning rate for SIZE and OPT on small models, and write it down
 	@$(MUP) tune $(OPTIONS) $(if $(findstring --results,$(ARGS)),,--sweep recipes/experiment/$(PROXY).yaml)
 
-report: $(VENV)/.run ## does the best value stay where it is? RESULTS=FILE, or the sweep EXPERIMENT; figures beside the table
-	@$(MUP) report transfer $(RESULTS) --out $(if $(wildcard $(RESULTS)/.),$(RESULTS),$(dir $(RESULTS))) $(ARGS)
+# Beside a sweep's own table; of other tables there may be several in a folder.
+REPORT = $(if $(wildcard $(RESULTS)/.),$(RESULTS),$(if $(filter results.csv,$(notdir $(RESULTS))),$(dir $(RESULTS)),runs/reports/$(basename $(notdir $(RESULTS)))))
+
+report: $(VENV)/.run ## does the best value stay where it is? RESULTS=FILE, or the sweep EXPERIMENT; figures too
+	@$(MUP) report transfer $(RESULTS) --out $(REPORT) $(ARGS)
 
 export: $(VENV)/.run ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2
 	@$(MUP) export runs/$(RUN) --out exported/$(RUN) $(ARGS)
@@ -277,7 +292,7 @@ check: card
 	    exit 1; fi; done
 
 data/prepared/$(CARD_NAME)-$(TOKENIZER)/manifest.json: $(CARD) | $(VENV)/.run
-	@$(MUP) data prepare $(CARD) --tokenizer $(TOKENIZER)
+	@$(MUP) data prepare $(CARD) --tokenizer $(TOKENIZER) --out $(@D)
 	@touch $@
 
 $(BIN)/python:

@@ -104,8 +104,9 @@ class Divergence(StepCallback):
         if enough:
             raise Diverged(
                 f"{enough[0]} of the last {enough[1]} steps were loss spikes, and trainer.spike_stop is {self.stop}. "
-                f"The last: {told}. Stopped after step {step}; every saved checkpoint is kept. Usual cures: a lower "
-                f"recipe.lr, a longer schedule.warmup_steps, an earlier checkpoint",
+                f"The last: {told}. Stopped after step {step}; every saved checkpoint is kept. Usual cures: a new run "
+                f"with a lower recipe.lr or a longer schedule.warmup_steps; to go on all the same, resume without "
+                f"trainer.spike_stop",
                 step,
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +41,11 @@ def main(argv: list[str]) -> int:
     for name in options.cases:
         if name not in CASES:
             parser.error(f"unknown case {name!r}; expected {', '.join(CASES)}")
+
+    if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
+        parser.error(f"--json is {options.json}, but there is no folder {Path(options.json).parent}; make it first")
+    if options.patience is not None and not 0 <= options.patience < math.inf:
+        parser.error(f"--patience is {options.patience}; expected minutes, 0 or more")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

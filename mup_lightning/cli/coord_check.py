@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     arguments = parse(parser, [_spelled_out(before, item) for before, item in zip(["", *argv], argv, strict=False)])
     settings = CheckSettings(**{key: getattr(arguments, key) for key in CheckSettings.__dataclass_fields__})
+    _refuse_sizes_of_other_axes(argv, settings.axis)
     config = build(parser, arguments)
     folder = Path(settings.out or Path("runs") / "coordinates" / _name(config, settings))
     if folder.exists() and not folder.is_dir():
@@ -112,6 +113,14 @@ def _spelled_out(before: str, item: str) -> str:
     if option in _LISTS and equals and not value.startswith("["):
         return f"{option}=[{value}]"
     return item
+
+
+def _refuse_sizes_of_other_axes(argv: list[str], axis: str) -> None:
+    """A file may have the sizes of every axis; on the command line they would be asked for, and not looked at."""
+    own = {"width": "--widths", "depth": "--depths", "both": "--ratios"}[axis]
+    given = {item.partition("=")[0] for item in argv} & set(_LISTS)
+    if others := sorted(given - {own}):
+        raise UserError(f"--axis {axis} takes no {', '.join(others)}; its sizes are {own}")
 
 
 def _name(config: Config, settings: CheckSettings) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 
@@ -34,6 +35,11 @@ def main(argv: list[str]) -> int:
     if options.json:
         print(json.dumps(result, indent=1))
     else:
+        own = result["run_val_tokens"]
+        if own not in (None, options.val_tokens) and options.data is None:
+            print(
+                f"note: the run itself was validated on the first {own:,} tokens (--val-tokens {own})", file=sys.stderr
+            )
         print(
             f"{result['checkpoint']} on {result['data']}:\n"
             f"  validation loss  {result['validation_loss']:.4f} nats per token over {result['tokens']:,} tokens\n"

@@ -43,13 +43,13 @@ def main(argv: list[str]) -> int:
     out: Path = options.out or Path(options.runs[0] if len(options.runs) == 1 else ".") / "feature_norms.png"
     if out.suffix not in FORMATS:
         raise UserError(f"--out is {out}; expected a file name that ends in {', '.join(FORMATS)}")
-    if not out.parent.is_dir():
-        raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
 
     from mup_lightning.report.feature_figures import draw_comparison, draw_run
     from mup_lightning.report.feature_norms import compare, other_differences, read_run
 
     runs = [read_run(folder) for folder in options.runs]
+    if not out.parent.is_dir():
+        raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
     if len(runs) == 1:
         draw_run(runs[0], out, options.point)
     else:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError, Namespace, RawDescriptionHelpFormatter
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from mup_lightning.errors import UserError
 from mup_lightning.training.config import Config
 from mup_lightning.user_files import read_yaml
+
+_EXPECTED = "a recipe: sections such as model, recipe, data, trainer, with keys and values"
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -53,7 +57,7 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
         UserError: an unknown key, a wrong type, or a file that cannot be read: naming the key and what was expected.
     """
     for path in _config_files(argv):
-        read_yaml(Path(path), "a recipe: sections such as model, recipe, data, trainer, with keys and values")
+        _refuse_no_section(read_yaml(Path(path), _EXPECTED), Config, path)
     try:
         return parser.parse_args(argv)
     except ArgumentError as error:
@@ -61,13 +65,30 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
         raise UserError((f"{where}: " if where else "") + _explain(str(error), _keys(parser), parser.prog)) from error
 
 
+def _refuse_no_section(content: Any, section: type, path: str, prefix: str = "") -> None:
+    """jsonargparse says nothing of, or stumbles over, what is no mapping where a section should be."""
+    if not isinstance(content, dict):
+        found = "empty" if content is None else repr(content)
+        if not prefix:
+            raise UserError(f"{path} is {found}; expected {_EXPECTED}")
+        raise UserError(f"{path}: {prefix.rstrip('.')} is {found}; expected keys and values below it")
+    for key, kind in get_type_hints(section).items():
+        if is_dataclass(kind) and key in content:
+            assert isinstance(kind, type)
+            _refuse_no_section(content[key], kind, path, f"{prefix}{key}.")
+
+
 def _guilty_file(parser: ArgumentParser, argv: list[str]) -> str | None:
     """Which of several config files cannot be parsed, if it is a file at all."""
-    for path in _config_files(argv):
-        try:
-            parser.parse_args(["-c", path])
-        except ArgumentError:
-            return path
+    without = _complaint(parser, [])  # of an option that has to be given
+    return next((path for path in _config_files(argv) if _complaint(parser, ["-c", path]) not in (None, without)), None)
+
+
+def _complaint(parser: ArgumentParser, argv: list[str]) -> str | None:
+    try:
+        parser.parse_args(argv)
+    except ArgumentError as error:
+        return str(error)
     return None
 
 

@@ -42,6 +42,15 @@ def main(argv: list[str]) -> int:
     if k < 1:
         raise UserError(f"--branch-depth is {k}; expected the number of matrices in a residual branch, at least 1")
 
+    if options.variant == "measured":
+        if options.diff:
+            raise UserError("--diff compares the published rules; leave --variant measured out")
+        if options.optimizer and FAMILIES[options.optimizer].measured is None:
+            differing = ", ".join(family.name for family in FAMILIES.values() if family.measured)
+            raise UserError(
+                f"--variant is measured, but {options.optimizer} was measured as it is published (docs/probe.md); "
+                f"leave --variant out, or choose --optimizer {differing}"
+            )
     families = {name: variant_of(family, options.variant) for name, family in FAMILIES.items()}
     if options.diff:
         arguments = (options.diff, options.optimizer or "adamw", k)

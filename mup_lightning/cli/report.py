@@ -34,8 +34,9 @@ def _add_best(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "results", type=Path, metavar="RESULTS", help="results.csv of `mup-lightning sweep`, or its folder"
     )
-    parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    either.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_best)
 
 

@@ -33,8 +33,9 @@ def add(parsers: Any) -> None:
         help="results.csv of a sweep; or a .csv with columns parametrization, axis, size, log2_value, seed, loss "
         "(empty: diverged); or the published losses (.json)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--json", action="store_true", help="print JSON")
+    either.add_argument("--markdown", action="store_true", help="print tables in Markdown")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write figures and transfer.json there")
     parser.add_argument("--noise", type=float, metavar="NATS", help="between seeds, where the table has one seed only")
     parser.add_argument(

@@ -112,7 +112,7 @@ def _submit_sweep(arguments: Namespace, slurm: SlurmConfig) -> int:
     for name, what in ((str(out), "--out"), (str(Path.cwd()), "the folder you are in")):
         check.name_is_plain(name, what)
     command = ["sweep", arguments.sweep, "--out", str(out)]
-    command += ["--workers", str(arguments.workers)] if arguments.workers else []
+    command += ["--workers", str(arguments.workers)] if arguments.workers is not None else []
     command += [item for setting in arguments.set for item in ("--set", setting)]
     _check_sweep(command)
     folder = out / "slurm"

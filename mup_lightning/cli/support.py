@@ -16,8 +16,9 @@ def main(argv: list[str]) -> int:
         "example:\n  mup-lightning support --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", action="store_true", help="print JSON: every combination")
-    parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--json", action="store_true", help="print JSON: every combination")
+    either.add_argument("--markdown", action="store_true", help="as a Markdown table")
     options = parser.parse_args(argv)
 
     from mup_lightning.spectral.tables import aligned

@@ -47,11 +47,11 @@ def main(argv: list[str]) -> int:
     cells = expand(sweep, compose)
     mine = shard(cells, number, of)
     folder = Path(arguments.out or Path("runs") / "sweeps" / sweep.name)
-    if arguments.dry_run:
-        print(dry_run(mine, folder, arguments.workers))
-        return 0
     if not mine:
         print(f"{len(cells)} configurations, none of them in shard {arguments.shard}")
+        return 0
+    if arguments.dry_run:
+        print(dry_run(mine, folder, arguments.workers))
         return 0
     strangers = len({row["config_hash"] for row in read_rows(folder / "results.csv")} - {cell.hash for cell in cells})
     if strangers:

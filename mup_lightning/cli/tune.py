@@ -70,7 +70,7 @@ def _refuse_no_folder(folder: Path) -> None:
 def _refuse_options_of_sweeps(arguments: Namespace) -> None:
     given = {"--sweep": arguments.sweep, "--set": arguments.set, "--workers": arguments.workers}
     given["--dry-run"] = arguments.dry_run
-    if names := [name for name, value in given.items() if value not in (None, False, [])]:
+    if names := [name for name, value in given.items() if not (value is None or value is False or value == [])]:
         raise UserError(
             f"--results reads a table that is there and runs nothing, so it takes no {', '.join(names)}; leave that "
             f"out{' (make tune always gives --sweep: call mup-lightning tune itself)' * bool(arguments.sweep)}"

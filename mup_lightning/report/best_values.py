@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mup_lightning.errors import UserError
+from mup_lightning.report.results_csv import finite, log2_value_of, loss_of, read_rows, read_text
 from mup_lightning.report.transfer_curves import Curve
 from mup_lightning.report.transfer_noise import level
-from mup_lightning.report.results_csv import finite, log2_value_of, loss_of, read_rows, read_text
 from mup_lightning.report.transfer_runs import SAID_ELSEWHERE
 
 GROUP = ("optimizer", "parametrization", "branch_depth", "width", "depth", "value")

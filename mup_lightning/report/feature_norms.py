@@ -107,7 +107,7 @@ def read_run(folder: Path) -> Run:
         )
     try:
         values = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
     try:
         config = Config.from_plain(values)

@@ -154,8 +154,7 @@ def _comparisons(findings: list[Finding]) -> list[dict[str, Any]]:
 
 def compared(family: list[Finding]) -> list[tuple[str, list[tuple[str, float | None]]]]:
     """Size -> (parametrization, best loss), sizes from small to large; None where nothing trained."""
-    sizes = {curve.position: curve.size for finding in family for curve in finding.group.curves}
+    sizes = {(curve.position, curve.size) for finding in family for curve in finding.group.curves}
     return [
-        (size, [(finding.group.label, _of(finding, size, "loss")) for finding in family])
-        for _, size in sorted(sizes.items())
+        (size, [(finding.group.label, _of(finding, size, "loss")) for finding in family]) for _, size in sorted(sizes)
     ]

@@ -90,7 +90,13 @@ def refuse_second_job(folder: Path) -> None:
     """
     record = folder / "slurm" / RECORD
     if record.is_file():
-        job = json.loads(record.read_text())["job"]
+        try:
+            job = json.loads(record.read_text())["job"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{record}, the number of the run's last job, is damaged; see that squeue has none of this run, and "
+                f"remove the file"
+            ) from None
         state = queue.state(job)
         if state is not None:
             raise UserError(

@@ -74,7 +74,8 @@ class RecipeConfig:
         Raises:
             UserError: naming the key, the value and what was expected.
         """
-        for key in ("lr", "init_std", "base_width", "base_depth", "branch_depth", "aux_lr_factor"):
+        multipliers = ("input_multiplier", "residual_multiplier", "output_multiplier")
+        for key in ("lr", "init_std", "base_width", "base_depth", "branch_depth", "aux_lr_factor", *multipliers):
             value = getattr(self, key)
             if value is not None and not value > 0:
                 raise UserError(f"recipe.{key} is {value}; expected a number above 0")

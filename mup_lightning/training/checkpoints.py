@@ -67,7 +67,7 @@ def read(path: Path) -> Checkpoint:
         if version != FORMAT_VERSION:
             raise UserError(f"{marker} has format version {version}; this version reads {FORMAT_VERSION}")
         return Checkpoint(path, content["step"], content["config"], content["identity"], content["files"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{marker} cannot be read ({error!r}); the checkpoint is damaged{_offer(path)}") from error
 
 

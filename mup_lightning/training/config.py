@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -47,7 +49,7 @@ class TrainerConfig:
     nodes: int = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off"] | bool = "auto"
     gradient_clip: float = 1.0
     validate_every: int = 200
     checkpoint_every: int = 200
@@ -56,13 +58,17 @@ class TrainerConfig:
     feature_norms_every: int = 50
     spectral_norms_every: int = 100
     update_check_every: int = 500
-    peak_flops: float | Literal["measure", "off"] = "measure"
+    peak_flops: float | Literal["measure", "off"] | bool = "measure"
     spike_sigmas: float = 6.0
     spike_window: int = 100
     spike_stop: int = 0
 
     def __post_init__(self) -> None:
         """Raise UserError for values that no run can have."""
+        if isinstance(self.compile, bool):  # as YAML reads on and off
+            self.compile = "on" if self.compile else "off"
+        if self.peak_flops is False:
+            self.peak_flops = "off"
         for key in ("max_steps", "devices", "nodes", "keep_checkpoints", "log_every"):
             if getattr(self, key) < 1:
                 raise UserError(f"trainer.{key} is {getattr(self, key)}; expected a whole number of at least 1")
@@ -86,7 +92,12 @@ class TrainerConfig:
                 f"trainer.spike_stop is {self.spike_stop} of the last trainer.spike_window = {self.spike_window} "
                 f"steps, which no run can reach; expected {self.spike_window} at the most"
             )
-        if not isinstance(self.peak_flops, str) and not 0 < self.peak_flops < float("inf"):
+        if self.spike_stop and not self.spike_sigmas:
+            raise UserError(
+                f"trainer.spike_stop is {self.spike_stop}, but trainer.spike_sigmas is 0, which looks for no spikes; "
+                f"set trainer.spike_sigmas (6 by default), or leave trainer.spike_stop out"
+            )
+        if self.peak_flops is True or (not isinstance(self.peak_flops, str) and not 0 < self.peak_flops < math.inf):
             raise UserError(
                 f"trainer.peak_flops is {self.peak_flops}; expected FLOP/s of one device, as in 9.89e14, measure or off"
             )
@@ -111,6 +122,11 @@ class RunConfig:
     root: str = "runs"
     name: str = "default"
     resume: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UserError where runs would lie in the folder of all runs."""
+        if not self.name.strip("./ "):
+            raise UserError(f"run.name is {self.name!r}; expected the name of a folder in {self.root}")
 
 
 @dataclass
@@ -143,6 +159,11 @@ class Config:
         Raises:
             UserError: naming the keys.
         """
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; expected a whole number of at least 0")
+        for key, value in _numbers(asdict(self)):
+            if not math.isfinite(value):
+                raise UserError(f"{key} is {value}; expected a finite number")
         symbols = VOCAB_SIZES[self.data.tokenizer]
         if self.model.vocab_size is None:
             self.model.vocab_size = symbols
@@ -175,11 +196,25 @@ class Config:
         return plain | {"model": model, "data": batch, "trainer": trainer}
 
 
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in nested dicts and lists, with its dotted key."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _numbers(inner, key)
+    elif isinstance(value, float):
+        yield key, value
+
+
 T = TypeVar("T")
 
 
 def _from_plain(cls: type[T], values: dict[str, Any], prefix: str) -> T:
     hints = get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'the configuration'} is {values!r}; expected keys and values")
     unknown = sorted(values.keys() - hints.keys())
     if unknown:
         raise UserError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.tokens.manifest import check_vocabulary
@@ -61,11 +62,15 @@ def evaluate(path: Path, data: str | None = None, *, batch: int = 8, val_tokens:
         val_tokens: only the first this many validation tokens; None: all.
 
     Returns:
-        "checkpoint", "step", "data", "validation_loss" and "unigram_loss" (nats per token), "tokens" (predicted).
+        "checkpoint", "step", "data", "validation_loss" and "unigram_loss" (nats per token), "tokens" (predicted), and
+        "run_val_tokens": how many validation tokens the run itself was measured on; None: all.
 
     Raises:
         UserError: the checkpoint is damaged or the corpus is of another vocabulary or too short.
     """
+    for option, value in (("--batch", batch), ("--val-tokens", val_tokens)):
+        if value is not None and value < 1:
+            raise UserError(f"{option} is {value}; expected a whole number of at least 1")
     checkpoint = find(path)
     checkpoints.verify(checkpoint)
     config = Config.from_plain(checkpoint.config)
@@ -83,6 +88,7 @@ def evaluate(path: Path, data: str | None = None, *, batch: int = 8, val_tokens:
         "validation_loss": total / tokens,
         "unigram_loss": store.manifest.unigram_loss,
         "tokens": int(tokens),
+        "run_val_tokens": config.data.val_tokens,
     }
 
 

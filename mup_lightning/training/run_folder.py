@@ -64,20 +64,28 @@ class RunFolder:
         """Save the resolved configuration; that of a resumed run goes beside the first one's."""
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.config_file if not self.config_file.exists() else self.path / f"config.resumed_at_{step:08d}.yaml"
-        file.write_text(yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+        _write(file, yaml.safe_dump(plain(asdict(config)), sort_keys=False))
 
     def finished_result(self) -> dict[str, Any] | None:
         """What result.json says, if the run went to its end."""
         if not self.result_file.is_file():
             return None
-        result: dict[str, Any] = json.loads(self.result_file.read_text())
-        return result if result["finished"] else None
+        try:
+            result: dict[str, Any] = json.loads(self.result_file.read_text())
+            return result if result["finished"] else None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self.result_file} is damaged; remove it, and repeat this command") from None
 
     def save_result(self, result: dict[str, Any]) -> None:
-        """Write result.json, whole or not at all."""
-        unfinished = self.result_file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(result, indent=1) + "\n")
-        unfinished.replace(self.result_file)
+        """Write result.json."""
+        _write(self.result_file, json.dumps(result, indent=1) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(file)
 
 
 def plain(value: Any) -> Any:

@@ -87,6 +87,20 @@ def test_unknown_case(capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json", "nowhere/x.json"], "--json is nowhere/x.json, but there is no folder nowhere; make it first"),
+        (["--patience", "-1"], "--patience is -1.0; expected minutes, 0 or more"),
+        (["--patience", "nan"], "--patience is nan; expected minutes, 0 or more"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_at_once(capsys, options, message):
+    with pytest.raises(SystemExit):
+        command.main(["depth", *options])
+    assert message in capsys.readouterr().err
+
+
 def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
         command.main(["--help"])

@@ -14,7 +14,6 @@ def argv(corpus, tmp_path):
     """A check of seconds, in this process."""
     options = {
         "widths": "16,32,64",
-        "depths": "1,2,4",
         "seeds": 2,
         "workers": 0,
         "out": tmp_path / "check",
@@ -36,7 +35,8 @@ def argv(corpus, tmp_path):
 
 def test_one_check_and_its_files(argv, tmp_path, capsys):
     wide = [item for band in ("growth_at_init", "feature_band", "change_band") for item in (f"--{band}", "9")]
-    assert main([*argv, *wide, "--axis", "depth"]) == 0
+    over_depth = ["--depths" if item == "--widths" else "1,2,4" if item == "16,32,64" else item for item in argv]
+    assert main([*over_depth, *wide, "--axis", "depth"]) == 0
     printed = capsys.readouterr()
     assert "depths 1, 2, 4, 2 seeds, 3 steps at a constant learning rate; 12 trainings in this process" in printed.out
     assert "\nrecipe, k ≥ 2: PASS: no exponent" in printed.out
@@ -69,6 +69,8 @@ def test_a_base_rate_that_diverges_is_exit_status_2(argv, capsys):
     ("options", "message"),
     [
         (["--widths", "16,32"], "--widths is 16,32; expected at least three"),
+        (["--axis", "width", "--depths", "2,4,8"], "--axis width takes no --depths; its sizes are --widths"),
+        (["--axis=both"], "--axis both takes no --widths; its sizes are --ratios"),
         (["--axis", "sideways"], "--axis|axis"),
         (["--data.path", "nowhere"], "nowhere"),
         (["--wide", "64"], "unknown option"),

@@ -27,6 +27,14 @@ def make(*words):
         (["data", "CARD=data/mine.yaml"], "there is no data/mine.yaml; data/README.md says how to write a card"),
         (["sweep"], "make sweep needs EXPERIMENT=NAME; it can be: lr_depth lr_depth_adamw "),
         (["sweep", "EXPERIMENT=lr_wdith"], "there is no recipes/experiment/lr_wdith.yaml; it can be: lr_depth "),
+        (["sweep", "EXPERIMENT=tune"], "tune takes from a target what its file does not name; make tune PROXY=tune "),
+        (["submit", "EXPERIMENT=tune_wd"], "tune_wd takes from a target what its file does not name; make tune PROXY="),
+        (["coord-check", "LN=no"], "LN=no; expected 1 or 0"),
+        (["submit", "DRY=false"], "DRY=false; expected 1 or 0"),
+        (
+            ["train", "CARD=data/austen.yaml", "DATA=data/prepared/x"],
+            "CARD=data/austen.yaml is a corpus to prepare, and ",
+        ),
         (["submit", "EXPERIMENT=lr_wdith"], "there is no recipes/experiment/lr_wdith.yaml; it can be: lr_depth "),
         (["report"], "make report needs EXPERIMENT=NAME; it can be: lr_depth "),
         (
@@ -47,6 +55,25 @@ def test_what_does_not_exist_is_refused_by_name(words, message):
     assert told.returncode == 2
     assert f"error: {message}" in told.stderr
     assert not told.stdout
+
+
+def test_a_card_may_have_another_name_than_its_file(tmp_path):
+    """Its corpus is where make looks for it."""
+    (tmp_path / "mine.yaml").write_text("name: other\n")
+    told = make("--dry-run", "data", f"CARD={tmp_path}/mine.yaml", "TOKENIZER=bytes").stdout
+    assert f"data prepare {tmp_path}/mine.yaml --tokenizer bytes --out data/prepared/mine-bytes\n" in told
+
+
+@pytest.mark.parametrize(
+    ("results", "out"),
+    [
+        ("docs/results/lr_width.csv", "runs/reports/lr_width"),
+        ("runs/sweeps/mine/results.csv", "runs/sweeps/mine/"),
+        ("docs/results", "docs/results"),
+    ],
+)
+def test_reports_of_several_tables_in_a_folder_do_not_replace_each_other(results, out):
+    assert f"report transfer {results} --out {out} \n" in make("--dry-run", "report", f"RESULTS={results}").stdout
 
 
 @pytest.mark.parametrize("word", ["STEPS=5", "PROXY=tune", "COORD_LR_sgd=1", "VENV=elsewhere", "GPUS=2", "LN=0"])

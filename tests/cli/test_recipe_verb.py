@@ -53,6 +53,10 @@ def test_refusals(capsys):
         main(["--branch-depth", "0"])
     with pytest.raises(UserError, match="depth-mup has no rule for lion; compare with --optimizer adamw or sgd"):
         main(["--diff", "depth-mup", "--optimizer", "lion"])
+    with pytest.raises(UserError, match="--variant is measured, but adamw was measured as it is published"):
+        main(["--optimizer", "adamw", "--variant", "measured"])
+    with pytest.raises(UserError, match="--diff compares the published rules; leave --variant measured out"):
+        main(["--diff", "mup", "--variant", "measured"])
     with pytest.raises(SystemExit):
         main(["--optimizer", "muonn"])
     assert "invalid choice: 'muonn'" in capsys.readouterr().err

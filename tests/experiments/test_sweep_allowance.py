@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from mup_lightning.experiments.sweep import allowance
+from mup_lightning.errors import UserError
+from mup_lightning.experiments.sweep import allowance, pool
 
 GIB = 1 << 30
 
@@ -26,6 +27,20 @@ def groups(tmp_path, monkeypatch):
             (tmp_path / "cgroup" / name).write_text(f"{text}\n")
 
     return lay_out
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"), [(None, 32), ("", 32), ("3", 3), ("4,2", 4), ("x", None), ("0", None), ("-1", None)]
+)
+def test_threads_of_a_worker_are_its_share_unless_openmp_is_told(groups, monkeypatch, given, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    if threads:
+        assert pool.threads(2) == threads
+    else:
+        with pytest.raises(UserError, match="OMP_NUM_THREADS is .*expected a whole number of at least 1"):
+            pool.threads(2)
 
 
 def test_without_groups_the_machine_is_ours(groups):

@@ -226,6 +226,8 @@ def test_a_dry_run_lists_and_adds_up(corpus, tmp_path, capsys):
     assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--dry-run", "--shard", "1/2"]) == 0
     out = capsys.readouterr().out
     assert "2 configurations, 2 left: 15,360 tokens" in out
+    assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--dry-run", "--shard", "9/9"]) == 0
+    assert capsys.readouterr().out == "4 configurations, none of them in shard 9/9\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -170,3 +170,16 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"error: {path / 'out'} cannot be made: Not a directory; name another folder (--out FOLDER)\n"
     )
+
+
+def test_a_power_of_two_that_no_number_has_is_refused(tmp_path, capsys):
+    (tmp_path / "table.csv").write_text("\n".join([",".join(COLUMNS), "mup,width,64,1e300,0,3.0", ""]))
+    assert main(["report", "transfer", str(tmp_path / "table.csv")]) == 1
+    assert "log2_value is '1e300'; expected a power of two, such as -7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["report", "best", "X"], ["report", "transfer", "X"], ["support"]])
+def test_one_form_at_a_time(argv, capsys):
+    with pytest.raises(SystemExit):
+        main([*argv, "--json", "--markdown"])
+    assert "not allowed with argument" in capsys.readouterr().err

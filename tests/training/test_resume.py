@@ -131,7 +131,7 @@ def test_norms_that_a_stopped_run_had_yet_to_write_are_not_lost(tiny):
 
 
 def test_what_is_made_anew_from_an_older_checkpoint_is_not_taken_for_the_older_one(tiny, capsys):
-    """The later checkpoints are of a run that is no more: none of them is the newest, nor does any push out a new one."""
+    """The later checkpoints are of a run that is no more: none is the newest one, nor does any push out a new one."""
     changes = {"trainer.checkpoint_every": 2, "trainer.keep_checkpoints": 5, "schedule.warmup_steps": 1}
     folder = Path(train(tiny(**changes)).checkpoint).parent
     old = (folder / "step_00000010" / checkpoints.MARKER_FILE).read_bytes()

@@ -6,6 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mup_lightning.callbacks.curves import Curves
+from mup_lightning.errors import UserError
 from mup_lightning.training.train import train
 
 
@@ -38,6 +39,14 @@ def test_a_job_starts_goes_on_and_ends_with_the_same_command(tiny, monkeypatch, 
 def test_a_run_that_is_done_is_not_trained_again(tiny):
     result = train(tiny(**{"run.resume": "auto"}))
     assert train(tiny(**{"run.resume": "auto"})) == result
+
+
+@pytest.mark.parametrize("text", ["{", "[]", b"\xff"])
+def test_a_damaged_result_is_named(tiny, text):
+    result = Path(train(tiny(**{"run.resume": "auto"})).checkpoint).parents[1] / "result.json"
+    result.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=r"result\.json is damaged; remove it, and repeat this command"):
+        train(tiny(**{"run.resume": "auto"}))
 
 
 def test_a_run_killed_between_its_last_checkpoint_and_its_result_still_ends_well(tiny):

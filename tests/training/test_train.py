@@ -100,6 +100,20 @@ def test_validation_loss_is_that_of_the_whole_split(tiny, capsys):
     assert json.loads(capsys.readouterr().out) == again
     assert main(["evaluate", result.checkpoint, "--data", "nowhere"]) == 1
     assert "no prepared corpus at nowhere" in capsys.readouterr().err
+    for option in ("--batch", "--val-tokens"):
+        assert main(["evaluate", result.checkpoint, option, "0"]) == 1
+        assert f"{option} is 0; expected a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_the_validation_tokens_of_the_run_are_not_forgotten(tiny, capsys):
+    """All are measured unless one says how many: the number is another one than the run's then, and says so."""
+    result = train(tiny(**{"trainer.max_steps": 2, "data.val_tokens": 64, "schedule.warmup_steps": 1}))
+    assert main(["evaluate", result.checkpoint]) == 0
+    assert "the run itself was validated on the first 64 tokens (--val-tokens 64)" in capsys.readouterr().err
+    assert main(["evaluate", result.checkpoint, "--val-tokens", "64"]) == 0
+    printed = capsys.readouterr()
+    assert f"{result.validation_loss:.4f} nats per token over 64 tokens" in printed.out
+    assert "note" not in printed.err
 
 
 def test_tensorboard_holds_the_curves_and_the_feature_norms(tiny):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 from mup_lightning.experiments.coordinates.cells import Cell
 from mup_lightning.experiments.coordinates.measure import measure
-from mup_lightning.experiments.sweep.pool import cores, fitting
+from mup_lightning.experiments.sweep.pool import fitting
+from mup_lightning.experiments.sweep.pool import threads as pool_threads
 from mup_lightning.experiments.workers import each
 
 
@@ -37,7 +37,7 @@ def run_all(
     Raises:
         UserError: a cell cannot be trained, or a worker died.
     """
-    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, cores() // max(1, workers))))
+    threads = pool_threads(workers)
     runs = []
     for cell, run in each(measure, cells, workers, threads):
         runs.append(run)

@@ -129,6 +129,20 @@ def fitting(memory: int, runs: int) -> int:
     return max(1, min(cores(), fit, runs))
 
 
+def threads(workers: int) -> int:
+    """Of each worker process: as OMP_NUM_THREADS says, whose first number counts, or its share of the cores.
+
+    Raises:
+        UserError: OMP_NUM_THREADS is no number.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if not given:
+        return max(1, cores() // max(1, workers))
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"OMP_NUM_THREADS is {given!r}; expected a whole number of at least 1, or nothing")
+    return int(given)
+
+
 def environment(number: int, threads: int, on_gpu: bool) -> dict[str, str]:
     """What worker `number` finds in its environment: its threads, and its GPU in turn."""
     result = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import Counter
@@ -97,7 +96,7 @@ class SweepRun:
         self.progress = Progress(cells, done)
         self.summary = Summary(pool.how_many(self.pending, workers) if self.pending else 0, before=len(done))
         self._on_gpu = any(cell.config.trainer.accelerator == "gpu" for cell in cells)
-        self._threads = int(os.environ.get("OMP_NUM_THREADS", max(1, pool.cores() // max(1, self.summary.workers))))
+        self._threads = pool.threads(self.summary.workers)
         self._attempts: Counter[str] = Counter()
         self._workers: list[pool.Worker] = []
         self._buried, self._buried_starts = 0.0, 0.0  # seconds of workers that have died
