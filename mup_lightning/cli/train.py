@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = "mup-lightning train -c recipes/size/base.yaml -c recipes/optimizer/adamw.yaml --run.name first"
 
+_BASE_WIDTH = 256
+"""Of recipes/size/base.yaml, which is no larger model for one that is as wide."""
+
 
 def main(argv: list[str]) -> int:
     """Train, and say at the end what came of it."""
@@ -87,8 +90,9 @@ def last_screen(config: Config, result: Result) -> str:
             "next:",
             "  make tensorboard                         the curves and the feature norms of all runs",
             f"  mup-lightning evaluate {result.checkpoint}",
-            "  make train SIZE=base STEPS=30 BATCH=8    a larger model, by the same recipe",
         ]
+        if config.model.width < _BASE_WIDTH:
+            lines.append("  make train SIZE=base STEPS=30 BATCH=8    a larger model, by the same recipe")
     elif not stop_signals.in_job():
         lines += ["", "next:", f"  {resume}"]
     return "\n".join(lines)

@@ -14,9 +14,6 @@ import torch.distributed as dist
 
 from mup_lightning.optim.layout import Fragment, Layout
 
-Fragments = list[tuple[int, Fragment]]
-"""(owner, fragment) of one process."""
-
 
 def rank_and_world() -> tuple[int, int]:
     """This process's rank, and how many there are; (0, 1) where there is no process group."""

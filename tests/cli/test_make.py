@@ -33,7 +33,7 @@ def make(*words):
         (["submit", "DRY=false"], "DRY=false; expected 1 or 0"),
         (
             ["train", "CARD=data/austen.yaml", "DATA=data/prepared/x"],
-            "CARD=data/austen.yaml is a corpus to prepare, and ",
+            "CARD=data/austen.yaml is a corpus to prepare",
         ),
         (["submit", "EXPERIMENT=lr_wdith"], "there is no recipes/experiment/lr_wdith.yaml; it can be: lr_depth "),
         (["report"], "make report needs EXPERIMENT=NAME; it can be: lr_depth "),

@@ -39,7 +39,7 @@ def test_threads_of_a_worker_are_its_share_unless_openmp_is_told(groups, monkeyp
     if threads:
         assert pool.threads(2) == threads
     else:
-        with pytest.raises(UserError, match="OMP_NUM_THREADS is .*expected a whole number of at least 1"):
+        with pytest.raises(UserError, match=r"OMP_NUM_THREADS is .*expected a whole number of at least 1"):
             pool.threads(2)
 
 

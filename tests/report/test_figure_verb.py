@@ -83,3 +83,13 @@ def test_drawing_needs_no_torch(make_run: MakeRun) -> None:
         "sys.exit(' '.join({'torch', 'lightning', 'tensorflow'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code, "figure", str(make_run("first"))], check=True)
+
+
+def test_a_run_that_is_not_there_is_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its folder is where the picture would be, but that is not what was typed."""
+    assert main(["figure", str(tmp_path / "typo")]) == 1
+    assert f"{tmp_path / 'typo'} is no run: there is no" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.yaml").touch()
+    assert main(["figure", str(tmp_path / "empty")]) == 1
+    assert "config.yaml: the configuration is None; expected keys and values" in capsys.readouterr().err

@@ -272,3 +272,20 @@ def test_a_sure_drift_is_said_though_the_rest_is_in_doubt(tmp_path):
     verdict = report(tmp_path, rows)["verdict"]
     assert verdict.startswith("cannot tell: the best value falls by 0.40 powers of two for each doubling of the width; "
                               "2^-5 and 2^-6 are equally good at width 64")  # fmt: skip
+
+
+def test_shapes_of_one_size_are_not_taken_for_each_other(tmp_path):
+    """64x4 and 128x2 lie at the same place of the axis `both`; losses are compared at equal shape alone."""
+    shapes = {"sp": ("32x2", "64x4"), "mup": ("32x2", "128x2")}
+    rows = [
+        (name, "both", size, value, 0, 3.0 + abs(value + 7) - 0.5 * (size != "32x2"))
+        for name, sizes in shapes.items()
+        for size in sizes
+        for value in (-8, -7, -6)
+    ]
+    (comparison,) = as_plain(transfer(write(tmp_path / "table.csv", rows), noise=0.01))["comparisons"]
+    assert {size: set(losses.values()) for size, losses in comparison["best_loss"].items()} == {
+        "32x2": {3.0},
+        "64x4": {2.5, None},
+        "128x2": {2.5, None},
+    }

@@ -150,3 +150,11 @@ def test_bad_sweeps_are_refused(offline, capsys, tmp_path, corpus, options, mess
 def test_an_unknown_time_is_named():
     with pytest.raises(UserError, match="expected hours:minutes:seconds"):
         seconds("1h")
+
+
+def test_a_damaged_record_of_the_last_job_is_named(offline, capsys):
+    (offline.root / "new" / "slurm").mkdir(parents=True)
+    (offline.root / "new" / "slurm" / "job.json").write_text("{")
+    assert "job.json, the number of the run's last job, is damaged; see that squeue" in refused(
+        offline.command("new"), capsys
+    )

@@ -211,6 +211,10 @@ def damage_marker(path):
     (path / "checkpoint.json").write_text('{"step": 8')
 
 
+def damage_encoding(path):
+    (path / "checkpoint.json").write_bytes(b"\xff")
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
@@ -218,6 +222,7 @@ def damage_marker(path):
         (damage_flip, r"rank_00000\.safetensors has other content"),
         (damage_missing, r"rank_00000\.safetensors is missing"),
         (damage_marker, r"checkpoint\.json cannot be read"),
+        (damage_encoding, r"checkpoint\.json cannot be read"),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(crashed, damage, named):
