@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        0, or what the verb says; 1 for a user's mistake; 2 for an unknown verb, or option of a verb without --section.key; 130 after Ctrl-C.
+        0, or what the verb says; 1 for a user's mistake; 2 for an unknown verb, or option of a verb that has no
+        --section.key; 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLE = "mup-lightning tune -c recipes/size/xl.yaml -c recipes/optimizer/muon_kimi.yaml --run.name xl"
 SWEEP = "recipes/experiment/tune.yaml"
 _ROUNDS = 4
-"""How often the sweep is run, with a larger grid each time: the last reaches 9 powers of two from the first's middle."""
+"""How often the sweep is run, with a larger grid each time: the last reaches 9 powers of two from the first middle."""
 
 
 def main(argv: list[str]) -> int:
