@@ -114,7 +114,10 @@ class Table:
 
     def _replace(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
         unfinished = self.path.with_suffix(".unfinished")
-        unfinished.write_text(_csv(columns, rows, header=True), encoding="utf-8")
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(_csv(columns, rows, header=True))
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may leave the new name with nothing in it
         unfinished.replace(self.path)
 
 
