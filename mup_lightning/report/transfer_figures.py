@@ -140,12 +140,12 @@ def _draw_optima(ax: Axes, finding: Finding) -> None:
         ax.plot(
             [2**e for e in ends], [slope.at + slope.slope * (e - middle) for e in ends], color=OPTIMUM, linewidth=1.4
         )
-        interval = f" [{slope.low:+.2f}, {slope.high:+.2f}]" if slope.low is not None else ""
+        interval = f" [{slope.low:+z.2f}, {slope.high:+z.2f}]" if slope.low is not None else ""
         bound = {"at most": "≤ ", "at least": "≥ "}.get(slope.bound, "")
         last = finding.regrets[-1]
         why = "-" if last.why == "untuned" else last.why
         cost = why if last.nats is None else f"{'≥ ' if last.least else ''}{last.nats:.3f} nats"
-        text = f"slope {bound}{slope.slope:+.2f}{interval} a doubling\nregret at {last.size}: {cost}"
+        text = f"slope {bound}{slope.slope:+z.2f}{interval} a doubling\nregret at {last.size}: {cost}"
     ax.set_title(f"{verdict}\n{text}", fontsize=9.5, loc="left")
     ax.set_xscale("log", base=2)
     sizes = [(2**curve.position, curve.size) for curve in finding.group.curves]

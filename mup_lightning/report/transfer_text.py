@@ -110,13 +110,13 @@ def _markdown(findings: list[Finding]) -> list[str]:
     for finding in findings:
         slope, noise = finding.slope, finding.noise
         optima = [_bound(best) if (best := finding.of(size)) else "diverged" for size in sizes]
-        interval = f" [{slope.low:+.2f}, {slope.high:+.2f}]" if slope and slope.low is not None else ""
+        interval = f" [{slope.low:+z.2f}, {slope.high:+z.2f}]" if slope and slope.low is not None else ""
         bound = {"at most": "≤ ", "at least": "≥ ", "unknown": "? "}.get(slope.bound, "") if slope else ""
         lines.append(
             [
                 f"{title(finding).partition(', ')[2]}, **{finding.group.label}**".removeprefix(", "),
                 *optima,
-                f"{bound}{slope.slope:+.2f}{interval}" if slope else "-",
+                f"{bound}{slope.slope:+z.2f}{interval}" if slope else "-",
                 _regret(finding.regrets[-1]),
                 "-" if noise.deviation is None else str(noise).replace(" seed by seed", ""),
                 finding.verdict.partition(":")[0],

@@ -210,9 +210,9 @@ def _numbers(evidence: Evidence) -> str:
     parts = []
     slope, largest = evidence.slope, evidence.regrets[-1]
     if slope is not None:
-        interval = "" if slope.low is None or slope.high is None else f" [{slope.low:+.2f}, {slope.high:+.2f}]"
+        interval = "" if slope.low is None or slope.high is None else f" [{slope.low:+z.2f}, {slope.high:+z.2f}]"
         bound = {"at most": "at most ", "at least": "at least "}.get(slope.bound, "")
-        parts.append(f"slope {bound}{slope.slope:+.2f}{interval}")
+        parts.append(f"slope {bound}{slope.slope:+z.2f}{interval}")
     if largest.nats is not None:
         parts.append(f"regret {_cost(largest)}")
     elif largest.unlimited:

@@ -289,3 +289,11 @@ def test_shapes_of_one_size_are_not_taken_for_each_other(tmp_path):
         "64x4": {2.5, None},
         "128x2": {2.5, None},
     }
+
+
+def test_a_slope_that_rounds_to_nothing_has_no_sign_of_falling(tmp_path, capsys):
+    path = write(tmp_path / "table.csv", curves(SIZES, (-7, -7.002, -7.004, -7.006), noise=1e-6, seeds=2))
+    for form in ([], ["--markdown"]):
+        assert main(["report", "transfer", str(path), *form]) == 0
+        assert "+0.00 [" in (printed := capsys.readouterr().out)
+        assert "-0.00 " not in printed
