@@ -13,7 +13,7 @@ import yaml
 
 from mup_lightning.cli.options import config_parser, parse
 from mup_lightning.errors import UserError
-from mup_lightning.training.config import Config
+from mup_lightning.training.config import Config, leaves
 from mup_lightning.training.run_folder import RunFolder, plain
 
 Options = list[tuple[str, str]]
@@ -110,20 +110,13 @@ def _left(files: Sequence[str], options: Options, goal: Config) -> Options:
     """The options that are still needed to make the goal of recipe files and options."""
     parser = config_parser("mup-lightning train", "", "")
     # Not built: without the options that are still needed, values may contradict each other.
-    given = _leaves(plain(parse(parser, [*_named(files), *_flags(options)]).as_dict()))
+    given = leaves(plain(parse(parser, [*_named(files), *_flags(options)]).as_dict()))
     found = []
-    for key, value in _leaves(plain(asdict(goal))).items():
+    for key, value in leaves(plain(asdict(goal))).items():
         follows = key == "model.vocab_size" and given[key] is None  # it is the tokenizer's
         if given[key] != value and not follows:
             found.append((key, value if isinstance(value, str) else json.dumps(value)))
     return found
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        result |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return result
 
 
 def _corpus(path: str, tokenizer: str) -> dict[str, str]:

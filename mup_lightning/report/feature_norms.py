@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from mup_lightning.errors import UserError
 from mup_lightning.report.tensorboard_logs import Curve, read_scalars
-from mup_lightning.training.config import Config
+from mup_lightning.training.config import Config, leaves
 
 PREFIX = "features/"
 """Tags are features/<point>, and features/<point>/layer_<i> inside blocks; see callbacks/feature_norms.py."""
@@ -196,13 +195,5 @@ def in_order(parametrizations: Iterable[str]) -> list[str]:
 def other_differences(runs: list[Run]) -> list[str]:
     """Keys besides size, parametrization and seed that differ between the runs: a comparison should know of them."""
     meant = {"model.width", "model.depth", "model.heads", "recipe.parametrization", "recipe.branch_depth", "seed"}
-    flat = [dict(_flatten(run.config.identity())) for run in runs]
+    flat = [leaves(run.config.identity()) for run in runs]
     return [key for key in flat[0] if key not in meant and any(other[key] != flat[0][key] for other in flat)]
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -161,9 +161,9 @@ class Config:
         """
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; expected a whole number of at least 0")
-        for key, value in _numbers(asdict(self)):
-            if not math.isfinite(value):
-                raise UserError(f"{key} is {value}; expected a finite number")
+        for key, value in leaves(asdict(self)).items():
+            if not all(map(math.isfinite, _numbers(value))):
+                raise UserError(f"{key} is {value}; expected finite numbers")
         symbols = VOCAB_SIZES[self.data.tokenizer]
         if self.model.vocab_size is None:
             self.model.vocab_size = symbols
@@ -196,16 +196,21 @@ class Config:
         return plain | {"model": model, "data": batch, "trainer": trainer}
 
 
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in nested dicts and lists, with its dotted key."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _numbers(inner, f"{key}.{name}" if key else name)
-    elif isinstance(value, list | tuple):
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one: dotted key -> value."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Those in a value that is one, or in a list of lists."""
+    if isinstance(value, list | tuple):
         for inner in value:
-            yield from _numbers(inner, key)
+            yield from _numbers(inner)
     elif isinstance(value, float):
-        yield key, value
+        yield value
 
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from typing import Any
 
 from mup_lightning.errors import UserError
 from mup_lightning.experiments.sweep.spec import AXES, Grid, Sweep
-from mup_lightning.training.config import Config, RunConfig
+from mup_lightning.training.config import Config, RunConfig, leaves
 
 Compose = Callable[[Sequence[str], dict[str, Any]], Config]
 """Recipe files and dotted settings -> Config, by the rules of the command line."""
@@ -182,7 +182,7 @@ def look_up(config: Config, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
         if not hasattr(value, part):
-            near = get_close_matches(key, _leaves(asdict(config)), n=1, cutoff=0.5)
+            near = get_close_matches(key, leaves(asdict(config)), n=1, cutoff=0.5)
             raise UserError(f"unknown option {key}; did you mean {near[0]}?" if near else f"unknown option {key}")
         value = getattr(value, part)
     return value
@@ -193,13 +193,6 @@ def _refuse_no_number(config: Config, key: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         shown = "a section" if is_dataclass(value) else repr(value)
         raise UserError(f"sweep.value is {key}, which is {shown}; expected a number's key, such as recipe.lr")
-
-
-def _leaves(plain: dict[str, Any], prefix: str = "") -> list[str]:
-    result = []
-    for key, value in plain.items():
-        result += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
-    return result
 
 
 def _remove(plain: dict[str, Any], key: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mup_lightning.optim.options import RuleOptions
-from mup_lightning.training.config import Config
+from mup_lightning.training.config import Config, leaves
 
 SHAPE = ("model.width", "model.depth", "recipe.base_width", "recipe.base_depth")
 """What the recipe is for: it may differ."""
@@ -38,7 +38,7 @@ def differences(proxy: Config, target: Config, swept: str) -> list[str]:
         target: the large model's.
         swept: dotted key of the value that is tuned.
     """
-    theirs, ours = _flat(target.identity()), _flat(proxy.identity())
+    theirs, ours = leaves(target.identity()), leaves(proxy.identity())
     skipped = {swept, *_FREE, *CAUTIONS, "schedule.warmup_steps"}
     # SP has no branch depth.
     if proxy.recipe.parametrization == target.recipe.parametrization == "sp":
@@ -81,10 +81,10 @@ def belongings(proxy: Config, swept: str) -> dict[str, Any]:
     skipped = {swept, *_FREE, *CAUTIONS}
     if proxy.recipe.parametrization == "sp":
         skipped.add("recipe.branch_depth")
-    usual = _flat({"rules": asdict(RuleOptions())})
+    usual = leaves({"rules": asdict(RuleOptions())})
     return {
         key: list(value) if isinstance(value, tuple) else value
-        for key, value in _flat(proxy.identity()).items()
+        for key, value in leaves(proxy.identity()).items()
         if key not in skipped and key.startswith(("recipe.", "model.", "rules.")) and usual.get(key, usual) != value
     }
 
@@ -92,14 +92,6 @@ def belongings(proxy: Config, swept: str) -> dict[str, Any]:
 def _look_up(config: Config, key: str) -> Any:
     section, _, name = key.partition(".")
     return getattr(getattr(config, section), name)
-
-
-def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in plain.items():
-        name = f"{prefix}{key}"
-        result |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return result
 
 
 def as_proxy(target: Config, widths: Collection[int] = ()) -> dict[str, Any]:
