@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -52,20 +51,25 @@ def read_yaml(path: Path, expected: str) -> Any:
         raise UserError(f"{path}: {error}") from None
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, option: str = "--out") -> None:
     """Make a folder that a user has named, with all above it, where it is missing.
+
+    Args:
+        folder: to make.
+        option: by which another one is named.
 
     Raises:
         UserError: it cannot be made.
     """
+    check_folder(folder, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_be_made(folder, error.strerror) from None
+        raise UserError(f"{folder} cannot be made: {error.strerror}; name another folder ({option})") from None
 
 
-def check_folder(folder: Path) -> None:
-    """What `make_folder` would say, as far as it can be known without making anything: for dry runs.
+def check_folder(folder: Path, option: str = "--out") -> None:
+    """What `make_folder` would say, as far as it can be known without making anything: before long work, in dry runs.
 
     Raises:
         UserError: it cannot be made.
@@ -74,10 +78,6 @@ def check_folder(folder: Path) -> None:
     while not os.path.lexists(above):
         above = above.parent
     if not above.is_dir():
-        raise _cannot_be_made(folder, os.strerror(errno.EEXIST if above == folder.absolute() else errno.ENOTDIR))
+        raise UserError(f"{above} is no folder; expected one, or a name for a new one ({option})")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise _cannot_be_made(folder, os.strerror(errno.EACCES))
-
-
-def _cannot_be_made(folder: Path, why: str | None) -> UserError:
-    return UserError(f"{folder} cannot be made: {why}; name another folder (--out FOLDER)")
+        raise UserError(f"nothing may be written into {above}; name another folder ({option})")

@@ -11,6 +11,7 @@ from typing import Any
 
 from mup_lightning.errors import UserError
 from mup_lightning.experiments.assumptions.settings import BASE_LR, NETWORKS, AssumptionSettings
+from mup_lightning.user_files import check_folder
 
 EXIT_CODES = {"holds": 0, "does not hold": 3, "unclear": 4}
 TABLE = "table.md"
@@ -25,8 +26,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     settings = _settings(options)
     out: Path = options.out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is a file; expected a folder, or a name for a new one")
+    check_folder(out)
     from mup_lightning.experiments.sweep.pool import cores
 
     workers = cores() if options.workers is None else options.workers

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from mup_lightning.cli.options import build, config_parser, parse
 from mup_lightning.errors import UserError
 from mup_lightning.experiments.coordinates.settings import CheckSettings
+from mup_lightning.user_files import check_folder
 
 if TYPE_CHECKING:
     from mup_lightning.experiments.coordinates.run import Check
@@ -43,8 +44,7 @@ def main(argv: list[str]) -> int:
     _refuse_sizes_of_other_axes(argv, settings.axis)
     config = build(parser, arguments)
     folder = Path(settings.out or Path("runs") / "coordinates" / _name(config, settings))
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out: {folder} is a file; expected a folder, or a name for a new one")
+    check_folder(folder)
 
     from mup_lightning.training.hardware import tune_allocator
 

@@ -54,8 +54,7 @@ def tuned_target(target: Config, file: Path) -> Config:
         file: recipe file that tune wrote.
     """
     values = _merged(asdict(target), yaml.safe_load(file.read_text(encoding="utf-8")))
-    # Neither a checkpoint nor the name of a run with other values serves; a job that may run again still may.
-    values["run"]["resume"] = "auto" if target.run.resume == "auto" else None
+    values["run"]["resume"] = None  # neither a checkpoint nor the name of a run with other values serves
     config = Config.from_plain(values)
     names = (f"{target.run.name}{ending}" for ending in ("", "-tuned", *map("-tuned-{}".format, range(2, 1000))))
     config.run = replace(config.run, name=next(name for name in names if not _used(config, name)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mup_lightning.errors import UserError
 from mup_lightning.experiments.probe.settings import QUICK, ProbeSettings
 from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.user_files import check_folder
 
 if TYPE_CHECKING:
     from mup_lightning.experiments.probe.candidate import Candidate
@@ -43,8 +44,7 @@ def main(argv: list[str]) -> int:
     base: Path = options.out or Path("runs/probe")
     folders = {name: base if options.out and not options.all else base / name.replace(":", ".") for name in names}
     for folder in (*folders.values(), base):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--out: {folder} is a file; expected a folder, or a name for a new one")
+        check_folder(folder)
 
     from mup_lightning.report.probe_table import markdown, screen
 

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mup_lightning.errors import UserError
-from mup_lightning.user_files import make_folder
+from mup_lightning.user_files import check_folder, make_folder
 
 DESCRIPTION = """Does the best base value stay where it is while the model grows? For every group of a table: the
 optimum of each size, how fast it moves with the size, what it costs to tune small, the noise, and a verdict."""
@@ -54,8 +53,8 @@ def run(options: argparse.Namespace) -> int:
     from mup_lightning.report.transfer_verdict import Tolerance
 
     tolerance = Tolerance(options.slope_tolerance, options.regret_tolerance)
-    if options.out and options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out: {options.out} is a file; expected a folder, or a name for a new one")
+    if options.out:
+        check_folder(options.out)
     findings = transfer(options.results, tolerance, options.noise)
     if options.noise is not None and any(finding.group.seeds > 1 for finding in findings):
         print("note: --noise holds for groups of one seed; the others have their seeds' own", file=sys.stderr)

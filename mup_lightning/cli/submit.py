@@ -17,6 +17,7 @@ from mup_lightning.cli.options import build, config_parser, options_parser, pars
 from mup_lightning.errors import UserError
 from mup_lightning.slurm import check, queue, script
 from mup_lightning.slurm.options import SlurmConfig
+from mup_lightning.user_files import make_folder
 
 if TYPE_CHECKING:
     from mup_lightning.training.config import Config
@@ -86,7 +87,7 @@ def _submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> int:
 
     from mup_lightning.training.run_folder import plain
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--run.root, --run.name")
     # As it is now: a recipe that changes while the job waits, or between two of its lives, changes nothing.
     (folder / "config.yaml").write_text(yaml.safe_dump(plain(asdict(config)), sort_keys=False))
     job = _submit(folder, text)
@@ -121,7 +122,7 @@ def _submit_sweep(arguments: Namespace, slurm: SlurmConfig) -> int:
     if arguments.dry:
         return _show(text)
     queue.test(text)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     job = _submit(folder, text)
     print(
         f"job {job}: {arguments.tasks} tasks of {arguments.sweep}, each on "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mup_lightning.cli.options import build, config_parser, parse
 from mup_lightning.errors import UserError
-from mup_lightning.user_files import make_folder
+from mup_lightning.user_files import check_folder, make_folder
 
 if TYPE_CHECKING:
     from mup_lightning.experiments.sweep.grid import Cell
@@ -54,17 +54,11 @@ def main(argv: list[str]) -> int:
         )
     folder = Path(arguments.out or Path("runs") / "tune" / target.run.name)
     files = [str(file) for file in arguments.config or []]
-    _refuse_no_folder(folder)
+    check_folder(folder)
     if arguments.results:
         _refuse_options_of_sweeps(arguments)
         return _from_table(Path(arguments.results), target, folder, files)
     return _by_sweep(arguments, target, folder, files)
-
-
-def _refuse_no_folder(folder: Path) -> None:
-    there = next((place for place in (folder, *folder.parents) if place.exists()), Path())
-    if not there.is_dir():
-        raise UserError(f"{there} is a file; expected a folder for the results (--out FOLDER)")
 
 
 def _refuse_options_of_sweeps(arguments: Namespace) -> None:
@@ -170,8 +164,9 @@ def _configurations(file: Path) -> dict[str, Config]:
         raise UserError(f"{file} is damaged: {error}") from error
     try:
         return {name: Config.from_plain(plain) for name, plain in saved.items()}
-    except (AttributeError, TypeError):
-        raise UserError(f"{file} is damaged: expected the configuration of every run, by its hash") from None
+    except (AttributeError, TypeError, UserError) as error:
+        why = f" ({error})" if isinstance(error, UserError) else ""
+        raise UserError(f"{file} is damaged: expected the configuration of every run, by its hash{why}") from None
 
 
 def _tell(

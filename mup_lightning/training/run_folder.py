@@ -12,6 +12,7 @@ import yaml
 from mup_lightning.errors import UserError
 from mup_lightning.training import checkpoints
 from mup_lightning.training.config import Config
+from mup_lightning.user_files import make_folder
 
 
 class RunFolder:
@@ -62,7 +63,7 @@ class RunFolder:
 
     def save_config(self, config: Config, step: int) -> None:
         """Save the resolved configuration; that of a resumed run goes beside the first one's."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, "--run.root, --run.name")
         file = self.config_file if not self.config_file.exists() else self.path / f"config.resumed_at_{step:08d}.yaml"
         _write(file, yaml.safe_dump(plain(asdict(config)), sort_keys=False))
 

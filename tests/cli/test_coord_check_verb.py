@@ -74,7 +74,7 @@ def test_a_base_rate_that_diverges_is_exit_status_2(argv, capsys):
         (["--axis", "sideways"], "--axis|axis"),
         (["--data.path", "nowhere"], "nowhere"),
         (["--wide", "64"], "unknown option"),
-        (["--out", "FILE"], "FILE is a file; expected a folder"),
+        (["--out", "FILE"], "FILE is no folder; expected one"),
     ],
 )
 def test_mistakes_are_told_apart_from_a_fail_by_their_first_word(argv, tmp_path, monkeypatch, capsys, options, message):

@@ -85,7 +85,7 @@ def printed(argv, tmp_path, tuned):
         ("-crecipes/size/xl.yaml --config=@mup.yaml -c=@sp.yaml --rules.muon.coefficients '[3.4, -4.7, 2.0]'", "make"),
         (f"{MAKE} --run.root '$HOME/a b' --run.name plain", "make"),
         (f"{MAKE} --run.name 'two words' --data.path '$(x)'", "mup-lightning"),
-        ("--recipe.lr 0.001 --recipe.base_width 64 --run.resume auto --model.heads 2", "mup-lightning"),
+        ("--recipe.lr 0.001 --recipe.base_width 64 --model.heads 2", "mup-lightning"),
     ],
 )  # fmt: skip
 def test_the_command_trains_the_target_with_the_tuned_value(files, tmp_path, argv, verb):

@@ -111,7 +111,7 @@ def test_ctrl_c_loses_one_probe_alone(tmp_path, monkeypatch, capsys):
         (["--optimizer", "muon", "--arguments", '{"steps": 0}'], "rules.muon.steps is 0"),
         (["--optimizer", "lion", "--arguments", '{"eps": 1}'], "'eps', which lion does not know"),
         (["--all", "--arguments", "{}"], "--arguments goes with --optimizer"),
-        (["--optimizer", "muon", "--out", "FILE"], "is a file; expected a folder"),
+        (["--optimizer", "muon", "--out", "FILE"], "is no folder; expected one"),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path, argv, message, capsys):

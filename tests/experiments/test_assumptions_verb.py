@@ -47,7 +47,7 @@ def test_the_exit_status_is_the_verdict(tmp_path, least, tolerance, status):
         (["--optimizer", "sophia"], "--optimizer sophia cannot be checked"),
         (["--workers", "-1"], "--workers is -1"),
         (["--data", "nowhere"], "nowhere"),
-        (["--out", "FILE"], "is a file; expected a folder"),
+        (["--out", "FILE"], "is no folder; expected one"),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path, argv, message, capsys):

@@ -34,7 +34,7 @@ def test_options_that_make_no_sense(tmp_path, capsys, options, message):
 def test_a_file_is_no_folder_for_figures(tmp_path, capsys):
     table = write(tmp_path / "table.csv", curves(SIZES, (-7, -7, -7, -7), noise=0.01, seeds=2))
     assert main(["report", "transfer", str(table), "--out", str(table)]) == 1
-    assert "table.csv is a file; expected a folder" in capsys.readouterr().err
+    assert "table.csv is no folder; expected one" in capsys.readouterr().err
     assert main(["report", "transfer", str(table), "--noise", "0.1"]) == 0
     assert "note: --noise holds for groups of one seed" in capsys.readouterr().err
 
@@ -167,9 +167,8 @@ def test_a_row_without_an_end_is_left_out_aloud(tmp_path, capsys):
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     path = write(tmp_path / "t.csv", curves((64, 128), (-7, -7)))
     assert main(["report", "transfer", str(path), "--out", str(path / "out")]) == 1
-    assert capsys.readouterr().err == (
-        f"error: {path / 'out'} cannot be made: Not a directory; name another folder (--out FOLDER)\n"
-    )
+    wanted = f"error: {path} is no folder; expected one, or a name for a new one (--out)\n"
+    assert capsys.readouterr().err == wanted
 
 
 def test_a_power_of_two_that_no_number_has_is_refused(tmp_path, capsys):
