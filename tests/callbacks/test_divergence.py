@@ -109,7 +109,7 @@ def test_spikes_between_two_points_are_seen_and_told(spiky, capsys):
 
 
 def test_off_means_off(spiky, capsys):
-    config = spiky({8, 9, 14}, **{"trainer.spike_sigmas": 0.0, "trainer.spike_stop": 1})
+    config = spiky({8, 9, 14}, **{"trainer.spike_sigmas": 0.0})
     train(config, progress=False)
     assert "train/loss_spikes" not in read_scalars(config_folder(config))
     assert "spike" not in capsys.readouterr().err

@@ -66,7 +66,7 @@ def runs(config_of, tmp_path_factory):
         base.model.dropout = 0.0
         straight[f"{rule}-plain"] = base
         for strategy in ("ddp", "zero1", "zero3"):
-            other = config_of(rule, strategy, 2, "")
+            other = config_of(rule, strategy, 2, f"{rule}-to-{strategy}")
             other.model.dropout = 0.0
             moved[f"{rule}-to-{strategy}"] = continued(other, half_of(base), f"{rule}-to-{strategy}")
     by_two = train_together(straight | resumed | moved, 2, tmp_path_factory.mktemp("resume"))
@@ -74,7 +74,7 @@ def runs(config_of, tmp_path_factory):
     for rule in ("adamw", "muon_kimi"):
         base = straight[f"{rule}-plain"]
         for processes, strategy, into in ((1, "single", alone), (4, "zero1", three)):
-            other = config_of(rule, strategy, processes, "")
+            other = config_of(rule, strategy, processes, f"{rule}-to-{processes}")
             other.model.dropout = 0.0
             into[f"{rule}-to-{processes}"] = continued(other, half_of(base), f"{rule}-to-{processes}")
     by_one = train_together(alone, 1, tmp_path_factory.mktemp("alone"))
