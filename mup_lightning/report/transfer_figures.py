@@ -37,7 +37,7 @@ def draw(findings: list[Finding], folder: Path) -> list[Path]:
         folder: for the pictures, which exists.
 
     Returns:
-        Files transfer_AXIS_VALUE[_SETTINGS].png.
+        Files transfer_AXIS-VALUE[-SETTINGS].png.
     """
     files = []
     for family in families(findings):

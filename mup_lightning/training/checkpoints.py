@@ -167,7 +167,7 @@ def set_aside(folder: Path, step: int) -> list[Path]:
     Else they would be taken for the newest ones, and those that follow for the oldest, which are deleted.
 
     Returns:
-        their new folders, which no run deletes, and which can be named like any checkpoint.
+        their new folders, which no run deletes, and from which another run may start.
     """
     later = [path for path in complete(folder) if path.name > folder_name(step)]
     return [path.rename(_free(folder, f"aside_{path.name}")) for path in later]

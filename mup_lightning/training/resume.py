@@ -18,13 +18,19 @@ def resume_from(config: Config, folder: RunFolder, identity: dict[str, Any]) -> 
     """Find, check and compare the checkpoint to continue from; None for a new run.
 
     Raises:
-        UserError: it is missing or damaged, it is of another run, or all its steps are done (which auto lets pass).
+        UserError: it is missing or damaged, it is of another run or was set aside in this one, or all its steps are
+            done (which auto lets pass).
     """
     auto = config.run.resume == "auto"
     if config.run.resume is None or (auto and not checkpoints.complete(folder.checkpoints)):
         return None
     last = auto or config.run.resume == "last"
     start = checkpoints.newest(folder.checkpoints) if last else checkpoints.read(Path(config.run.resume))
+    if is_own(start, folder) and start.path.name != checkpoints.folder_name(start.step):
+        raise UserError(
+            f"{start.path} was set aside when its run went back to an older checkpoint: that run has other steps now; "
+            f"continue it as another one (--run.name NAME)"
+        )
     differing = checkpoints.differences(start.identity, identity)
     if differing:
         lines = "".join(f"\n  {line}" for line in differing)

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from mup_lightning.errors import UserError
 from mup_lightning.training import checkpoints
 from mup_lightning.training.train import train
 
@@ -22,3 +25,8 @@ def test_what_is_made_anew_from_an_older_checkpoint_is_not_taken_for_the_older_o
     checkpoints.verify(checkpoints.read(folder / aside[-1]))
     train(tiny(**changes | {"run.resume": str(folder / "step_00000006")}))
     assert (folder / "aside_step_00000008_2").exists()
+
+    longer = changes | {"run.resume": str(folder / aside[-1]), "trainer.max_steps": 12}
+    with pytest.raises(UserError, match=r"aside_step_00000010 was set aside .*as another one \(--run\.name NAME\)"):
+        train(tiny(**longer))
+    assert train(tiny(**longer, **{"run.name": "fork"})).first_step == 10

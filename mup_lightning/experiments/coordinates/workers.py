@@ -7,8 +7,7 @@ from typing import Any
 
 from mup_lightning.experiments.coordinates.cells import Cell
 from mup_lightning.experiments.coordinates.measure import measure
-from mup_lightning.experiments.sweep.pool import fitting
-from mup_lightning.experiments.sweep.pool import threads as pool_threads
+from mup_lightning.experiments.sweep.pool import fitting, threads
 from mup_lightning.experiments.workers import each
 
 
@@ -37,9 +36,8 @@ def run_all(
     Raises:
         UserError: a cell cannot be trained, or a worker died.
     """
-    threads = pool_threads(workers)
     runs = []
-    for cell, run in each(measure, cells, workers, threads):
+    for cell, run in each(measure, cells, workers, threads(workers)):
         runs.append(run)
         on_done(cell, run)
     return runs
