@@ -241,8 +241,8 @@ tensorboard: $(VENV)/.run ## look at all runs in a browser; PORT=6006
 	@echo "  http://localhost:$(PORT)/#text             what was trained, and how to read the panels"
 	@$(BIN)/tensorboard --logdir runs --port $(PORT) --window_title mup_lightning
 
-bench: $(VENV)/.run ## our speed and memory against a plain PyTorch loop
-	@$(MUP) bench $(ARGS)
+bench: $(VENV)/.test ## our speed and memory against a plain PyTorch loop
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 figure: $(VENV)/.run ## draw RUN's feature norms over depth and time
 	@$(MUP) figure runs/$(RUN) $(ARGS)

@@ -14,8 +14,8 @@ WORDS = "the cat sat on a mat and saw that it was good for one very long day in 
 
 def write_corpus(folder, seed=0, documents=60):
     """Documents with structure to learn, prepared as bytes."""
-    from mup_lightning.tokens.cards import load_card
-    from mup_lightning.tokens.prepare import prepare
+    from mup_lightning.data.card import load_card
+    from mup_lightning.data.prepare import prepare
 
     chance = random.Random(seed)
     folder.mkdir(parents=True)
@@ -40,7 +40,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def tiny(corpus, tmp_path):
     """Makes configurations of runs that take about a second: tiny(**{"section.key": value})."""
-    from mup_lightning.training.config import Config
+    from mup_lightning.config.schema import Config
 
     def make(**changes):
         values = {

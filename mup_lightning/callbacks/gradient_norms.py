@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from mup_lightning.callbacks.panels import Panels
 from mup_lightning.callbacks.step import StepCallback, WatchedModule, due
-from mup_lightning.optim.exchange import rank_and_world
-from mup_lightning.optim.hybrid import HybridOptimizer
+from mup_lightning.distributed.collectives import rank_and_world
+from mup_lightning.optim.optimizer import HybridOptimizer
 
 TAG = "train/gradient_norm"
 AFTER = f"{TAG}/after_clipping"

@@ -6,19 +6,19 @@ import time
 
 import lightning.pytorch as pl
 
-from mup_lightning.callbacks import stop_signals
+from mup_lightning import signals
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 
 
 class Preemption(StepCallback):
-    """Reads the flag of `stop_signals` where a step begins or ends, and nowhere else.
+    """Reads the flag of `signals` where a step begins or ends, and nowhere else.
 
     A signal in a forward or backward pass, in the optimizer or while saving changes nothing but the flag. It may reach
     one process only, or some a step earlier than others: the processes vote after every step.
 
     From the beginning of a step to that of the next one, a process that is told to end does not wait for others for
     ever. The callbacks that come after this one exchange losses and norms: they are in that time. Validation and
-    saving, which may take long, are not (`stop_signals.unhurried`).
+    saving, which may take long, are not (`signals.unhurried`).
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Preemption(StepCallback):
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """After TERM, the next one must come. Nobody knows when until two are done: the first compiles, connects."""
         self._begin = time.monotonic()
-        stop_signals.expect(None if self._longest is None else 5.0 + 5.0 * self._longest)
+        signals.expect(None if self._longest is None else 5.0 + 5.0 * self._longest)
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """All processes agree on stopping after the same step."""
@@ -44,8 +44,8 @@ class Preemption(StepCallback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """No step comes after the last one."""
-        stop_signals.expect(None)
+        signals.expect(None)
 
     def _vote(self, trainer: pl.Trainer) -> None:
-        if trainer.strategy.reduce_boolean_decision(stop_signals.received(), all=False):
+        if trainer.strategy.reduce_boolean_decision(signals.received(), all=False):
             trainer.should_stop = True

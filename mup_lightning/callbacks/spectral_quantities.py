@@ -33,8 +33,8 @@ from statistics import fmean
 import torch
 
 from mup_lightning.callbacks.panels import Panels
+from mup_lightning.callbacks.spectral_shard import Place
 from mup_lightning.model.gpt2 import GPT2
-from mup_lightning.optim.spectral_share import Place
 from mup_lightning.spectral.recipe import Multipliers
 from mup_lightning.spectral.roles import Role
 

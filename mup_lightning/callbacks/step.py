@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from mup_lightning.model.taps import Recorder
-from mup_lightning.optim.hybrid import HybridOptimizer
+from mup_lightning.optim.optimizer import HybridOptimizer
 
 
 class WatchedModule(pl.LightningModule):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import lightning.pytorch as pl
 
-from mup_lightning.callbacks import stop_signals
+from mup_lightning import signals
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 
 
@@ -51,7 +51,7 @@ class Throughput(StepCallback):
         """Leave out what is done inside: it belongs to no step, and nobody knows how long it takes."""
         begin = time.perf_counter()
         try:
-            with stop_signals.unhurried():
+            with signals.unhurried():
                 yield
         finally:
             if self._begin is not None:

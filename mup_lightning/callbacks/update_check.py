@@ -12,9 +12,9 @@ import torch
 
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 from mup_lightning.errors import UserError
-from mup_lightning.optim.hybrid import RULES
 from mup_lightning.optim.matrices import part
 from mup_lightning.optim.muon import Muon
+from mup_lightning.optim.optimizer import RULES
 from mup_lightning.optim.rule import Group, Item
 
 LARGEST = (0.6, 1.3)

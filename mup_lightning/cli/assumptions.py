@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mup_lightning.errors import UserError
-from mup_lightning.experiments.assumptions.settings import BASE_LR, NETWORKS, AssumptionSettings
-from mup_lightning.user_files import check_folder
+from mup_lightning.files import check_folder
+from mup_lightning.studies.assumptions.settings import BASE_LR, NETWORKS, AssumptionSettings
 
 EXIT_CODES = {"holds": 0, "does not hold": 3, "unclear": 4}
 TABLE = "table.md"
@@ -27,22 +27,22 @@ def main(argv: list[str]) -> int:
     settings = _settings(options)
     out: Path = options.out
     check_folder(out)
-    from mup_lightning.experiments.sweep.pool import cores
+    from mup_lightning.studies.sweep.pool import cores
 
     workers = cores() if options.workers is None else options.workers
     if workers < 0:
         raise UserError(f"--workers is {workers}; expected 0 (in this process) or more")
     if "gpt2" in settings.networks:
-        from mup_lightning.experiments.assumptions.gpt2 import open_corpus
+        from mup_lightning.studies.assumptions.gpt2 import open_corpus
 
         open_corpus(settings)  # refused now, rather than in a worker
     from tqdm import tqdm
 
-    from mup_lightning.experiments.assumptions.run import FILE, check, tasks_of, work_of
-    from mup_lightning.experiments.result_file import write
-    from mup_lightning.report.assumption_figures import draw_assumptions
-    from mup_lightning.report.assumption_results import read_assumptions
-    from mup_lightning.report.assumption_table import markdown, screen
+    from mup_lightning.studies.assumptions.assumption_figures import draw_assumptions
+    from mup_lightning.studies.assumptions.assumption_results import read_assumptions
+    from mup_lightning.studies.assumptions.report import markdown, screen
+    from mup_lightning.studies.assumptions.run import FILE, check, tasks_of, work_of
+    from mup_lightning.studies.result_write import write
 
     total = sum(map(work_of, tasks_of(settings)))
     form = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"

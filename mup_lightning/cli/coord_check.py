@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
-from mup_lightning.cli.options import build, config_parser, parse
+from mup_lightning.config.load import build, config_parser, parse
 from mup_lightning.errors import UserError
-from mup_lightning.experiments.coordinates.settings import CheckSettings
-from mup_lightning.user_files import check_folder
+from mup_lightning.files import check_folder
+from mup_lightning.studies.coordinates.settings import CheckSettings
 
 if TYPE_CHECKING:
-    from mup_lightning.experiments.coordinates.run import Check
-    from mup_lightning.training.config import Config
+    from mup_lightning.config.schema import Config
+    from mup_lightning.studies.coordinates.run import Check
 
 EXAMPLE = (
     "mup-lightning coord-check -c recipes/optimizer/muon_kimi.yaml -c recipes/experiment/coord_check.yaml \\\n"
@@ -49,9 +49,9 @@ def main(argv: list[str]) -> int:
     from mup_lightning.training.hardware import tune_allocator
 
     tune_allocator()
-    from mup_lightning.experiments.coordinates.progress import Progress
-    from mup_lightning.experiments.coordinates.run import FILE, Check
-    from mup_lightning.experiments.result_file import write
+    from mup_lightning.studies.coordinates.progress import Progress
+    from mup_lightning.studies.coordinates.run import FILE, Check
+    from mup_lightning.studies.result_write import write
 
     check = Check(config, settings)
     print(first_screen(check), flush=True)
@@ -59,9 +59,9 @@ def main(argv: list[str]) -> int:
         result = check.run(progress.finished)
     replaced = write(result, folder / FILE)
 
-    from mup_lightning.report.coordinate_figure import draw_check
-    from mup_lightning.report.coordinate_results import read_check
-    from mup_lightning.report.coordinate_table import screen
+    from mup_lightning.studies.coordinates.coordinate_figure import draw_check
+    from mup_lightning.studies.coordinates.coordinate_results import read_check
+    from mup_lightning.studies.coordinates.report import screen
 
     draw_check(read_check(folder / FILE), folder / "coordinates.png")
     print(screen(result))
@@ -132,8 +132,8 @@ def _name(config: Config, settings: CheckSettings) -> str:
 
 def _table(folders: list[str]) -> int:
     """The checks of some folders as one Markdown table."""
-    from mup_lightning.report.coordinate_results import read_check
-    from mup_lightning.report.coordinate_table import markdown
+    from mup_lightning.studies.coordinates.coordinate_results import read_check
+    from mup_lightning.studies.coordinates.report import markdown
 
     if not folders:
         raise UserError("--table needs folders of coordinate checks, such as runs/coordinates/*")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mup_lightning.tokens.manifest import Manifest
+    from mup_lightning.data.shards import Manifest
 
 PREPARED = Path("data/prepared")
 
@@ -79,9 +79,9 @@ def _verb(verbs: argparse._SubParsersAction, name: str, what: str, example: str)
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from mup_lightning.tokens.cards import load_card
-    from mup_lightning.tokens.manifest import MANIFEST
-    from mup_lightning.tokens.prepare import prepare
+    from mup_lightning.data.card import load_card
+    from mup_lightning.data.prepare import prepare
+    from mup_lightning.data.shards import MANIFEST
 
     card = load_card(args.card)
     folder = Path(args.out) if args.out else PREPARED / f"{card.name}-{args.tokenizer}"
@@ -93,8 +93,8 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from mup_lightning.tokens.manifest import SPLITS
-    from mup_lightning.tokens.shards import TokenStore
+    from mup_lightning.data.shards import SPLITS
+    from mup_lightning.data.shards_old import TokenStore
 
     for split in SPLITS:
         store = TokenStore.open(args.folder, split, verify=True)
@@ -104,7 +104,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from mup_lightning.tokens.manifest import Manifest
+    from mup_lightning.data.shards import Manifest
 
     manifest = Manifest.load(args.folder)
     print(json.dumps(facts(manifest), indent=1, ensure_ascii=False) if args.json else summary(manifest))
@@ -113,7 +113,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def facts(manifest: Manifest) -> dict[str, object]:
     """The summary of a corpus as plain JSON values."""
-    from mup_lightning.tokens.manifest import manifest_hash
+    from mup_lightning.data.shards import manifest_hash
 
     return {
         "name": manifest.name,
@@ -134,7 +134,7 @@ def facts(manifest: Manifest) -> dict[str, object]:
 
 def summary(manifest: Manifest) -> str:
     """The summary of a corpus as a few lines of text."""
-    from mup_lightning.tokens.manifest import manifest_hash
+    from mup_lightning.data.shards import manifest_hash
 
     skipped = ", ".join(f"{count} {reason}" for reason, count in manifest.skipped.items()) or "none"
     lines = [

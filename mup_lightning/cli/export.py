@@ -30,9 +30,9 @@ def main(argv: list[str]) -> int:
     if out.exists():
         raise UserError(f"--out is {out}, which exists already; name a new folder, or remove it")
 
-    from mup_lightning.report import hugging_face
-    from mup_lightning.training import checkpoints
-    from mup_lightning.training.config import Config
+    from mup_lightning.config.schema import Config
+    from mup_lightning.training import checkpoint as checkpoints
+    from mup_lightning.training import export as hugging_face
     from mup_lightning.training.evaluate import find, load_model
     from mup_lightning.training.tensor_files import write
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mup_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from mup_lightning.report.feature_norms import Row
+    from mup_lightning.studies.features.report import Row
 
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -44,8 +44,8 @@ def main(argv: list[str]) -> int:
     if out.suffix not in FORMATS:
         raise UserError(f"--out is {out}; expected a file name that ends in {', '.join(FORMATS)}")
 
-    from mup_lightning.report.feature_figures import draw_comparison, draw_run
-    from mup_lightning.report.feature_norms import compare, other_differences, read_run
+    from mup_lightning.studies.features.feature_figures import draw_comparison, draw_run
+    from mup_lightning.studies.features.report import compare, other_differences, read_run
 
     runs = [read_run(folder) for folder in options.runs]
     if not out.parent.is_dir():

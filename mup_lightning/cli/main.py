@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 
-from mup_lightning.callbacks import stop_signals
+from mup_lightning import signals
 from mup_lightning.errors import UserError
 
 VERBS: dict[str, str] = {
@@ -24,7 +24,6 @@ VERBS: dict[str, str] = {
     "probe": "measure how an optimizer's steps scale, against what is declared",
     "coord-check": "whether features keep their size while the model grows, with a verdict",
     "assumptions": "measure over depth what the spectral condition takes for granted",
-    "bench": "measure our speed and memory against a plain PyTorch loop",
     "report": "what a sweep's results say",
     "figure": "draw feature norms from runs' TensorBoard logs",
 }
@@ -45,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0 if arguments else 2
-    if stop_signals.in_job():
-        stop_signals.catch()
+    if signals.in_job():
+        signals.catch()
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
         print(f"error: unknown verb {verb!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from mup_lightning.cli.options import config_parser, parse
+from mup_lightning.config.load import config_parser, parse
+from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
-from mup_lightning.training.config import Config, leaves
 from mup_lightning.training.run_folder import RunFolder, plain
 
 Options = list[tuple[str, str]]

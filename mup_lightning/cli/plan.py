@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from mup_lightning.cli.options import build, config_parser, parse
+from mup_lightning import tables
+from mup_lightning.config.load import build, config_parser, parse
 from mup_lightning.errors import UserError
-from mup_lightning.spectral.tables import aligned
 
 if TYPE_CHECKING:
-    from mup_lightning.training.config import Config
-    from mup_lightning.training.plan import Plan
+    from mup_lightning.config.schema import Config
+    from mup_lightning.plan.plan import Plan
 
 EXAMPLE = "mup-lightning plan -c recipes/size/xl.yaml -c recipes/optimizer/muon_kimi.yaml --gpus 8,64 --gpu-memory 40"
 GPUS = "1,8,64,512,4096"
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     if not arguments.gpu_memory > 0:
         raise UserError(f"--gpu-memory is {arguments.gpu_memory:g}; expected GB above 0, such as 80")
 
-    from mup_lightning.training.plan import plan
+    from mup_lightning.plan.plan import plan
 
     result = plan(config, gpus)
     print(json.dumps(result.plain(), indent=1) if arguments.json else screen(config, result, arguments.gpu_memory))
@@ -77,13 +77,13 @@ def _groups(plan: Plan) -> str:
         values = (group.lr, group.weight_decay, group.eps)
         counts = [str(group.tensors), f"{group.parameters:,}"]
         lines.append([str(number), ", ".join(group.roles), *counts, group.rule, *map(_value, values)])
-    return aligned(lines)
+    return tables.text(lines)
 
 
 def _roles(plan: Plan) -> str:
     lines = [["role", "multiplier", "init std"]]
     seen = dict.fromkeys((p.role, _value(p.multiplier), _value(p.init_std)) for p in plan.parameters)
-    return aligned(lines + [list(line) for line in seen])
+    return tables.text(lines + [list(line) for line in seen])
 
 
 def _memory(config: Config, plan: Plan, gpu_memory: float) -> str:
@@ -102,7 +102,7 @@ def _memory(config: Config, plan: Plan, gpu_memory: float) -> str:
         cells = [f"{part / 1e9:.2f}" for part in parts]
         cells[-1] += " *" if m.total > gpu_memory * 1e9 else ""
         lines.append([*first, str(m.zero), *cells])
-    text = f"{title}\n\n{aligned(lines)}"
+    text = f"{title}\n\n{tables.text(lines)}"
     if None in plan.accumulation.values():
         batch, micro = config.data.batch_size, config.data.micro_batch
         text = text.replace("no *", "no +") + f"\n+ data.batch_size {batch} is no multiple of {micro} x GPUs"

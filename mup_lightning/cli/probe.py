@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mup_lightning.errors import UserError
-from mup_lightning.experiments.probe.settings import QUICK, ProbeSettings
+from mup_lightning.files import check_folder
 from mup_lightning.spectral.families import FAMILIES
-from mup_lightning.user_files import check_folder
+from mup_lightning.studies.probe.settings import QUICK, ProbeSettings
 
 if TYPE_CHECKING:
-    from mup_lightning.experiments.probe.candidate import Candidate
+    from mup_lightning.studies.probe.candidate import Candidate
 
 EXIT_CODES = {"consistent": 0, "proposed": 0, "inconsistent": 3, "unclear": 4}
 TABLE = "table.md"
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     for folder in (*folders.values(), base):
         check_folder(folder)
 
-    from mup_lightning.report.probe_table import markdown, screen
+    from mup_lightning.studies.probe.report import markdown, screen
 
     results = []
     for name in names:
@@ -120,10 +120,10 @@ def _one(name: str, arguments: dict[str, Any], settings: ProbeSettings, folder: 
     """Probe, write, draw."""
     from tqdm import tqdm
 
-    from mup_lightning.experiments.probe.run import FILE, probe
-    from mup_lightning.experiments.result_file import write
-    from mup_lightning.report.probe_figure import draw_probe
-    from mup_lightning.report.probe_results import read_probe
+    from mup_lightning.studies.probe.probe_figure import draw_probe
+    from mup_lightning.studies.probe.probe_results import read_probe
+    from mup_lightning.studies.probe.run import FILE, probe
+    from mup_lightning.studies.result_write import write
 
     candidate = _candidate(name, arguments, settings)
     steps = len(settings.shapes) * settings.seeds * settings.steps
@@ -137,10 +137,10 @@ def _one(name: str, arguments: dict[str, Any], settings: ProbeSettings, folder: 
 
 def _candidate(name: str, arguments: dict[str, Any], settings: ProbeSettings) -> Candidate:
     if name in FAMILIES:
-        from mup_lightning.experiments.probe.ours import our_candidate
+        from mup_lightning.studies.probe.ours import our_candidate
 
         return our_candidate(name, settings.branch_depth, arguments)
-    from mup_lightning.experiments.probe.foreign import foreign_candidate
+    from mup_lightning.studies.probe.external import foreign_candidate
 
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # a module in the current folder counts, too

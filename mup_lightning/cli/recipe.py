@@ -7,8 +7,8 @@ import json
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral import comparison, tables
-from mup_lightning.spectral.elsewhere import PUBLISHED
 from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.published import PUBLISHED
 from mup_lightning.spectral.recipe import variant_of
 
 

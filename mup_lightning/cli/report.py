@@ -41,8 +41,8 @@ def _add_best(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _best(options: argparse.Namespace) -> int:
-    from mup_lightning.report.best_values import as_lines, best_values
-    from mup_lightning.spectral.tables import aligned
+    from mup_lightning import tables
+    from mup_lightning.studies.transfer.best import as_lines, best_values
 
     found = best_values(options.results)
     if options.json:
@@ -53,7 +53,7 @@ def _best(options: argparse.Namespace) -> int:
         rows = ["| " + " | ".join(line) + " |" for line in lines]
         print("\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]]))
     else:
-        print(aligned(lines))
+        print(tables.text(lines))
     steps = " or ".join(str(count) for count in sorted({best.steps for best in found}))
     unigram = " or ".join(dict.fromkeys(f"{loss:.3f}" for loss in sorted({best.unigram_loss for best in found})))
     print(f"\n{steps} steps; a unigram model has {unigram} nats per token")

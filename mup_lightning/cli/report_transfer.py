@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mup_lightning.user_files import check_folder, make_folder
+from mup_lightning.files import check_folder, make_folder
 
 DESCRIPTION = """Does the best base value stay where it is while the model grows? For every group of a table: the
 optimum of each size, how fast it moves with the size, what it costs to tune small, the noise, and a verdict."""
@@ -48,9 +48,9 @@ def add(parsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the report; draw it where a folder is named."""
-    from mup_lightning.report.transfer import as_plain, transfer
-    from mup_lightning.report.transfer_text import markdown, screen
-    from mup_lightning.report.transfer_verdict import Tolerance
+    from mup_lightning.studies.transfer.report import markdown, screen
+    from mup_lightning.studies.transfer.transfer import as_plain, transfer
+    from mup_lightning.studies.transfer.verdict import Tolerance
 
     tolerance = Tolerance(options.slope_tolerance, options.regret_tolerance)
     if options.out:
@@ -69,8 +69,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _write(findings: list[Any], folder: Path) -> list[Path]:
-    from mup_lightning.report.transfer import as_plain
-    from mup_lightning.report.transfer_figures import draw
+    from mup_lightning.studies.transfer.transfer import as_plain
+    from mup_lightning.studies.transfer.transfer_figures import draw
 
     make_folder(folder)
     file = folder / "transfer.json"

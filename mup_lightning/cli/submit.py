@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
-from mup_lightning.cli.options import build, config_parser, options_parser, parse
+from mup_lightning.config.load import build, config_parser, options_parser, parse
 from mup_lightning.errors import UserError
-from mup_lightning.slurm import check, queue, script
+from mup_lightning.files import make_folder
+from mup_lightning.slurm import queue, script
+from mup_lightning.slurm import submit as check
 from mup_lightning.slurm.options import SlurmConfig
-from mup_lightning.user_files import make_folder
 
 if TYPE_CHECKING:
-    from mup_lightning.training.config import Config
+    from mup_lightning.config.schema import Config
 
 EXAMPLE = (
     "mup-lightning submit -c recipes/slurm/default.yaml -c recipes/size/xl.yaml -c recipes/strategy/ddp.yaml \\\n"
@@ -107,7 +108,7 @@ def _submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> int:
 def _submit_sweep(arguments: Namespace, slurm: SlurmConfig) -> int:
     if arguments.tasks < 1:
         raise UserError(f"--tasks is {arguments.tasks}; expected a whole number of at least 1")
-    from mup_lightning.experiments.sweep.spec import load
+    from mup_lightning.studies.sweep.spec import load
 
     out = Path(arguments.out or Path("runs") / "sweeps" / load(arguments.sweep).name)
     for name, what in ((str(out), "--out"), (str(Path.cwd()), "the folder you are in")):

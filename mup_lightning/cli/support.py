@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     either.add_argument("--markdown", action="store_true", help="as a Markdown table")
     options = parser.parse_args(argv)
 
-    from mup_lightning.spectral.tables import aligned
+    from mup_lightning import tables
     from mup_lightning.training import support
 
     if options.json:
@@ -29,6 +29,6 @@ def main(argv: list[str]) -> int:
     elif options.markdown:
         print(support.markdown())
     else:
-        print(aligned([list(support.COLUMNS), *support.rows()]))
+        print(tables.text([list(support.COLUMNS), *support.rows()]))
         print("\n" + "\n".join(support.notes()))
     return 0

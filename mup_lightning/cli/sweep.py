@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mup_lightning.cli.options import build, config_parser, parse
+from mup_lightning import tables
+from mup_lightning.config.load import build, config_parser, parse
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
-from mup_lightning.experiments.sweep.spec import load
-from mup_lightning.spectral.tables import aligned
-from mup_lightning.training.config import Config
-from mup_lightning.user_files import check_folder
+from mup_lightning.files import check_folder
+from mup_lightning.studies.sweep.spec import load
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from mup_lightning.experiments.sweep.grid import Cell
-    from mup_lightning.experiments.sweep.progress import Estimate
-    from mup_lightning.experiments.sweep.run import Summary
+    from mup_lightning.studies.sweep.grid import Cell
+    from mup_lightning.studies.sweep.progress import Estimate
+    from mup_lightning.studies.sweep.run import Summary
 
 EXAMPLE = "mup-lightning sweep recipes/experiment/lr_width.yaml --set trainer.max_steps=200"
 
@@ -40,9 +40,9 @@ def main(argv: list[str]) -> int:
     sweep = load(arguments.file, overrides)
     number, of = _shard(arguments.shard)
 
-    from mup_lightning.experiments.sweep.grid import expand, shard
-    from mup_lightning.experiments.sweep.run import SweepRun
-    from mup_lightning.experiments.sweep.table import read_rows
+    from mup_lightning.studies.sweep.grid import expand, shard
+    from mup_lightning.studies.sweep.run import SweepRun
+    from mup_lightning.studies.sweep.table import read_rows
 
     cells = expand(sweep, compose)
     mine = shard(cells, number, of)
@@ -132,13 +132,13 @@ def dry_run(cells: list[Cell], folder: Path, workers: int | None) -> str:
     for cell in cells:
         minutes, state = f"{estimate.seconds(cell) / 60:.1f}", "done" if cell.hash in present else ""
         lines.append([cell.label, ",".join(cell.axes), f"{cell.tokens:,}", f"{cell.flops:.3g}", minutes, state])
-    return f"{aligned(lines)}\n\n{costs(cells, folder, workers)}"
+    return f"{tables.text(lines)}\n\n{costs(cells, folder, workers)}"
 
 
 def estimates(cells: list[Cell], folder: Path) -> tuple[Estimate, set[str]]:
     """How long runs take, by those in the folder's table, and the hashes of these."""
-    from mup_lightning.experiments.sweep.progress import Estimate
-    from mup_lightning.experiments.sweep.table import read_rows
+    from mup_lightning.studies.sweep.progress import Estimate
+    from mup_lightning.studies.sweep.table import read_rows
 
     check_folder(folder)
     rows = read_rows(folder / "results.csv")
@@ -147,8 +147,8 @@ def estimates(cells: list[Cell], folder: Path) -> tuple[Estimate, set[str]]:
 
 def costs(cells: list[Cell], folder: Path, workers: int | None) -> str:
     """What is left to be run, and how long that takes."""
-    from mup_lightning.experiments.sweep.pool import how_many
-    from mup_lightning.experiments.sweep.progress import ASSUMED_SPEED
+    from mup_lightning.studies.sweep.pool import how_many
+    from mup_lightning.studies.sweep.progress import ASSUMED_SPEED
 
     estimate, present = estimates(cells, folder)
     left = [cell for cell in cells if cell.hash not in present]

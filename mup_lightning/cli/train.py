@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mup_lightning.callbacks import stop_signals
-from mup_lightning.cli.options import build, config_parser, parse
+from mup_lightning import signals
+from mup_lightning.config.load import build, config_parser, parse
 
 if TYPE_CHECKING:
-    from mup_lightning.training.config import Config
+    from mup_lightning.config.schema import Config
     from mup_lightning.training.train import Result
 
 EXAMPLE = "mup-lightning train -c recipes/size/base.yaml -c recipes/optimizer/adamw.yaml --run.name first"
@@ -38,12 +38,12 @@ def main(argv: list[str]) -> int:
         print(last_screen(config, result), flush=True)
     if result.finished:
         return 0
-    if not stop_signals.in_job():
+    if not signals.in_job():
         return 130
     if not is_first_process():  # an exit status other than 0 would make srun kill the process that requeues
         return 0
 
-    from mup_lightning.training.requeue import requeue
+    from mup_lightning.slurm.requeue import requeue
 
     return 0 if requeue(result.steps, result.first_step) else 130
 
@@ -93,6 +93,6 @@ def last_screen(config: Config, result: Result) -> str:
         ]
         if config.model.width < _BASE_WIDTH:
             lines.append("  make train SIZE=base STEPS=30 BATCH=8    a larger model, by the same recipe")
-    elif not stop_signals.in_job():
+    elif not signals.in_job():
         lines += ["", "next:", f"  {resume}"]
     return "\n".join(lines)

@@ -8,14 +8,14 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mup_lightning.cli.options import build, config_parser, parse
+from mup_lightning.config.load import build, config_parser, parse
 from mup_lightning.errors import UserError
-from mup_lightning.user_files import check_folder, make_folder
+from mup_lightning.files import check_folder, make_folder
 
 if TYPE_CHECKING:
-    from mup_lightning.experiments.sweep.grid import Cell
-    from mup_lightning.report.transfer import Finding
-    from mup_lightning.training.config import Config
+    from mup_lightning.config.schema import Config
+    from mup_lightning.studies.sweep.grid import Cell
+    from mup_lightning.studies.transfer.transfer import Finding
 
 EXAMPLE = "mup-lightning tune -c recipes/size/xl.yaml -c recipes/optimizer/muon_kimi.yaml --run.name xl"
 SWEEP = "recipes/experiment/tune.yaml"
@@ -75,10 +75,10 @@ def _by_sweep(arguments: Namespace, target: Config, folder: Path, files: list[st
     """Run the sweep, and again with a larger grid where the best value, or one as good, is the last one tried."""
     from mup_lightning.cli import sweep as sweeps
     from mup_lightning.cli.tune_cost import dry_run
-    from mup_lightning.experiments.sweep.run import SweepRun
-    from mup_lightning.experiments.sweep.spec import load
-    from mup_lightning.experiments.tune.proxies import AROUND, FURTHER, proxy_cells, varies_itself
-    from mup_lightning.report.transfer_tuned_doubts import ends
+    from mup_lightning.studies.sweep.run import SweepRun
+    from mup_lightning.studies.sweep.spec import load
+    from mup_lightning.studies.tune.proxies import AROUND, FURTHER, proxy_cells, varies_itself
+    from mup_lightning.studies.tune.transfer_tuned_doubts import ends
 
     sweep = load(arguments.sweep or SWEEP, dict(sweeps.setting(text) for text in arguments.set))
     below = above = AROUND
@@ -113,7 +113,7 @@ def _by_sweep(arguments: Namespace, target: Config, folder: Path, files: list[st
 
 
 def _find(folder: Path, cells: list[Cell]) -> list[Finding]:
-    from mup_lightning.report.transfer import transfer
+    from mup_lightning.studies.transfer.transfer import transfer
 
     # Another tune of the same folder may have swept another value, or another axis, through the same configurations.
     own = {(cell.hash, axis, cell.value) for cell in cells for axis in cell.axes}
@@ -122,10 +122,10 @@ def _find(folder: Path, cells: list[Cell]) -> list[Finding]:
 
 def _from_table(path: Path, target: Config, folder: Path, files: list[str]) -> int:
     """Take what of a sweep's table is like the target."""
-    from mup_lightning.experiments.tune.kinship import differences
-    from mup_lightning.experiments.tune.proxies import refuse_strangers
-    from mup_lightning.report.transfer import transfer
-    from mup_lightning.report.transfer_runs import read_runs
+    from mup_lightning.studies.transfer.losses import read_runs
+    from mup_lightning.studies.transfer.transfer import transfer
+    from mup_lightning.studies.tune.kinship import differences
+    from mup_lightning.studies.tune.proxies import refuse_strangers
 
     path = path / "results.csv" if path.is_dir() else path
     swept = {run.settings.get("value", "") for run in read_runs(path)}
@@ -152,7 +152,7 @@ def _from_table(path: Path, target: Config, folder: Path, files: list[str]) -> i
 
 
 def _configurations(file: Path) -> dict[str, Config]:
-    from mup_lightning.training.config import Config
+    from mup_lightning.config.schema import Config
 
     try:
         saved: dict[str, dict[str, Any]] = json.loads(file.read_text())
@@ -181,12 +181,12 @@ def _tell(
     """Print what was found, draw it, and write the recipe file."""
     from mup_lightning.cli import next_command
     from mup_lightning.cli.tune_cost import of_target
-    from mup_lightning.experiments.sweep.grid import look_up
-    from mup_lightning.experiments.tune.kinship import belongings, cautions
-    from mup_lightning.report import tuned_file
-    from mup_lightning.report.transfer_figures import draw
-    from mup_lightning.report.transfer_text import screen
-    from mup_lightning.report.transfer_tuned import tuned
+    from mup_lightning.studies.sweep.grid import look_up
+    from mup_lightning.studies.transfer.report import screen
+    from mup_lightning.studies.transfer.transfer_figures import draw
+    from mup_lightning.studies.tune import tuned_file
+    from mup_lightning.studies.tune.kinship import belongings, cautions
+    from mup_lightning.studies.tune.prediction import tuned
 
     shape = (target.model.width, target.model.depth)
     own = (target.recipe.base_width, target.recipe.base_depth)

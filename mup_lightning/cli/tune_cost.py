@@ -6,12 +6,12 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from mup_lightning import tables
 from mup_lightning.cli import sweep as sweeps
-from mup_lightning.experiments.sweep.grid import Cell, look_up
-from mup_lightning.experiments.tune.kinship import cautions
-from mup_lightning.spectral.tables import aligned
-from mup_lightning.training.config import Config
-from mup_lightning.training.plan import plan
+from mup_lightning.config.schema import Config
+from mup_lightning.plan.plan import plan
+from mup_lightning.studies.sweep.grid import Cell, look_up
+from mup_lightning.studies.tune.kinship import cautions
 
 
 def dry_run(cells: list[Cell], key: str, target: Config, folder: Path, workers: int | None, rounds: int) -> str:
@@ -46,7 +46,7 @@ def dry_run(cells: list[Cell], key: str, target: Config, folder: Path, workers: 
             ]
         )
     small = f"the small models, {cells[0].config.recipe.optimizer}, {cells[0].config.trainer.max_steps} steps:"
-    said = [small, "", aligned(lines), "", sweeps.costs(cells, folder, workers)]
+    said = [small, "", tables.text(lines), "", sweeps.costs(cells, folder, workers)]
     if rounds:
         said.append(f"more values where the best is the first or last of them, at most {rounds} times")
     said.append(of_target(target, sum(cell.flops for cell in cells)))

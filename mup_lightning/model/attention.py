@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mup_lightning.model.config import ModelConfig
+from mup_lightning.config.schema import ModelConfig
 from mup_lightning.model.parameters import Declaration, linear
 
 

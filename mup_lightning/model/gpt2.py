@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from mup_lightning.config.schema import ModelConfig
 from mup_lightning.errors import UserError
 from mup_lightning.model import taps
-from mup_lightning.model.block import Block, make_norm
-from mup_lightning.model.config import ModelConfig
+from mup_lightning.model.layers import Block, make_norm
 from mup_lightning.model.loss import cross_entropy
 from mup_lightning.model.parameters import Declaration, ParameterInfo, collect, initialise, layer_norm
 from mup_lightning.spectral.recipe import Multipliers, Recipe

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.model.parameters import ParameterInfo
-from mup_lightning.optim.hybrid import RULES
-from mup_lightning.optim.options import RuleOptions
+from mup_lightning.optim.optimizer import RULES
 from mup_lightning.spectral.recipe import Recipe, Values
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.optim.matrices import arithmetic, equal_shapes, part, per_item, room
 from mup_lightning.optim.newton_schulz import orthogonalise
-from mup_lightning.optim.options import RuleOptions
 from mup_lightning.optim.rule import Group, Item
 
 

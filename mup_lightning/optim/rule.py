@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from mup_lightning.optim.options import RuleOptions
+from mup_lightning.config.optimizers import RuleOptions
 
 State = dict[str, Any]
 """What a rule keeps for one parameter: tensors and numbers by name. The rule fills it at the parameter's first step."""

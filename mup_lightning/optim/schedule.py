@@ -8,8 +8,8 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from mup_lightning.config.schema import ScheduleConfig
 from mup_lightning.errors import UserError
-from mup_lightning.optim.options import ScheduleConfig
 
 
 def warmup_cosine(config: ScheduleConfig, base_lr: float, total_steps: int) -> Callable[[int], float]:

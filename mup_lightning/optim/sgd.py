@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.optim.sgd import sgd
 
-from mup_lightning.optim.options import RuleOptions
+from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.optim.rule import Group, Item
 
 

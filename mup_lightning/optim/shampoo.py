@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.errors import UserError
 from mup_lightning.optim.matrices import part
-from mup_lightning.optim.options import RuleOptions
 from mup_lightning.optim.rule import Group, Item, State
 
 

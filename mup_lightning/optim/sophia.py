@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mup_lightning.optim.options import RuleOptions
+from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.optim.pieces import pieces
 from mup_lightning.optim.rule import Group, Item
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.optim.matrices import equal_shapes, part, per_item, room
 from mup_lightning.optim.newton_schulz import iterate, norms
-from mup_lightning.optim.options import RuleOptions
 from mup_lightning.optim.rule import Group, Item
 from mup_lightning.optim.singular import leading, root
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from mup_lightning.callbacks.stop_signals import VARIABLE
+from mup_lightning.signals import VARIABLE
 from mup_lightning.slurm.options import SlurmConfig
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.condition import INIT_VARIANCE
-from mup_lightning.spectral.elsewhere import PUBLISHED, in_our_convention
 from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.published import PUBLISHED, in_our_convention
 from mup_lightning.spectral.recipe import exponents
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import Scale
-from mup_lightning.spectral.tables import LEGEND, QUANTITIES, aligned, plain_scale
+from mup_lightning.spectral.tables import LEGEND, QUANTITIES, plain_scale
+from mup_lightning.tables import text
 
 AGREES, DIFFERS, NOT_SPECIFIED = "agrees", "differs", "not specified"
 
@@ -110,7 +111,7 @@ def as_text(name: str, optimizer: str, branch_depth: int) -> str:
         [
             textwrap.fill(f"Our recipe, {optimizer} with k = {branch_depth}, against {published.title}", 110),
             "",
-            aligned(lines),
+            text(lines),
             "",
             "=: agrees; ours | theirs: differs; ?: not specified there. Theirs is put into our init convention first.",
             LEGEND,

@@ -8,6 +8,7 @@ from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.recipe import Exponents, exponents
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import Scale
+from mup_lightning.tables import text
 
 QUANTITIES: dict[str, str] = {
     "multiplier": "multiplier",
@@ -64,7 +65,7 @@ def as_text(family: Family, branch_depth: int) -> str:
     lines = [["role", *QUANTITIES.values()]]
     for role, row in rows(family, branch_depth).items():
         lines.append([str(role), *(show(getattr(row, quantity)) for quantity in QUANTITIES)])
-    return "\n".join([f"{family.name}, k = {branch_depth}", "", aligned(lines), "", LEGEND, *_notes(family)])
+    return "\n".join([f"{family.name}, k = {branch_depth}", "", text(lines), "", LEGEND, *_notes(family)])
 
 
 def all_as_text(branch_depth: int, families: dict[str, Family] = FAMILIES) -> str:
@@ -73,14 +74,14 @@ def all_as_text(branch_depth: int, families: dict[str, Family] = FAMILIES) -> st
     parts = [f"All optimizers, k = {branch_depth}. {LEGEND}"]
     for quantity in ("multiplier", "init_var"):
         cells = [show(getattr(shared[role], quantity)) for role in Role]
-        parts.append(aligned([[f"{QUANTITIES[quantity]} (shared)", *Role], ["", *cells]]))
+        parts.append(text([[f"{QUANTITIES[quantity]} (shared)", *Role], ["", *cells]]))
     for quantity in ("lr", "weight_decay", "eps"):
         lines = [[QUANTITIES[quantity], *Role]]
         for family in families.values():
             table = rows(family, branch_depth)
             if getattr(table[Role.HIDDEN], quantity) is not None:
                 lines.append([family.name, *(show(getattr(table[role], quantity)) for role in Role)])
-        parts.append(aligned(lines))
+        parts.append(text(lines))
     matrix = ", ".join(family.name for family in FAMILIES.values() if family.whole_matrix)
     parts.append(f"In training, {matrix} get the hidden matrices alone, and adamw all else.")
     return "\n\n".join(parts)
@@ -89,14 +90,6 @@ def all_as_text(branch_depth: int, families: dict[str, Family] = FAMILIES) -> st
 def show(scale: Scale | None) -> str:
     """A cell of a text table."""
     return "-" if scale is None else str(scale)
-
-
-def aligned(lines: list[list[str]], gap: str = "  ") -> str:
-    """Lines of cells as text, every column as wide as its widest cell, under its heading."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        gap.join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 def _notes(family: Family) -> list[str]:

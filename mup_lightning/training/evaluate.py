@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mup_lightning.config.schema import Config
+from mup_lightning.data.shards import check_vocabulary
+from mup_lightning.data.shards_old import TokenStore
+from mup_lightning.data.validation import validation_batches
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.spectral.recipe import derive
-from mup_lightning.tokens.manifest import check_vocabulary
-from mup_lightning.tokens.shards import TokenStore
-from mup_lightning.tokens.validation import validation_batches
-from mup_lightning.training import checkpoints
-from mup_lightning.training.config import Config
-from mup_lightning.training.shards import Shards
+from mup_lightning.training import checkpoint as checkpoints
+from mup_lightning.training.tensors import Shards
 
 
 @torch.no_grad()

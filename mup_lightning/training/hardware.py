@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.errors import UserError
-from mup_lightning.training.config import TrainerConfig
 
 
 def tune_allocator() -> None:

@@ -10,15 +10,15 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mup_lightning.callbacks.step import WatchedModule
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import Diverged
 from mup_lightning.model.gpt2 import build
 from mup_lightning.model.loss import cross_entropy
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.hessian import estimate, sample_labels, uniforms
-from mup_lightning.optim.hybrid import HybridOptimizer
+from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.schedule import make_schedule
 from mup_lightning.spectral.recipe import derive
-from mup_lightning.training.config import Config
 from mup_lightning.training.evaluate import loss_sums
 
 

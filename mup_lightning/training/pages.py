@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from mup_lightning.config.schema import Config
+from mup_lightning.plan.plan import Plan
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import variant_of
 from mup_lightning.spectral.tables import as_text
 from mup_lightning.training import support
-from mup_lightning.training.config import Config
-from mup_lightning.training.plan import Plan
 
 DOCS = "docs/tensorboard.md"
 

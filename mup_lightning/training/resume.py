@@ -7,10 +7,11 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.optim.schedule import warmup_cosine
-from mup_lightning.training import checkpoints, hardware
-from mup_lightning.training.config import Config
+from mup_lightning.training import checkpoint as checkpoints
+from mup_lightning.training import hardware
 from mup_lightning.training.run_folder import RunFolder
 
 

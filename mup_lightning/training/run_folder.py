@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
-from mup_lightning.training import checkpoints
-from mup_lightning.training.config import Config
-from mup_lightning.user_files import make_folder
+from mup_lightning.files import make_folder
+from mup_lightning.training import checkpoint as checkpoints
 
 
 class RunFolder:

@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from mup_lightning.callbacks.step import StepCallback, WatchedModule, due
 from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.errors import UserError
-from mup_lightning.training import checkpoints, shards
+from mup_lightning.training import checkpoint as checkpoints
+from mup_lightning.training import tensors as shards
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.tensor_files import write
 

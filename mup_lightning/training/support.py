@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mup_lightning.config.schema import Config, TrainerConfig
 from mup_lightning.errors import UserError
-from mup_lightning.optim.hybrid import RULES
-from mup_lightning.training.config import Config, TrainerConfig
+from mup_lightning.optim.optimizer import RULES
 
 PRECISIONS = ("fp32", "bf16")
 

@@ -8,35 +8,35 @@ from dataclasses import asdict, dataclass
 
 import lightning.pytorch as pl
 
-from mup_lightning.callbacks import stop_signals
+from mup_lightning import signals, versions
 from mup_lightning.callbacks.curves import Curves
 from mup_lightning.callbacks.dashboard import Dashboard
 from mup_lightning.callbacks.divergence import Divergence
 from mup_lightning.callbacks.feature_norms import FeatureNorms
 from mup_lightning.callbacks.gradient_norms import GradientNorms
-from mup_lightning.callbacks.interrupt import Interrupt
 from mup_lightning.callbacks.losses import StepLosses
+from mup_lightning.callbacks.peak_flops import peak_of
 from mup_lightning.callbacks.preemption import Preemption
 from mup_lightning.callbacks.progress import ProgressBar
-from mup_lightning.callbacks.spectral_norms import SpectralNorms
+from mup_lightning.callbacks.spectral_monitor import SpectralNorms
 from mup_lightning.callbacks.speed import Speed
+from mup_lightning.callbacks.stopping import Interrupt
 from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.callbacks.update_check import UpdateCheck
 from mup_lightning.callbacks.validation import Validation
+from mup_lightning.config.schema import Config
+from mup_lightning.data.datamodule import TokenDataModule
+from mup_lightning.data.sampler import accumulation_steps
+from mup_lightning.data.shards import Manifest, check_vocabulary, manifest_hash
 from mup_lightning.optim.schedule import warmup_cosine
-from mup_lightning.tokens.datamodule import TokenDataModule
-from mup_lightning.tokens.manifest import Manifest, check_vocabulary, manifest_hash
-from mup_lightning.tokens.order import accumulation_steps
-from mup_lightning.training import hardware, support, versions
-from mup_lightning.training.config import Config
+from mup_lightning.plan.plan import plan
+from mup_lightning.training import hardware, support
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.pages import pages
-from mup_lightning.training.peak_flops import peak_of
-from mup_lightning.training.plan import plan
 from mup_lightning.training.resume import is_own, resume_from, say_new_length, set_later_aside
 from mup_lightning.training.run_folder import RunFolder, plain
 from mup_lightning.training.saving import RestoreStates, SaveCheckpoints
-from mup_lightning.training.shards import Shards
+from mup_lightning.training.tensors import Shards
 from mup_lightning.training.trainer import make_trainer
 
 
@@ -134,7 +134,7 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
         identity,
         throughput,
     )
-    interrupt = Preemption() if stop_signals.in_job() else Interrupt()
+    interrupt = Preemption() if signals.in_job() else Interrupt()
     log_every = config.trainer.log_every
     losses = StepLosses(log_every, config.trainer.checkpoint_every if keep else 0)
     watching: list[pl.Callback] = [interrupt, throughput, losses, Curves(losses, tokens_per_step), validation]

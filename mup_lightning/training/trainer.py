@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-from mup_lightning.training.config import Config
+from mup_lightning.config.schema import Config
 from mup_lightning.training.run_folder import RunFolder
 from mup_lightning.training.saving import CountersIO
 
@@ -77,7 +77,7 @@ def _strategy(config: Config) -> Strategy | str:
     if config.trainer.strategy.startswith("zero"):
         if config.trainer.accelerator == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is first imported
-        from mup_lightning.training.zero import ZeROStrategy
+        from mup_lightning.training.deepspeed import ZeROStrategy
 
         return ZeROStrategy(int(config.trainer.strategy[-1]), config.trainer.gradient_clip)
     # The gradient buckets become the gradients themselves: no second copy of them.

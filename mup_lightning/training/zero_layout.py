@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mup_lightning.optim.layout import Layout, contiguous, each_cut
+from mup_lightning.distributed.layout import Layout, contiguous, each_cut
 
 
 def layouts(wrapped: Any, names: dict[int, str], stage: int, world_size: int) -> Iterator[tuple[torch.Tensor, Layout]]:

@@ -8,9 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from mup_lightning.callbacks.panels import merge
-from mup_lightning.report.tensorboard_logs import read_scalars
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.spectral.roles import Role
+from mup_lightning.studies.features.tensorboard_logs import read_scalars
 from mup_lightning.training import support
 from mup_lightning.training.train import train
 

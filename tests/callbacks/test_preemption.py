@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mup_lightning.callbacks import preemption, stop_signals
+from mup_lightning import signals
+from mup_lightning.callbacks import preemption
 from mup_lightning.callbacks.preemption import Preemption
 from mup_lightning.callbacks.step import StepCallback
 from mup_lightning.training import saving
@@ -23,7 +24,7 @@ def clock(monkeypatch):
 def test_the_first_step_says_nothing_of_how_long_a_step_may_take(monkeypatch, clock):
     """It compiles and connects: five times as long would be minutes, and SLURM kills half a minute after TERM."""
     expected = []
-    monkeypatch.setattr(preemption.stop_signals, "expect", expected.append)
+    monkeypatch.setattr(preemption.signals, "expect", expected.append)
     trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision))
     callback = Preemption()
     for seconds in (60.0, 0.5, 2.0, 1.0):
@@ -34,16 +35,16 @@ def test_the_first_step_says_nothing_of_how_long_a_step_may_take(monkeypatch, cl
 
 
 def test_what_is_done_unhurried_puts_off_what_is_expected(monkeypatch, clock):
-    monkeypatch.setattr(stop_signals, "_deadline", None)
-    stop_signals.expect(7.0)
+    monkeypatch.setattr(signals, "_deadline", None)
+    signals.expect(7.0)
     clock[0] = 1.0
-    with stop_signals.unhurried():
-        assert stop_signals._deadline is None
+    with signals.unhurried():
+        assert signals._deadline is None
         clock[0] = 100.0
-    assert stop_signals._deadline == 106.0
-    with pytest.raises(OSError, match="disk"), stop_signals.unhurried():
+    assert signals._deadline == 106.0
+    with pytest.raises(OSError, match="disk"), signals.unhurried():
         raise OSError("the disk is full")
-    assert stop_signals._deadline is None
+    assert signals._deadline is None
 
 
 class Exchanges(StepCallback):
@@ -65,13 +66,13 @@ class Exchanges(StepCallback):
         self.step = step
 
     def note(self, where):
-        self.seen.append((self.step, where, stop_signals._deadline is None))
+        self.seen.append((self.step, where, signals._deadline is None))
 
 
 def test_no_exchange_of_a_step_waits_for_ever_but_validation_and_saving_do(tiny, monkeypatch):
     """Of two processes, one may be gone in any of them."""
-    monkeypatch.setenv(stop_signals.VARIABLE, "3")
-    monkeypatch.setattr(stop_signals, "_deadline", None)
+    monkeypatch.setenv(signals.VARIABLE, "3")
+    monkeypatch.setattr(signals, "_deadline", None)
     exchanges = Exchanges()
     validation_loss, seal = GPT2Module.validation_loss, saving.checkpoints.seal
 
@@ -94,4 +95,4 @@ def test_no_exchange_of_a_step_waits_for_ever_but_validation_and_saving_do(tiny,
     # Losses in all of them, spectral norms in every third.
     assert later.count(("exchange", False)) == 8 + 3
     assert set(later) == {("exchange", False), ("validation", True), ("saving", True)}
-    assert stop_signals._deadline is None
+    assert signals._deadline is None

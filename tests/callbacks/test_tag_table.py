@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mup_lightning.optim.hybrid import RULES
-from mup_lightning.report.tensorboard_logs import read_scalars
+from mup_lightning.optim.optimizer import RULES
+from mup_lightning.studies.features.tensorboard_logs import read_scalars
 from mup_lightning.training.train import train
 
 DOCS = Path(__file__).parents[2] / "docs" / "tensorboard.md"

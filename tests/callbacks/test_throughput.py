@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mup_lightning.callbacks import peak_flops
 from mup_lightning.callbacks import throughput as module
 from mup_lightning.callbacks.speed import Speed
 from mup_lightning.callbacks.throughput import Throughput
+from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.errors import UserError
-from mup_lightning.report.tensorboard_logs import read_scalars
-from mup_lightning.training import peak_flops
-from mup_lightning.training.config import TrainerConfig
-from mup_lightning.training.plan import plan
+from mup_lightning.plan.plan import plan
+from mup_lightning.studies.features.tensorboard_logs import read_scalars
 from mup_lightning.training.train import train
 
 

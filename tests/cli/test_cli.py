@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from mup_lightning.cli.main import VERBS, main
-from mup_lightning.cli.options import build, config_parser, parse
+from mup_lightning.config.load import build, config_parser, parse
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
-from mup_lightning.training.config import Config
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run_folder import plain
 
@@ -82,9 +82,9 @@ def test_later_files_win_and_options_win_over_files(tmp_path):
         (["-c", "TWICE"], r"twice\.yaml: line 3 has the key recipe a second time \(first in line 1\)"),
         (["--config=TWICE"], r"twice\.yaml: line 3 has the key recipe a second time"),
         (["-cTWICE"], r"twice\.yaml: line 3 has the key recipe a second time"),
-        (["-c", "LATIN"], r"latin\.yaml is no text in UTF-8; expected a recipe"),
+        (["-c", "LATIN"], r"latin\.yaml is not UTF-8 text; expected a recipe"),
         (["-c", "BAD"], r"bad\.yaml: unknown option widht; did you mean model\.width\?"),
-        (["-c", "WORSE"], r"worse\.yaml is no YAML: .*parsing"),
+        (["-c", "WORSE"], r"worse\.yaml is not valid YAML: .*parsing"),
     ],
 )
 def test_bad_options_are_one_clear_line(tmp_path, options, message, capsys):
@@ -111,7 +111,6 @@ def test_bad_options_are_one_clear_line(tmp_path, options, message, capsys):
         ["report", "transfer", "TABLE.csv", "--toler", "1"],
         ["report", "best", "TABLE.csv", "--mark"],
         ["data", "prepare", "CARD.yaml", "--tok", "bytes"],
-        ["bench", "--qui"],
         ["recipe", "--branch", "1"],
     ],
 )

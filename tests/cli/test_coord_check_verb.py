@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mup_lightning.cli.main import main
-from mup_lightning.experiments.coordinates.settings import CheckSettings
-from tests.experiments.coordinate_runs import write_result
+from mup_lightning.studies.coordinates.settings import CheckSettings
+from tests.studies.coordinate_runs import write_result
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_base_rate_that_diverges_is_exit_status_2(argv, capsys):
         (["--axis", "sideways"], "--axis|axis"),
         (["--data.path", "nowhere"], "nowhere"),
         (["--wide", "64"], "unknown option"),
-        (["--out", "FILE"], "FILE is no folder; expected one"),
+        (["--out", "FILE"], "FILE is not a folder; expected one"),
     ],
 )
 def test_mistakes_are_told_apart_from_a_fail_by_their_first_word(argv, tmp_path, monkeypatch, capsys, options, message):

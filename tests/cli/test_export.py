@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from mup_lightning.cli.main import main
-from mup_lightning.training.config import Config
+from mup_lightning.config.schema import Config
 from mup_lightning.training.evaluate import find, load_model
-from mup_lightning.training.shards import Shards
+from mup_lightning.training.tensors import Shards
 from mup_lightning.training.train import train
 
 FOLDS = {"recipe.base_width": 8, "recipe.base_depth": 1, "recipe.input_multiplier": 3.0, "recipe.init_std": 0.2}

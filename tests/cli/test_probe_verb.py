@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mup_lightning.cli.main import main
-from mup_lightning.experiments.probe.candidate import Candidate
 from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.studies.probe.candidate import Candidate
 
 TINY = ["--quick", "--widths", "16,32,64", "--depths", "1,2,4", "--seeds", "2"]
 
@@ -33,7 +33,7 @@ def test_one_of_ours(tmp_path, capsys):
 
 def test_an_unknown_class_gets_a_recipe(tmp_path, capsys):
     out = str(tmp_path / "x")
-    argv = ["probe", "--optimizer", "tests.experiments.probe_optimizers:Orthogonal", "--quick", "--out", out]
+    argv = ["probe", "--optimizer", "tests.studies.probe_optimizers:Orthogonal", "--quick", "--out", out]
     assert main([*argv, "--json"]) == 0
     proposal = json.loads(capsys.readouterr().out)["proposal"]
     assert main(["recipe", "--optimizer", "muon", "--json"]) == 0
@@ -111,7 +111,7 @@ def test_ctrl_c_loses_one_probe_alone(tmp_path, monkeypatch, capsys):
         (["--optimizer", "muon", "--arguments", '{"steps": 0}'], "rules.muon.steps is 0"),
         (["--optimizer", "lion", "--arguments", '{"eps": 1}'], "'eps', which lion does not know"),
         (["--all", "--arguments", "{}"], "--arguments goes with --optimizer"),
-        (["--optimizer", "muon", "--out", "FILE"], "is no folder; expected one"),
+        (["--optimizer", "muon", "--out", "FILE"], "is not a folder; expected one"),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path, argv, message, capsys):

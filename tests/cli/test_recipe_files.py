@@ -3,7 +3,7 @@
 import pytest
 
 from mup_lightning.cli.main import main
-from mup_lightning.cli.options import build, config_parser, parse
+from mup_lightning.config.load import build, config_parser, parse
 from mup_lightning.errors import UserError
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from mup_lightning.cli import tune
 from mup_lightning.cli.main import main
-from mup_lightning.cli.options import build, config_parser, parse
+from mup_lightning.config.load import build, config_parser, parse
 from tests.cli.tuning import options, proxies, rows_of
 
 
@@ -183,7 +183,7 @@ def test_a_file_in_place_of_a_folder_is_refused(swept, corpus, tmp_path, capsys,
     more = [str(swept[1]) if item == "TABLE" else item for item in more]
     for out in ("file", "file/below"):
         assert main(["tune", *options(corpus), "--out", str(tmp_path / out), *more]) == 1
-        assert f"{tmp_path}/file is no folder; expected one" in capsys.readouterr().err
+        assert f"{tmp_path}/file is not a folder; expected one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[]", '{"a": 1}', '{"a": {"model": 3}}', '{"a": {"model": {"width": "x"}}}', "{"])

@@ -10,16 +10,16 @@ import pytest
 
 from mup_lightning.cli import tune
 from mup_lightning.cli.main import main
-from mup_lightning.cli.options import build, config_parser, parse
 from mup_lightning.cli.sweep import compose
+from mup_lightning.config.load import build, config_parser, parse
 from mup_lightning.errors import UserError
-from mup_lightning.experiments.sweep.run import Summary, SweepRun
-from mup_lightning.experiments.sweep.spec import load
-from mup_lightning.experiments.tune.kinship import cautions
-from mup_lightning.experiments.tune.proxies import proxy_cells, refuse_strangers
-from mup_lightning.report.transfer import transfer
+from mup_lightning.studies.sweep.run import Summary, SweepRun
+from mup_lightning.studies.sweep.spec import load
+from mup_lightning.studies.transfer.transfer import transfer
+from mup_lightning.studies.tune.kinship import cautions
+from mup_lightning.studies.tune.proxies import proxy_cells, refuse_strangers
 from tests.cli.tuning import of, options, proxies
-from tests.report.tables import COLUMNS, curves, write
+from tests.studies.tables import COLUMNS, curves, write
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -117,7 +117,7 @@ def test_a_dry_run_runs_nothing(corpus, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["tune", "tune_wd"])
 def test_the_shipped_proxies_suit_every_size_and_optimizer(name):
-    from mup_lightning.experiments.tune.kinship import as_proxy, differences
+    from mup_lightning.studies.tune.kinship import as_proxy, differences
     from mup_lightning.training.run_folder import plain
 
     sweep = load(RECIPES / "experiment" / f"{name}.yaml")

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from mup_lightning.training import checkpoints
-from mup_lightning.training.config import Config
-from mup_lightning.training.shards import Shards
+from mup_lightning.config.schema import Config
+from mup_lightning.training import checkpoint as checkpoints
+from mup_lightning.training.tensors import Shards
 from tests.conftest import write_corpus
 from tests.distributed.launch import start, train_together
 

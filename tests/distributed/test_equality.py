@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mup_lightning.optim.hybrid import RULES
+from mup_lightning.config.schema import Config
+from mup_lightning.optim.optimizer import RULES
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.spectral.roles import Role
-from mup_lightning.training import checkpoints
-from mup_lightning.training.config import Config
+from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.train import train
 from tests.distributed.launch import train_together
 from tests.training.reference import assert_same_training, quantities_of, weights_of

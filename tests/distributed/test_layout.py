@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from mup_lightning.optim.layout import assign, contiguous, each_cut
+from mup_lightning.distributed.layout import assign, contiguous, each_cut
 
 
 def covered(layout, numbers):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mup_lightning.training.config import Config
-from mup_lightning.training.shards import Shards
+from mup_lightning.config.schema import Config
+from mup_lightning.training.tensors import Shards
 from tests.distributed.launch import train_together
 from tests.training.reference import assert_same_training, weights_of
 

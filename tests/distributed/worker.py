@@ -11,8 +11,8 @@ def main(folder):
     tune_allocator()
     import torch
 
+    from mup_lightning.config.schema import Config
     from mup_lightning.errors import UserError
-    from mup_lightning.training.config import Config
     from mup_lightning.training.train import train
 
     torch.set_num_threads(1)

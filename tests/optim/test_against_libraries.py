@@ -16,7 +16,7 @@ from pytorch_optimizer.optimizer import sso as library_sso
 from pytorch_optimizer.optimizer.muon import base as library_muon
 from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
 
-from mup_lightning.optim.options import RuleOptions, ShampooOptions, SOAPOptions, SSOOptions
+from mup_lightning.config.optimizers import RuleOptions, ShampooOptions, SOAPOptions, SSOOptions
 from tests.optim.test_rules import conditioned, hessian, normal, optimizer, run, step
 
 TOLERANCE = 1e-6

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mup_lightning.optim.options import RuleOptions, SGDOptions
+from mup_lightning.config.optimizers import RuleOptions, SGDOptions
 from tests.optim.test_rules import normal, run
 
 

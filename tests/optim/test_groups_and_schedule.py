@@ -6,12 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from mup_lightning.config.optimizers import RuleOptions
+from mup_lightning.config.schema import ModelConfig, ScheduleConfig
 from mup_lightning.errors import UserError
-from mup_lightning.model.config import ModelConfig
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.hybrid import HybridOptimizer
-from mup_lightning.optim.options import RuleOptions, ScheduleConfig
+from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.schedule import make_schedule, warmup_cosine
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mup_lightning.optim.krylov import largest_singular_values
 from mup_lightning.optim.newton_schulz import orthogonalise
+from mup_lightning.optim.spectral_norm import largest_singular_values
 
 
 def normal(*shape, seed=0):

@@ -2,9 +2,9 @@
 
 import pytest
 
+from mup_lightning.config import optimizers as options
+from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.errors import UserError
-from mup_lightning.optim import options
-from mup_lightning.optim.options import RuleOptions
 
 CASES = [
     ("AdamWOptions", "adamw", {"beta1": 1.0, "beta2": -0.1}),

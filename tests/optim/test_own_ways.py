@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from mup_lightning.config.optimizers import (
+    MuonOptions,
+    RuleOptions,
+    SGDOptions,
+    ShampooOptions,
+    SOAPOptions,
+    SSOOptions,
+)
 from mup_lightning.errors import UserError
-from mup_lightning.optim.options import MuonOptions, RuleOptions, SGDOptions, ShampooOptions, SOAPOptions, SSOOptions
 from tests.optim.references import REFERENCES
 from tests.optim.test_rules import hessian, normal, optimizer, run, step
 

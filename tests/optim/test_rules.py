@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mup_lightning.optim.hybrid import RULES, HybridOptimizer
-from mup_lightning.optim.options import RuleOptions, SSOOptions
+from mup_lightning.config.optimizers import RuleOptions, SSOOptions
+from mup_lightning.optim.optimizer import RULES, HybridOptimizer
 from tests.optim.references import REFERENCES
 
 SHAPES = [(8, 8), (24, 8), (8, 24), (1, 8), (8, 1)]

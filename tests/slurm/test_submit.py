@@ -10,8 +10,8 @@ from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
 from mup_lightning.slurm import queue
 from mup_lightning.slurm.options import seconds
-from tests.experiments.sweeps import tiny_sweep, write
 from tests.slurm.conftest import Runs
+from tests.studies.sweeps import tiny_sweep, write
 
 
 @pytest.fixture

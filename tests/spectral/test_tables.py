@@ -7,10 +7,11 @@ import pytest
 from mup_lightning.errors import UserError
 from mup_lightning.spectral import comparison, tables
 from mup_lightning.spectral.condition import INIT_VARIANCE
-from mup_lightning.spectral.elsewhere import PUBLISHED, Row, in_our_convention
 from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.published import PUBLISHED, Row, in_our_convention
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import ONE, L, N
+from mup_lightning.tables import text as plain_text
 from tests.spectral.test_recipe import CELLS
 
 
@@ -52,7 +53,7 @@ def test_all_tables_at_once_hold_every_optimizer():
 
 
 def test_columns_are_as_wide_as_their_widest_cell():
-    assert tables.aligned([["a", "bc", "d"], ["abcd", "", "e"]]) == "a     bc  d\nabcd      e"
+    assert plain_text([["a", "bc", "d"], ["abcd", "", "e"]]) == "a     bc  d\nabcd      e"
 
 
 def statuses(name, optimizer, branch_depth):

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mup_lightning.data.sampler import epoch_permutation
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.spectral.recipe import derive
-from mup_lightning.tokens.order import epoch_permutation
-from mup_lightning.training.shards import Shards
+from mup_lightning.training.tensors import Shards
 
 
 def weights_of(path):

@@ -6,18 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mup_lightning.model.config import ModelConfig
+from mup_lightning.config.optimizers import RuleOptions
+from mup_lightning.config.schema import Config, ModelConfig
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.hybrid import RULES
-from mup_lightning.optim.options import RuleOptions
+from mup_lightning.optim.optimizer import RULES
 from mup_lightning.optim.rule import Item
+from mup_lightning.plan import rule_memory
+from mup_lightning.plan.memory import Load, block_activations, memory
+from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.recipe import RecipeConfig, derive
-from mup_lightning.training import rule_memory
-from mup_lightning.training.config import Config
-from mup_lightning.training.memory import Load, block_activations, memory
-from mup_lightning.training.peak import measure
-from mup_lightning.training.plan import plan
+from tests.training.peak import measure
 
 
 def configure(**changes):

@@ -10,13 +10,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mup_lightning.cli.plan import main
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import build
+from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import derive
-from mup_lightning.training.config import Config
 from mup_lightning.training.module import GPT2Module
-from mup_lightning.training.plan import plan
 
 
 def configure(**changes):

@@ -11,10 +11,10 @@ import torch
 
 from mup_lightning.callbacks.curves import Curves
 from mup_lightning.errors import UserError
-from mup_lightning.training import checkpoints
+from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.run_folder import RunFolder
-from mup_lightning.training.shards import Shards
 from mup_lightning.training.tensor_files import write
+from mup_lightning.training.tensors import Shards
 from mup_lightning.training.train import train
 from tests.conftest import write_corpus
 from tests.training.reference import assert_same_training, weights_of

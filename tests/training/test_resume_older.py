@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mup_lightning.errors import UserError
-from mup_lightning.training import checkpoints
+from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.train import train
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, EventAccumulator
 
+from mup_lightning.callbacks.spectral_shard import SpectralShare
 from mup_lightning.errors import Diverged
-from mup_lightning.optim.hybrid import RULES, HybridOptimizer
-from mup_lightning.optim.spectral_share import SpectralShare
-from mup_lightning.report.tensorboard_logs import read_scalars
+from mup_lightning.optim.optimizer import RULES, HybridOptimizer
 from mup_lightning.spectral.recipe import derive
+from mup_lightning.studies.features.tensorboard_logs import read_scalars
 from mup_lightning.training.train import train
 from tests.training.reference import weights_of
 
@@ -207,7 +207,7 @@ def test_nothing_is_measured_where_nothing_is_kept(tiny, monkeypatch):
     def refuse(*_):
         raise AssertionError("measured")
 
-    monkeypatch.setattr("mup_lightning.callbacks.spectral_norms.SpectralShare", refuse)
+    monkeypatch.setattr("mup_lightning.callbacks.spectral_monitor.SpectralShare", refuse)
     train(tiny(**{"trainer.spectral_norms_every": 1}), progress=False, keep=False)
     with pytest.raises(AssertionError, match="measured"):
         train(tiny(**{"trainer.spectral_norms_every": 1}), progress=False)

@@ -7,10 +7,10 @@ from typing import get_args, get_type_hints
 import pytest
 
 from mup_lightning.cli.main import main
+from mup_lightning.config.schema import Config, TrainerConfig
 from mup_lightning.errors import UserError
-from mup_lightning.optim.hybrid import RULES
+from mup_lightning.optim.optimizer import RULES
 from mup_lightning.training import support
-from mup_lightning.training.config import Config, TrainerConfig
 from mup_lightning.training.train import train
 
 

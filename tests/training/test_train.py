@@ -9,10 +9,10 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mup_lightning.cli.main import main
+from mup_lightning.config.schema import Config
+from mup_lightning.data.shards_old import TokenStore
 from mup_lightning.errors import UserError
 from mup_lightning.model.taps import NormRecorder
-from mup_lightning.tokens.shards import TokenStore
-from mup_lightning.training.config import Config
 from mup_lightning.training.evaluate import evaluate
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
@@ -133,7 +133,7 @@ def test_tensorboard_holds_the_curves_and_the_feature_norms(tiny):
     assert [e.step for e in events.Scalars("features/residual/layer_001")] == [0, 3, 6, 9]
     assert events.Scalars("validation/loss")[-1].value == pytest.approx(result.validation_loss)
     # The first point is the initialisation's, on the run's first micro-batch.
-    from mup_lightning.tokens.datamodule import TokenDataModule
+    from mup_lightning.data.datamodule import TokenDataModule
 
     data = TokenDataModule(config.data, 16, config.seed, 10)
     data.setup()

@@ -1,0 +1,1 @@
+"""How tensors and work are distributed over processes."""

@@ -1,0 +1,147 @@
+"""Files and folders: written whole or not at all, and read with one clear message for what is wrong with them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mup_lightning.errors import UserError
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that, after a crash or power cut at any moment, it is the old one or the new one, whole.
+
+    The folder is made if it is missing.
+
+    Raises:
+        OSError: it cannot be written; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder durable. File systems that cannot do this are left to their own ways."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of a value as JSON.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    write_atomic(path, json.dumps(value, allow_nan=False, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """The contents of a JSON file.
+
+    Args:
+        path: the file.
+        expected: what it should be, and what makes it, for the messages.
+
+    Raises:
+        UserError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(_read(path, expected))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; expected {expected}") from None
+
+
+class _UniqueKeyLoader(yaml.CSafeLoader):
+    """A YAML loader that refuses duplicate keys, of which PyYAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise UserError(
+                        f"line {line} has the key {key.value} a second time (first in line {lines[key.value]}), which "
+                        f"would replace all that the first one says; make one of the two"
+                    )
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, expected: str) -> Any:
+    """The contents of a YAML file.
+
+    Args:
+        path: the file.
+        expected: what it should be, for the messages, such as "a sweep file, see recipes/experiment/".
+
+    Raises:
+        UserError: it cannot be read, is not UTF-8, not YAML, or has a key twice.
+    """
+    try:
+        return yaml.load(_read(path, expected), _UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; expected {expected}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+
+
+def _read(path: Path, expected: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        here = "" if path.is_absolute() or path.exists() else f" in {Path.cwd()}"
+        raise UserError(f"{path} cannot be read: {error.strerror}{here}; expected {expected}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; expected {expected}") from None
+
+
+def make_folder(folder: Path, option: str = "--out") -> None:
+    """Make a folder that a user has named, with its parents.
+
+    Args:
+        folder: to make.
+        option: the option that names another one.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    check_folder(folder, option)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}; name another folder ({option})") from None
+
+
+def check_folder(folder: Path, option: str = "--out") -> None:
+    """Refuse, without making anything, what `make_folder` would: before long work, and in dry runs.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    above = folder.absolute()
+    while not os.path.lexists(above):
+        above = above.parent
+    if not above.is_dir():
+        raise UserError(f"{above} is not a folder; expected one, or a name for a new one ({option})")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"nothing may be written into {above}; name another folder ({option})")

@@ -1,0 +1,203 @@
+"""GPU memory of training, estimated before any GPU is booked. Bytes per GPU; N parameters, P GPUs.
+
+Weights are float32 under every strategy; bf16 is autocast. DeepSpeed 0.19 takes no account of that: at stages 1 to 3
+its optimizer works on a copy of its part of the weights, although both are float32.
+
+                weights   gradients   optimizer     exchange      while stepping
+    single      4N        4N          S             -             D
+    ddp, ZeRO 0 4N        4N          E + M/P       4N            the larger of D and 4m(1 + 1/P)
+    ZeRO 1      4N        4N          (4N + S)/P    B             8N/P + D - 4N: other parts have gone by then
+    ZeRO 2      4N        4N/P        (4N + S)/P    B             4N/P + D
+    ZeRO 3      4N/P      4N/P        (4N + S)/P    3B            4N/P + B + the larger of 8m/P + D and 16m/P
+
+S is the optimizer's state: E of elementwise rules and M of whole-matrix rules, which one process keeps for each matrix
+under every strategy; D is what a rule makes while it steps (`rule_memory`), and m the numbers of its matrices: they
+travel to their owners (`optim/exchange.py`). Shards are taken as even, but no share of a whole-matrix rule's state is
+smaller than its largest matrix's. B is DeepSpeed's bucket (`zero.BUCKET`), or 4N where that is less. The exchange of
+ddp is its second step's: buckets are laid out anew while the old ones still hold gradients. Gradients are counted
+beside activations, as they are in all but the first of several micro-batches.
+
+Under ZeRO 3 two blocks stand whole beside the embeddings: one that computes and one that is fetched ahead.
+
+The spectral monitor (`trainer.spectral_norms_every`) keeps a copy of the matrices, each in one process, while a
+measured step updates them: 4m'/P more there, m' the numbers of all matrices, embeddings and head too.
+
+The peak has the larger of activations with exchange, and the last column, never both.
+
+On CPU gloo takes a copy of all that it gathers: 4m more at stage 0, 4N - 4N/P instead of 4N/P + D at stages 1 and 2
+where that is more.
+
+Not counted: CUDA's context and libraries (about 1 GB), the allocator's fragmentation, buffers of the communication
+library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mup_lightning.config.schema import ModelConfig
+from mup_lightning.model.loss import default_chunk
+from mup_lightning.plan.rule_memory import RuleMemory
+
+
+@dataclass(frozen=True)
+class Load:
+    """What decides about memory.
+
+    Attributes:
+        model: shape and switches.
+        sequences: in one forward pass.
+        rules: rule -> what it needs.
+        half: bf16 rather than float32.
+        device: decides the chunk of the loss: "cuda" or "cpu".
+        watched: numbers of all matrices that the spectral monitor copies, and of the largest one; 0 where it is off.
+    """
+
+    model: ModelConfig
+    sequences: int
+    rules: Mapping[str, RuleMemory]
+    half: bool = True
+    device: str = "cuda"
+    watched: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each GPU at the peak.
+
+    Attributes:
+        gpus: processes.
+        zero: stage, 0 to 3.
+        weights: as the forward pass uses them.
+        gradients: of the step before while the next one's loss is computed, too.
+        optimizer: state, and DeepSpeed's copy of a part of the weights.
+        activations: what a forward pass keeps for its backward, with casts or gathered weights and the loss's buffers.
+        exchange: buffers in which processes send each other weights and gradients in the backward pass.
+        step: what the optimizer needs while it steps, when the activations are gone, beyond the gradients.
+    """
+
+    gpus: int
+    zero: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    exchange: int
+    step: int
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.weights + self.gradients + self.optimizer + max(self.activations + self.exchange, self.step)
+
+
+def memory(load: Load, gpus: int, zero: int) -> Memory:
+    """Estimate the memory of one GPU.
+
+    Args:
+        load: the model and its optimizer.
+        gpus: P.
+        zero: stage; see the module's text. Stage 0 on one GPU is strategy single.
+    """
+    rules = load.rules.values()
+    n = sum(rule.numbers for rule in rules)
+    parts = gpus if zero else 1
+    state = sum(
+        max(_shard(rule.state, gpus), rule.largest_state) if rule.largest else _shard(rule.state, parts)
+        for rule in rules
+    )
+    gradients = 4 * _shard(n, gpus if zero >= 2 else 1)
+    bucket = min(BUCKET, 4 * n)
+    gone = gradients - 4 * _shard(n, gpus) if zero else 0  # at stage 1: the other processes' parts
+    step = max((_step(rule, gpus, zero, load.device) for rule in rules), default=0)
+    step += 4 * max(_shard(load.watched[0], gpus), load.watched[1])
+    return Memory(
+        gpus=gpus,
+        zero=zero,
+        weights=4 * _shard(n, gpus if zero == 3 else 1),
+        gradients=gradients,
+        optimizer=state + (4 * _shard(n, gpus) if zero else 0),
+        activations=activations(load, gathered=zero == 3),
+        exchange=(4 * n if gpus > 1 else 0, bucket, bucket, 3 * bucket)[zero],
+        step=max(0, step + (bucket if zero == 3 else 0) - gone),
+    )
+
+
+BUCKET = 4 << 23
+"""Bytes of `zero.BUCKET`; that module imports Lightning, which would cost the plan seconds."""
+
+
+def _step(rule: RuleMemory, gpus: int, zero: int, device: str) -> int:
+    """Bytes of one rule, for itself and for the exchange of its matrices (see the module's text)."""
+    matrices, part = rule.numbers if rule.largest else 0, 4 * _shard(rule.numbers, gpus)
+    if not zero:
+        gathered = (2 if device == "cpu" else 1) * 4 * matrices  # gloo makes a copy
+        return max(rule.step, gathered + 4 * _shard(matrices, gpus) if gpus > 1 else 0)
+    if zero < 3 or gpus == 1:
+        # Most matrices lie whole where they are worked on. Gloo copies the weights that it gathers at the end.
+        return max(part + rule.step, 4 * rule.numbers - part if device == "cpu" else 0)
+    whole = 4 * max(_shard(matrices, gpus), rule.largest)
+    return part + max(2 * whole + rule.step, 4 * whole if matrices else 0)
+
+
+def _shard(total: int, gpus: int) -> int:
+    return -(-total // gpus)
+
+
+def activations(load: Load, *, gathered: bool = False) -> int:
+    """Bytes at the end of the forward pass, beyond weights, gradients and optimizer state.
+
+    In bf16: float32 weights and residual stream, with bf16 copies of the matrices kept for the backward pass.
+
+    Args:
+        load: the model and its micro-batch.
+        gathered: ZeRO 3: weights stand whole beside the shards (see the module's text).
+    """
+    model, tokens = load.model, load.sequences * load.model.context
+    C, V, low = model.width, model.padded_vocab, 2 if load.half else 4
+    block = (4 + 2 * model.mlp_ratio) * C * C
+    casts = 2 * block * model.depth if load.half else 0
+    whole = 4 * (min(2, model.depth) * block + V * C) if gathered else 0
+    # The final norm's input, the features, their gradient from the loss, and the features in low precision.
+    head = tokens * C * (3 * 4 + (2 if load.half else 0)) + 4 * V * C
+    backward = tokens * C * (8 * low + 2 * 4)
+    blocks = model.depth * block_activations(load)
+    return casts + whole + blocks + head + max(_loss(load, tokens), backward)
+
+
+def block_activations(load: Load) -> int:
+    """Bytes that one block keeps for its backward pass, with flash attention.
+
+    Per token, a the low-precision size: both norms' inputs (8·C) and statistics; the inputs of the four products
+    (C, C, C, mlp_ratio·C), Q, K and V (3C) and GELU's input (mlp_ratio·C), all at a; one float32 per head (the log of
+    the softmax's sum). ReLU keeps its output alone, which the next product keeps anyway. qk_norm adds the normalised Q
+    and K, a copy of attention's output, and in bf16 the float32 Q and K (torch's composite form; the fused kernel
+    spares these). Dropout adds a byte for every number that it masks.
+    """
+    model, tokens = load.model, load.sequences * load.model.context
+    C, f, heads = model.width, model.mlp_ratio, model.width // model.head_dim
+    low = 2 if load.half else 4
+    per_token = low * C * (6 + f + (f if model.activation == "gelu" else 0)) + 4 * heads
+    if model.layer_norm:
+        per_token += 2 * (4 * C + 8)
+    if model.qk_norm:
+        per_token += 3 * low * C + (8 * C if load.half else 0) + 8 * heads
+    if model.dropout > 0:
+        per_token += 2 * C
+    return tokens * per_token
+
+
+def _loss(load: Load, tokens: int) -> int:
+    """Buffers of the chunked cross-entropy while it sweeps: logits of a chunk, and in bf16 their casts and products.
+
+    On CPU torch adds a bf16 product to the float32 gradient by way of a float32 copy; a GPU converts as it adds.
+    """
+    C, V = load.model.width, load.model.padded_vocab
+    chunk = min(tokens, load.model.loss_chunk or default_chunk(V, torch.device(load.device)))
+    if not load.half:
+        return 4 * chunk * V
+    # Logits in bf16 and in float32, a chunk's part of the weight's gradient, and the weight's cast.
+    return 6 * chunk * V + 4 * V * C + (4 * V * C if load.device == "cpu" else 0)

@@ -1,0 +1,217 @@
+"""What a run would be, before it is run: every parameter's values, operations, tokens and memory.
+
+The model is laid out on the meta device and grouped by the same functions as in training; no weight is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mup_lightning.config.schema import Config
+from mup_lightning.data.sampler import accumulation_steps
+from mup_lightning.errors import UserError
+from mup_lightning.model.gpt2 import GPT2, build
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.schedule import warmup_cosine
+from mup_lightning.plan.flops import Flops, flops
+from mup_lightning.plan.memory import Load, Memory, memory
+from mup_lightning.plan.rule_memory import rule_memory
+from mup_lightning.spectral.recipe import Multipliers, Recipe, derive
+from mup_lightning.spectral.roles import Role
+
+STAGES = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class ParameterPlan:
+    """What training would use for one parameter.
+
+    Attributes:
+        name: as in the model and its checkpoints.
+        shape: whole, before any sharding.
+        role: in the spectral condition.
+        rule: that updates it.
+        multiplier: the factor of the forward pass that it sits under: a branch's, the embeddings', the logits'.
+        init_std: standard deviation of its entries; 0 for vectors, which start at a constant.
+        lr: peak learning rate.
+        weight_decay: decoupled; a step at the peak removes lr x weight_decay.
+        eps: the rule's stabiliser; None where it has none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    rule: str
+    multiplier: float
+    init_std: float
+    lr: float
+    weight_decay: float
+    eps: float | None
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """A parameter group of the optimizer: parameters that share all their values."""
+
+    roles: tuple[str, ...]
+    tensors: int
+    parameters: int
+    rule: str
+    lr: float
+    weight_decay: float
+    eps: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, planned.
+
+    Attributes:
+        parameter_count: of the model, with the padded vocabulary.
+        tokens: trained on in the whole run.
+        flops: operations per token.
+        groups: of the optimizer, in order.
+        parameters: in the model's order.
+        accumulation: GPUs -> micro-batches per step on each, or None where the batch cannot be shared out.
+        memory: for every number of GPUs and ZeRO stage.
+        notes: what the numbers do not say.
+    """
+
+    parameter_count: int
+    tokens: int
+    flops: Flops
+    groups: list[GroupPlan]
+    parameters: list[ParameterPlan]
+    accumulation: dict[int, int | None]
+    memory: list[Memory]
+    notes: list[str]
+
+    def flops_of(self, steps: int) -> float:
+        """Operations of a run of so many steps: those for its tokens, and Newton-Schulz."""
+        return float(self.flops.matmul_per_token * self.tokens + self.flops.newton_schulz_per_step * steps)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values for JSON; memory in bytes, with its total."""
+        result = asdict(self)
+        result["memory"] = [asdict(m) | {"total": m.total} for m in self.memory]
+        return result
+
+
+def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> Plan:
+    """Plan a run. Takes no GPU, no data and no memory to speak of.
+
+    Args:
+        config: of the run; precision auto counts as bf16, because a GPU is what is planned for.
+        gpus: numbers of GPUs to estimate memory for.
+        device: "cuda", or "cpu" for processes without a GPU.
+
+    Raises:
+        UserError: training would refuse the configuration, or a number of GPUs is below 1.
+    """
+    if not gpus or min(gpus) < 1:
+        raise UserError(
+            f"the numbers of GPUs are {', '.join(map(str, gpus)) or 'empty'}; expected numbers of at least 1"
+        )
+    warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)
+    recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
+    model = build(config.model, recipe, config.seed, device="meta")
+    named = dict(model.named_parameters())
+    groups = make_groups(named, model.parameter_info, recipe, config.rules)
+    half = config.trainer.precision != "fp32"
+    matrices = [parameter.numel() for parameter in named.values() if parameter.ndim == 2]
+    watched = (sum(matrices), max(matrices)) if config.trainer.spectral_norms_every else (0, 0)
+    load = Load(config.model, config.data.micro_batch, rule_memory(groups, half=half), half, device, watched)
+    tokens_per_step = config.data.batch_size * config.model.context
+    return Plan(
+        parameter_count=sum(parameter.numel() for parameter in named.values()),
+        tokens=config.trainer.max_steps * tokens_per_step,
+        flops=_flops(config, model, groups, tokens_per_step),
+        groups=[_group(group, model) for group in groups],
+        parameters=_parameters(config, model, groups, recipe),
+        accumulation={number: _accumulation(config, number) for number in gpus},
+        memory=[memory(load, number, zero) for number in gpus for zero in STAGES],
+        notes=_notes(config, load),
+    )
+
+
+def _parameters(config: Config, model: GPT2, groups: list[dict[str, Any]], recipe: Recipe) -> list[ParameterPlan]:
+    group_of = {name: group for group in groups for name in group["names"]}
+    result = []
+    for name, info in model.parameter_info.items():
+        std = 0.0 if info.role.is_vector else recipe.values[info.role].init_std
+        if config.recipe.gpt2_residual_init and info.declaration.closes_branch:
+            std *= (2 * config.model.depth) ** -0.5
+        group = group_of[name]
+        result.append(
+            ParameterPlan(
+                name=name,
+                shape=info.shape,
+                role=str(info.role),
+                rule=group["rule"],
+                multiplier=_multiplier(info.role, recipe.multipliers),
+                init_std=std,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+            )
+        )
+    return result
+
+
+def _multiplier(role: Role, multipliers: Multipliers) -> float:
+    """The forward pass's factor by role; the final norm has none of its own."""
+    by_role = {Role.INPUT: multipliers.input, Role.OUTPUT: multipliers.output, Role.INPUT_BIAS: 1.0}
+    return multipliers.residual if role.in_branch else by_role[role]
+
+
+def _group(group: dict[str, Any], model: GPT2) -> GroupPlan:
+    return GroupPlan(
+        roles=tuple(dict.fromkeys(str(model.parameter_info[name].role) for name in group["names"])),
+        tensors=len(group["names"]),
+        parameters=sum(parameter.numel() for parameter in group["params"]),
+        rule=group["rule"],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+    )
+
+
+def _flops(config: Config, model: GPT2, groups: list[dict[str, Any]], tokens_per_step: int) -> Flops:
+    shapes = {info.name: info.shape for info in model.parameter_info.values()}
+    lookups = {"position.weight"} | (set() if config.model.tied else {"token.weight"})
+    parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if name not in lookups)
+    matrices = [
+        (shape[0], shape[1])
+        for name, shape in shapes.items()
+        if not model.parameter_info[name].role.is_vector and name not in lookups
+    ]
+    orthogonalised = [
+        (parameter.shape[0] // blocks, parameter.shape[1])
+        for group in groups
+        if group["rule"] in ("muon", "muon_kimi")
+        for parameter, blocks in zip(group["params"], group["blocks"], strict=True)
+        for _ in range(blocks)
+    ]
+    steps = config.rules.muon.steps
+    return flops(config.model, parameters, matrices, orthogonalised, steps, tokens_per_step)
+
+
+def _accumulation(config: Config, gpus: int) -> int | None:
+    try:
+        return accumulation_steps(config.data.batch_size, config.data.micro_batch, gpus)
+    except UserError:
+        return None
+
+
+def _notes(config: Config, load: Load) -> list[str]:
+    notes = ["init_std 0: vectors start at a constant, gains of LayerNorms at 1 and biases at 0"]
+    if config.model.tied:
+        notes.append(
+            "the output matrix is the token embedding (model.tied): one parameter, with the input's values; where it "
+            "makes the logits, the output multiplier applies instead of the input's"
+        )
+    uncounted = sorted({"shampoo", "soap", "sso", "sophia"} & load.rules.keys())
+    if uncounted:
+        notes.append(f"the operations of {', '.join(uncounted)} itself are not in the FLOPs")
+    return notes

@@ -1,1 +1,0 @@
-"""Tables and pictures from runs' result files and TensorBoard logs; nothing here trains."""

@@ -1,0 +1,1 @@
+"""Feature norms of trained runs, over depth and time."""

@@ -1,0 +1,85 @@
+"""Everything that training would refuse in a configuration, found before a sweep begins; and what it will cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mup_lightning.config.schema import Config
+from mup_lightning.data.datamodule import TokenDataModule
+from mup_lightning.data.shards import Manifest, manifest_hash
+from mup_lightning.errors import UserError
+from mup_lightning.plan.plan import plan
+from mup_lightning.studies.sweep.spec import EarlyStop
+from mup_lightning.training import hardware
+
+_OVERHEAD, _OVERHEAD_PER_BLOCK = 1.0e8, 6.0e7
+"""What a micro-batch costs beside its operations (interpreter, hooks), in operations of one core. Only the order of
+the runs and the first estimate of time hang on it."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """See `Cell`."""
+
+    corpus: str
+    unigram_loss: float
+    tokens: int
+    flops: float
+    work: float
+    memory: int
+
+
+class Checker:
+    """Checks configurations one by one; a corpus is read and verified once."""
+
+    def __init__(self) -> None:
+        self._opened: dict[tuple[str, str, int, int | None], Manifest] = {}
+
+    def check(self, config: Config, early_stop: EarlyStop | None) -> Checked:
+        """Check, and fill in what `auto` means on this machine.
+
+        Raises:
+            UserError: as `train` would, without training; or for what a sweep cannot do.
+        """
+        hardware.resolve(config.trainer)
+        if config.trainer.strategy != "single":
+            raise UserError(
+                f"trainer.strategy is {config.trainer.strategy}; the runs of a sweep take one process each (single), "
+                f"and --workers says how many of them run side by side"
+            )
+        if config.run.resume is not None:
+            raise UserError("run.resume is set; a sweep starts every run anew")
+        if early_stop and early_stop.after >= config.trainer.max_steps:
+            raise UserError(
+                f"early_stop.after is {early_stop.after}, but trainer.max_steps is {config.trainer.max_steps}; "
+                f"expected fewer steps"
+            )
+        planned = plan(config, device="cpu" if config.trainer.accelerator == "cpu" else "cuda")
+        if planned.accumulation[1] is None:
+            raise UserError(
+                f"data.batch_size {config.data.batch_size} is no multiple of data.micro_batch {config.data.micro_batch}"
+            )
+        manifest = self._open(config)
+        steps, micro_batches = config.trainer.max_steps, planned.accumulation[1]
+        flops = planned.flops_of(steps)
+        validations = max(1, steps // (config.trainer.validate_every or steps))
+        seen = min(config.data.val_tokens or math.inf, manifest.splits["val"].tokens)
+        validating = validations * seen * planned.flops.matmul_per_token / 3  # forward alone
+        overhead = steps * micro_batches * (_OVERHEAD + _OVERHEAD_PER_BLOCK * config.model.depth)
+        return Checked(
+            corpus=manifest_hash(manifest),
+            unigram_loss=manifest.unigram_loss,
+            tokens=planned.tokens,
+            flops=flops,
+            work=flops + validating + overhead,
+            memory=planned.memory[0].total,
+        )
+
+    def _open(self, config: Config) -> Manifest:
+        """The manifest of a corpus that has been opened with this context and verified."""
+        key = (config.data.path, config.data.tokenizer, config.model.context, config.data.val_tokens)
+        if key not in self._opened:
+            TokenDataModule(config.data, config.model.context, config.seed, config.trainer.max_steps).setup()
+            self._opened[key] = Manifest.load(config.data.path)
+        return self._opened[key]

@@ -1,0 +1,45 @@
+"""A synthetic corpus in the real shard format: uniformly random tokens cost what text costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mup_lightning.config.schema import EOT_IDS, VOCAB_SIZES, VOCABULARY_HASHES, TokenizerName
+from mup_lightning.data.shards import DTYPE, Manifest
+from mup_lightning.data.unigram import unigram_loss
+from mup_lightning.data.writer import SplitWriter
+
+
+def write_corpus(folder: Path, tokenizer: TokenizerName, *, train: int, validation: int) -> None:
+    """Write a prepared corpus.
+
+    Args:
+        folder: is made.
+        tokenizer: whose symbols are drawn.
+        train: tokens to train on.
+        validation: tokens to validate on.
+    """
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    splits = {}
+    for split, tokens in (("train", train), ("val", validation)):
+        writer = SplitWriter(folder, split, tokens)
+        writer.append(generator.integers(VOCAB_SIZES[tokenizer], size=tokens).astype(DTYPE))
+        writer.close_shard()
+        splits[split] = writer.summary()
+    Manifest(
+        name="synthetic",
+        tokenizer=tokenizer,
+        vocab_size=VOCAB_SIZES[tokenizer],
+        vocab_hash=VOCABULARY_HASHES[tokenizer],
+        eot=EOT_IDS[tokenizer],
+        source_hash="",
+        source={},
+        documents=2,
+        text_bytes=0,
+        skipped={},
+        splits=splits,
+        unigram_loss=unigram_loss(folder, splits["train"].shards, splits["val"].shards, VOCAB_SIZES[tokenizer]),
+    ).save(folder)

@@ -1,0 +1,202 @@
+"""Optimizers to be timed against each other: each on its own copy of the same weights, with the same gradients.
+
+The libraries' matrix rules know no blocks; so they are given Q, K and V as three matrices, and ours the fused one.
+Settings are such that equal rules do equal work (see docs/benchmarks.md); no weight decays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+
+from mup_lightning.config.optimizers import RuleOptions
+from mup_lightning.config.schema import ModelConfig, vocab_size
+from mup_lightning.model.gpt2 import build
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.spectral.recipe import RecipeConfig, derive
+from mup_lightning.spectral.roles import Role
+from tests.benchmarks.settings import Settings
+
+LR = 2**-8
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+DRAWS = 6
+"""Sets of gradients, taken in turn: sums of GGᵀ then have full rank even where a side is four times the other."""
+
+Which = Callable[[int, int, Role], bool]
+"""Which parameters take part, by the rows, columns and role of a block."""
+
+
+class Contender:
+    """An optimizer; all that happens outside its step is outside the clock.
+
+    Args:
+        parameters: of the optimizer.
+        draws: sets of gradients, each in the parameters' order.
+        optimizer: ours or another.
+    """
+
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], draws: list[list[torch.Tensor]], optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.parameters, self.draws, self.optimizer = parameters, draws, optimizer
+        self._done = 0
+
+    def seconds(self, steps: int) -> float:
+        """Mean seconds of a step over so many steps."""
+        total = 0.0
+        for _ in range(steps):
+            self.prepare()
+            begin = time.perf_counter()
+            self.optimizer.step()
+            total += time.perf_counter() - begin
+        return total / steps
+
+    def prepare(self) -> None:
+        """Put the next gradients in place, as copies: some libraries write into them. Sophia also gets an estimate."""
+        for parameter, gradient in zip(self.parameters, self.draws[self._done % len(self.draws)], strict=True):
+            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.copy_(gradient)
+        self._done += 1
+        if isinstance(self.optimizer, HybridOptimizer):
+            due = self.optimizer.wants_hessian()
+            self.optimizer.give_hessian(due, [p.grad.square() for p in due if p.grad is not None])
+
+
+class Workload:
+    """A model's parameters, or some of them, and random gradients for them.
+
+    Args:
+        settings: shape of the model.
+        which: parameters to take; None for all.
+        draws: sets of gradients.
+    """
+
+    def __init__(self, settings: Settings, which: Which | None = None, draws: int = DRAWS) -> None:
+        symbols = vocab_size(settings.tokenizer)
+        self.width, self.depth = settings.width, settings.depth
+        self.config = ModelConfig(width=self.width, depth=self.depth, context=settings.context, vocab_size=symbols)
+        self.model = build(self.config, derive(RecipeConfig(), self.width, self.depth), seed=0)
+        self.names = [
+            name for name, info in self.model.parameter_info.items() if which is None or self._is(info, which)
+        ]
+        self.blocks = [self.model.parameter_info[name].declaration.blocks for name in self.names]
+        generator = torch.Generator().manual_seed(0)
+        self.draws = [
+            [torch.randn(weight.shape, generator=generator) for weight in self._weights()] for _ in range(draws)
+        ]
+
+    def ours(self, rule: str, options: RuleOptions | None = None) -> Contender:
+        """Our optimizer as in training, where clipping has checked the gradients already."""
+        parameters = [torch.nn.Parameter(weight) for weight in self._weights()]
+        eps = 1e-8 if rule == "shampoo" else RecipeConfig.eps
+        recipe = derive(RecipeConfig(optimizer=cast(Any, rule), lr=LR, eps=eps), self.width, self.depth)
+        named = dict(zip(self.names, parameters, strict=True))
+        groups = make_groups(named, self.model.parameter_info, recipe, options or RuleOptions())
+        return Contender(parameters, self.draws, HybridOptimizer(groups, check=False))
+
+    def theirs(self, make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]) -> Contender:
+        """Another optimizer, which is given every block as a parameter of its own."""
+        parameters = [torch.nn.Parameter(weight) for weight in self._parted(self._weights())]
+        return Contender(parameters, [self._parted(draw) for draw in self.draws], make(parameters))
+
+    def _is(self, info: Any, which: Which) -> bool:
+        return len(info.shape) == 2 and which(info.shape[0] // info.declaration.blocks, info.shape[1], info.role)
+
+    def _weights(self) -> list[torch.Tensor]:
+        named = dict(self.model.named_parameters())
+        return [named[name].detach().clone() for name in self.names]
+
+    def _parted(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        pairs = zip(tensors, self.blocks, strict=True)
+        return [part.clone() for tensor, blocks in pairs for part in tensor.chunk(blocks)]
+
+
+class PlainMuon(torch.optim.Optimizer):
+    """Muon as one writes it down: one matrix at a time, Newton-Schulz on the whole of it, in its own float32."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        super().__init__(parameters, {"lr": LR, "momentum": 0.95})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of all matrices."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
+                source = parameter.grad.add(momentum, alpha=group["momentum"])
+                parameter.add_(newton_schulz(source), alpha=-group["lr"])
+
+
+def newton_schulz(G: torch.Tensor) -> torch.Tensor:
+    """Five steps X <- aX + (bA + cA²)X with A = XXᵀ on the shorter side."""
+    a, b, c = COEFFICIENTS
+    X = G.mT if G.shape[0] > G.shape[1] else G
+    X = X / X.norm()
+    for _ in range(5):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    return X.mT if G.shape[0] > G.shape[1] else X
+
+
+def torch_adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """torch's fused AdamW."""
+    return torch.optim.AdamW(parameters, lr=LR, betas=(0.9, 0.95), eps=1e-16, weight_decay=0.0, fused=True)
+
+
+def torch_muon(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """torch's Muon, which computes in bfloat16."""
+    return torch.optim.Muon(parameters, lr=LR, momentum=0.95, weight_decay=0.0)
+
+
+def library_shampoo(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """pytorch_optimizer's Shampoo of 2018: sums, SVD, no momentum."""
+    from pytorch_optimizer import Shampoo
+
+    return Shampoo(parameters, lr=LR, matrix_eps=1e-8, preconditioning_compute_steps=1)
+
+
+def library_scalable(use_svd: bool) -> Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]:
+    """pytorch_optimizer's ScalableShampoo without grafting, each matrix as one block."""
+
+    def make(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        from pytorch_optimizer import ScalableShampoo
+        from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
+
+        return ScalableShampoo(
+            parameters,
+            lr=LR,
+            betas=(0.95, 0.95),
+            moving_average_for_momentum=True,
+            start_preconditioning_step=1,
+            preconditioning_compute_steps=1,
+            block_size=20000,
+            no_preconditioning_for_layers_with_dim_gt=20000,
+            shape_interpretation=False,
+            graft_type=LayerWiseGrafting.NONE,
+            nesterov=False,
+            matrix_eps=1e-8,
+            use_svd=use_svd,
+        )
+
+    return make
+
+
+def library_soap(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """pytorch_optimizer's SOAP, with our defaults."""
+    from pytorch_optimizer import SOAP
+
+    return SOAP(
+        parameters,
+        lr=LR,
+        betas=(0.95, 0.95),
+        weight_decay=0.0,
+        precondition_frequency=10,
+        max_precondition_dim=10000,
+        eps=1e-8,
+    )

@@ -1,0 +1,44 @@
+import subprocess
+import sys
+
+import pytest
+
+from mup_lightning.config.schema import EOT_IDS, DataConfig, vocab_size
+from mup_lightning.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("batch_size", 0), ("micro_batch", -1), ("workers", -1), ("val_tokens", 0), ("batch_size", 2.5), ("path", "")],
+)
+def test_a_bad_value_is_refused_by_its_key(key, value):
+    with pytest.raises(UserError, match=rf"data\.{key}"):
+        DataConfig(**{key: value})
+
+
+def test_an_unknown_tokenizer_is_refused():
+    with pytest.raises(UserError, match=r"data\.tokenizer.*'gpt3'.*gpt2, bytes"):
+        DataConfig(tokenizer="gpt3")  # type: ignore[arg-type]
+
+
+def test_vocabulary_facts():
+    assert (vocab_size("gpt2"), EOT_IDS["gpt2"]) == (50257, 50256)
+    assert (vocab_size("bytes"), EOT_IDS["bytes"]) == (256, 0)
+    with pytest.raises(UserError):
+        vocab_size("words")
+
+
+def test_config_order_and_help_import_nothing_heavy():
+    code = (
+        "import sys\n"
+        "import mup_lightning.config.schema, mup_lightning.data.sampler\n"
+        "from mup_lightning.data.tokenizer import vocab_size; vocab_size('gpt2')\n"
+        "from mup_lightning.cli.data import main\n"
+        "try: main(['prepare', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'datasets', 'tiktoken', 'lightning', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "example:" in done.stdout

@@ -1,0 +1,194 @@
+"""The batches a run really gets, compared with an order worked out here, never with another run of the same loader."""
+
+import warnings
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from mup_lightning.config.schema import DataConfig
+from mup_lightning.data.datamodule import TokenDataModule
+
+from .conftest import expected_tokens
+from .test_order import brute_force_run
+
+CONTEXT, SEED, STEPS, BATCH, SAMPLES = 16, 7, 9, 12, 62  # 9 steps of 12 samples are most of 2 epochs of 62
+
+
+def expected(counters):
+    """The tokens of samples, from the definition: windows of 17 at stride 16, in the brute-force order."""
+    tokens = expected_tokens(1000)
+    run = brute_force_run(SEED, SAMPLES, max(counters) + 1)
+    return [tokens[16 * run[c] : 16 * run[c] + 17].tolist() for c in counters]
+
+
+def module(corpus, max_steps=STEPS, context=CONTEXT, seed=SEED, **config):
+    config = {"path": str(corpus), "tokenizer": "bytes", "batch_size": BATCH, "micro_batch": 3, **config}
+    return TokenDataModule(DataConfig(**config), context, seed, max_steps)
+
+
+class Recorder(pl.LightningModule):
+    """Keeps what it was given: (global step, counters, tokens) of every micro-batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def training_step(self, batch, index):
+        self.seen.append((self.trainer.global_step, batch["counters"].tolist(), batch["tokens"].tolist()))
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class SaveInside(pl.Callback):
+    """Writes a checkpoint after a given micro-batch, and stops the run there."""
+
+    def __init__(self, after, path):
+        self.after, self.path, self.count = after, path, 0
+
+    def on_train_batch_end(self, trainer, *_):
+        self.count += 1
+        if self.count == self.after:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+            raise StopRunError
+
+
+class StopRunError(Exception):
+    pass
+
+
+def fit(data, accumulation, callbacks=(), ckpt_path=None, max_steps=STEPS):
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=max_steps,
+        accumulate_grad_batches=accumulation,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        limit_val_batches=0,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not resumable.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            trainer.fit(recorder, data, ckpt_path=ckpt_path)
+        except StopRunError:
+            assert callbacks
+    return recorder, trainer
+
+
+def check_steps(seen, first, last):
+    """The micro-batches in `seen` are those of the steps first .. last - 1, whole and in order."""
+    by_step = {}
+    for step, counters, tokens in seen:
+        by_step.setdefault(step, []).extend(counters)
+        assert tokens == expected(counters)
+    assert by_step == {step: list(range(step * BATCH, (step + 1) * BATCH)) for step in range(first, last)}
+
+
+@pytest.mark.parametrize(("workers", "micro_batch"), [(0, 12), (0, 3), (2, 4)])
+def test_a_run_reads_what_the_order_says(corpus, workers, micro_batch):
+    data = module(corpus, workers=workers, micro_batch=micro_batch)
+    recorder, trainer = fit(data, BATCH // micro_batch)
+    check_steps(recorder.seen, 0, STEPS)
+    assert trainer.train_dataloader.num_workers == workers
+    assert trainer.global_step == STEPS
+    assert trainer.current_epoch == 1
+    assert trainer.num_training_batches == STEPS * BATCH // micro_batch
+    assert data.state_dict()["consumed_samples"] == STEPS * BATCH
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("micro_batch", [3, 1, 12])
+@pytest.mark.parametrize("after", [16, 18])  # micro-batches of 3: at the end of step 4, and in the middle of step 5
+def test_a_resumed_run_reads_each_sample_once(corpus, tmp_path, workers, micro_batch, after):
+    path = tmp_path / "middle.ckpt"
+    before, _ = fit(module(corpus, workers=workers), 4, [SaveInside(after, path)])
+    check_steps(before.seen[:16], 0, 4)
+    state = torch.load(path, weights_only=False)["TokenDataModule"]
+    assert (state["consumed_samples"], state["batch_size"]) == (4 * BATCH, BATCH)
+    rest, trainer = fit(module(corpus, micro_batch=micro_batch), BATCH // micro_batch, ckpt_path=path)
+    check_steps(rest.seen, 4, STEPS)
+    assert trainer.global_step == STEPS
+    assert trainer.current_epoch == 1
+
+
+@pytest.mark.parametrize("micro_batch", [3, 1, 6])
+@pytest.mark.parametrize("planned", [5, STEPS])  # the whole run was 5 steps long, or it was stopped there
+def test_a_run_that_ended_can_be_prolonged(corpus, tmp_path, planned, micro_batch):
+    path = tmp_path / "end.ckpt"
+    first, trainer = fit(module(corpus, max_steps=planned), 4, max_steps=5)
+    check_steps(first.seen, 0, 5)
+    trainer.save_checkpoint(path)
+    rest, trainer = fit(module(corpus, micro_batch=micro_batch), BATCH // micro_batch, ckpt_path=path)
+    check_steps(rest.seen, 5, STEPS)
+    assert trainer.global_step == STEPS
+
+
+def rank_batches(corpus, rank, world_size, micro_batch, finished=0, state=None):
+    """The batches of one rank of a pretended group of processes."""
+    data = module(corpus, micro_batch=micro_batch)
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_rank=rank,
+        world_size=world_size,
+        global_step=finished,
+        max_steps=STEPS,
+        accumulate_grad_batches=BATCH // (micro_batch * world_size),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        fit_loop=SimpleNamespace(
+            epoch_loop=SimpleNamespace(restarting=False, batch_progress=SimpleNamespace(current=None))
+        ),
+    )
+    data.setup("fit")
+    if state is not None:
+        data.load_state_dict(state)
+    loader = data.train_dataloader()
+    assert len(loader) == STEPS * BATCH // (micro_batch * world_size)
+    return list(loader), data.state_dict()
+
+
+def test_ranks_share_the_batch_and_the_world_may_change(corpus):
+    layouts = [(1, 6), (2, 3), (3, 2), (4, 3), (6, 2)]
+    for world_size, micro_batch in layouts:
+        ranks = [rank_batches(corpus, rank, world_size, micro_batch)[0] for rank in range(world_size)]
+        state = rank_batches(corpus, 0, world_size, micro_batch, finished=4)[1]
+        counters = torch.cat([batch["counters"] for together in zip(*ranks, strict=True) for batch in together])
+        assert counters.tolist() == list(range(STEPS * BATCH))
+        tokens = torch.cat([batch["tokens"] for together in zip(*ranks, strict=True) for batch in together])
+        assert tokens.tolist() == expected(counters.tolist())
+        for others, micro in layouts:
+            resumed = [rank_batches(corpus, rank, others, micro, 4, state)[0] for rank in range(others)]
+            rest = torch.cat([batch["counters"] for together in zip(*resumed, strict=True) for batch in together])
+            assert rest.tolist() == list(range(4 * BATCH, STEPS * BATCH))
+
+
+def test_without_a_trainer(corpus):
+    data = module(corpus)
+    data.setup()
+    assert torch.cat([b["counters"] for b in data.train_dataloader()]).tolist() == list(range(STEPS * BATCH))
+    assert sum(len(b) for b in data.val_windows(5)) == 12
+    again = module(corpus)
+    again.load_state_dict({**data.state_dict(), "consumed_samples": 5 * BATCH})
+    again.setup()
+    assert next(iter(again.train_dataloader()))["counters"].tolist() == [60, 61, 62]
+    assert again.state_dict()["consumed_samples"] == 5 * BATCH
+
+
+def test_batches_can_be_told_by_their_text(corpus):
+    data = module(corpus)
+    data.setup()
+    text = data.describe(torch.tensor([13, 70]))
+    run = brute_force_run(SEED, SAMPLES, 71)
+    start = 16 * run[13]
+    assert f"counter 13 (step 1): sample {run[13]}, tokens {start} to {start + 16}" in text
+    assert f"from token {start % 300} of {corpus}/train-{start // 300:05d}.bin" in text
+    assert f"counter 70 (step 5): sample {run[70]}" in text

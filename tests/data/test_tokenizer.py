@@ -1,0 +1,85 @@
+import base64
+import hashlib
+
+import numpy as np
+import pytest
+
+from mup_lightning.config.schema import VOCABULARY_HASHES
+from mup_lightning.data.tokenizer import BytesTokenizer, Gpt2Tokenizer, load_tokenizer, read_ranks
+from mup_lightning.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Gpt2Tokenizer:
+    return Gpt2Tokenizer()
+
+
+def test_known_ids(gpt2):
+    [ids] = gpt2.encode_batch(["Hello world"])
+    assert ids.dtype == np.uint16
+    assert ids.tolist() == [15496, 995]
+
+
+def test_words_are_cut_as_gpt2_does(gpt2):
+    # What the definition says: a word takes one leading blank, a run of blanks leaves its last one to the word after
+    # it, contractions, letters, digits and other signs do not mix.
+    pieces = [gpt2.decode([i]) for i in gpt2.encode_batch(["  it's 2x!\n\n the"])[0]]
+    assert pieces == [" ", " it", "'s", " 2", "x", "!", "\n\n", " the"]
+
+
+def test_end_of_text_in_a_document_is_ordinary_text(gpt2):
+    [ids] = gpt2.encode_batch(["a<|endoftext|>b"])
+    assert gpt2.eot not in ids.tolist()
+    assert gpt2.decode(ids) == "a<|endoftext|>b"
+    assert gpt2.decode([gpt2.eot]) == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes"])
+def test_round_trip(name):
+    tokenizer = load_tokenizer(name)
+    texts = ["", " ", "naïve café — 東京 🙂\r\n\ttabs", "x" * 5000, "\n" * 300, *[f"text {i}" for i in range(500)]]
+    encoded = tokenizer.encode_batch(texts)
+    assert [tokenizer.decode(ids) for ids in encoded] == texts
+    assert all(ids.dtype == np.uint16 and (ids.size == 0 or ids.max() < tokenizer.vocab_size) for ids in encoded)
+
+
+def test_threads_change_nothing(gpt2):
+    texts = [f"{i} some words, {i * i}" for i in range(300)]
+    single = Gpt2Tokenizer(threads=1).encode_batch(texts)
+    assert [a.tolist() for a in Gpt2Tokenizer(threads=3).encode_batch(texts)] == [a.tolist() for a in single]
+
+
+def test_bytes_are_bytes():
+    tokenizer = BytesTokenizer()
+    assert tokenizer.encode_batch(["Aé"])[0].tolist() == [65, 0xC3, 0xA9]
+    assert tokenizer.fingerprint == hashlib.sha256(bytes(range(256))).hexdigest()
+    assert tokenizer.decode([0xC3]) == "\ufffd"
+
+
+def test_bytes_refuses_nul():
+    tokenizer = BytesTokenizer()
+    assert tokenizer.objection("a\0b") == "NUL character"
+    with pytest.raises(UserError, match=r"text 1 .*NUL character at position 1"):
+        tokenizer.encode_batch(["a", "b\0"])
+
+
+def test_a_damaged_vocabulary_is_refused():
+    line = base64.b64encode(b"a") + b" 0\n"
+    assert read_ranks(line, hashlib.sha256(line).hexdigest()) == {b"a": 0}
+    with pytest.raises(UserError, match="is damaged"):
+        read_ranks(line + b" ", VOCABULARY_HASHES["gpt2"])
+
+
+def test_an_id_beyond_the_text_vocabulary_is_refused(gpt2, monkeypatch):
+    class Wrong:
+        def encode_to_numpy(self, *args, **kwargs):
+            return np.array([70000], dtype=np.uint32)
+
+    monkeypatch.setattr(gpt2, "_encoding", Wrong())
+    with pytest.raises(UserError, match="70000"):
+        gpt2.encode_batch(["x"])
+
+
+def test_unknown_name():
+    with pytest.raises(UserError, match="'gpt4'"):
+        load_tokenizer("gpt4")

@@ -1,0 +1,289 @@
+"""The four ratios of the assumption checks: against closed forms, and against explicit loops in float64."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mup_lightning.studies.assumptions.measure import build, measure
+from mup_lightning.studies.assumptions.quantities import (
+    activation_ratio,
+    alignment,
+    feature_ratio,
+    first_steps,
+    own_gradients,
+    weight_ratios,
+)
+from mup_lightning.studies.assumptions.settings import AssumptionSettings
+from mup_lightning.studies.assumptions.tape import Tape
+
+NETWORKS = ("mlp", "gpt2")
+
+
+@pytest.fixture(scope="module")
+def small(corpus):
+    return AssumptionSettings(
+        depths=(2, 3, 4), width=16, seeds=2, steps=4, batch=6, sequences=3, context=8, data=str(corpus)
+    )
+
+
+def group(rule, **options):
+    """A parameter group as the optimizer holds it."""
+    defaults = {
+        "sgd": {"momentum": 0.9, "nesterov": False},
+        "adamw": {"beta1": 0.9, "beta2": 0.95, "eps": 1e-16},
+    }[rule]
+    return {"rule": rule, "lr": 0.01, "weight_decay": 0.0, **defaults, **options}
+
+
+def orthogonal(n, seed=0):
+    return torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(seed)).double())[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "ratio"),
+    [
+        (lambda W: 0.3 * W, 1.0),  # along the weight
+        (lambda W: -0.3 * W, 0.7 / 1.3),  # against it
+        (lambda W: W @ torch.diag(torch.tensor([0.0, 5.0]).repeat(4)).double(), 1.0),  # along a part of it
+    ],
+)
+def test_weights_that_are_aligned_or_opposed(step, ratio):
+    W = orthogonal(8)
+    assert weight_ratios([W], [W + step(W)])[0][0] == pytest.approx(ratio)
+
+
+def test_orthogonal_weights_and_the_size_of_the_step():
+    """Of W = a·u vᵀ and ΔW = a·u wᵀ with w at right angles to v, the norms are a, a and a·√2."""
+    u, v, w = orthogonal(8)[:3]
+    W, step = 3.0 * torch.outer(u, v), 3.0 * torch.outer(u, w)
+    assert weight_ratios([W, W], [W + step, W + 0.5 * step]) == [
+        pytest.approx((math.sqrt(2) / 2, 1.0)),
+        pytest.approx((math.sqrt(1.25) / 1.5, 0.5)),
+    ]
+
+
+def test_weights_against_numpy():
+    generator = np.random.default_rng(0)
+    before, after = generator.normal(size=(2, 3, 12, 5))
+    found = weight_ratios(list(map(torch.from_numpy, before)), list(map(torch.from_numpy, after)))
+    for W, new, (ratio, size) in zip(before, after, found, strict=True):
+        norm, total, step = (np.linalg.svd(x)[1][0] for x in (W, new, new - W))
+        assert ratio == pytest.approx(total / (norm + step))
+        assert size == pytest.approx(step / norm)
+
+
+def test_features_are_compared_vector_by_vector():
+    h = torch.tensor([[[3.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [2.0, 0.0]]])
+    change = torch.tensor([[[1.0, 0.0], [2.0, 0.0]], [[-0.5, 0.0], [0.0, 0.0]]])
+    # Along: 1; at right angles and of equal size: 1/√2; against, half as large: (1/2)/(3/2); none: 1.
+    ratio, size = feature_ratio(h, h + change)
+    assert ratio == pytest.approx((1 + math.sqrt(0.5) + 1 / 3 + 1) / 4)
+    assert size == pytest.approx((1 / 3 + 1 + 1 / 2 + 0) / 4)
+
+
+def test_a_relu_of_a_gaussian_halves_the_square():
+    x = torch.randn(50, 1, 4000, generator=torch.Generator().manual_seed(0))
+    assert activation_ratio(x, x.relu()) == pytest.approx(math.sqrt(0.5), rel=5e-3)
+    assert activation_ratio(x, -2 * x) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_sample_s_gradient_is_that_of_its_own_loss(network, small):
+    """The tape's, from one backward pass, against a loop of backward passes over samples alone, in float64."""
+    subject, *_ = build(network, "adamw", 2, 0, small)
+    subject.model.double()
+    batch = next(subject.batches())
+    tape = Tape()
+    if network == "mlp":
+        batch = (batch[0].double(), batch[1])
+    subject.loss(batch, tape).backward()
+    named = dict(subject.model.named_parameters())
+    mean = {name: parameter.grad.clone() for name, parameter in named.items()}
+    found, alone = {}, {}
+    for matrix in subject.matrices:
+        for place in matrix.places(2):
+            transposed = place[1] is None
+            own = own_gradients(tape.inputs[place], tape.delta(matrix, place), transposed=transposed)
+            found[place] = own
+            expected = matrix.cut(mean[matrix.parameter_at(place)], 0)
+            torch.testing.assert_close(own.mean(0), expected, rtol=1e-9, atol=1e-12)
+    assert len(found) == (1 + 2 * 2 if network == "mlp" else 1 + 2 * 4)
+    count = len(batch[0]) if network == "mlp" else len(batch)
+    for i in range(count):
+        one = tuple(part[i : i + 1] for part in batch) if network == "mlp" else batch[i : i + 1]
+        subject.model.zero_grad()
+        subject.loss(one).backward()
+        for matrix in subject.matrices:
+            for place in matrix.places(2):
+                alone = matrix.cut(named[matrix.parameter_at(place)].grad, 0)
+                torch.testing.assert_close(found[place][i], alone, rtol=1e-9, atol=1e-12)
+
+
+def test_sgd_s_own_updates_add_up_to_the_batch_s():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 4, generator=generator).double()
+    gradients = torch.randn(7, 5, 4, generator=generator).double()
+    step, *own = first_steps(group("sgd"), weight, [gradients.mean(0), *gradients])
+    torch.testing.assert_close(torch.stack(own).mean(0), step)
+    torch.testing.assert_close(step, -0.01 * gradients.mean(0))
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_alignment_against_a_loop(rule, transposed):
+    """Numpy, sample by sample: SGD's first step is the gradient, AdamW's its sign."""
+    generator = np.random.default_rng(1)
+    B, T, n_in, n_out = 5, 3, 4, 6
+    x, delta = generator.normal(size=(B, T, n_in)), generator.normal(size=(B, T, n_out))
+    direction = {"sgd": lambda G: G, "adamw": np.sign}[rule]
+    own = [B * sum(np.outer(delta[b, t], x[b, t]) for t in range(T)) for b in range(B)]
+    together = direction(sum(own) / B)
+    ratios = [np.linalg.norm(x[b] @ together.T) / (np.linalg.norm(x[b] @ direction(own[b]).T) / B) for b in range(B)]
+    weight = torch.randn(n_out, n_in).double()
+    found = alignment(
+        group(rule),
+        weight.mT.contiguous() if transposed else weight,
+        torch.from_numpy(x),
+        torch.from_numpy(delta),
+        transposed=transposed,
+    )
+    assert found == pytest.approx(np.mean(ratios), rel=1e-6)
+
+
+@pytest.mark.parametrize(("same", "ratio"), [(True, 8.0), (False, 1.0)])
+def test_alignment_of_samples_that_agree_and_that_have_nothing_in_common(same, ratio):
+    """SGD: equal samples add up to B times each one's part; samples at right angles leave each other alone."""
+    x = torch.eye(8).double()[:, None, :]
+    delta = torch.randn(8, 1, 5, generator=torch.Generator().manual_seed(0)).double()
+    if same:
+        x, delta = x[:1].expand(8, -1, -1), delta[:1].expand(8, -1, -1)
+    assert alignment(group("sgd"), torch.zeros(5, 8).double(), x, delta) == pytest.approx(ratio)
+
+
+def test_samples_that_cancel_have_no_alignment_and_dead_ones_are_left_out():
+    x = torch.ones(4, 1, 3).double()
+    delta = torch.ones(4, 1, 2).double() * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
+    assert alignment(group("sgd"), torch.zeros(2, 3).double(), x, delta) == pytest.approx(0.0)
+    delta = torch.tensor([2.0, 0.0, 0.0, 0.0])[:, None, None].double().expand(4, 1, 2)
+    assert alignment(group("sgd"), torch.zeros(2, 3).double(), x, delta) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_measured_step_is_the_step_that_training_makes(network, small):
+    """Measuring changes nothing: the same losses as a plain loop; and what is recorded is what the step did."""
+    settings = replace(small, steps=4, warmup=2)
+    result = measure(network, "muon_kimi", 3, 1, settings)
+    subject, stepper, schedule = build(network, "muon_kimi", 3, 1, settings)
+    data, losses = subject.batches(), []
+    for step in range(5):
+        batch = next(data)
+        stepper.zero_grad()
+        loss = subject.loss(batch)
+        loss.backward()
+        before = {name: p.detach().double().numpy().copy() for name, p in subject.model.named_parameters()}
+        stepper.step()
+        schedule.step()
+        losses.append(loss.item())
+        if step in (0, 2, 4):
+            found = result["times"][{0: "start", 2: "middle", 4: "end"}[step]]
+            after = {name: p.detach().double().numpy() for name, p in subject.model.named_parameters()}
+            matrix, name, rows = {
+                "mlp": ("second", "branches.1.layers.1.weight", slice(None)),
+                "gpt2": ("value", "blocks.1.attention.qkv.weight", slice(32, 48)),
+            }[network]
+            W, new = before[name][rows], after[name][rows]
+            norms = [np.linalg.norm(X, 2) for X in (new, W, new - W)]
+            assert found["weights"][matrix][1] == pytest.approx(norms[0] / (norms[1] + norms[2]), rel=1e-5)
+            assert found["weights_step"][matrix][1] == pytest.approx(norms[2] / norms[1], rel=1e-4)
+    assert result["losses"] == pytest.approx(losses, rel=1e-5)
+
+
+def test_the_mlp_s_features_and_activations_by_hand(small):
+    """The network of the docstring, written out in numpy, before and after the first step."""
+    settings = replace(small, warmup=0)
+    found = measure("mlp", "adamw", 2, 0, settings)["times"]["start"]
+    subject, stepper, _ = build("mlp", "adamw", 2, 0, settings)
+    batch = next(subject.batches())
+    x = batch[0].double().numpy()
+
+    def forward():
+        p = {name: value.detach().double().numpy() for name, value in subject.model.named_parameters()}
+        factors = subject.model.multipliers
+        h = factors.input * (x @ p["input"] + p["input_bias"])
+        seen = {"input": [h], "first": [], "second": [], "stream": []}
+        for block in range(2):
+            weights = [
+                (p[f"branches.{block}.layers.{i}.weight"], p[f"branches.{block}.layers.{i}.bias"]) for i in (0, 1)
+            ]
+            pre = h @ weights[0][0].T + weights[0][1]
+            out = np.maximum(pre, 0) @ weights[1][0].T + weights[1][1]
+            h = h + factors.residual * out
+            for name, value in (("first", pre), ("second", out), ("stream", h)):
+                seen[name].append(value)
+        return seen
+
+    before = forward()
+    subject.loss(batch).backward()
+    stepper.step()
+    after = forward()
+    size = lambda h: np.linalg.norm(h, axis=1)  # noqa: E731
+    for name, features in before.items():
+        for block, h in enumerate(features):
+            change = after[name][block] - h
+            ratio = (size(h + change) / (size(h) + size(change))).mean()
+            assert found["features"][name][block] == pytest.approx(ratio, rel=1e-4)
+    for block, pre in enumerate(before["first"]):
+        expected = (size(np.maximum(pre, 0)) / size(pre)).mean()
+        assert found["activation"]["first"][block] == pytest.approx(expected, rel=1e-4)
+
+
+def test_gpt2_s_places(small):
+    """V and not Q or K, the stream behind each block, and GELU after the up matrix."""
+    found = measure("gpt2", "adamw", 2, 0, small)["times"]["start"]
+    assert set(found["weights"]) == {"token", "value", "out", "up", "down"}
+    assert set(found["features"]) == {"token", "value", "out", "up", "down", "stream"}
+    assert set(found["activation"]) == {"value", "up"}
+    assert {len(values) for name, values in found["features"].items() if name != "token"} == {2}
+    subject, *_ = build("gpt2", "adamw", 2, 0, small)
+    batch, tape = next(subject.batches()), Tape()
+    subject.loss(batch, tape)
+    model = subject.model
+    h = model.token(batch[:, :-1]) + model.position.weight
+    block = model.blocks[0]
+    assert block.attention.heads == 1
+    query, key, value = (block.attention_norm(h) @ block.attention.qkv.weight.T).split(16, dim=2)
+    matrices = {matrix.name: matrix for matrix in subject.matrices}
+    torch.testing.assert_close(tape.output(matrices["value"], ("value", 0)), value.detach())
+    future = torch.full((8, 8), -torch.inf).triu(1)
+    mixed = (query @ key.mT / 16**0.5 + future).softmax(2) @ value
+    torch.testing.assert_close(tape.inputs["out", 0], mixed.detach())
+    torch.testing.assert_close(tape.streams[-1], h_last(model, batch))
+    up = tape.output(matrices["up"], ("up", 0))
+    torch.testing.assert_close(tape.inputs["down", 0], torch.nn.functional.gelu(up, approximate="tanh"))
+
+
+def h_last(model, batch):
+    x = model.token(batch[:, :-1]) + model.position.weight
+    for block in model.blocks:
+        x = block(x)
+    return x.detach()
+
+
+def test_the_learning_rate_rises_as_asked_and_then_stays(small):
+    """SGD's step is proportional to its rate: after 3 steps of warm-up, a quarter, then all of it to the end."""
+    _, stepper, schedule = build("mlp", "sgd", 2, 0, replace(small, steps=8, warmup=3))
+    peak = [group["initial_lr"] for group in stepper.param_groups]
+    seen = []
+    for _ in range(9):
+        seen.append(stepper.param_groups[0]["lr"] / peak[0])
+        stepper.step()
+        schedule.step()
+    assert seen == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 6)
+    slow, fast = (
+        measure("mlp", "sgd", 2, 0, replace(small, warmup=warmup))["times"]["start"]["weights_step"]["second"]
+        for warmup in (3, 0)
+    )
+    assert slow == pytest.approx([value / 4 for value in fast], rel=1e-3)

@@ -1,0 +1,299 @@
+"""The transfer report from table to verdict, against numbers worked out by other means."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mup_lightning.cli.main import main
+from mup_lightning.studies.transfer.report import screen
+from mup_lightning.studies.transfer.transfer import as_plain, transfer
+from mup_lightning.studies.transfer.verdict import Tolerance
+from tests.studies.tables import COLUMNS, PUBLISHED, SIZES, curves, groups, published, report, write
+
+
+def test_exact_parabolas_give_their_own_optima(tmp_path):
+    optima = [-7.3, -7.2, -7.15, -7.05]
+    group = report(tmp_path, curves(SIZES, optima))
+    assert list(group["optimum"]) == ["64", "128", "256", "512"]
+    assert list(group["optimum"].values()) == pytest.approx(optima)
+    assert group["slope"] == pytest.approx(np.polyfit(np.log2(SIZES), optima, 1)[0])
+    assert group["best_loss"]["512"] == pytest.approx(2.7 + 0.04 * 0.05**2)
+    assert (group["edge"], group["plateau"], group["noise"]) == ([], {}, None)
+    assert group["regret"] == 0.0
+    assert group["verdict"].startswith("transfers: slope +0.08 [")
+
+
+def test_the_interval_of_one_seed_is_that_of_a_regression(tmp_path):
+    optima = np.array([-7.3, -6.9, -7.4, -7.0])
+    group = report(tmp_path, curves(SIZES, optima))
+    x = np.log2(SIZES)
+    (slope, _), covariance = np.polyfit(x, optima, 1, cov=True)
+    half = 4.30265 * np.sqrt(covariance[0, 0])  # Student's t of 2 degrees of freedom, as printed
+    assert group["slope_ci"] == pytest.approx([slope - half, slope + half], rel=1e-4)
+    assert group["verdict"].startswith("cannot tell: the slope is too uncertain")
+
+
+def test_the_published_tables(tmp_path):
+    """The slopes and regrets by numpy alone."""
+    file = tmp_path / "published.json"
+    file.write_text(json.dumps(published()))
+    sp, recipe, no_norm = groups(file)
+    for group, name in ((sp, "SP"), (recipe, "muP k>=2")):
+        losses = PUBLISHED[name]
+        optima = []
+        for found in losses.values():
+            i = int(np.argmin(found))
+            a, b, _ = np.polyfit(np.arange(i - 1, i + 2) - 10, found[i - 1 : i + 2], 2)
+            optima.append(-b / (2 * a))
+        assert list(group["optimum"].values()) == pytest.approx(optima, abs=1e-6)
+        assert group["slope"] == pytest.approx(np.polyfit(np.log2([int(s) for s in losses]), optima, 1)[0])
+        tuned = int(np.argmin(losses["128"]))
+        assert group["regret"] == pytest.approx(losses["4096"][tuned] - min(losses["4096"]))
+        assert group["best_loss"] == {size: min(found) for size, found in losses.items()}
+    assert sp["verdict"].startswith("does not transfer: the best value falls by 0.63 powers of two for each doubling")
+    assert recipe["verdict"].startswith("drifts: the best value falls by 0.19 powers of two")
+    assert no_norm["layer_norm"] == "False"
+    assert no_norm["cliff"] == ["8"]
+    assert no_norm["diverged"] == {"8": [-9.0]}
+    assert no_norm["optimum"]["8"] == -10.0
+    comparison = as_plain(transfer(file))["comparisons"]
+    assert [c["axis"] for c in comparison] == ["width"]
+    assert comparison[0]["best_loss"]["4096"] == {"SP": 3.516, "recipe, k ≥ 2": 3.446}
+
+
+def test_a_transferred_value_that_diverges_has_no_finite_regret(tmp_path):
+    rows = [(*row[:5], "") if row[2] == 512 and row[3] >= -7 else row for row in curves(SIZES, (-7, -7.5, -8, -8.5))]
+    group = report(tmp_path, rows)
+    assert (group["regret"], group["regret_infinite"]) == (None, True)
+    assert group["no_regret_because"] == {"512": "diverged"}
+    assert "what is best at width 64 diverges at width 512" in group["verdict"]
+    assert group["verdict"].startswith("does not transfer")
+
+
+def test_a_size_where_nothing_trains(tmp_path):
+    rows = [(*row[:5], "nan") if row[2] == 512 else row for row in curves(SIZES, (-7, -7, -7, -7))]
+    group = report(tmp_path, rows)
+    assert group["optimum"]["512"] is None
+    assert "every value that was tried diverged or was stopped at width 512" in group["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("optima", "bound", "beginning"),
+    [
+        ((-7, -8, -9, -11), "at most", "does not transfer: the best value falls by at least"),
+        ((-11, -9, -8, -7), "at least", "does not transfer: the best value rises by at least"),
+        (
+            (-11, -11, -11, -11),
+            "unknown",
+            "cannot tell: at width 64, 128, 256, 512 the best value is the last one tried",
+        ),
+        ((-11, -10.6, -7, -5), "at least", "does not transfer"),
+    ],
+)
+def test_optima_at_the_edge_of_the_grid_are_bounds(tmp_path, optima, bound, beginning):
+    group = report(tmp_path, curves(SIZES, optima))
+    assert group["edge"] == [str(s) for s, best in zip(SIZES, optima, strict=True) if best <= -10]
+    assert group["slope_bound"] == bound
+    assert group["verdict"].startswith(beginning)
+
+
+@pytest.mark.parametrize(
+    ("regret", "noise", "beginning"),
+    [
+        (0.029, None, "cannot tell: the regret is above 0.02, but one seed does not tell whether by noise"),
+        (0.029, 0.001, "does not transfer: what is best at width 64 costs 0.029 nats at width 512; slope"),
+        (0.029, 0.01, "cannot tell: the regret is above 0.02, but within the noise: more seeds"),
+        # (0.12 - 0.02) / (1.96 x sqrt 2) = 0.036
+        (0.12, None, "does not transfer: what is best at width 64 costs 0.120 nats at width 512 (unless seeds differ "
+         "by 0.036 or more); slope"),
+    ],
+)  # fmt: skip
+def test_one_seed_proves_no_small_regret(tmp_path, regret, noise, beginning):
+    """All optima at -7 but for a tooth at the largest size: its -7 is above its -6 and -8, its parabola stays put."""
+    rows = [
+        (*row[:5], row[5] + regret + 0.04 * (row[3] == -8)) if row[2] == 512 and row[3] == -7 else row
+        for row in curves(SIZES, (-7,) * 4, curvature=0.5)
+    ]
+    rows = [(*row[:5], 2.7) if row[2] == 512 and row[3] == -8 else row for row in rows]
+    assert report(tmp_path, rows, noise=noise)["regret"] == pytest.approx(regret)
+    tolerance = Tolerance(slope=1.0, regret=0.02)  # the tooth moves the optimum too, which is not the question here
+    (found,) = transfer(tmp_path / "table.csv", tolerance, noise=noise)
+    assert found.verdict.startswith(beginning), found.verdict
+
+
+def test_a_drift_to_the_edge_hides_its_cost(tmp_path, capsys):
+    rows = curves(SIZES, (-5.3, -5.0, -4.7, -3.9), curvature=0.004)  # the grid ends at -4
+    group = report(tmp_path, rows)
+    assert group["edge"] == ["512"]
+    assert group["regret_at_least"]
+    assert group["verdict"].startswith("cannot tell: the best value rises by at least")
+    assert "at width 512 the best value is the last one tried, so widen the grid; slope" in group["verdict"]
+    assert "regret at least 0.005 nats" in group["verdict"]
+    assert main(["report", "transfer", str(tmp_path / "table.csv"), "--markdown"]) == 0
+    assert "| ≥ 0.005 |" in capsys.readouterr().out
+
+
+def test_a_value_that_one_seed_lost_is_lost(tmp_path):
+    rows = curves(SIZES, (-7, -7, -7, -7), noise=0.001, seeds=2)
+    rows = [(*row[:5], "") if row[3] == -7 and row[4] == 1 and row[2] == 512 else row for row in rows]
+    group = report(tmp_path, rows)
+    assert group["diverged"] == {"512": [-7.0]}
+    assert group["regret_infinite"]
+
+
+def test_a_sweeps_columns_tell_groups_apart(tmp_path):
+    columns = (*COLUMNS, "optimizer", "branch_depth", "value", "width", "depth", "model.layer_norm", "recipe.lr",
+               "seconds", "stopped", "steps", "corpus", "config_hash")  # fmt: skip
+    rows = []
+    for norm in (True, False):
+        for n, (name, k) in enumerate((("sp", ""), ("mup", 1), ("mup", 2))):
+            for row in curves((64, 128), (-7 - n, -7), name=name, noise=0.001, seeds=2):
+                more = ("adamw", k, "recipe.lr", row[2], 2, norm, 2.0 ** row[3], row[5], "", 60, "c", f"{norm}{n}{row}")
+                rows.append((*row, *more))
+    rows[0] = (*rows[0][:5], "", *rows[0][6:14], "step 20: hopeless", 20, "c", "x")
+    path = write(tmp_path / "results.csv", rows, columns)
+    found = groups(path)
+    labels = [(g["label"], g["model.layer_norm"], g["depth"], g["steps"]) for g in found]
+    names = ("SP", "recipe, k ≥ 2", "recipe, k = 1")  # in this order, whatever the table's is
+    assert labels == [(name, norm, "2", 60) for norm in ("True", "False") for name in names]
+    assert found[0]["diverged"] == {"64": [-10.0]}
+    assert len(as_plain(transfer(path))["comparisons"]) == 2
+    hashes = {f"True0{row}" for row in curves((64, 128), (-7, -7), name="sp", noise=0.001, seeds=2)}
+    assert {g["label"] for g in groups(path, keep=lambda run: run.hash in hashes)} == {"SP"}
+
+
+def test_a_shape_of_both_grows_by_half_a_doubling_of_each(tmp_path):
+    rows = [(n, "both", f"{s}x{s // 32}", *rest) for n, _, s, *rest in curves((64, 128, 256), (-7, -7.1, -7.2))]
+    assert report(tmp_path, rows)["slope"] == pytest.approx(-0.1)
+
+
+def test_the_three_forms_of_output(tmp_path, capsys):
+    path = write(tmp_path / "t.csv", [*curves(SIZES, (-6, -7, -8, -9), name="sp"), *curves(SIZES, (-7,) * 4)])
+    out = tmp_path / "out"
+    assert main(["report", "transfer", str(path), "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "SP: does not transfer: the best value falls by 1.00 powers of two for each doubling of the width" in text
+    assert "recipe: transfers: slope +0.00 [+0.00, +0.00], regret 0.000 nats, noise unknown (one seed)" in text
+    assert "512    2.700  2.700" in text.replace(" (+0.000)", "")
+    assert (out / "transfer_width.png").stat().st_size > 20_000
+    assert main(["report", "transfer", str(path), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((out / "transfer.json").read_text())
+    wanted = {"parametrization", "axis", "optimum", "best_loss", "slope", "slope_ci", "regret", "edge", "plateau",
+              "noise", "verdict"}  # fmt: skip
+    assert all(group.keys() >= wanted for group in printed["groups"])
+    assert main(["report", "transfer", str(path), "--markdown"]) == 0
+    assert "| **SP** | -6.00 | -7.00 | -8.00 | -9.00 | -1.00 [" in capsys.readouterr().out
+
+
+def test_one_size_in_one_group_alone_is_a_verdict(tmp_path):
+    path = write(tmp_path / "t.csv", [*curves((64,), (-7,), name="sp"), *curves(SIZES, (-7,) * 4)])
+    sp, _ = groups(path)
+    assert sp["verdict"] == "cannot tell: there is only one size; regret 0.000 nats, noise unknown (one seed)"
+    assert (sp["slope"], sp["slope_ci"]) == (None, None)
+
+
+def test_a_tie_at_the_smallest_size_is_a_coin_toss(tmp_path):
+    """2^-5 and 2^-4 tie at width 64 by 0.003 of a noise of 0.01; at width 512 the one costs nothing, the other 0.08."""
+    small, large = {-6: 2.1, -5: 2.003, -4: 2.0, -3: 2.1}, {-6: 2.08, -5: 2.0, -4: 2.08, -3: 2.3}
+    shifts = {-6: (0, 0.01, -0.01), -5: (0.01, -0.01, 0), -4: (-0.01, 0, 0.01), -3: (0, -0.01, 0.01)}
+    rows = [
+        ("mup", "width", size, value, seed, loss + shifts[value][seed])
+        for size in SIZES
+        for value, loss in (small if size == 64 else large).items()
+        for seed in range(3)
+    ]
+    group = report(tmp_path, rows)
+    assert group["regret"] == pytest.approx(0.08)
+    assert group["verdict"].startswith("cannot tell: 2^-4 and 2^-5 are equally good at width 64, within the noise; at "
+                                       "width 512 the first costs 0.080 nats and the second costs 0.000 nats: more "
+                                       "seeds at 64; the slope is too uncertain")  # fmt: skip
+    lost = [(*row[:5], "") if row[2] == 512 and row[3] == -4 else row for row in rows]
+    assert "at width 512 the first diverges and the second costs 0.000 nats" in report(tmp_path, lost)["verdict"]
+    worse = [(*row[:5], row[5] + 0.1) if row[2] == 512 and row[3] > -6 else row for row in rows]
+    assert report(tmp_path, worse)["verdict"].startswith("does not transfer: ")
+    other = [(*row[:5], row[5] - 0.006) if row[2] == 64 and row[3] == -5 else row for row in rows]
+    verdict = report(tmp_path, other)["verdict"]
+    assert verdict.endswith(
+        "regret 0.000 nats, noise 0.010 (0.011 seed by seed) (2^-4, which ties at 64, would cost 0.080)"
+    )
+    surely = [(*row[:5], row[5] + 0.1) if row[2] == 64 and row[3] == -5 else row for row in rows]
+    assert report(tmp_path, surely)["verdict"].startswith("does not transfer: what is best at width 64 costs 0.080")
+
+
+def test_where_nothing_trained_at_the_smallest_size_there_is_no_regret(tmp_path, capsys):
+    rows = [(*row[:5], "") if row[2] == 64 else row for row in curves(SIZES, (-7, -7, -7, -7))]
+    group = report(tmp_path, rows)
+    assert (group["regret"], group["regret_infinite"]) == (None, False)
+    assert set(group["no_regret_because"].values()) == {"untuned"}
+    assert group["verdict"].startswith("cannot tell: nothing trained at width 64; ")
+    assert "regret" not in group["verdict"]
+    assert main(["report", "transfer", str(tmp_path / "table.csv"), "--out", str(tmp_path / "out")]) == 0
+    assert "diverged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steeper", [1, 2, 3])
+def test_the_interval_of_an_optimum_holds_it_though_curves_lean(tmp_path, steeper):
+    """Exact to 0.001 nats, wherever the optimum lies between the values tried; the slope is not wider for it."""
+    chance, inside, slopes = np.random.default_rng(5), 0, []
+    for best in np.arange(-7.5, -6.5, 0.05):
+        rows = [
+            (*row[:5], row[5] + (steeper - 1) * 0.04 * max(0.0, row[3] - best) ** 2)
+            for row in curves((64, 128), (best, best), noise=0.001, seeds=3, chance=chance)
+        ]
+        group = report(tmp_path, rows)
+        inside += sum(low <= best <= high for low, high in group["optimum_ci"].values())
+        assert "± 0.15" in screen(transfer(tmp_path / "table.csv"))
+        slopes.append(group["slope_ci"])
+    assert inside >= 38  # of 40
+    assert sum(low <= 0 <= high for low, high in slopes) >= 18  # of 20
+    assert np.median([high - low for low, high in slopes]) < 0.15
+
+
+@pytest.mark.parametrize("optima", [(-5, -4, -3.9, -3.5), (-11, -9.3, -8.9, -8), (-7, -7.2, -7.1, -7.6)])
+def test_one_seed_has_no_narrower_interval_than_a_regression(tmp_path, optima):
+    """Optima at an edge too; numpy's line, and t with two degrees of freedom from a printed table."""
+    group = report(tmp_path, curves(SIZES, optima))
+    found = [group["optimum"][str(size)] for size in SIZES]
+    (slope, _), ((variance, _), _) = np.polyfit(np.log2(SIZES), found, 1, cov=True)
+    low, high = group["slope_ci"]
+    assert group["slope"] == pytest.approx(slope)
+    assert high - low >= 2 * 4.3027 * np.sqrt(variance) * (1 - 1e-4)
+    if not group["edge"]:
+        assert high - low == pytest.approx(2 * 4.3027 * np.sqrt(variance), rel=1e-4)
+    two = [row for row in curves(SIZES, (-11, -3, -7, -7)) if row[2] < 256]  # both at an edge
+    assert report(tmp_path, two)["slope_ci"] is None
+
+
+def test_a_sure_drift_is_said_though_the_rest_is_in_doubt(tmp_path):
+    rows = curves(SIZES, (-5.5, -5.9, -6.3, -6.7), noise=0.002, seeds=3, curvature=0.04)
+    rows = [(*row[:5], row[5] + 0.003) if row[2] == 64 and row[3] == -6 else row for row in rows]
+    verdict = report(tmp_path, rows)["verdict"]
+    assert verdict.startswith("cannot tell: the best value falls by 0.40 powers of two for each doubling of the width; "
+                              "2^-5 and 2^-6 are equally good at width 64")  # fmt: skip
+
+
+def test_shapes_of_one_size_are_not_taken_for_each_other(tmp_path):
+    """64x4 and 128x2 lie at the same place of the axis `both`; losses are compared at equal shape alone."""
+    shapes = {"sp": ("32x2", "64x4"), "mup": ("32x2", "128x2")}
+    rows = [
+        (name, "both", size, value, 0, 3.0 + abs(value + 7) - 0.5 * (size != "32x2"))
+        for name, sizes in shapes.items()
+        for size in sizes
+        for value in (-8, -7, -6)
+    ]
+    (comparison,) = as_plain(transfer(write(tmp_path / "table.csv", rows), noise=0.01))["comparisons"]
+    assert {size: set(losses.values()) for size, losses in comparison["best_loss"].items()} == {
+        "32x2": {3.0},
+        "64x4": {2.5, None},
+        "128x2": {2.5, None},
+    }
+
+
+def test_a_slope_that_rounds_to_nothing_has_no_sign_of_falling(tmp_path, capsys):
+    path = write(tmp_path / "table.csv", curves(SIZES, (-7, -7.002, -7.004, -7.006), noise=1e-6, seeds=2))
+    for form in ([], ["--markdown"]):
+        assert main(["report", "transfer", str(path), *form]) == 0
+        assert "+0.00 [" in (printed := capsys.readouterr().out)
+        assert "-0.00 " not in printed
