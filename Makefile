@@ -178,7 +178,7 @@ coord-check: check $(VENV)/.run ## do features keep their size as the model grow
 	  $(call opt,WD,--recipe.weight_decay) $(call opt,BATCH,--data.batch_size) \
 	  $(if $(LN),--model.layer_norm $(if $(filter 0,$(LN)),false,true)) $(ARGS)
 
-# The table of docs/coordinate_checks.md. A check that is there is not repeated; SP stands beside k = 2. Width at k = 1 is
+# The table of docs/method/coordinate_check.md. A check that is there is not repeated; SP stands beside k = 2. Width at k = 1 is
 # left out: the depth is the base's there, where k = 1 and k = 2 are the same. Verdicts are results here, not errors.
 COORD_OPTS ?= $(basename $(notdir $(wildcard recipes/optimizer/*.yaml)))
 COORD_AXES ?= width depth

@@ -60,6 +60,6 @@ def _best(options: argparse.Namespace) -> int:
     if any(best.leveled for best in found):
         print(
             "Losses are means over seeds; of values that were run with different ones, each is brought to the level "
-            "of all seeds (docs/transfer.md)"
+            "of all seeds (docs/method/transfer.md)"
         )
     return 0

@@ -85,7 +85,7 @@ class RecipeConfig:
         if self.optimizer == "shampoo" and self.eps < SHAMPOO_LEAST_EPS:
             raise UserError(
                 f"recipe.eps is {self.eps:g}, below the rounding of Shampoo's float32 preconditioners, so that noise "
-                f"would decide its steps (docs/probe.md); set recipe.eps to {SHAMPOO_LEAST_EPS:g} or more "
+                f"would decide its steps (docs/results/probe.md); set recipe.eps to {SHAMPOO_LEAST_EPS:g} or more "
                 f"(published: 1e-8 across widths, 1e-5 across depths; recipes/optimizer/shampoo.yaml has 1e-8)"
             )
         if self.pure and not FAMILIES[self.optimizer].whole_matrix:
@@ -96,7 +96,7 @@ class RecipeConfig:
         if self.variant == "measured" and FAMILIES[self.optimizer].measured is None:
             differing = ", ".join(family.name for family in FAMILIES.values() if family.measured)
             raise UserError(
-                f"recipe.variant is measured, but {self.optimizer} was measured as it is published (docs/probe.md); "
+                f"recipe.variant is measured, but {self.optimizer} was measured as it is published (docs/results/probe.md); "
                 f"leave recipe.variant out, or choose recipe.optimizer {differing}"
             )
 

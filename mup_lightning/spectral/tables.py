@@ -101,7 +101,7 @@ def _notes(family: Family) -> list[str]:
             f"With recipe.pure it gets embeddings and head too."
         )
     if family.measured is not None and family.direction is family.measured:
-        notes.append("The row is as measured (docs/probe.md), not as the paper has it (--variant published).")
+        notes.append("The row is as measured (docs/results/probe.md), not as the paper has it (--variant published).")
     elif family.name in REMARKS:
         notes.append(REMARKS[family.name])
     return notes

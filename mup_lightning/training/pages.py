@@ -9,7 +9,7 @@ from mup_lightning.spectral.recipe import variant_of
 from mup_lightning.spectral.tables import as_text
 from mup_lightning.training import support
 
-DOCS = "docs/tensorboard.md"
+DOCS = "docs/guide/tensorboard.md"
 
 READING = f"""
 Open the tab **Custom Scalars**: its panels answer the questions below. (The tabs *Time Series* and *Scalars* have the

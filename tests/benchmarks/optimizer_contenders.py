@@ -1,7 +1,7 @@
 """Optimizers to be timed against each other: each on its own copy of the same weights, with the same gradients.
 
 The libraries' matrix rules know no blocks; so they are given Q, K and V as three matrices, and ours the fused one.
-Settings are such that equal rules do equal work (see docs/benchmarks.md); no weight decays.
+Settings are such that equal rules do equal work (see docs/results/benchmarks.md); no weight decays.
 """
 
 from __future__ import annotations

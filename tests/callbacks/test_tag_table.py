@@ -1,4 +1,4 @@
-"""docs/tensorboard.md names every tag that a run writes, and none that no run writes."""
+"""docs/guide/tensorboard.md names every tag that a run writes, and none that no run writes."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from mup_lightning.optim.optimizer import RULES
 from mup_lightning.studies.features.tensorboard_logs import read_scalars
 from mup_lightning.training.train import train
 
-DOCS = Path(__file__).parents[2] / "docs" / "tensorboard.md"
+DOCS = Path(__file__).parents[2] / "docs" / "guide" / "tensorboard.md"
 MATRICES = ["attention_query", "attention_key", "attention_value", "attention_out", "mlp_up", "mlp_down"]
 PLACEHOLDERS = {
     "RULE": list(RULES),

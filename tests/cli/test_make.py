@@ -83,7 +83,7 @@ def test_what_exists_is_not(word):
 
 def commands():
     """Every make command of the README and the docs; a verb alone is a noun there."""
-    for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
+    for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))):
         text = page.read_text()
         blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, re.S | re.M))
         yield from re.findall(r"^ *(make [^#\n]*)", blocks, re.M)

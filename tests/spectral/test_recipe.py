@@ -191,7 +191,7 @@ def test_pure_mode_gives_every_matrix_its_own_column(name):
 
 @pytest.mark.parametrize("branch_depth", [1, 2])
 def test_the_measured_variant_of_soap_is_the_row_of_adamw(branch_depth):
-    """docs/probe.md: ‖A‖_R of the real SOAP is n_in, as a sign's."""
+    """docs/results/probe.md: ‖A‖_R of the real SOAP is n_in, as a sign's."""
     soap = {"optimizer": "soap", "pure": True, "weight_decay": 0.25, "branch_depth": branch_depth}
     measured = derive(RecipeConfig(**soap, variant="measured"), 1024, 16).values
     published = derive(RecipeConfig(**soap), 1024, 16).values

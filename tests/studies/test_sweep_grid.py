@@ -257,7 +257,7 @@ def test_early_stop_is_read(corpus, tmp_path):
 
 
 def test_the_file_in_the_documentation_is_read(corpus, tmp_path, monkeypatch):
-    text = (RECIPES.parent / "docs" / "sweeps.md").read_text()
+    text = (RECIPES.parent / "docs" / "guide" / "sweeps.md").read_text()
     (tmp_path / "mine.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
     monkeypatch.chdir(RECIPES.parent)
     small = {"data.path": str(corpus), "data.tokenizer": "bytes", "model.context": 16, "data.val_tokens": 512}

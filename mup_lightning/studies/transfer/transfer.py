@@ -95,7 +95,7 @@ def _place(finding: Finding) -> int:
 
 
 def as_plain(findings: list[Finding]) -> dict[str, Any]:
-    """Ready for JSON; None stands for what there is not. docs/transfer.md lists the keys."""
+    """Ready for JSON; None stands for what there is not. docs/method/transfer.md lists the keys."""
     return {"groups": [_plain(finding) for finding in findings], "comparisons": _comparisons(findings)}
 
 
