@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
         if options.optimizer and FAMILIES[options.optimizer].measured is None:
             differing = ", ".join(family.name for family in FAMILIES.values() if family.measured)
             raise UserError(
-                f"--variant is measured, but {options.optimizer} was measured as it is published (docs/results/probe.md); "
+                f"--variant is measured, but {options.optimizer} was measured as it is published "
+                f"(docs/results/probe.md); "
                 f"leave --variant out, or choose --optimizer {differing}"
             )
     families = {name: variant_of(family, options.variant) for name, family in FAMILIES.items()}

@@ -23,7 +23,7 @@ class Family:
         epsilon: the scale of what the stabiliser ε is added to; None where the optimizer has none that matters.
         whole_matrix: it acts on a matrix as a whole, so that vectors and, by custom, embeddings and head go to AdamW.
         aux_lr_factor: base learning rate of all but the matrices inside blocks, over theirs, as the paper sets it.
-        measured: ‖A‖_R as `mup-lightning probe` measures it (docs/results/probe.md), where that contradicts `direction`.
+        measured: ‖A‖_R as `mup-lightning probe` measures it, if not as published (docs/results/probe.md).
     """
 
     name: str

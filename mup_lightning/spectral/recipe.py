@@ -96,7 +96,8 @@ class RecipeConfig:
         if self.variant == "measured" and FAMILIES[self.optimizer].measured is None:
             differing = ", ".join(family.name for family in FAMILIES.values() if family.measured)
             raise UserError(
-                f"recipe.variant is measured, but {self.optimizer} was measured as it is published (docs/results/probe.md); "
+                f"recipe.variant is measured, but {self.optimizer} was measured as it is published "
+                f"(docs/results/probe.md); "
                 f"leave recipe.variant out, or choose recipe.optimizer {differing}"
             )
 
