@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from mup_lightning import tables
 from mup_lightning.studies.assumptions.assumption_results import CLAIMS, FORMULAS, MATRICES, NETWORKS
-from mup_lightning.studies.probe.report import plus_minus
 
 DPI = 130
 
@@ -118,7 +118,8 @@ def _steepest(result: dict[str, Any], network: str, assumption: str, matrix: str
         if (verdict["network"], verdict["assumption"]) == (network, assumption):
             shown = [c for c in verdict["cells"] if c["matrix"] == matrix and c["position"] in ("only", "mean")]
             worst = max(shown, key=lambda cell: abs(cell["fit"]["exponent"]))
-            lines.append(f"{verdict['optimizer']}: exponent {plus_minus(worst['fit'])}")
+            exponent, low, high = (worst["fit"][key] for key in ("exponent", "low", "high"))
+            lines.append(f"{verdict['optimizer']}: exponent {tables.plus_minus(exponent, (high - low) / 2)}")
     return "\n".join(lines)
 
 

@@ -14,8 +14,7 @@ from torch import nn
 from mup_lightning.spectral.recipe import Recipe
 from mup_lightning.studies.assumptions.settings import BASE, AssumptionSettings
 from mup_lightning.studies.assumptions.tape import Matrix, Place, Tape
-from mup_lightning.studies.probe.network import Branch, ResidualMLP
-from mup_lightning.studies.probe.task import batches
+from mup_lightning.studies.probe.network import Branch, ResidualMLP, batches
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

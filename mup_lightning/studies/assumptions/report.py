@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mup_lightning import tables
 from mup_lightning.studies.assumptions.assumption_results import CLAIMS, FORMULAS, NETWORKS
-from mup_lightning.studies.probe.report import plus_minus
 
 
 def screen(result: dict[str, Any]) -> str:
@@ -45,6 +45,7 @@ def markdown(result: dict[str, Any]) -> str:
             low, high = min(min(cell["means"]) for cell in cells), max(max(cell["means"]) for cell in cells)
             broad = [cell for cell in cells if cell["position"] in ("only", "mean")]
             worst = max(broad, key=lambda cell: abs(cell["fit"]["exponent"]))
+            fit = worst["fit"]
             good = sum(cell["verdict"] == "holds" for cell in cells)
             rows.append(
                 [
@@ -54,7 +55,7 @@ def markdown(result: dict[str, Any]) -> str:
                     verdict["verdict"],
                     f"{low:.2f} to {high:.2f}",
                     _step(result, verdict),
-                    f"{plus_minus(worst['fit'])} ({where(worst)})",
+                    f"{tables.plus_minus(fit['exponent'], (fit['high'] - fit['low']) / 2)} ({where(worst)})",
                     f"{good} of {len(cells)}",
                 ]
             )

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mup_lightning.studies.assumptions.settings import TIMES, AssumptionSettings
-from mup_lightning.studies.fit import Fit, fit
-from mup_lightning.studies.probe.verdict import CONSISTENT, INCONSISTENT, judge
+from mup_lightning.studies.fit import Fit, Verdict, fit, judge
 
 HOLDS, FAILS, UNCLEAR, NOT_JUDGED = "holds", "does not hold", "unclear", "not judged"
 
@@ -60,8 +59,8 @@ def judge_cell(assumption: str, means: list[float], found: Fit, settings: Assump
     tolerance; holds where it is wholly inside; else unclear."""
     if assumption in NEAR_ONE and min(means) < settings.least:
         return FAILS
-    judged = judge(found, 0.0, settings.tolerance)
-    return {CONSISTENT: HOLDS, INCONSISTENT: FAILS}.get(judged, UNCLEAR)
+    judged = judge((), found, (-settings.tolerance, settings.tolerance)).verdict
+    return {Verdict.PASS: HOLDS, Verdict.FAIL: FAILS}.get(judged, UNCLEAR)
 
 
 def cells(runs: list[dict[str, Any]], assumption: str, settings: AssumptionSettings) -> list[Cell]:
@@ -110,7 +109,11 @@ def sentence(assumption: str, judged: Sequence[Cell], settings: AssumptionSettin
     beyond = f"beyond ±{settings.tolerance:g}"
     if verdict == FAILS:
         below = [cell for cell in judged if assumption in NEAR_ONE and min(cell.means) < settings.least]
-        steep = [cell for cell in judged if judge(cell.fit, 0.0, settings.tolerance) == INCONSISTENT]
+        steep = [
+            cell
+            for cell in judged
+            if judge((), cell.fit, (-settings.tolerance, settings.tolerance)).verdict is Verdict.FAIL
+        ]
         if below:
             lowest = min(below, key=lambda cell: min(cell.means))
             parts.append(f"below {settings.least:g} in {len(below)} of {len(judged)} lines (least: {_where(lowest)})")

@@ -14,8 +14,8 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from mup_lightning import tables
 from mup_lightning.studies.coordinates.coordinate_results import curves, exponents, title
-from mup_lightning.studies.probe.report import plus_minus
 
 DPI = 120
 
@@ -104,7 +104,7 @@ def _draw(ax: Axes, result: dict[str, Any], feature: str, kind: str, name: str) 
     ax.set_yscale("log")
     one = exponents(result, name).get(feature, {}).get(KINDS[kind][0])
     if one is not None:
-        text = "zero" if one["exponent"] is None else plus_minus(one)
+        text = "zero" if one["exponent"] is None else tables.plus_minus(one["exponent"], (one["high"] - one["low"]) / 2)
         words = f"step {steps}: {text} {one['verdict']}"
         ax.text(0.03, 0.97, words, color=COLORS[one["verdict"]], transform=ax.transAxes, fontsize=9.5, va="top")
     elif any(run["diverged"] for run in result["runs"] if run["parametrization"] == name):

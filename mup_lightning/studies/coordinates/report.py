@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from mup_lightning import tables
 from mup_lightning.studies.coordinates.coordinate_results import exponents, title
-from mup_lightning.studies.probe.report import plus_minus
 
 SYMBOLS = {"width": "n", "depth": "L", "both": "r"}
 
@@ -119,4 +118,6 @@ def _shown(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
 
 
 def _cell(one: dict[str, Any]) -> str:
-    return ("zero" if one["exponent"] is None else plus_minus(one)) + MARKS[one["verdict"]]
+    return (
+        "zero" if one["exponent"] is None else tables.plus_minus(one["exponent"], (one["high"] - one["low"]) / 2)
+    ) + MARKS[one["verdict"]]

@@ -1,1 +1,1 @@
-"""The probe: how an optimizer's raw direction really scales with width and depth, measured on small networks."""
+"""Probe: how an optimizer's raw step scales with width and depth, against what its family declares."""

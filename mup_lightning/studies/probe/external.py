@@ -1,10 +1,16 @@
-"""Any torch optimizer class as a candidate: found by its import path, built without weight decay, looked at first."""
+"""Any torch optimizer class as a subject: found by its import path, and examined on its first update.
+
+Before it is probed, its first update on the smallest network tells how parameters must be handed over, whether steps
+are proportional to the learning rate, how weight decay enters, and whether it keeps its own copy of the weights.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from typing import Any
 
@@ -12,181 +18,291 @@ import torch
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.probe.candidate import Candidate, Stepper
-from mup_lightning.studies.probe.checks import check_decay, check_lr, check_state
-from mup_lightning.studies.probe.mover import Mover
+from mup_lightning.studies.probe.measure import LR, Step, Subject, Tensors, build_network, updates
 from mup_lightning.studies.probe.network import ResidualMLP
-from mup_lightning.studies.probe.ours import LR
 from mup_lightning.studies.probe.settings import ProbeSettings
 
-ADAMW_EPS = 1e-16
-"""Of the AdamW that vectors get where the class takes matrices alone."""
-
-ALL, MARKED, MATRICES = (
-    "all parameters",
-    "matrices and vectors, told apart by use_muon",
-    "matrices alone, vectors: AdamW",
-)
+ALL = "all parameters"
+MARKED = "matrices and vectors, told apart by use_muon"
+MATRICES = "matrices alone, vectors: AdamW"
 """How parameters are handed over, in the order that is tried. `use_muon` is the key that Muon's own code and its
 descendants look for in parameter groups."""
 
+DECAY = 0.1
+"""Weight decay that is tried."""
 
-def foreign_candidate(path: str, arguments: dict[str, Any], settings: ProbeSettings) -> Candidate:
-    """A torch optimizer class as a candidate, after a look at how it uses its learning rate and weight decay.
+SAME = 1e-3
+"""Relative difference up to which two steps count as one."""
+
+DECAY_MEANINGS = {
+    "none": "it has no weight decay",
+    "ignored": "weight decay changes nothing in the first step: the proposed one may not apply",
+    "decoupled": "one step takes off lr x weight_decay of a weight: the proposal applies",
+    "fixed": "one step takes off weight_decay of a weight, whatever lr: multiply the proposed factors by those of lr",
+    "coupled": "weight decay goes through the optimizer's own scaling: the proposed exponents do not apply to it; use "
+    "its decoupled option, or 0",
+    "scaled": "one step takes off {factor:.3g} x lr x weight_decay of a weight at the base size: check how that factor "
+    "depends on size before using the proposal",
+}
+
+
+class ExternalOptimizer:
+    """A torch optimizer class that can be built on any network.
 
     Args:
         path: "package.module:Class".
-        arguments: for its constructor, beside parameters, lr and weight decay.
-        settings: of the probe; its smallest network is what the looks are taken on.
-
-    Raises:
-        UserError: there is no such class, or it cannot be probed; says why.
-    """
-    kind = load_class(path)
-    build = _Builder(kind, path, arguments)
-    seen = Mover(path, settings, lambda network, lr, decay: build(network, lr, decay))
-    _choose_grouping(seen, build)
-    lr = check_lr(seen, build.default_lr(), LR)
-    check_state(seen, lr.default)
-    decay = check_decay(seen, lr.default) if build.has_decay else None
-    # Proportional: the same large rate as for our own. Otherwise its own rate, in float64, or the weight's last digits
-    # would drown a small step.
-    rate, dtype = (LR, torch.float32) if lr.proportional else (lr.default, torch.float64)
-    roles = tuple(role for role in Role if build.grouping != MATRICES or not role.is_vector)
-    facts = {
-        "arguments": arguments,
-        "learning_rate": lr.as_plain(),
-        "weight_decay": decay.as_plain() if decay else {"kind": "none", "meaning": "it has no weight decay"},
-        "grouping": build.grouping,
-        "package": _package(kind),
-    }
-    return Candidate(
-        path,
-        lambda network, r_n, r_L: build(network, rate, 0.0),
-        rate,
-        lambda role, r_n, r_L: lr.default,
-        dtype,
-        roles,
-        {},
-        facts,
-    )
-
-
-def load_class(path: str) -> type[torch.optim.Optimizer]:
-    """Import a torch optimizer class.
-
-    Raises:
-        UserError: naming the part of the path that is wrong.
-    """
-    module_name, _, name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"--optimizer {path}: cannot import {module_name} ({error}). Expected package.module:Class of an installed "
-            f"package, such as torch.optim:RMSprop"
-        ) from error
-    kind = getattr(module, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-        raise UserError(f"--optimizer {path}: {module_name} has no torch optimizer class {name!r}")
-    if "lr" not in inspect.signature(kind).parameters:
-        raise UserError(f"--optimizer {path}: its constructor has no argument lr, so the probe cannot set it")
-    closure = inspect.signature(kind.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise UserError(
-            f"--optimizer {path}: its step needs a closure that evaluates the loss again; the probe steps from "
-            f"gradients alone and cannot measure it"
-        )
-    return kind
-
-
-class _Builder:
-    """Makes steppers of one class on any network.
+        arguments: for its constructor, besides parameters, lr and weight decay.
 
     Attributes:
+        lr: the class's own default learning rate; 1e-3 if it has none.
+        decays: constructor arguments that are weight decays; libraries have separate ones for vectors.
         grouping: how it is given the parameters.
-        has_decay: whether its constructor knows weight_decay.
+        dtype: precision of its first updates: float64, so that small differences are seen, if it can do that.
+
+    Raises:
+        UserError: there is no such class, or the probe cannot drive it; says why.
     """
 
-    def __init__(self, kind: type[torch.optim.Optimizer], path: str, arguments: dict[str, Any]) -> None:
-        self.kind, self.path, self.arguments = kind, path, arguments
-        self.grouping = ALL
-        self.parameters = inspect.signature(kind).parameters
-        self.has_decay = "weight_decay" in self.parameters
-        for name in ("lr", *self._decays()):
-            if name in arguments:
-                raise UserError(f"--arguments has {name!r}, which the probe sets itself; leave it out")
-
-    def default_lr(self) -> float:
-        """The constructor's own learning rate; 1e-3 where it has none."""
-        default = self.parameters["lr"].default
-        return float(default) if isinstance(default, (int, float)) and default > 0 else 1e-3
-
-    def _decays(self) -> list[str]:
-        """Constructor arguments that are weight decays; libraries have others for vectors."""
-        return [
+    def __init__(self, path: str, arguments: dict[str, Any]) -> None:
+        self.path, self.arguments = path, arguments
+        self.kind = self._load()
+        parameters = inspect.signature(self.kind).parameters
+        closure = inspect.signature(self.kind.step).parameters.get("closure")
+        if "lr" not in parameters:
+            raise self.refusal("its constructor has no argument lr")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise self.refusal("its step needs a closure that evaluates the loss again; the probe has gradients alone")
+        default = parameters["lr"].default
+        self.lr = float(default) if isinstance(default, (int, float)) and default > 0 else 1e-3
+        self.decays = [
             name
-            for name, parameter in self.parameters.items()
-            if ("weight_decay" in name or name.endswith("_wd"))
-            and isinstance(parameter.default, (int, float))
-            and not isinstance(parameter.default, bool)
+            for name, parameter in parameters.items()
+            if name == "weight_decay"
+            or (("weight_decay" in name or name.endswith("_wd")) and type(parameter.default) in (int, float))
         ]
+        self.grouping, self.dtype = ALL, torch.float64
+        if taken := sorted({"lr", *self.decays} & arguments.keys()):
+            raise UserError(f"--arguments has {taken[0]!r}, which the probe sets itself; leave it out")
 
-    def __call__(self, network: ResidualMLP, lr: float, decay: float) -> Stepper:
+    def refusal(self, reason: str) -> UserError:
+        """The error that says why it cannot be probed."""
+        return UserError(f"--optimizer {self.path} cannot be probed: {reason}")
+
+    def build(self, network: ResidualMLP, lr: float, decay: float = 0.0) -> list[torch.optim.Optimizer]:
+        """The optimizer on a network, and an AdamW for the vectors where it takes matrices alone.
+
+        Raises:
+            UserError: its constructor fails; with its own words.
+        """
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in network.parameters() if parameter.ndim == 1]
-        mine: Any = {
+        given: Any = {
             ALL: [*matrices, *vectors],
             MARKED: [{"params": matrices, "use_muon": True}, {"params": vectors, "use_muon": False}],
             MATRICES: matrices,
         }[self.grouping]
-        decays: dict[str, Any] = dict.fromkeys(self._decays(), 0.0)
-        if self.has_decay:
-            decays["weight_decay"] = decay
+        decays: dict[str, Any] = {name: decay if name == "weight_decay" else 0.0 for name in self.decays}
+        with self._own_words("it cannot be built"):
+            optimizers = [self.kind(given, lr=lr, **decays, **self.arguments)]  # type: ignore[call-arg]
+        if self.grouping == MATRICES:
+            optimizers.append(torch.optim.AdamW(vectors, lr=lr, eps=1e-16, weight_decay=0.0))
+        return optimizers
+
+    def step(self, optimizers: list[torch.optim.Optimizer]) -> Step:
+        """One step of all of them. Raises UserError, with the optimizer's own words, if it fails."""
+
+        def step(*_: Any) -> None:
+            for optimizer in optimizers:
+                with self._own_words("its step fails"):
+                    optimizer.step()
+
+        return step
+
+    def _load(self) -> type[torch.optim.Optimizer]:
+        module_name, _, name = self.path.partition(":")
         try:
-            optimizer = self.kind(mine, lr=lr, **decays, **self.arguments)  # type: ignore[call-arg]
-        except Exception as error:  # whatever a stranger's constructor raises is news for the user, not our fault
-            raise UserError(f"--optimizer {self.path}: it cannot be built: {_words(error)}") from error
-        alone = self.grouping == MATRICES
-        others = [torch.optim.AdamW(vectors, lr=lr, eps=ADAMW_EPS, weight_decay=0.0)] if alone else []
-        return ForeignStepper(self.path, [optimizer, *others])
+            kind = getattr(importlib.import_module(module_name), name, None)
+        except ImportError as error:
+            raise UserError(
+                f"--optimizer {self.path}: cannot import {module_name} ({error}); expected package.module:Class of an "
+                f"installed package, such as torch.optim:RMSprop"
+            ) from error
+        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+            raise self.refusal(f"{module_name} has no torch optimizer class {name!r}")
+        return kind
+
+    @contextmanager
+    def _own_words(self, what: str) -> Iterator[None]:
+        """Whatever somebody else's code raises is news for the user, not our fault."""
+        try:
+            yield
+        except Exception as error:
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+            raise self.refusal(f"{what}: {words}") from error
 
 
-class ForeignStepper:
-    """See `candidate.Stepper`."""
+@dataclass(frozen=True)
+class Update:
+    """The first step that moved a matrix.
 
-    def __init__(self, path: str, optimizers: list[torch.optim.Optimizer]) -> None:
-        self.path, self.optimizers = path, optimizers
+    Attributes:
+        number: which step it was, from 1.
+        before: parameter name -> its value before.
+        change: parameter name -> what the step added.
+        state: parameter name -> the tensors that the optimizer keeps for it, after the step.
+    """
 
-    def step(self, loss_on_own_labels: Callable[[], torch.Tensor], draws: int) -> None:
-        """See `candidate.Stepper`."""
-        for optimizer in self.optimizers:
+    number: int
+    before: Tensors
+    change: Tensors
+    state: dict[str, Tensors]
+
+
+def first_update(external: ExternalOptimizer, settings: ProbeSettings, lr: float, decay: float = 0.0) -> Update:
+    """The first update at this learning rate and weight decay, always from the same start on the smallest network.
+
+    Raises:
+        UserError: the optimizer fails, is not finite, or does not move within the probe's steps.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for optimizers that draw numbers
+        network = build_network(settings, *settings.base, seed=0).to(external.dtype)
+        optimizers = external.build(network, lr, decay)
+        steps = updates(external.path, network, external.step(optimizers), settings, seed=0)
+        for number, (_, before, change) in enumerate(steps, 1):
+            if any(added.ndim > 1 and added.abs().max() > 0 for added in change.values()):
+                state = {
+                    name: {key: value for key, value in optimizer.state[parameter].items() if torch.is_tensor(value)}
+                    for optimizer in optimizers
+                    for name, parameter in network.named_parameters()
+                    if parameter in optimizer.state
+                }
+                return Update(number, before, change, state)
+    raise external.refusal(f"it changed no matrix in {settings.steps} steps; does it warm up? Give it more --steps")
+
+
+def external_subject(path: str, arguments: dict[str, Any], settings: ProbeSettings) -> Subject:
+    """A torch optimizer class as a subject, once its first update has been examined.
+
+    Args:
+        path: "package.module:Class".
+        arguments: for its constructor, besides parameters, lr and weight decay.
+        settings: of the probe; updates are examined on its smallest network.
+
+    Raises:
+        UserError: there is no such class, or it cannot be probed; says why.
+    """
+    external = ExternalOptimizer(path, arguments)
+    once = _choose_grouping(external, settings)
+    _refuse_copies(external, once)
+    learning_rate = _learning_rate(external, settings, once)
+    # If steps are proportional, the same large rate as for our own. If not its own rate, in float64, or the weight's
+    # last digits would drown a small step.
+    rate, dtype = (LR, torch.float32) if learning_rate["proportional"] else (external.lr, torch.float64)
+    names = packages_distributions().get(external.kind.__module__.partition(".")[0])
+    return Subject(
+        path,
+        lambda network, r_n, r_L: external.step(external.build(network, rate)),
+        rate,
+        dtype,
+        tuple(role for role in Role if external.grouping != MATRICES or not role.is_vector),
+        facts={
+            "arguments": arguments,
+            "learning_rate": learning_rate,
+            "weight_decay": _weight_decay(external, settings),
+            "grouping": external.grouping,
+            "package": f"{names[0]} {version(names[0])}" if names else None,
+        },
+    )
+
+
+def _choose_grouping(external: ExternalOptimizer, settings: ProbeSettings) -> Update:
+    """Take the first grouping and precision that work. Raises the first error if none do."""
+    errors = []
+    for external.grouping in (ALL, MARKED, MATRICES):
+        for external.dtype in (torch.float64, torch.float32):
             try:
-                optimizer.step()
-            except Exception as error:  # as above
-                raise UserError(f"--optimizer {self.path}: it cannot be probed; its step: {_words(error)}") from error
+                return first_update(external, settings, external.lr)
+            except UserError as error:
+                errors.append(error)
+    # Of each grouping the error in float32 counts: that in float64 may be about the precision.
+    raise errors[1]
 
 
-def _choose_grouping(seen: Mover, build: _Builder) -> None:
-    """Take the first grouping that works. Raises the first one's error if none does."""
-    first_error: UserError | None = None
-    for build.grouping in (ALL, MARKED, MATRICES):
-        seen.forget()
+def _refuse_copies(external: ExternalOptimizer, once: Update) -> None:
+    """Refuse an optimizer that keeps its own copy of the weights: the probe sets them, and it would not notice."""
+    for name, tensors in once.state.items():
+        weight = once.before[name]
+        for key, tensor in tensors.items():
+            if weight.ndim < 2 or tensor.shape != weight.shape:
+                continue
+            for known in (weight, weight + once.change[name]):
+                if float((tensor.to(weight) - known).norm()) <= 1e-5 * float(known.norm()):
+                    raise external.refusal(
+                        f"it keeps its own copy of the weights (its state {key!r}), as lookahead, averaging and "
+                        f"schedule-free optimizers do, and does not see that the probe sets them after every step"
+                    )
+
+
+def _learning_rate(external: ExternalOptimizer, settings: ProbeSettings, once: Update) -> dict[str, Any]:
+    """Whether twice the rate, and a very large one, give the same direction at that multiple; in plain values."""
+    matrices, vectors = _differences(once, first_update(external, settings, 2 * external.lr), 2.0)
+    proportional = matrices <= SAME
+    if proportional:
         try:
-            seen.first(build.default_lr())
-            return
-        except UserError as error:
-            first_error = first_error or error
-    assert first_error is not None
-    raise first_error
+            large = first_update(external, settings, LR)
+            proportional = _differences(once, large, LR / external.lr)[0] <= SAME
+        except UserError:
+            proportional = False
+    if matrices > SAME:
+        meaning = (
+            "steps are not proportional to the learning rate: the proposed factors on it are only a first guess, and "
+            "exponents hold for this rate"
+        )
+    else:
+        meaning = "steps are proportional to the learning rate"
+        meaning += "" if proportional else ", but not up to very large ones; probed at this rate"
+        meaning += "; those of vectors are not (does it have another rate for them?)" if vectors > SAME else ""
+    return {
+        "default": external.lr,
+        "first_moving_step": once.number,
+        "proportional": proportional,
+        "difference": matrices,
+        "vectors": vectors <= SAME,
+        "meaning": meaning,
+    }
 
 
-def _words(error: Exception) -> str:
-    """An exception as one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+def _differences(once: Update, other: Update, ratio: float) -> tuple[float, float]:
+    """The largest relative difference between the steps of one and of the other over ratio: (matrices, vectors)."""
+    worst = {True: 0.0, False: 0.0}
+    for name, step in once.change.items():
+        difference = float((other.change[name] / ratio - step).norm())
+        relative = difference / float(step.norm()) if step.any() else (float("inf") if difference else 0.0)
+        worst[step.ndim > 1] = max(worst[step.ndim > 1], relative)
+    return worst[True], worst[False]
 
 
-def _package(kind: type) -> str | None:
-    """The distribution that a class comes from, with its version."""
-    names = packages_distributions().get(kind.__module__.partition(".")[0])
-    return f"{names[0]} {version(names[0])}" if names else None
+def _weight_decay(external: ExternalOptimizer, settings: ProbeSettings) -> dict[str, Any]:
+    """How weight decay enters a step, in plain values: is the difference that it makes -lr · decay · W?
+
+    At a thousandth of the rate, where float64 allows it: many classes take the decay off the stepped weight, W + ΔW.
+    """
+    kind, factor = "none", None
+    if "weight_decay" in external.decays:
+        lr, same = (1e-3 * external.lr, 0.01) if external.dtype == torch.float64 else (external.lr, 0.05)
+        without, decayed = (first_update(external, settings, lr, decay) for decay in (0.0, DECAY))
+        # If the numbers differ, it moved by decay alone before it moved by gradients.
+        moved = 1.0 if decayed.number == without.number else 0.0
+        names = [name for name, weight in without.before.items() if weight.ndim > 1]
+        W = torch.cat([decayed.before[name].flatten() for name in names])
+        D = torch.cat([(decayed.change[name] - moved * without.change[name]).flatten() for name in names])
+        expected = -lr * DECAY * W
+        factor = float(D @ expected / (expected @ expected))
+        if D.norm() <= 1e-6 * expected.norm():
+            kind, factor = "ignored", 0.0
+        elif float((D - factor * expected).norm() / D.norm()) > same:
+            kind, factor = "coupled", None
+        else:
+            kind = "decoupled" if abs(factor - 1) <= same else "fixed" if abs(factor * lr - 1) <= same else "scaled"
+    return {"kind": kind, "factor": factor, "meaning": DECAY_MEANINGS[kind].format(factor=factor)}

@@ -1,29 +1,130 @@
-"""One network, trained for a few steps: ‖A‖_R of every parameter at every step.
+"""‖A‖_R of every parameter at every step, on networks of all sizes and seeds.
 
-A = -(W_after - W_before)/η at weight decay 0. The step itself is then put in place of the optimizer's own: of the same
-direction, but of the size ‖ΔW‖_R that the condition asks for at this width and depth. So the networks of all sizes stay
-on the condition whatever the optimizer, none needs a tuned learning rate, and ‖A‖_R is measured where the recipe that
-divides by it would be used. An optimizer that looks at gradients alone (nearly all do) cannot tell the difference.
+A = -(W_after - W_before)/η at weight decay 0. The step itself is then replaced by one in the same direction, but of the
+size ‖ΔW‖_R that the condition asks for at this width and depth. So the networks of all sizes stay on the condition
+whatever the optimizer, none needs a tuned learning rate, and ‖A‖_R is measured where the recipe that divides by it
+would be used. An optimizer that looks at gradients alone (nearly all do) cannot tell the difference.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.errors import UserError
-from mup_lightning.optim.norms import rms_operator, spectral_norms, stable_rank
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.hessian import estimate
+from mup_lightning.optim.norms import rms_operator, spectral_norms
+from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.spectral.condition import solve
-from mup_lightning.spectral.recipe import RecipeConfig, derive
+from mup_lightning.spectral.families import FAMILIES, Family
+from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, derive, exponents
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.probe.candidate import Candidate
-from mup_lightning.studies.probe.network import ResidualMLP
-from mup_lightning.studies.probe.settings import ProbeSettings
-from mup_lightning.studies.probe.task import batches
+from mup_lightning.studies.fit import Fit, fit
+from mup_lightning.studies.probe.network import ResidualMLP, batches
+from mup_lightning.studies.probe.settings import AXES, LATER_FROM, WINDOWS, ProbeSettings
+from mup_lightning.studies.probe.verdict import Cell
+
+INPUTS, CLASSES = 16, 8
+"""n_in of the input matrix, n_out of the output matrix."""
+
+STEP_SIZE = 0.05
+"""‖ΔW‖_R of every step over the weight's own size, at the base."""
+
+LR = 2.0**20
+"""So large that a weight is lost in the rounding of its step. What is left is A to all of float32's digits, without
+anything that a rule does to the weight itself whatever the learning rate (SSO puts it back onto its sphere). The probe
+puts the weights back after every step. A power of two, so that dividing by it is exact."""
+
+Step = Callable[[Callable[[], torch.Tensor], int], None]
+"""One step from the parameters' .grad, given the mean loss over labels drawn from the network's own predictions (for
+rules that estimate a Hessian) and how many labels that mean is taken over."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An optimizer that is probed.
+
+    Attributes:
+        name: as the user gave it.
+        build: (network, r_n, r_L) -> its step on that network, with weight decay 0.
+        lr: learning rate of every parameter, by which a step is divided to give A.
+        dtype: dtype of the network.
+        roles: the roles that it updates by its own rule.
+        family: what is declared of it; None for an unknown optimizer.
+        facts: what is recorded with the result: its arguments, and what was found out before the probe.
+    """
+
+    name: str
+    build: Callable[[ResidualMLP, float, float], Step]
+    lr: float
+    dtype: torch.dtype
+    roles: tuple[Role, ...]
+    family: Family | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def our_subject(
+    name: str, branch_depth: int, arguments: dict[str, Any] | None = None, families: Mapping[str, Family] = FAMILIES
+) -> Subject:
+    """One of our optimizers, driven as training drives it.
+
+    Whole-matrix families are given every matrix, also the input's and the output's, because the recipe makes a claim
+    about all of them; vectors go to AdamW, and are then no part of their table.
+
+    Args:
+        name: a key of `families`.
+        branch_depth: k; ε scales with it.
+        arguments: options of its rule, and "eps", the base ε, if it has one.
+        families: what is declared (a test declares something wrong).
+
+    Raises:
+        UserError: the rule has no such option, or not with such a value.
+    """
+    family = families[name]
+    roles = tuple(role for role in Role if not (family.whole_matrix and role.is_vector))
+    arguments = dict(arguments or {})
+    base_eps = BASE_EPS | {key: arguments.pop("eps") for key in (name,) if key in BASE_EPS and "eps" in arguments}
+    options = _options(name, arguments)
+
+    def build(network: ResidualMLP, r_n: float, r_L: float) -> Step:
+        values = {}
+        for role in Role:
+            mine = family if role in roles else families["adamw"]
+            eps = exponents(mine, role, branch_depth).eps
+            scaled = None if eps is None else base_eps[mine.name] * eps.at(r_n, r_L)
+            values[role] = Values(rule=mine.name, lr=LR, weight_decay=0.0, eps=scaled, init_std=0.0)
+        recipe = Recipe(values, network.multipliers)
+        optimizer = HybridOptimizer(make_groups(dict(network.named_parameters()), network.infos, recipe, options))
+
+        def step(loss_on_own_labels: Callable[[], torch.Tensor], draws: int) -> None:
+            if wanting := optimizer.wants_hessian():
+                optimizer.give_hessian(wanting, estimate([loss_on_own_labels], wanting, draws))
+            optimizer.step()
+
+        return step
+
+    facts = {"arguments": arguments, "base_eps": base_eps.get(name)}
+    return Subject(name, build, LR, torch.float32, roles, family, facts)
+
+
+BASE_EPS = {"adamw": 1e-16, "shampoo": 1e-8}
+
+
+def _options(name: str, arguments: dict[str, Any]) -> RuleOptions:
+    kind = "muon" if name == "muon_kimi" else name
+    options = type(getattr(RuleOptions(), kind))
+    known = [option.name for option in fields(options)]
+    if unknown := sorted(arguments.keys() - set(known)):
+        known += ["eps"] if name in BASE_EPS else []
+        raise UserError(f"--arguments has {unknown[0]!r}, which {name} does not know; it has {', '.join(known)}")
+    return RuleOptions(**{kind: options(**arguments)})
 
 
 def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) -> ResidualMLP:
@@ -34,7 +135,7 @@ def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) ->
         optimizer="adamw",  # inits and multipliers are the same for all
         branch_depth=settings.branch_depth,
         init_std=std,
-        input_multiplier=1 / (std * settings.inputs**0.5),
+        input_multiplier=1 / (std * INPUTS**0.5),
         residual_multiplier=1 / base_depth if settings.branch_depth > 1 else base_depth**-0.5,
         # Small logits at the start: a random head's shrink as 1/√n, and narrow networks would begin at larger losses.
         output_multiplier=0.25,
@@ -46,8 +147,8 @@ def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) ->
         width,
         depth,
         branch_depth=settings.branch_depth,
-        inputs=settings.inputs,
-        classes=settings.classes,
+        inputs=INPUTS,
+        classes=CLASSES,
         multipliers=recipe.multipliers,
         init_std={role: values.init_std for role, values in recipe.values.items()},
         seed=seed,
@@ -57,115 +158,134 @@ def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) ->
 def step_sizes(settings: ProbeSettings, width: int, depth: int) -> dict[Role, float]:
     """‖ΔW‖_R of a step for each role: a share of the base network's weights, scaled as the condition asks."""
     base_width, base_depth = settings.base
-    std, D, K = base_width**-0.5, settings.inputs, settings.classes
+    std = base_width**-0.5
+    inside, outside = 1.0, std * INPUTS**0.5
     weights = {
-        Role.INPUT: std * D**0.5,
-        Role.HIDDEN: 1.0,
-        Role.OUTPUT: std * base_width / K**0.5,
-        Role.INPUT_BIAS: std * D**0.5,
-        Role.HIDDEN_BIAS: 1.0,
+        Role.INPUT: outside,
+        Role.HIDDEN: inside,
+        Role.OUTPUT: std * base_width / CLASSES**0.5,
+        Role.INPUT_BIAS: outside,
+        Role.HIDDEN_BIAS: inside,
     }
-    return {
-        role: settings.step_size
-        * weights[role]
-        * solve(role, settings.branch_depth).update.at(width / base_width, depth / base_depth)
-        for role in Role
-    }
+    r_n, r_L = width / base_width, depth / base_depth
+    return {role: STEP_SIZE * weights[role] * solve(role, settings.branch_depth).update.at(r_n, r_L) for role in Role}
 
 
-def measure(
-    candidate: Candidate,
-    settings: ProbeSettings,
-    width: int,
-    depth: int,
-    seed: int,
-    on_step: Callable[[], object] = lambda: None,
-) -> dict[str, Any]:
+Tensors = dict[str, torch.Tensor]
+
+
+def updates(
+    name: str, network: ResidualMLP, step: Step, settings: ProbeSettings, seed: int
+) -> Iterator[tuple[float, Tensors, Tensors]]:
+    """Train a network. The caller may change the weights between two steps.
+
+    Args:
+        name: of the optimizer, for the error.
+        network: is trained in place, in its own dtype.
+        step: see `Step`.
+        settings: steps and batch.
+        seed: seed of task and data.
+
+    Yields:
+        After each step: the loss before it, and by parameter name the value before it and what the step added.
+
+    Raises:
+        UserError: a step was not finite.
+    """
+    own_labels = torch.Generator().manual_seed(seed + 1)
+    dtype = network.input.dtype
+    data = batches(seed, settings.batch, INPUTS, CLASSES)
+    for number in range(1, settings.steps + 1):
+        x, labels = next(data)
+        x = x.to(dtype)
+        network.zero_grad()
+        logits = network(x)
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=own_labels).squeeze(1)
+        before = {key: p.detach().clone() for key, p in network.named_parameters()}
+
+        def loss_on_own_labels(x: torch.Tensor = x, drawn: torch.Tensor = drawn) -> torch.Tensor:
+            return F.cross_entropy(network(x), drawn)
+
+        step(loss_on_own_labels, settings.batch)
+        change = {key: p.detach() - before[key] for key, p in network.named_parameters()}
+        if not all(torch.isfinite(added).all() for added in change.values()):
+            raise UserError(f"{name} cannot be probed: its step {number} is not finite; try other --arguments")
+        yield loss.item(), before, change
+
+
+def measure(subject: Subject, settings: ProbeSettings, width: int, depth: int, seed: int) -> dict[str, Any]:
     """Train one network and record its directions.
 
     Args:
-        candidate: the optimizer.
-        settings: see there.
+        subject: the optimizer.
+        settings: steps and batch.
         width: n.
         depth: L.
-        seed: of weights, task and data.
-        on_step: called after every step.
+        seed: seed of weights, task and data.
 
     Returns:
         Plain values: "width", "depth", "seed", "losses" (before each step), and "roles": role -> "direction" (‖A‖_R of
-        each step, the geometric mean over the role's parameters), "update" (the raw ‖ΔW‖_R at `candidate.rate`, before
-        it is rescaled) and "stable_rank" (of A). None where a step changed nothing.
+        each step, the geometric mean over the role's parameters) and "windows": window -> ‖A‖_R. None where a step
+        changed nothing.
 
     Raises:
         UserError: a step was not finite.
     """
     torch.manual_seed(seed)  # for optimizers that draw numbers; all of ours comes from generators
-    network = build_network(settings, width, depth, seed).to(candidate.dtype)
-    r_n, r_L = (size / base for size, base in zip((width, depth), settings.base, strict=True))
-    stepper = candidate.build(network, r_n, r_L)
+    network = build_network(settings, width, depth, seed).to(subject.dtype)
+    step = subject.build(network, *(size / base for size, base in zip((width, depth), settings.base, strict=True)))
     sizes = step_sizes(settings, width, depth)
-    roles: dict[Role, dict[str, list[float | None]]] = {
-        role: {"direction": [], "update": [], "stable_rank": []} for role in candidate.roles
+    losses: list[float] = []
+    directions: dict[Role, list[float | None]] = {role: [] for role in subject.roles}
+    for loss, before, change in updates(subject.name, network, step, settings, seed):
+        losses.append(loss)
+        found = _replace_step(network, before, change, sizes)
+        for role in subject.roles:
+            mine = [found[name] / subject.lr for name, info in network.infos.items() if info.role is role]
+            directions[role].append(_geometric_mean(mine))
+    roles = {
+        str(role): {
+            "direction": directions[role],
+            "windows": {"first": directions[role][0], "later": _geometric_mean(directions[role][LATER_FROM - 1 :])},
+        }
+        for role in subject.roles
     }
-    losses = []
-    own_labels = torch.Generator().manual_seed(seed + 1)
-    data = batches(seed, settings.batch, settings.inputs, settings.classes)
-    for number in range(settings.steps):
-        x, labels = next(data)
-        x = x.to(candidate.dtype)
-        network.zero_grad()
-        logits = network(x)
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        losses.append(loss.item())
-        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=own_labels).squeeze(1)
-        before = {name: p.detach().clone() for name, p in network.named_parameters()}
-
-        def loss_on_own_labels(x: torch.Tensor = x, drawn: torch.Tensor = drawn) -> torch.Tensor:
-            return F.cross_entropy(network(x), drawn)
-
-        stepper.step(loss_on_own_labels, settings.batch)
-        try:
-            directions = _replace_step(network, before, candidate.lr, sizes)
-        except FloatingPointError:
-            raise UserError(
-                f"{candidate.name} made a step that is not finite: step {number + 1} at width {width}, depth {depth}. "
-                f"It cannot be probed with these arguments; try others with --arguments"
-            ) from None
-        for role, found in roles.items():
-            mine = [directions[name] for name, info in network.infos.items() if info.role is role]
-            size, rank = (geometric_mean([values[place] for values in mine]) for place in (0, 1))
-            found["direction"].append(size)
-            found["update"].append(None if size is None else size * candidate.rate(role, r_n, r_L))
-            found["stable_rank"].append(rank)
-        on_step()
-    return {
-        "width": width,
-        "depth": depth,
-        "seed": seed,
-        "losses": losses,
-        "roles": {str(role): found for role, found in roles.items()},
-    }
+    return {"width": width, "depth": depth, "seed": seed, "losses": losses, "roles": roles}
 
 
-def geometric_mean(values: list[float]) -> float | None:
-    """Of sizes that are all above 0; None where one is not."""
-    if not values or not all(value > 0 for value in values):
+def fit_all(networks: list[dict[str, Any]], settings: ProbeSettings) -> dict[Cell, Fit]:
+    """Both exponents of every role, in every window in which all networks moved."""
+    values = {(n["width"], n["depth"], n["seed"]): n["roles"] for n in networks}
+    result: dict[Cell, Fit] = {}
+    for role in map(Role, networks[0]["roles"]):
+        for window in WINDOWS:
+            size = {key: roles[str(role)]["windows"][window] for key, roles in values.items()}
+            if None in size.values():
+                continue
+            for axis in AXES:
+                sizes, shapes = settings.line(axis)
+                by_seed = [[size[*shape, seed] for shape in shapes] for seed in range(settings.seeds)]
+                result[window, role, axis] = fit(sizes, by_seed)
+    return result
+
+
+def _geometric_mean(values: list[Any]) -> float | None:
+    """Mean of sizes that are all above 0; None if one is not."""
+    if not all(value is not None and value > 0 for value in values):
         return None
     return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
 @torch.no_grad()
-def _replace_step(
-    network: ResidualMLP, before: dict[str, torch.Tensor], lr: float, sizes: dict[Role, float]
-) -> dict[str, tuple[float, float]]:
-    """Put steps of the condition's size in place of the optimizer's. Returns name -> (‖A‖_R, stable rank of A)."""
-    names, parameters = zip(*network.named_parameters(), strict=True)
-    changes = [parameter - before[name] for name, parameter in zip(names, parameters, strict=True)]
+def _replace_step(network: ResidualMLP, before: Tensors, change: Tensors, sizes: dict[Role, float]) -> dict[str, float]:
+    """Replace the optimizer's step by one of the condition's size. Returns parameter name -> ‖ΔW‖_R as it was."""
     found = {}
-    for name, parameter, change, spectral in zip(names, parameters, changes, spectral_norms(changes), strict=True):
-        size = rms_operator(spectral, network.infos[name])
-        found[name] = (size / lr, stable_rank(change, spectral))
-        wanted = sizes[network.infos[name].role] / size if size > 0 else 0.0
-        parameter.copy_(before[name] + wanted * change)
+    norms = spectral_norms(list(change.values()))
+    for (name, parameter), spectral in zip(network.named_parameters(), norms, strict=True):
+        info = network.infos[name]
+        found[name] = rms_operator(spectral, info)
+        wanted = sizes[info.role] / found[name] if found[name] > 0 else 0.0
+        parameter.copy_(before[name] + wanted * change[name])
     return found

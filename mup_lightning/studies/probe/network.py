@@ -1,4 +1,4 @@
-"""The network that is probed: the residual MLP that the condition is written for, and nothing else (no LayerNorm).
+"""What is trained in a probe: the residual MLP that the condition is written for (no LayerNorm), and its task.
 
     h_0 = α_0 (W_0 x + b_0)        h_l = h_{l-1} + α · branch_l(h_{l-1})        y = α_{L+1} W_{L+1} h_L
 
@@ -9,6 +9,8 @@ Shapes: B batch, D inputs, C width, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,6 +18,8 @@ from torch import nn
 from mup_lightning.model.parameters import Declaration, collect, initialise, linear
 from mup_lightning.spectral.recipe import Multipliers
 from mup_lightning.spectral.roles import Role
+
+TEACHER_UNITS = 32
 
 
 class Branch(nn.Module):
@@ -53,7 +57,7 @@ class ResidualMLP(nn.Module):
         classes: K.
         multipliers: α of the input, of every branch and of the output.
         init_std: standard deviation of the matrices' entries by role; vectors start at 0.
-        seed: of the weights.
+        seed: seed of the weights.
     """
 
     def __init__(
@@ -87,8 +91,30 @@ class ResidualMLP(nn.Module):
         }
 
     def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """See the module's text."""
+        """Compute the logits; see the module's text."""
         h_BC = self.multipliers.input * (x_BD @ self.input + self.input_bias)
         for branch in self.branches:
             h_BC = h_BC + self.multipliers.residual * branch(h_BC)
         return self.multipliers.output * self.output(h_BC)
+
+
+def batches(seed: int, batch: int, inputs: int, classes: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless fresh batches of one task: the class that a small random network, the teacher, gives a Gaussian sample.
+
+    The same seed gives the same batches, whatever network learns them.
+
+    Args:
+        seed: seed of the teacher and of the samples.
+        batch: B.
+        inputs: D.
+        classes: K.
+
+    Yields:
+        x (B, D) with entries of size 1, and labels (B,) int64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randn(inputs, TEACHER_UNITS, generator=generator) / inputs**0.5
+    second = torch.randn(TEACHER_UNITS, classes, generator=generator) / TEACHER_UNITS**0.5
+    while True:
+        x_BD = torch.randn(batch, inputs, generator=generator)
+        yield x_BD, (torch.tanh(x_BD @ first) @ second).argmax(-1)

@@ -1,118 +1,156 @@
-"""Probes in words: one optimizer for the terminal, all of them as a Markdown table."""
+"""A probe as text, as a Markdown table and as a picture. Imports no torch."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from mup_lightning import tables
+from mup_lightning.spectral.roles import Role
+from mup_lightning.spectral.tables import as_text
+from mup_lightning.studies import style
+from mup_lightning.studies.fit import Fit, Verdict
+from mup_lightning.studies.probe.settings import AXES, WINDOWS
+from mup_lightning.studies.probe.verdict import Probe, Proposal, declared, sentence
 
-WINDOWS = {"first": "step 1", "later": "later"}
-MARKS = {"consistent": "", "inconsistent": " ✗", "unclear": " ?"}
-"""After an exponent."""
+MARKS = {Verdict.PASS: "", Verdict.FAIL: " ✗", Verdict.UNCLEAR: " ?"}
+"""What follows an exponent in the Markdown table."""
 
-AXES = {"width": "n", "depth": "L"}
+LOOKS = {"first": (style.SERIES[0], "s", 0.97), "later": (style.SERIES[2], "o", 1.03)}
+"""Window -> colour, marker, and a shift to the side, so that both stay visible where they agree."""
 
 
-def screen(result: dict[str, Any]) -> str:
-    """One probe for the terminal: the exponents, what is declared, the verdict; a recipe where one is proposed."""
-    judged = {(cell["window"], cell["role"], cell["axis"]): cell for cell in result["cells"]}
+def text(probe: Probe) -> str:
+    """One probe for the terminal: exponents, what is declared, the verdict; a recipe where one is proposed."""
     head = ["role", "steps"]
     for symbol in AXES.values():
-        head += [f"exponent of {symbol}", *(["declared", "verdict"] if judged else [])]
+        head += [f"exponent of {symbol}", *(["declared", "verdict"] if probe.judgements else [])]
     lines = [head]
-    for role, window, axes in _rows(result):
-        line = [role, WINDOWS[window]]
-        for axis in AXES:
-            line.append(interval(axes[axis]))
-            if judged:
-                cell = judged[window, role, axis]
-                line += [_fraction(cell["declared"]), cell["verdict"]]
-        lines.append(line)
-    parts = [f"‖A‖_R of {result['optimizer']}, exponents with 95 % intervals", tables.text(lines)]
-    if result.get("proposal"):
-        parts.append(_proposal(result))
-    if not result["fits"].get("first"):
-        parts.append("note: its first step changes nothing, so there is no exponent at step 1")
-    return "\n\n".join([*parts, result["sentence"]])
+    for role in _roles(probe):
+        for window in _windows(probe):
+            line = [str(role), WINDOWS[window]]
+            for axis in AXES:
+                found = probe.fits[window, role, axis]
+                line.append(tables.interval(found.exponent, found.low, found.high))
+                if probe.judgements:
+                    judged = probe.judgements[window, role, axis]
+                    line += [str(declared(judged)), judged.verdict]
+            lines.append(line)
+    paragraphs = [f"‖A‖_R of {probe.optimizer}, exponents with 95 % intervals", tables.text(lines)]
+    if probe.proposal:
+        paragraphs.append(_proposal(probe, probe.proposal))
+    if "first" not in _windows(probe):
+        paragraphs.append("note: its first step changes nothing, so there is no exponent at step 1")
+    return "\n\n".join([*paragraphs, sentence(probe)])
 
 
-def markdown(results: list[dict[str, Any]]) -> str:
-    """All probes as one Markdown table: measured exponents beside declared ones; ✗ inconsistent, ? unclear."""
-    lines = [
-        "| optimizer | role | declared n, L | n at step 1 | n later | L at step 1 | L later |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for result in results:
-        judged = {(cell["window"], cell["role"], cell["axis"]): cell for cell in result["cells"]}
-        name = result["optimizer"]
-        roles = list(dict.fromkeys(role for role, _, _ in _rows(result)))
-        for number, role in enumerate(roles):
-            cells = []
+def markdown(probes: Sequence[Probe]) -> str:
+    """Several probes as one Markdown table: measured exponents next to the declared ones; ✗ FAIL, ? UNCLEAR."""
+    lines = [["optimizer", "role", "declared n, L", "n at step 1", "n later", "L at step 1", "L later"]]
+    for probe in probes:
+        title = f"**{probe.optimizer}**: {probe.verdict}"
+        for role in _roles(probe):
+            line = [title, str(role), ", ".join(_declared(probe, role, axis) for axis in AXES)]
             for axis in AXES:
                 for window in WINDOWS:
-                    fit = result["fits"].get(window, {}).get(role, {}).get(axis)
-                    mark = MARKS[judged[window, role, axis]["verdict"]] if (window, role, axis) in judged else ""
-                    cells.append("–" if fit is None else plus_minus(fit) + mark)
-            declared = {axis: cell["declared"] for (_, of, axis), cell in judged.items() if of == role}
-            shown = ", ".join(_fraction(declared[axis]) for axis in AXES) if declared else "–"
-            title = f"**{name}**: {result['verdict']}" if number == 0 else ""
-            lines.append(f"| {title} | {role} | {shown} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+                    found, judged = probe.fits.get((window, role, axis)), probe.judgements.get((window, role, axis))
+                    mark = MARKS[judged.verdict] if judged else ""
+                    line.append(_plus_minus(found) + mark if found else "–")
+            lines.append(line)
+            title = ""
+    return tables.markdown(lines) + "\n"
 
 
-def interval(fit: dict[str, float]) -> str:
-    """An exponent with its interval."""
-    return f"{signed(fit['exponent'])} [{signed(fit['low'])}, {signed(fit['high'])}]"
+def picture(probe: Probe) -> Figure:
+    """A column per role, width above depth. Each curve is shown relative to its smallest network."""
+    roles = _roles(probe)
+    figure = Figure(figsize=(1.2 + 2.9 * len(roles), 6.6), layout="constrained")
+    grid = figure.subplots(len(AXES), len(roles), squeeze=False, sharey="row")
+    for row, axis in zip(grid, AXES, strict=True):
+        for ax, role in zip(row, roles, strict=True):
+            _draw(ax, probe, role, axis)
+        row[0].set_ylabel(f"‖A‖_R, relative to {axis} {probe.settings.line(axis)[0][0]}")
+        # Show at least a factor of 6, so that small noise looks small, and leave the upper part to the text.
+        low, high = np.log(row[0].get_ylim())
+        low, high = min(low, -0.9), max(high, 0.9)
+        row[0].set_ylim(np.exp(low), np.exp(high + 0.4 * (high - low)))
+    for ax, role in zip(grid[0], roles, strict=True):
+        kind = "bias" if role.is_vector else "matrix"
+        where = role.removesuffix("_bias")
+        ax.set_title(f"{where} {kind}" if where != "hidden" else f"hidden {'biases' if role.is_vector else 'matrices'}")
+    handles: dict[str, Artist] = {}
+    for ax in grid.flat:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False)
+    title = f"How the raw step A of {probe.optimizer} grows with the network (‖·‖_R: RMS operator norm)"
+    figure.suptitle(f"{title}\n{textwrap.fill(sentence(probe), 34 * len(roles))}", fontsize=11)
+    return figure
 
 
-def plus_minus(fit: dict[str, float]) -> str:
-    """An exponent with half of its interval."""
-    return f"{signed(fit['exponent'])} ± {(fit['high'] - fit['low']) / 2:.2f}"
+def curves(probe: Probe, role: Role, axis: str, window: str) -> list[list[float]]:
+    """‖A‖_R of every seed, for each size along the line on which only this axis varies."""
+    values = {(n["width"], n["depth"], n["seed"]): n["roles"][role]["windows"][window] for n in probe.networks}
+    return [[values[*shape, seed] for seed in range(probe.settings.seeds)] for shape in probe.settings.line(axis)[1]]
 
 
-def signed(value: float) -> str:
-    """Two decimals with their sign; no -0.00."""
-    return f"{round(value, 2) + 0.0:+.2f}"
+def _draw(ax: Axes, probe: Probe, role: Role, axis: str) -> None:
+    sizes = np.array(probe.settings.line(axis)[0], dtype=float)
+    ratios = sizes / sizes[0]
+    texts = []
+    for window in _windows(probe):
+        color, marker, shift = LOOKS[window]
+        fit, by_size = probe.fits[window, role, axis], np.array(curves(probe, role, axis, window))
+        means = np.exp(np.log(by_size).mean(1))
+        # The fitted line goes through the middle of the points.
+        unit = np.exp(np.mean(np.log(means) - fit.exponent * np.log(ratios)))
+        ax.plot(sizes * shift, by_size / unit, ".", color=color, alpha=0.3, markersize=5)
+        label = f"measured, {WINDOWS[window]} (pale: single seeds)"
+        ax.plot(sizes * shift, means / unit, marker, color=color, markersize=5, label=label)
+        ax.plot(sizes, ratios**fit.exponent, "-", color=color, linewidth=1.4)
+        texts.append((f"{WINDOWS[window]}: {_plus_minus(fit)}", color))
+    if probe.judgements:
+        slope = float(Fraction(_declared(probe, role, axis)))
+        ax.plot(sizes, ratios**slope, "--", color="black", linewidth=1.6, label="declared slope")
+        texts.append((f"declared: {tables.signed(slope)}", "black"))
+    for line, (words, color) in enumerate(texts):
+        ax.text(0.04, 0.96 - 0.085 * line, words, color=color, transform=ax.transAxes, fontsize=9.5, va="top")
+    ax.set_xlabel(axis)
+    style.log_sizes(ax, list(sizes))
+    style.log_values(ax)
+    style.decorate(ax)
 
 
-def _rows(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(role, window, axes), role by role."""
-    roles = dict.fromkeys(role for by_role in result["fits"].values() for role in by_role)
-    return [
-        (role, window, result["fits"][window][role])
-        for role in roles
-        for window in WINDOWS
-        if role in result["fits"].get(window, {})
-    ]
+def _roles(probe: Probe) -> list[Role]:
+    return list(dict.fromkeys(role for _, role, _ in probe.fits))
 
 
-def _proposal(result: dict[str, Any]) -> str:
-    proposal = result["proposal"]
-    lines = [["proposed recipe", "‖A‖_R", "learning rate", "weight decay"]]
-    for role, row in proposal["recipe"]["roles"].items():
-        found = proposal["direction"].get(role)
-        measured = "as AdamW" if found is None else _scale([found["width"]["snapped"], found["depth"]["snapped"]])
-        lines.append([role, measured, _scale(row["lr"]), _scale(row["weight_decay"])])
-    facts = result["facts"]
+def _windows(probe: Probe) -> list[str]:
+    return [window for window in WINDOWS if any(window == of for of, _, _ in probe.fits)]
+
+
+def _declared(probe: Probe, role: Role, axis: str) -> str:
+    """The declared exponent as a fraction; a dash for an unknown optimizer."""
+    judged = probe.judgements.get((_windows(probe)[-1], role, axis))
+    return str(declared(judged)) if judged else "–"
+
+
+def _plus_minus(found: Fit) -> str:
+    return tables.plus_minus(found.exponent, found.half_width)
+
+
+def _proposal(probe: Probe, proposal: Proposal) -> str:
+    facts = probe.facts
     notes = [
         f"learning rate: {facts['learning_rate']['meaning']}",
         f"weight decay: {facts['weight_decay']['meaning']}",
         f"parameters given to it: {facts['grouping']}",
-        *(f"warning: {warning}" for warning in proposal["warnings"]),
+        *(f"warning: {warning}" for warning in proposal.warnings),
     ]
-    legend = "Factors on the base values; n stands for width / base width, L for depth / base depth."
-    return "\n".join([tables.text(lines), legend, "", *notes])
-
-
-def _scale(exponents: list[str]) -> str:
-    factors = [
-        symbol if exponent == "1" else f"{symbol}^{exponent}"
-        for symbol, exponent in zip(AXES.values(), exponents, strict=True)
-        if exponent != "0"
-    ]
-    return " ".join(factors) or "1"
-
-
-def _fraction(value: float) -> str:
-    return str(Fraction(value).limit_denominator(12))
+    return "\n".join(["Proposed recipe: " + as_text(proposal.family, probe.settings.branch_depth), "", *notes])

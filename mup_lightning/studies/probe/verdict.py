@@ -1,100 +1,202 @@
-"""Is what was measured what is declared? Cell by cell, and in one sentence."""
+"""What a probe's exponents say: for a declared family a verdict, for an unknown optimizer a proposed recipe.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from mup_lightning.spectral.condition import solve
-from mup_lightning.spectral.families import Family
+from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.fit import Fit
-from mup_lightning.studies.probe.settings import WINDOWS
+from mup_lightning.spectral.scale import Scale
+from mup_lightning.spectral.tables import as_plain, plain_scale
+from mup_lightning.studies.fit import Fit, Judgement, Verdict, judge, overall
+from mup_lightning.studies.probe.settings import AXES, WINDOWS, ProbeSettings
+from mup_lightning.tables import signed
 
-CONSISTENT, INCONSISTENT, UNCLEAR, PROPOSED = "consistent", "inconsistent", "unclear", "proposed"
+Cell = tuple[str, Role, str]
+"""(window, role, axis)."""
 
-AXES = ("width", "depth")
-
-Fits = dict[str, dict[Role, dict[str, Fit]]]
-"""Window -> role -> axis -> fit; a window lacks the roles that it saw no step of."""
+FINITE_SIZE = 0.05
+"""How far an exponent may be from a quarter without a warning, however narrow its interval: small networks bend."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One judged exponent."""
+class Proposal:
+    """A recipe for an optimizer that nobody has declared: exponents, snapped to quarters, taken as a family.
+
+    Attributes:
+        window: the steps it rests on: the later ones, where a recipe is used, if there are any.
+        direction: role -> ‖A‖_R, for the roles that were measured.
+        family: declares that direction, and AdamW's for other roles.
+        nearest: the families of ours that declare the most similar ‖A‖_R.
+        off: largest difference of an exponent from theirs; 0 if they declare exactly this.
+        warnings: exponents whose interval does not contain the quarter they were snapped to.
+    """
 
     window: str
-    role: Role
-    axis: str
-    fit: Fit
-    declared: float
-    verdict: str
+    direction: dict[Role, Scale]
+    family: Family
+    nearest: list[str]
+    off: float
+    warnings: list[str]
 
 
-def judge(found: Fit, declared: float, tolerance: float) -> str:
-    """Consistent: the interval lies within declared ± tolerance. Inconsistent: wholly outside. Else unclear."""
-    low, high = declared - tolerance, declared + tolerance
-    if low <= found.low and found.high <= high:
-        return CONSISTENT
-    return INCONSISTENT if found.high < low or found.low > high else UNCLEAR
+@dataclass(frozen=True)
+class Probe:
+    """A finished probe.
 
+    Attributes:
+        optimizer: its name.
+        settings: what was measured.
+        facts: the optimizer's arguments, and what was found out before the probe.
+        networks: everything measured; see `measure.measure`.
+        fits: exponents; a window lacks the roles that it saw no step of.
+        judgements: each exponent held against the declared one; empty for an unknown optimizer.
+        proposal: a recipe for an unknown optimizer, else None.
+    """
 
-def cells(fits: Fits, families: dict[Role, Family], branch_depth: int, tolerance: float) -> list[Cell]:
-    """Judge every exponent that was measured, against what each role's family declares."""
-    result = []
-    for window, by_role in fits.items():
-        for role, by_axis in by_role.items():
-            direction = families[role].direction(solve(role, branch_depth))
-            for axis in AXES:
-                declared = float(getattr(direction, axis))
-                verdict = judge(by_axis[axis], declared, tolerance)
-                result.append(Cell(window, role, axis, by_axis[axis], declared, verdict))
-    return result
+    optimizer: str
+    settings: ProbeSettings
+    facts: dict[str, Any]
+    networks: list[dict[str, Any]]
+    fits: dict[Cell, Fit]
+    judgements: dict[Cell, Judgement]
+    proposal: Proposal | None
 
+    @property
+    def verdict(self) -> str:
+        """A `Verdict`, or "proposed" where there is nothing to judge."""
+        return overall(found.verdict for found in self.judgements.values()) if self.judgements else "proposed"
 
-def overall(judged: Iterable[Cell]) -> str:
-    """Inconsistent where a cell is, else unclear where one is, else consistent."""
-    counts = Counter(cell.verdict for cell in judged)
-    return next((verdict for verdict in (INCONSISTENT, UNCLEAR) if counts[verdict]), CONSISTENT)
+    @property
+    def exit_code(self) -> int:
+        """0 PASS or proposed, 3 FAIL, 4 UNCLEAR."""
+        return self.verdict.exit_code if isinstance(self.verdict, Verdict) else 0
 
-
-def sentence(name: str, judged: list[Cell], tolerance: float) -> str:
-    """The overall verdict in plain words."""
-    total = len(judged)
-    wrong = [cell for cell in judged if cell.verdict == INCONSISTENT]
-    unclear = [cell for cell in judged if cell.verdict == UNCLEAR]
-    if wrong:
-        return (
-            f"{name} is not what its family declares: {len(wrong)} of {total} exponents are off by more than "
-            f"{tolerance:g} ({_list(wrong)})."
-        )
-    if unclear:
-        return (
-            f"{name}: no exponent contradicts its family, but {len(unclear)} of {total} cannot be told within "
-            f"{tolerance:g} ({_list(unclear)}); more --seeds or wider --widths and --depths would tell."
-        )
-    return f"{name} is what its family declares: all {total} exponents agree within {tolerance:g}."
-
-
-def as_plain(judged: list[Cell]) -> list[dict[str, Any]]:
-    """The cells as plain values."""
-    return [
-        {
-            "window": cell.window,
-            "role": str(cell.role),
-            "axis": cell.axis,
-            "declared": cell.declared,
-            "verdict": cell.verdict,
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        exponents = []
+        for (window, role, axis), fit in self.fits.items():
+            judged = self.judgements.get((window, role, axis))
+            verdict = {"declared": float(declared(judged)), "verdict": judged.verdict} if judged else {}
+            exponents.append({"window": window, "role": role, "axis": axis, **asdict(fit), **verdict})
+        proposal: dict[str, Any] | None = None
+        if found := self.proposal:
+            proposal = {
+                "window": found.window,
+                "direction": {role: plain_scale(scale) for role, scale in found.direction.items()},
+                "recipe": as_plain(found.family, self.settings.branch_depth),
+                "nearest": found.nearest,
+                "off": found.off,
+                "warnings": found.warnings,
+            }
+        return {
+            "optimizer": self.optimizer,
+            "verdict": self.verdict,
+            "sentence": sentence(self),
+            "exponents": exponents,
+            "proposal": proposal,
+            "facts": self.facts,
+            "settings": asdict(self.settings),
+            "networks": self.networks,
         }
-        for cell in judged
+
+
+def conclude(
+    name: str,
+    family: Family | None,
+    settings: ProbeSettings,
+    facts: dict[str, Any],
+    networks: list[dict[str, Any]],
+    fits: dict[Cell, Fit],
+) -> Probe:
+    """Hold every exponent against what the family declares, give or take the tolerance; without one, propose it."""
+    judgements = {}
+    if family:
+        for (window, role, axis), found in fits.items():
+            exponent = float(getattr(family.direction(solve(role, settings.branch_depth)), axis))
+            band = (exponent - settings.tolerance, exponent + settings.tolerance)
+            judgements[window, role, axis] = judge((window, role, axis), found, band)
+    proposal = None if family else propose(name, fits, settings.branch_depth)
+    return Probe(name, settings, facts, networks, fits, judgements, proposal)
+
+
+def declared(judged: Judgement) -> Fraction:
+    """The declared exponent: the middle of its band."""
+    return Fraction(sum(judged.band) / 2).limit_denominator(12)
+
+
+def propose(name: str, fits: dict[Cell, Fit], branch_depth: int) -> Proposal:
+    """Propose a recipe from measured exponents.
+
+    Args:
+        name: what to call the optimizer.
+        fits: exponents of all roles that it updates.
+        branch_depth: k.
+    """
+    window = "later" if any(window == "later" for window, _, _ in fits) else "first"
+    measured = {(role, axis): found for (of, role, axis), found in fits.items() if of == window}
+    snapped = {role: Scale(*(snap(measured[role, axis].exponent) for axis in AXES)) for role, _ in measured}
+    family = Family(name, lambda w: snapped[w.role] if w.role in snapped else FAMILIES["adamw"].direction(w))
+    off = {
+        # A family whose declaration was measured to be wrong is no model to follow.
+        known.name: max(_distance(scale, known, role, branch_depth) for role, scale in snapped.items())
+        for known in FAMILIES.values()
+        if known.measured is None
+    }
+    nearest = [known for known, distance in off.items() if distance == min(off.values())]
+    warnings = [
+        f"{role} in {axis}: the interval {signed(found.low)} to {signed(found.high)} does not contain "
+        f"{snap(found.exponent)}, the nearest quarter"
+        for (role, axis), found in measured.items()
+        if not found.low <= snap(found.exponent) <= found.high
+        and abs(found.exponent - snap(found.exponent)) > FINITE_SIZE
     ]
+    return Proposal(window, snapped, family, nearest, min(off.values()), warnings)
 
 
-def _list(chosen: list[Cell]) -> str:
+def snap(value: float) -> Fraction:
+    """The nearest quarter."""
+    return Fraction(round(4 * value), 4)
+
+
+def _distance(scale: Scale, family: Family, role: Role, branch_depth: int) -> float:
+    """Largest difference of an exponent from what a family declares; whole-matrix ones leave vectors to AdamW."""
+    mine = FAMILIES["adamw"] if family.whole_matrix and role.is_vector else family
+    difference = scale / mine.direction(solve(role, branch_depth))
+    return float(max(abs(difference.width), abs(difference.depth)))
+
+
+def sentence(probe: Probe) -> str:
+    """The outcome in plain words."""
+    name, tolerance, total = probe.optimizer, f"{probe.settings.tolerance:g}", len(probe.judgements)
+    if proposal := probe.proposal:
+        known = ", ".join(proposal.nearest)
+        if proposal.off == 0:
+            return f"{name} steps as declared of {known}; that recipe is proposed."
+        return (
+            f"{name} steps as is declared of none of ours (nearest: {known}; off by {proposal.off:g} in the worst "
+            f"exponent); a recipe of its own is proposed."
+        )
+    if probe.verdict is Verdict.PASS:
+        return f"{name} steps as its family declares: all {total} exponents agree within {tolerance}."
+    cells = [cell for cell, judged in probe.judgements.items() if judged.verdict is probe.verdict]
     words = [
-        f"{cell.role} in {cell.axis}, {WINDOWS[cell.window]}: {cell.fit.exponent:+.2f}, declared {cell.declared:+g}"
-        for cell in chosen
+        f"{role} in {axis}, {WINDOWS[window]}: {signed(probe.fits[window, role, axis].exponent)}, declared "
+        f"{declared(probe.judgements[window, role, axis])}"
+        for window, role, axis in cells[:4]
     ]
-    return "; ".join(words[:4]) + (f"; and {len(words) - 4} more" if len(words) > 4 else "")
+    if len(cells) > 4:
+        words.append(f"and {len(cells) - 4} more")
+    found = {
+        Verdict.FAIL: f"does not step as its family declares: {len(cells)} of {total} exponents are off by more than "
+        f"{tolerance}",
+        Verdict.UNCLEAR: f"contradicts its family in no exponent, but {len(cells)} of {total} cannot be told within "
+        f"{tolerance} without more --seeds or a wider range of sizes",
+    }
+    return f"{name} {found[Verdict(probe.verdict)]} ({'; '.join(words)})."
