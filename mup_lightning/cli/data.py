@@ -93,8 +93,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from mup_lightning.data.shards import SPLITS
-    from mup_lightning.data.shards_old import TokenStore
+    from mup_lightning.data.shards import SPLITS, TokenStore
 
     for split in SPLITS:
         store = TokenStore.open(args.folder, split, verify=True)

@@ -8,37 +8,42 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mup_lightning.config.schema import DataConfig
-from mup_lightning.data.progress import align_progress
-from mup_lightning.data.sampler import accumulation_steps, batch_counters, sample_id, samples_in
-from mup_lightning.data.shards_old import TokenStore, check_vocabulary, manifest_hash
-from mup_lightning.data.validation import validation_batches, validation_samples
+from mup_lightning.data.sampler import (
+    accumulation_steps,
+    batch_counters,
+    sample_id,
+    samples_in,
+    validation_batches,
+    validation_samples,
+)
+from mup_lightning.data.shards import TokenStore, check_vocabulary, manifest_hash
 from mup_lightning.errors import UserError
 
 Batch = dict[str, torch.Tensor]
 
 
 class TokenWindows(Dataset[Batch]):
-    """Micro-batches by counter: `dataset.__getitems__(counters)` is a pure function of its arguments."""
+    """Micro-batches by sample counters: `dataset[counters]` is a pure function of an int64 array.
+
+    Raises UserError where the split is shorter than one sample.
+    """
 
     def __init__(self, store: TokenStore, context: int, seed: int) -> None:
         self.store, self.context, self.seed = store, context, seed
-        self.n_samples = samples_in(len(store), context)
+        self.n_samples = samples_in(store, context)
 
-    def __len__(self) -> int:
-        return self.n_samples
-
-    def __getitems__(self, counters: np.ndarray) -> Batch:
-        """The micro-batch of an int64 array of counters: `tokens` (b, context + 1) and `counters` (b,), both int64."""
+    def __getitem__(self, counters: np.ndarray) -> Batch:
+        """The micro-batch of an array of counters: `tokens` (b, context + 1) and `counters` (b,), both int64."""
         starts = sample_id(counters, self.seed, self.n_samples) * self.context
         tokens = self.store.windows(starts, self.context + 1)
         return {"tokens": torch.from_numpy(tokens), "counters": torch.from_numpy(counters)}
 
 
-class StepSampler:
-    """Yields the counters of this rank's micro-batches, from the first step not finished yet to the last of the run.
+class StepSampler(Sampler[np.ndarray]):
+    """Yields the counters of this rank's micro-batches, from the first unfinished step to the last of the run.
 
     Its length is that of the WHOLE run, also after a resume: Lightning adds the batches done before to its count.
     """
@@ -58,14 +63,14 @@ class StepSampler:
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader that says it can be resumed: its place is the TokenDataModule's, so it has no state of its own."""
+    """A DataLoader that Lightning takes for resumable; its place is kept by TokenDataModule, it has no state itself."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: see TokenDataModule.state_dict."""
+        """Empty: see TokenDataModule.state_dict."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: see TokenDataModule.load_state_dict."""
+        """Nothing to do: see TokenDataModule.load_state_dict."""
 
 
 class TokenDataModule(pl.LightningDataModule):
@@ -76,137 +81,120 @@ class TokenDataModule(pl.LightningDataModule):
     `accumulate_grad_batches=accumulation_steps(batch_size, micro_batch, world_size)`; one "epoch" is the whole run.
 
     Args:
-        config: Corpus, batch size, workers.
-        context: Tokens the model sees at once; a sample has one token more.
-        seed: Seed of the sample order.
-        max_steps: Optimizer steps of the whole run.
+        config: corpus, batch size, workers.
+        context: tokens the model sees at once; a sample has one token more.
+        seed: of the sample order.
+        max_steps: optimizer steps of the whole run.
     """
+
+    train_store: TokenStore
+    val_store: TokenStore
+    windows: TokenWindows
 
     def __init__(self, config: DataConfig, context: int, seed: int, max_steps: int) -> None:
         super().__init__()
-        for name, value, least in (("context", context, 1), ("seed", seed, 0), ("max_steps", max_steps, 1)):
-            if value < least:
-                raise UserError(f"{name} is {value}; the data needs a whole number of at least {least}.")
         self.config, self.context, self.seed, self.max_steps = config, context, seed, max_steps
         self.rank, self.world_size, self.accumulation = 0, 1, 0
-        self.train_store: TokenStore | None = None
-        self.val_store: TokenStore | None = None
-        self._resumed: dict[str, Any] | None = None
+        self._opened = False
+        self._resumed: dict[str, Any] = {}
         self._start = 0  # the first step where there is no Trainer to ask
 
     def setup(self, stage: str | None = None) -> None:
-        """Open and check the corpus; raises UserError for anything in it that does not fit the recipe."""
+        """Open and check the corpus; raises UserError for anything in it that does not fit the configuration."""
         if self.trainer is not None:
             self.rank, self.world_size = self.trainer.global_rank, self.trainer.world_size
         config = self.config
         self.accumulation = accumulation_steps(config.batch_size, config.micro_batch, self.world_size)
-        if self.train_store is None:
-            train = TokenStore.open(config.path, "train", config.verify)
-            check_vocabulary(train.manifest, config.tokenizer)
-            if samples_in(len(train), self.context) < 1:
-                raise UserError(
-                    f"the train split of {config.path} has {len(train)} tokens, but a context of {self.context} needs "
-                    f"at least {self.context + 1}. Use a shorter context or a larger corpus."
-                )
-            val = TokenStore.open(config.path, "val", config.verify)
-            validation_samples(val, self.context, config.val_tokens)
-            self.train_store, self.val_store = train, val
-            self.windows = TokenWindows(train, self.context, self.seed)
-        self._check_identity()
+        if not self._opened:
+            self.train_store = TokenStore.open(config.path, "train", config.verify)
+            check_vocabulary(self.train_store.manifest, config.tokenizer)
+            self.windows = TokenWindows(self.train_store, self.context, self.seed)
+            self.val_store = TokenStore.open(config.path, "val", config.verify)
+            validation_samples(self.val_store, self.context, config.val_tokens)
+            self._opened = True
 
     @property
     def finished_steps(self) -> int:
         """Optimizer steps done since the run began, resumes included: the one counter that batches follow from."""
         return self.trainer.global_step if self.trainer is not None else self._start
 
-    @property
-    def corpus_hash(self) -> str:
-        """Identifies the corpus in checkpoints and result files (see manifest_hash)."""
-        return manifest_hash(self._opened(self.train_store).manifest)
-
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The micro-batches of this rank, from the first step that is not finished yet."""
-        self._check_position()
-        cuda = False
-        if self.trainer is not None:
-            align_progress(self.trainer, self.max_steps, self.accumulation)
-            cuda = self.trainer.strategy.root_device.type == "cuda"
-        return ResumableLoader(
-            self.windows,
-            batch_sampler=StepSampler(self),  # type: ignore[arg-type]  # arrays of counters, not lists of indices
-            collate_fn=_as_it_is,  # __getitems__ has stacked the batch already
-            num_workers=self.config.workers,
-            pin_memory=cuda,
-        )
+        """The micro-batches of this rank, from the first unfinished step.
 
-    def val_windows(self, batch: int | None = None) -> Iterator[torch.Tensor]:
-        """This rank's validation windows in order (see validation_batches), `batch` or micro_batch at a time."""
-        store = self._opened(self.val_store)
-        size = batch or self.config.micro_batch
-        return validation_batches(store, self.context, size, self.rank, self.world_size, self.config.val_tokens)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far the run is, in samples, and what that number depends on."""
-        return {"consumed_samples": self.finished_steps * self.config.batch_size, **self._identity()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a checkpoint. World size, micro_batch and workers may differ.
-
-        Raises UserError for another batch size, seed, context or corpus: the sample order would be another one.
+        Raises:
+            UserError: the checkpoint belongs to another order of samples, or the Trainer does not fit the data.
         """
-        self._resumed = dict(state_dict)
-        self._start = self._resumed["consumed_samples"] // self.config.batch_size
-        self._check_identity()
-
-    def describe(self, counters: torch.Tensor | np.ndarray) -> str:
-        """Text for error messages: which samples a batch holds, and where in which shard each begins."""
-        store, flat = self._opened(self.train_store), np.asarray(counters, dtype=np.int64).reshape(-1)
-        lines = []
-        for counter, sample in zip(flat.tolist(), sample_id(flat, self.seed, self.windows.n_samples), strict=True):
-            start = int(sample) * self.context
-            file, place = store.locate(start)
-            lines.append(
-                f"counter {counter} (step {counter // self.config.batch_size}): sample {sample}, tokens {start} to "
-                f"{start + self.context}, from token {place} of {store.path / file}"
-            )
-        return "\n".join(lines)
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.config.batch_size,
-            "seed": self.seed,
-            "context": self.context,
-            "corpus": self.corpus_hash,
-        }
-
-    def _check_identity(self) -> None:
-        """Compare what a loaded state says of the sample order with this run."""
-        if self._resumed is None or self.train_store is None:
-            return
-        for key, now in self._identity().items():
+        for key, now in self.state_dict().items():
             if self._resumed.get(key, now) != now:
                 raise UserError(
                     f"the checkpoint was written with {key} = {self._resumed[key]}, this run has {key} = {now}: the "
                     f"samples would come in another order. Resume with the old value, or start a new run."
                 )
+        self._resumed = {}
+        if self.trainer is not None:
+            self._align_progress(self.trainer)
+        return ResumableLoader(
+            self.windows,
+            sampler=StepSampler(self),
+            batch_size=None,  # what the sampler yields is a batch already
+            num_workers=self.config.workers,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
 
-    def _check_position(self) -> None:
-        """Compare the loaded count of samples with the Trainer's count of steps, once both are restored."""
-        if self._resumed is None:
-            return
-        consumed, expected = self._resumed["consumed_samples"], self.finished_steps * self.config.batch_size
-        if consumed != expected:
-            raise UserError(
-                f"the checkpoint says that {consumed} samples were consumed, but {self.finished_steps} steps of "
-                f"{self.config.batch_size} are {expected}. The checkpoint is inconsistent; resume from another one."
+    def val_windows(self, batch: int | None = None) -> Iterator[torch.Tensor]:
+        """This rank's validation windows in order (see validation_batches), `batch` or micro_batch at a time."""
+        size = batch or self.config.micro_batch
+        return validation_batches(
+            self.val_store, self.context, size, self.rank, self.world_size, self.config.val_tokens
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the run is, in samples, and what the order of samples depends on."""
+        return {
+            "batch_size": self.config.batch_size,
+            "seed": self.seed,
+            "context": self.context,
+            "corpus": manifest_hash(self.train_store.manifest),
+            "consumed_samples": self.finished_steps * self.config.batch_size,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint. World size, micro_batch and workers may differ; train_dataloader compares."""
+        self._resumed = dict(state_dict)
+        self._start = self._resumed["consumed_samples"] // self.config.batch_size
+
+    def describe(self, counters: torch.Tensor | np.ndarray) -> str:
+        """Text for error messages: which samples a batch holds, and where in which shard each begins."""
+        store, flat = self.train_store, np.asarray(counters, dtype=np.int64).reshape(-1)
+        lines = []
+        for counter, sample in zip(flat.tolist(), sample_id(flat, self.seed, self.windows.n_samples), strict=True):
+            start = int(sample) * self.context
+            file, index = store.locate(start)
+            lines.append(
+                f"counter {counter} (step {counter // self.config.batch_size}): sample {sample}, tokens {start} to "
+                f"{start + self.context}, from token {index} of {store.path / file}"
             )
-        self._resumed = None
+        return "\n".join(lines)
 
-    def _opened(self, store: TokenStore | None) -> TokenStore:
-        if store is None:
-            raise RuntimeError("call setup() before using the data")
-        return store
+    def _align_progress(self, trainer: pl.Trainer) -> None:
+        """Set Lightning's count of batches to finished steps x accumulation; raise UserError for a wrong Trainer.
 
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+        Lightning stores how many micro-batches are done and steps whenever that count is a multiple of the
+        accumulation. After a resume with another world size or micro-batch, or from a checkpoint written in the
+        middle of a step, the stored count would end the run early, or step on part of a batch. Lightning has
+        restored its loops by the time it asks for the DataLoader.
+        """
+        if trainer.accumulate_grad_batches != self.accumulation or trainer.max_steps > self.max_steps:
+            raise UserError(
+                f"the Trainer has accumulate_grad_batches={trainer.accumulate_grad_batches} and max_steps="
+                f"{trainer.max_steps}; on {self.world_size} processes the data needs {self.accumulation} micro-batches "
+                f"a step and at most {self.max_steps} steps. Pass accumulation_steps(...) and the same max_steps."
+            )
+        loop = trainer.fit_loop.epoch_loop
+        if loop.restarting:
+            state, done = loop.batch_progress.state_dict(), trainer.global_step * self.accumulation
+            current = state["current"]
+            # Lightning reads from `processed - completed` whether the checkpoint was written inside a batch's end hook.
+            inside = current["processed"] - current["completed"]
+            state["current"] = {"ready": done, "started": done, "processed": done, "completed": done - inside}
+            loop.batch_progress.load_state_dict(state)

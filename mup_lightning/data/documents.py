@@ -1,29 +1,53 @@
-"""Reading documents through Hugging Face datasets, streamed, with every bad document found by its number.
+"""The documents of a card: read in order, cut into sections, split into train and validation, and identified by a hash.
 
 What datasets 5.2 does by itself with bad input (tried): its jsonl and text readers stop at the first invalid byte, the
 jsonl reader also at a broken line or a lone surrogate, none of them naming the line; in compressed files they ignore
-the encoding asked for; and iterating parquet stops at an invalid byte. So lines and files reach it as bytes, through a
-generator (streams.py), parquet columns are taken as bytes, and decoding is ours, one document at a time.
+the encoding asked for; and iterating parquet stops at an invalid byte. So lines and files are read here as bytes,
+columns of parquet and hub data sets are taken from datasets as bytes, and each document is decoded on its own.
 """
 
 from __future__ import annotations
 
+import bz2
+import glob
+import gzip
+import hashlib
+import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import lzma
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from mup_lightning.data.card import Card
-from mup_lightning.data.streams import COMPRESSED, records
+from mup_lightning.data.card import Card, Sections, Validation
 from mup_lightning.errors import UserError
 
-ROWS = {"file": 4, "line": 512, "jsonl": 128, "parquet": 256, "hub": 256}  # documents in memory at a time
+ROWS = {"file": 4, "line": 256}  # documents in memory at a time
+
+
+def _open_zst(path: Path, mode: str) -> BinaryIO:
+    import pyarrow  # type: ignore[import-untyped]  # Python itself reads .zst from 3.14 on
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+
+
+OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".zst": _open_zst}
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a source: its text, or the reason why it has none. `size` counts its bytes as they were read."""
+    """One document of a source.
+
+    Attributes:
+        index: its number in the source, from 0.
+        text: None where it cannot be used.
+        problem: why it cannot be used, in a few words; None where it can.
+        size: its bytes as read.
+    """
 
     index: int
     text: str | None
@@ -32,167 +56,258 @@ class Document:
 
 
 class DocumentReader:
-    """The documents of a card in order, in small batches, from any place where a former reader stopped.
+    """The documents of a card in order, in small batches, from any position at which an earlier reader stopped.
 
     Args:
-        card: The data set.
-        files: Its local files (empty for a hub data set).
-        revision: Commit of a hub data set.
-        cache: Scratch folder for the lock files of datasets.
+        card: the data set.
+        files: its local files (empty for a hub data set).
+        revision: commit of a hub data set.
+
+    Attributes:
+        total_bytes: of all documents; None where unknown (compressed files, columns).
+        total_documents: None where unknown (lines, files).
     """
 
-    def __init__(self, card: Card, files: list[Path], revision: str | None, cache: str) -> None:
-        self.card, self.files = card, files
-        kind = card.source.kind
+    def __init__(self, card: Card, files: list[Path], revision: str | None) -> None:
+        self.card, self.files, self.revision = card, files, revision
+        self.columnar = card.source.kind in ("parquet", "hub")
         self.total_bytes: int | None = None
-        if kind in ("jsonl", "text") and not any(path.suffix in COMPRESSED for path in files):
+        self.total_documents: int | None = None
+        if not self.columnar and not any(path.suffix in OPENERS for path in files):
             self.total_bytes = sum(path.stat().st_size for path in files)
-        self.total_documents = _parquet_rows(card, files) if kind == "parquet" else None
-        self._rows = ROWS[card.source.document if kind == "text" else kind]
-        self._column = card.text_column if kind in ("parquet", "hub") else "bytes"
-        try:
-            self._dataset = self._open(kind, revision, cache).with_format("arrow")
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
-            raise UserError(self._failed(error, 0)) from error
+        self._dataset: Any = None
 
-    def batches(self, first: int = 0, state: dict[str, Any] | None = None) -> Iterator[list[Document]]:
-        """Batches of documents, numbered from `first`; `state` is what position() gave after document first - 1.
+    def batches(self, first: int = 0, position: dict[str, Any] | None = None) -> Iterator[list[Document]]:
+        """Batches of documents, numbered from `first`; `position` is what position() gave after document first - 1.
 
-        Raises UserError where a file cannot be read (damaged, or a column is missing).
+        Raises:
+            UserError: a file is damaged, a column is missing, or the hub cannot be reached.
         """
-        if state is not None:
-            self._dataset.load_state_dict(state)
-        tables = self._dataset.iter(self._rows)
-        index = first
-        while True:
-            try:
-                table = next(tables, None)
-                values = None if table is None else self._bytes(table)
-            # Readers of compressed, remote and columnar files raise what they like: OSError, EOFError, LZMAError, ...
-            except Exception as error:
-                raise error if isinstance(error, UserError) else UserError(self._failed(error, index)) from error
-            if values is None:
-                return
-            yield [self._document(index + i, value) for i, value in enumerate(values)]
-            index += len(values)
+        index, chunks = first, self._columns(position) if self.columnar else self._records(first)
+        try:
+            for values in chunks:
+                yield [self._document(index + i, value) for i, value in enumerate(values)]
+                index += len(values)
+        except UserError:
+            raise
+        except Exception as error:  # readers of compressed, remote and columnar files raise classes of many libraries
+            raise UserError(self._failed(error, index)) from error
 
-    def position(self) -> dict[str, Any]:
-        """Where the last batch ended, as plain JSON values."""
-        state: dict[str, Any] = self._dataset.state_dict()
-        return state
+    def position(self) -> dict[str, Any] | None:
+        """Where the last batch ended, as plain JSON values; None where counting the documents is enough."""
+        return self._dataset.state_dict() if self._dataset is not None else None
 
-    def _open(self, kind: str, revision: str | None, cache: str) -> Any:
+    def _records(self, first: int) -> Iterator[list[bytes]]:
+        """Lines without their ends, or whole files with LF line ends, from record `first` on."""
+        by_file = self.card.source.kind == "text" and self.card.source.document == "file"
+
+        def read() -> Iterator[bytes]:
+            for path in self.files:
+                with OPENERS.get(path.suffix, open)(path, "rb") as file:
+                    if by_file:
+                        yield file.read().replace(b"\r\n", b"\n")
+                    else:
+                        yield from (line.removesuffix(b"\n").removesuffix(b"\r") for line in file)
+
+        records = islice(read(), first, None)
+        return iter(lambda: list(islice(records, ROWS["file" if by_file else "line"])), [])
+
+    def _columns(self, position: dict[str, Any] | None) -> Iterator[list[Any]]:
+        """The text column of parquet files or of a hub data set, streamed."""
         import datasets
-        from datasets.data_files import DataFilesDict, DataFilesList
-        from datasets.packaged_modules.generator.generator import Generator
 
         datasets.disable_progress_bars()
-        source = self.card.source
-        options: dict[str, Any] = {"streaming": True, "cache_dir": cache}
-        if kind == "hub":
-            local = Path(source.dataset or "").is_dir()
-            where = {} if local else {"revision": revision}
-            dataset = datasets.load_dataset(source.dataset, source.subset, split=source.split, **where, **options)
-            found = dataset.column_names
-            if found is not None and self.card.text_column not in found:
-                raise UserError(_no_column(self.card, found))
-            info = (dataset.info.splits or {}).get(source.split)
-            self.total_documents = info.num_examples if info else None
-            return dataset.select_columns([self.card.text_column])
-        names = [str(path.resolve()) for path in self.files]
-        if kind == "parquet":
-            # A DataFilesDict is taken as it is; plain names are globbed again, and "[" in a folder matches nothing.
-            options["data_files"] = DataFilesDict(train=DataFilesList(names, [(name,) for name in names]))
-            columns = [self.card.text_column]
-            return datasets.load_dataset("parquet", split="train", columns=columns, batch_size=self._rows, **options)
-        by_line = kind == "jsonl" or source.document == "line"
-        features = datasets.Features({"bytes": datasets.Value("large_binary")})
-        # IterableDataset.from_generator is this builder, but it always puts its lock file into the user's cache.
-        builder = Generator(
-            cache_dir=cache, features=features, generator=records, gen_kwargs={"files": names, "by_line": by_line}
-        )
-        return builder.as_streaming_dataset(split="train")
+        source, column = self.card.source, self.card.text_column
+        with tempfile.TemporaryDirectory(prefix="mup-lightning-") as cache:  # for lock files, the data are streamed
+            streamed: dict[str, Any] = {"streaming": True, "cache_dir": cache}
+            if source.kind == "parquet":
+                self.total_documents = sum(self._parquet_rows(path) for path in self.files)
+                names = [glob.escape(str(path.resolve())) for path in self.files]
+                dataset = datasets.load_dataset(
+                    "parquet", data_files=names, split="train", columns=[column], **streamed
+                )
+            else:
+                if self.revision:
+                    streamed["revision"] = self.revision
+                dataset = datasets.load_dataset(source.dataset, source.subset, split=source.split, **streamed)
+                if dataset.column_names is not None:
+                    self._check_column(dataset.column_names)
+                split = (dataset.info.splits or {}).get(source.split)
+                self.total_documents = split.num_examples if split else None
+                dataset = dataset.select_columns([column])
+            self._dataset = dataset.with_format("arrow")
+            if position is not None:
+                self._dataset.load_state_dict(position)
+            for table in self._dataset.iter(ROWS["line"]):
+                yield _as_bytes(table[column])
 
-    def _bytes(self, table: Any) -> list[Any]:
-        """The rows of an arrow table as bytes, None, or (for a column that is not text) what they are."""
-        import pyarrow  # type: ignore[import-untyped]
+    def _parquet_rows(self, path: Path) -> int:
+        import pyarrow.parquet  # type: ignore[import-untyped]
 
-        column = table[self._column]
-        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
-            binary = pyarrow.large_binary() if pyarrow.types.is_large_string(column.type) else pyarrow.binary()
-            column = column.cast(binary)
-        rows: list[Any] = column.to_pylist()
-        return rows
+        with pyarrow.parquet.ParquetFile(path) as file:
+            self._check_column(file.schema_arrow.names)
+            return int(file.metadata.num_rows)
 
     def _document(self, index: int, value: Any) -> Document:
         size = len(value) + 1 if isinstance(value, bytes) else 0
-        text, problem = (None, "text is null") if value is None else _decode(value)
-        if problem is None and self.card.source.kind == "jsonl":
-            text, problem = self._from_json(index, text or "")
-        if problem is None and not (text and text.strip()):
-            problem = "empty"
-        return Document(index, None if problem else text, problem, size)
+        try:
+            text = self._text(index, value)
+        except _BadDocument as bad:
+            return Document(index, None, str(bad), size)
+        return Document(index, text, None, size)
 
-    def _from_json(self, index: int, line: str) -> tuple[str | None, str | None]:
+    def _text(self, index: int, value: Any) -> str:
+        text = _decode(value).removeprefix("\ufeff")
+        if self.card.source.kind == "jsonl":
+            text = self._json_text(index, text)
+        if not text.strip():
+            raise _BadDocument("empty")
+        return text
+
+    def _json_text(self, index: int, line: str) -> str:
         if not line.strip():
-            return None, "blank line"
+            raise _BadDocument("blank line")
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            return None, "not JSON"
+            raise _BadDocument("not JSON") from None
         if not isinstance(record, dict):
-            return None, "not a JSON object"
+            raise _BadDocument("not a JSON object")
+        if index == 0:  # not one bad document, but a card that does not fit
+            self._check_column(list(record))
         if self.card.text_column not in record:
-            if index == 0:  # not one bad document, but a card that does not fit
-                raise UserError(_no_column(self.card, list(record)))
-            return None, f"no {self.card.text_column}"
+            raise _BadDocument(f"no {self.card.text_column}")
         text = record[self.card.text_column]
-        if text is None:
-            return None, "text is null"
-        if not isinstance(text, str):
-            return None, "text is not a string"
         try:
-            text.encode("utf-8")
+            return _decode(text.encode() if isinstance(text, str) else text)
         except UnicodeEncodeError:  # an escaped surrogate without its other half
-            return None, "not UTF-8"
-        return text, None
+            raise _BadDocument("not UTF-8") from None
+
+    def _check_column(self, found: list[str]) -> None:
+        if self.card.text_column not in found:
+            raise UserError(
+                f"{self.card.path}: text_column is {self.card.text_column!r}, but the documents have only "
+                f"{', '.join(found) or 'nothing'}. Set it."
+            )
 
     def _failed(self, error: Exception, index: int) -> str:
         source = self.card.source
         what = ", ".join(str(path) for path in self.files[:3]) if self.files else f"hub data set {source.dataset}"
         if source.kind == "hub":
-            mend = "Check the network, source.dataset, subset and revision, then run again: it resumes."
+            remedy = "Check the network, source.dataset, subset and revision, then run again: it resumes."
         else:
-            mend = "Check that the files are whole and of the kind the card says."
+            remedy = "Check that the files are whole and of the kind the card says."
         reason = str(error) or type(error).__name__
-        return f"{self.card.path}: reading {what} failed after document {index}: {reason}. {mend}"
+        return f"{self.card.path}: reading {what} failed after document {index}: {reason}. {remedy}"
 
 
-def _decode(value: Any) -> tuple[str | None, str | None]:
+class _BadDocument(Exception):  # noqa: N818  # a finding, counted by its message
+    pass
+
+
+def _decode(value: Any) -> str:
+    if value is None:
+        raise _BadDocument("text is null")
     if not isinstance(value, bytes):
-        return None, "text is not a string"
+        raise _BadDocument("text is not a string")
     try:
-        return value.decode("utf-8").removeprefix("\ufeff"), None
+        return value.decode("utf-8")
     except UnicodeDecodeError:
-        return None, "not UTF-8"
+        raise _BadDocument("not UTF-8") from None
 
 
-def _parquet_rows(card: Card, files: list[Path]) -> int:
-    import pyarrow.parquet  # type: ignore[import-untyped]
+def _as_bytes(column: Any) -> list[Any]:
+    """An arrow column as bytes and None, or (where it is not text) as what it holds."""
+    import pyarrow
 
-    rows = 0
+    if pyarrow.types.is_string(column.type):
+        column = column.cast(pyarrow.binary())
+    elif pyarrow.types.is_large_string(column.type):
+        column = column.cast(pyarrow.large_binary())
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def cut(text: str, sections: Sections | None) -> list[str]:
+    """The sections of a document, in order; joined they are the text, but for dropped sections of white space only.
+
+    With `pattern` (multi-line) a section begins at each match. With `max_characters` longer sections are then cut
+    after a blank line, where one paragraph alone is too long after a line or a word, and else anywhere.
+    """
+    if sections is None:
+        return [text]
+    pieces = [text]
+    if sections.pattern is not None:
+        starts = [match.start() for match in re.finditer(sections.pattern, text, re.MULTILINE)]
+        pieces = [text[a:b] for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
+    if sections.max_characters is not None:
+        pieces = [short for piece in pieces for short in _shorten(piece, sections.max_characters)]
+    return [piece for piece in pieces if piece.strip()]
+
+
+def _shorten(text: str, longest: int) -> Iterator[str]:
+    start = 0
+    while len(text) - start > longest:
+        end = start + longest
+        for separator in ("\n\n", "\n", " "):
+            at = text.rfind(separator, start, end)
+            if at >= start:
+                end = at + len(separator)
+                break
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def is_validation(text: str, validation: Validation) -> bool:
+    """Whether a document (or section) belongs to the validation split.
+
+    It depends on the text and the seed alone, never on the place of the document: adding documents moves no other,
+    and copies of a text always land in the same split.
+    """
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, key=str(validation.seed).encode()).digest()
+    return int.from_bytes(digest, "big") < validation.fraction * 2.0**64
+
+
+def resolve_revision(card: Card) -> str | None:
+    """The commit of a hub data set: as the card pins it, or what the hub says its branch or tag points to now."""
+    source = card.source
+    if source.kind != "hub" or source.revision is None or Path(source.dataset or "").is_dir():
+        return None
+    if re.fullmatch(r"[0-9a-f]{40}", source.revision):
+        return source.revision
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.HfApi().dataset_info(source.dataset or "", revision=source.revision).sha
+    except Exception as error:  # network, authentication, no such data set or revision: each has its own class
+        raise UserError(
+            f"{card.path}: cannot ask the hub for revision {source.revision!r} of {source.dataset}: {error}. Check the "
+            f"network and both names."
+        ) from error
+
+
+def hash_source(card: Card, files: list[Path], revision: str | None) -> str:
+    """sha256 hex of everything that decides the tokens: the card's rules, and the files' contents or the commit."""
+    source = card.source
+    rules: dict[str, Any] = {
+        "kind": source.kind,
+        "document": source.document,
+        "hub": [source.dataset, source.subset, revision, source.split] if source.kind == "hub" else None,
+        "text_column": card.text_column,
+        "sections": asdict(card.sections) if card.sections else None,
+        "validation": asdict(card.validation),
+        "on_bad_document": card.on_bad_document,
+        "files": [],
+    }
     for path in files:
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                names, count = file.schema_arrow.names, file.metadata.num_rows
-        except (OSError, ValueError) as error:
-            raise UserError(f"{card.path}: {path} is no readable parquet file: {error}.") from error
-        if card.text_column not in names:
-            raise UserError(_no_column(card, names, path))
-        rows += count
-    return rows
+        with open(path, "rb") as file:
+            rules["files"].append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 
-def _no_column(card: Card, found: list[str], path: Path | None = None) -> str:
-    of = f"{path} has" if path else "the documents have"
-    return f"{card.path}: text_column is {card.text_column!r}, but {of} only {', '.join(found) or 'nothing'}. Set it."
+def provenance(card: Card, revision: str | None) -> dict[str, Any]:
+    """The manifest's entry on where the text came from."""
+    source = {key: value for key, value in asdict(card.source).items() if value}
+    source |= {"revision": revision} if revision else {}
+    return {**source, "licence": card.licence, "homepage": card.homepage, "description": card.description}

@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from mup_lightning.config.schema import TokenizerName, check_tokenizer_name
+from mup_lightning.config.schema import TokenizerName
+from mup_lightning.data import documents
 from mup_lightning.data.card import Card, load_card
-from mup_lightning.data.documents import Document, DocumentReader
-from mup_lightning.data.sections import cut, is_validation
-from mup_lightning.data.shards import MANIFEST, SPLITS, Manifest
-from mup_lightning.data.source import hash_source, provenance, resolve_revision
+from mup_lightning.data.shards import DTYPE, FORMAT_VERSION, MANIFEST, SPLITS, Manifest, Split, SplitWriter
 from mup_lightning.data.tokenizer import Tokenizer, load_tokenizer
-from mup_lightning.data.unigram import unigram_loss
-from mup_lightning.data.writer import JOURNAL, Journal, SplitWriter, clear
 from mup_lightning.errors import UserError
+from mup_lightning.files import make_folder, read_json, write_json
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
-BATCH_CHARACTERS = 4_000_000  # text handed to the tokenizer at once, enough for every thread to have work
+COUNTED = 1 << 22  # tokens counted at a time
+JOURNAL = "journal.json"
+
+
+@dataclass
+class Journal:
+    """How far an unfinished corpus is, saved whenever a shard is finished.
+
+    Attributes:
+        identity: what the corpus is made of; a corpus of another identity is not continued.
+        read: documents read.
+        used: documents used.
+        text_bytes: bytes read.
+        skipped: documents left out, counted by reason.
+        position: of the reader in the source.
+        splits: what has been written, open shards included.
+    """
+
+    identity: dict[str, Any]
+    read: int = 0
+    used: int = 0
+    text_bytes: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    position: dict[str, Any] | None = None
+    splits: dict[str, Split] = field(default_factory=lambda: {split: Split() for split in SPLITS})
+
+    @classmethod
+    def open(cls, folder: Path, identity: dict[str, Any]) -> Journal:
+        """The journal of a folder's unfinished corpus, or a fresh one. Raises UserError for another corpus."""
+        if not (folder / JOURNAL).exists():
+            return cls(identity)
+        data = read_json(folder / JOURNAL, "the journal of an unfinished corpus; start again with --force")
+        if not isinstance(data, dict) or data.get("identity") != identity:
+            raise UserError(
+                f"{folder} holds an unfinished corpus of another source, card, tokenizer, shard size or program "
+                f"version. Choose another folder with --out, or start again with --force."
+            )
+        return cls(**{**data, "splits": {name: Split.from_dict(split) for name, split in data["splits"].items()}})
 
 
 def prepare(
@@ -36,199 +70,171 @@ def prepare(
     progress: bool = True,
     force: bool = False,
 ) -> Manifest:
-    """Tokenise the data set of `card` into `out_dir` and return the manifest.
+    """Tokenise the data set of a card into a folder.
 
     A finished corpus of the same source and tokenizer is left as it is; an unfinished one is continued after its last
-    finished shard, to the same bytes as without the break. Raises UserError for a folder that holds something else
-    (unless `force`), for bad input, an empty validation split, and a full disk (what was finished stays).
+    finished shard, to the same bytes as without the break.
+
+    Args:
+        card: the card, or its file.
+        out_dir: folder to write.
+        tokenizer: vocabulary.
+        shard_tokens: greatest length of a shard in tokens.
+        progress: show a progress bar where stderr is a terminal.
+        force: overwrite whatever corpus the folder holds.
+
+    Raises:
+        UserError: the folder holds another corpus, the input is bad, a split is empty, or the disk is full (what was
+            finished stays).
     """
     card = card if isinstance(card, Card) else load_card(card)
-    check_tokenizer_name(tokenizer, "--tokenizer")
-    if shard_tokens < 1:
-        raise UserError(f"shard_tokens is {shard_tokens}; expected at least 1.")
-    folder, files, revision = Path(out_dir), card.input_files(), resolve_revision(card)
-    source_hash = hash_source(card, files, revision)
-    journal = Journal({"source_hash": source_hash, "tokenizer": tokenizer, "shard_tokens": shard_tokens})
-    with _working_in(folder):
+    vocabulary = load_tokenizer(tokenizer)
+    folder, files, revision = Path(out_dir), card.input_files(), documents.resolve_revision(card)
+    source_hash = documents.hash_source(card, files, revision)
+    with _working_in(folder), ExitStack() as stack:
         if force:
-            clear(folder)
-        elif (folder / MANIFEST).exists():
-            return _already_there(folder, card, tokenizer, source_hash)
+            for path in [folder / MANIFEST, folder / JOURNAL]:
+                path.unlink(missing_ok=True)
+        if (folder / MANIFEST).exists():
+            manifest = Manifest.load(folder)
+            if (manifest.source_hash, manifest.tokenizer) != (source_hash, tokenizer):
+                raise UserError(
+                    f"{folder} already holds the finished corpus {manifest.name!r} ({manifest.tokenizer}), of another "
+                    f"source, card or tokenizer than {card.path} ({tokenizer}). Choose another folder with --out, or "
+                    f"overwrite it with --force."
+                )
         else:
-            journal = _continued(folder, card, journal)
-        writers = {split: SplitWriter(folder, split, shard_tokens) for split in SPLITS}
-        try:
-            for split, state in journal.splits.items():
-                writers[split].resume(state)
-            with tempfile.TemporaryDirectory(prefix="mup-lightning-") as cache:
-                reader = DocumentReader(card, files, revision, cache)
-                symbols = load_tokenizer(tokenizer)
-                _write_documents(card, reader, symbols, writers, journal, folder, progress)
-            return _finish(card, symbols, writers, journal, folder, revision)
-        finally:
+            identity = {"source": source_hash, "tokenizer": tokenizer, "shards": shard_tokens, "format": FORMAT_VERSION}
+            journal = Journal.open(folder, identity)
+            writers = {s: SplitWriter(folder, s, shard_tokens, done) for s, done in journal.splits.items()}
             for writer in writers.values():
-                writer.abandon()
+                stack.callback(writer.close)
+            reader = documents.DocumentReader(card, files, revision)
+            _write_documents(card, reader, vocabulary, writers, journal, progress)
+            _check_splits(card, journal)
+            for writer in writers.values():
+                writer.close_shard()
+            manifest = Manifest(
+                name=card.name,
+                tokenizer=vocabulary.name,
+                vocab_size=vocabulary.vocab_size,
+                vocab_hash=vocabulary.fingerprint,
+                eot=vocabulary.eot,
+                source_hash=source_hash,
+                source=documents.provenance(card, revision),
+                documents=journal.used,
+                text_bytes=journal.text_bytes,
+                skipped=dict(sorted(journal.skipped.items())),
+                splits=journal.splits,
+                unigram_loss=unigram_loss(folder, journal.splits, vocabulary.vocab_size),
+            )
+            manifest.save(folder)
+        (folder / JOURNAL).unlink(missing_ok=True)
+        return manifest
 
 
 def _write_documents(
     card: Card,
-    reader: DocumentReader,
+    reader: documents.DocumentReader,
     tokenizer: Tokenizer,
     writers: dict[str, SplitWriter],
     journal: Journal,
-    folder: Path,
     progress: bool,
 ) -> None:
-    bar = tqdm(total=reader.total_bytes, initial=journal.text_bytes, unit="B", unit_scale=True, disable=not progress)
-    finished = sum(len(writer.shards) for writer in writers.values())
-    with bar:
-        for batch in reader.batches(journal.read, journal.reader):
+    """Read from the journal's position to the end, and save the journal after each finished shard."""
+
+    def finished() -> int:
+        return sum(len(split.shards) for split in journal.splits.values())
+
+    shown = None if progress else True
+    with tqdm(total=reader.total_bytes, initial=journal.text_bytes, unit="B", unit_scale=True, disable=shown) as bar:
+        for batch in reader.batches(journal.read, journal.position):
+            before = finished()
             texts = _good_texts(batch, card, tokenizer, journal)
-            for group in _groups([section for text in texts for section in cut(text, card.sections)]):
-                for text, ids in zip(group, tokenizer.encode_batch(group), strict=True):
-                    split = "val" if is_validation(text, card.validation) else "train"
-                    writers[split].append(np.append(ids, np.uint16(tokenizer.eot)))
-            journal.read += len(batch)
+            sections = [section for text in texts for section in documents.cut(text, card.sections)]
+            for text, ids in zip(sections, tokenizer.encode_batch(sections), strict=True):
+                split = "val" if documents.is_validation(text, card.validation) else "train"
+                writers[split].append(np.append(ids, np.uint16(tokenizer.eot)))
             size = sum(document.size for document in batch)
+            journal.read += len(batch)
             journal.text_bytes += size
-            if reader.total_documents:  # the size is only known by the mean so far
+            if reader.total_documents:  # the size in bytes is known only by the mean so far
                 bar.total = round(journal.text_bytes / journal.read * reader.total_documents)
-            bar.set_postfix_str(f"{_tokens(writers):,} tokens", refresh=False)
             bar.update(size)
-            if sum(len(writer.shards) for writer in writers.values()) > finished:
-                finished = sum(len(writer.shards) for writer in writers.values())
-                _checkpoint(reader, writers, journal, folder)
+            if finished() > before:
+                journal.position = reader.position()
+                for writer in writers.values():
+                    writer.sync()
+                write_json(writers["train"].folder / JOURNAL, asdict(journal))
 
 
-def _checkpoint(reader: DocumentReader, writers: dict[str, SplitWriter], journal: Journal, folder: Path) -> None:
-    for writer in writers.values():
-        writer.sync()
-    journal.reader = reader.position()
-    journal.splits = {split: writer.state() for split, writer in writers.items()}
-    journal.save(folder)
-
-
-def _good_texts(batch: list[Document], card: Card, tokenizer: Tokenizer, journal: Journal) -> list[str]:
+def _good_texts(batch: list[documents.Document], card: Card, tokenizer: Tokenizer, journal: Journal) -> list[str]:
     """The texts to use; the others are counted by reason, or refused if the card says so."""
     texts = []
     for document in batch:
         problem = document.problem
-        if problem is None and document.text is not None:
+        if document.text is not None:
             problem = tokenizer.objection(document.text)
             if problem is None:
                 texts.append(document.text)
-                journal.documents += 1
                 continue
         if card.on_bad_document == "refuse":
             raise UserError(
-                f"{card.path}: document {document.index} (counted from 0) is bad: {problem}. Mend it, or set "
+                f"{card.path}: document {document.index} (counted from 0) is bad: {problem}. Correct it, or set "
                 f"on_bad_document: skip to leave such documents out and count them."
             )
         journal.skipped[str(problem)] = journal.skipped.get(str(problem), 0) + 1
+    journal.used += len(texts)
     return texts
 
 
-def _groups(sections: list[str]) -> Iterator[list[str]]:
-    group: list[str] = []
-    size = 0
-    for section in sections:
-        group.append(section)
-        size += len(section)
-        if size >= BATCH_CHARACTERS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _finish(
-    card: Card,
-    tokenizer: Tokenizer,
-    writers: dict[str, SplitWriter],
-    journal: Journal,
-    folder: Path,
-    revision: str | None,
-) -> Manifest:
-    skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(journal.skipped.items())) or "none"
-    if not journal.documents:
+def _check_splits(card: Card, journal: Journal) -> None:
+    if not journal.used:
+        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(journal.skipped.items())) or "none"
         raise UserError(f"{card.path}: no usable document among the {journal.read} read (skipped: {skipped}).")
-    for split, other in (("val", "train"), ("train", "val")):
-        if not writers[split].documents:
+    for split, change in (("val", "Raise"), ("train", "Lower")):
+        if not journal.splits[split].documents:
             raise UserError(
-                f"{card.path}: the {split} split is empty: all {writers[other].documents} documents or sections fell "
-                f"to {other} with validation.fraction {card.validation.fraction} and seed {card.validation.seed}. "
-                f"{'Raise' if split == 'val' else 'Lower'} the fraction, try another seed, or cut long documents "
-                f"with sections."
+                f"{card.path}: the {split} split is empty with validation.fraction {card.validation.fraction} and seed "
+                f"{card.validation.seed}. {change} the fraction, try another seed, or cut long documents with sections."
             )
-    for writer in writers.values():
-        writer.close_shard()
-    shards = {split: writer.shards for split, writer in writers.items()}
-    manifest = Manifest(
-        name=card.name,
-        tokenizer=tokenizer.name,
-        vocab_size=tokenizer.vocab_size,
-        vocab_hash=tokenizer.fingerprint,
-        eot=tokenizer.eot,
-        source_hash=journal.identity["source_hash"],
-        source=provenance(card, revision),
-        documents=journal.documents,
-        text_bytes=journal.text_bytes,
-        skipped=dict(sorted(journal.skipped.items())),
-        splits={split: writer.summary() for split, writer in writers.items()},
-        unigram_loss=unigram_loss(folder, shards["train"], shards["val"], tokenizer.vocab_size),
-    )
-    manifest.save(folder)
-    (folder / JOURNAL).unlink(missing_ok=True)
-    return manifest
-
-
-def _already_there(folder: Path, card: Card, tokenizer: str, source_hash: str) -> Manifest:
-    found = Manifest.load(folder)
-    if (found.source_hash, found.tokenizer) == (source_hash, tokenizer):
-        (folder / JOURNAL).unlink(missing_ok=True)  # killed between the manifest and the end
-        return found
-    raise UserError(
-        f"{folder} already holds the finished corpus {found.name!r} ({found.tokenizer}), of another source, card or "
-        f"tokenizer than {card.path} ({tokenizer}). Choose another folder with --out, or overwrite it with --force."
-    )
-
-
-def _continued(folder: Path, card: Card, fresh: Journal) -> Journal:
-    journal = Journal.load(folder)
-    if journal is None:
-        clear(folder)  # files of a run that was killed before its first journal
-        return fresh
-    if journal.identity != fresh.identity:
-        raise UserError(
-            f"{folder} holds an unfinished corpus of another source, card, tokenizer or shard size than {card.path}. "
-            f"Choose another folder with --out, or start again with --force."
-        )
-    return journal
 
 
 @contextmanager
 def _working_in(folder: Path) -> Iterator[None]:
-    """Lock the folder against a second prepare, and say clearly when the disk is full."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}. Choose another folder with --out.") from error
+    """Lock the folder against a second prepare, and turn a full disk into one clear line."""
+    make_folder(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
         raise UserError(f"another process is preparing {folder}. Wait for it, or choose --out.") from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
         raise UserError(
-            f"the disk is full: {error.strerror} while writing to {folder}. Finished shards are kept; free some space "
-            f"(2 bytes a token) and run the same command again, it continues."
+            f"writing to {folder} failed: {error.strerror}. Finished shards are kept; free some space (2 bytes a "
+            f"token) and run the same command again, it continues."
         ) from error
     finally:
         os.close(descriptor)
 
 
-def _tokens(writers: dict[str, SplitWriter]) -> int:
-    return sum(writer.tokens + sum(shard.tokens for shard in writer.shards) for writer in writers.values())
+def unigram_loss(folder: Path, splits: dict[str, Split], vocab_size: int) -> float:
+    """Mean cross-entropy (nats a token) of the validation tokens under the add-one-smoothed training frequencies.
+
+    -sum_v m_v ln((n_v + 1) / (N + V)) / M, with n_v of N training and m_v of M validation tokens and V in the
+    vocabulary: the loss of a model that has learned nothing but frequencies, which a run should soon pass.
+    """
+    n, m = (_count_tokens(folder, splits[split], vocab_size) for split in SPLITS)
+    log_p = np.log((n + 1) / (n.sum() + vocab_size))
+    return float(-(m * log_p).sum() / m.sum())
+
+
+def _count_tokens(folder: Path, split: Split, vocab_size: int) -> np.ndarray:
+    """How often each token occurs in a split: int64, shape (vocab_size,)."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for shard in split.shards:
+        tokens = np.memmap(folder / shard.file, dtype=DTYPE, mode="r")
+        for start in range(0, len(tokens), COUNTED):
+            counts += np.bincount(tokens[start : start + COUNTED], minlength=vocab_size)
+    return counts

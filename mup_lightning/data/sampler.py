@@ -8,16 +8,28 @@ whatever the number of processes. A counter's *sample id* is its place in the sh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mup_lightning.data.shards import TokenStore
 from mup_lightning.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def samples_in(tokens: int, context: int) -> int:
-    """How many windows of `context + 1` tokens at stride `context` fit into `tokens` tokens (0 if none)."""
-    return max(0, (tokens - 1) // context)
+
+def samples_in(store: TokenStore, context: int) -> int:
+    """How many windows of `context + 1` tokens at stride `context` a split holds. Raises UserError if none."""
+    samples = (len(store) - 1) // context
+    if samples < 1:
+        raise UserError(
+            f"the {store.split} split of {store.path} has {len(store)} tokens, but a context of {context} needs at "
+            f"least {context + 1}. Use a shorter context or a larger corpus (for val, a larger validation.fraction)."
+        )
+    return samples
 
 
 @lru_cache(maxsize=2)  # a batch touches at most two epochs as long as it is smaller than one
@@ -33,15 +45,11 @@ def epoch_permutation(seed: int, epoch: int, n_samples: int) -> np.ndarray:
     return order
 
 
-def sample_id(counter: np.ndarray | int, seed: int, n_samples: int) -> np.ndarray:
-    """Sample ids (int64, in [0, n_samples)) of global sample counters, of the same shape.
+def sample_id(counters: np.ndarray, seed: int, n_samples: int) -> np.ndarray:
+    """Sample ids (int64, in [0, n_samples)) of global sample counters (int64, at least 0), of the same shape.
 
     Every block of n_samples counters starting at a multiple of n_samples visits each sample once.
-    Raises ValueError where there is no sample to take or a counter is negative.
     """
-    counters = np.asarray(counter, dtype=np.int64)
-    if n_samples < 1 or (counters.size and counters.min() < 0):
-        raise ValueError(f"need n_samples >= 1 and counters >= 0, got n_samples = {n_samples}, counters {counters}")
     epochs, positions = np.divmod(counters, n_samples)
     ids = np.empty_like(counters)
     for epoch in np.unique(epochs):
@@ -56,7 +64,7 @@ def accumulation_steps(batch_size: int, micro_batch: int, world_size: int) -> in
     Raises UserError, with the nearest batch sizes that work, where that is not a whole number.
     """
     together = micro_batch * world_size
-    if min(batch_size, micro_batch, world_size) >= 1 and batch_size % together == 0:
+    if batch_size % together == 0:
         return batch_size // together
     below, above = batch_size // together * together, -(-batch_size // together) * together
     nearest = " or ".join(str(size) for size in (below, above) if size > 0)
@@ -74,8 +82,40 @@ def batch_counters(
     Over all micro-steps (outer) and ranks (inner) they run through [step * batch_size, (step + 1) * batch_size) in
     order, so the global batch is the same whatever the world size and the accumulation.
     """
-    steps = accumulation_steps(batch_size, micro_batch, world_size)
-    if not (step >= 0 and 0 <= micro_step < steps and 0 <= rank < world_size):
-        raise ValueError(f"no micro-step {micro_step} of {steps} on rank {rank} of {world_size} at step {step}")
     first = step * batch_size + (micro_step * world_size + rank) * micro_batch
     return np.arange(first, first + micro_batch, dtype=np.int64)
+
+
+def validation_samples(store: TokenStore, context: int, val_tokens: int | None) -> int:
+    """How many windows a validation pass covers: all, or those of the first `val_tokens` tokens.
+
+    Raises UserError where there is none.
+    """
+    samples = samples_in(store, context)
+    if val_tokens is None:
+        return samples
+    if val_tokens < context:
+        raise UserError(
+            f"data.val_tokens = {val_tokens} is less than one window of {context} tokens. "
+            f"Set it to a multiple of {context}, or to null for the whole validation split."
+        )
+    return min(samples, val_tokens // context)
+
+
+def validation_batches(
+    store: TokenStore, context: int, batch: int, rank: int = 0, world_size: int = 1, val_tokens: int | None = None
+) -> Iterator[torch.Tensor]:
+    """A rank's validation windows, int64 tensors (b, context + 1), b <= batch: numbers rank, rank + world_size, ...
+
+    Over all ranks every window comes exactly once; the last partial batch is kept. Every rank gets the same number of
+    batches, because a sharded model (ZeRO-3) waits for all ranks in each forward: a rank that has run out of windows
+    gets batches of zero rows (shape (0, context + 1)), which must add nothing to the sums. With one process there are
+    none of these. Raises UserError where the split is too short.
+    """
+    import torch
+
+    samples = validation_samples(store, context, val_tokens)
+    per_rank = -(-samples // world_size)  # the most that any rank has: rank 0's
+    mine = np.arange(rank, samples, world_size, dtype=np.int64)
+    for first in range(0, per_rank, batch):
+        yield torch.from_numpy(store.windows(mine[first : first + batch] * context, context + 1))

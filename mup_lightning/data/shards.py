@@ -1,26 +1,36 @@
-"""What a prepared corpus says of itself: manifest.json, written last, so that a folder without one is unfinished."""
+"""The format of a prepared corpus: token shards, and the manifest that is written last and describes them.
+
+A shard is raw little-endian uint16 without a header. A folder without a manifest is unfinished.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from mup_lightning.config.schema import VOCAB_SIZES, VOCABULARY_HASHES, check_tokenizer_name
 from mup_lightning.errors import UserError
+from mup_lightning.files import read_json, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-DTYPE = "<u2"  # raw little-endian uint16, without a header
+DTYPE = "<u2"
 SPLITS = ("train", "val")
+
+_AGAIN = "Copy the corpus again, or prepare it again with: mup-lightning data prepare CARD --force"
 
 
 @dataclass
 class Shard:
-    """One file of raw tokens: its name, its length in tokens, and the sha256 of its bytes."""
+    """A shard's file name, its length in tokens, and the sha256 of its bytes."""
 
     file: str
     tokens: int
@@ -29,21 +39,32 @@ class Shard:
 
 @dataclass
 class Split:
-    """One half of a corpus: tokens (each document's end-of-text symbol included), documents, shards in order."""
+    """One split of a corpus: tokens (including each document's end-of-text token), documents, shards in order."""
 
-    tokens: int
-    documents: int
+    tokens: int = 0
+    documents: int = 0
     shards: list[Shard] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Split:
+        """The inverse of `asdict`. Raises KeyError or TypeError where a key is missing, unknown or of another type."""
+        return cls(**{**values, "shards": [Shard(**shard) for shard in values["shards"]]})
 
 
 @dataclass
 class Manifest:
-    """The contents of manifest.json. It holds no date and no path: equal sources give equal bytes.
+    """The contents of manifest.json. It holds no date and no path, so that equal sources give equal bytes.
 
-    `documents` counts what was read and used, `skipped` what was read and left out, by reason; the documents of the
-    splits are sections where the card cuts documents. `unigram_loss` is the mean cross-entropy in nats of the
-    validation tokens under the add-one-smoothed frequencies of the training tokens: a model that has learned nothing
-    but word frequencies has this loss. `source` says where the text came from and under which licence.
+    Attributes:
+        name: of the card.
+        tokenizer: name of the vocabulary, with its `vocab_size`, `vocab_hash` and end-of-text token `eot`.
+        source_hash: identifies the text and the rules of the card (see `documents.hash_source`).
+        source: where the text came from, and its licence.
+        documents: documents that were read and used, before sections are cut.
+        text_bytes: bytes of all documents as read.
+        skipped: documents left out, counted by reason.
+        splits: train and val; here sections count as documents.
+        unigram_loss: see `prepare.unigram_loss`.
     """
 
     name: str
@@ -65,80 +86,224 @@ class Manifest:
     def load(cls, folder: str | Path) -> Manifest:
         """Read the manifest of a prepared folder.
 
-        Raises UserError where the folder or the manifest is missing, unreadable, or of another format version.
+        Raises:
+            UserError: the folder or the manifest is missing, damaged, or of another format version.
         """
         path = Path(folder) / MANIFEST
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(_missing(Path(folder))) from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}). Prepare the corpus again with --force.") from error
-        version = data.get("format_version") if isinstance(data, dict) else None
-        if version != FORMAT_VERSION:
+        if not path.exists():
+            tokenizer = " --tokenizer bytes" if path.parent.name.endswith("-bytes") else ""
             raise UserError(
-                f"{path} has format version {version!r}, this program reads version {FORMAT_VERSION}. "
-                f"Prepare the corpus again with --force, or use the program that wrote it."
+                f"there is no prepared corpus at {path.parent}: no {MANIFEST}, which is written last. Set data.path "
+                f"or run: mup-lightning data prepare data/austen.yaml{tokenizer} (or your own card; it resumes)"
             )
-        wrong = sorted({f.name for f in fields(cls)} ^ set(data))
-        if wrong:
-            raise UserError(
-                f"{path} lacks, or has too many of, the keys {', '.join(wrong)}. Prepare it again (--force)."
-            )
+        data = read_json(path, "the manifest of a prepared corpus")
         try:
-            splits = data["splits"].items()
-            data["splits"] = {n: Split(**{**s, "shards": [Shard(**shard) for shard in s["shards"]]}) for n, s in splits}
-        except (AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} lists its shards wrongly ({error}). Prepare it again (--force).") from error
-        if set(data["splits"]) != set(SPLITS) or data["dtype"] != DTYPE:
-            raise UserError(f"{path} needs the splits {SPLITS} and the dtype {DTYPE!r}. Prepare it again (--force).")
-        return cls(**data)
+            manifest = cls(**{**data, "splits": {split: Split.from_dict(data["splits"][split]) for split in SPLITS}})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a manifest of format {FORMAT_VERSION}: {error}. {_AGAIN}") from None
+        if (manifest.format_version, manifest.dtype) != (FORMAT_VERSION, DTYPE):
+            raise UserError(
+                f"{path} has format version {manifest.format_version} and dtype {manifest.dtype}; expected "
+                f"{FORMAT_VERSION} and {DTYPE}. {_AGAIN}"
+            )
+        return manifest
 
     def save(self, folder: str | Path) -> None:
-        """Write manifest.json into `folder`, at once or not at all."""
+        """Write manifest.json into `folder`, atomically."""
         write_json(Path(folder) / MANIFEST, asdict(self))
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data` to `path` by way of a temporary file, so that no reader ever sees half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def manifest_hash(manifest: Manifest) -> str:
-    """sha256 hex of what makes two corpora interchangeable: the vocabulary and the shards' contents, in order.
+    """The corpus hash, sha256 hex of what makes two corpora interchangeable: vocabulary and shards, in order.
 
     Checkpoints carry it, so that a run is never resumed on other data. Names, counts and licences do not enter.
     """
-    content = {split: [s.sha256 for s in manifest.splits[split].shards] for split in SPLITS}
+    content = {split: [shard.sha256 for shard in manifest.splits[split].shards] for split in SPLITS}
     text = json.dumps({"vocabulary": manifest.vocab_hash, "shards": content}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_vocabulary(manifest: Manifest, tokenizer_name: str) -> None:
-    """Raise UserError unless the corpus was prepared with the vocabulary of `tokenizer_name`."""
-    check_tokenizer_name(tokenizer_name)
-    expected = (VOCAB_SIZES[tokenizer_name], VOCABULARY_HASHES[tokenizer_name])
-    if (manifest.vocab_size, manifest.vocab_hash) != expected:
+def check_vocabulary(manifest: Manifest, tokenizer: str) -> None:
+    """Raise UserError unless the corpus was prepared with the vocabulary of the named tokenizer."""
+    check_tokenizer_name(tokenizer)
+    size, digest = VOCAB_SIZES[tokenizer], VOCABULARY_HASHES[tokenizer]
+    if (manifest.vocab_size, manifest.vocab_hash) != (size, digest):
         raise UserError(
-            f"manifest of another vocabulary: corpus {manifest.name!r} was prepared with the tokenizer "
-            f"{manifest.tokenizer!r} ({manifest.vocab_size} symbols, hash {manifest.vocab_hash[:12]}), but "
-            f"data.tokenizer is {tokenizer_name!r} ({expected[0]} symbols, hash {expected[1][:12]}). "
-            f"Set data.tokenizer to match, or prepare the corpus with --tokenizer {tokenizer_name}."
+            f"corpus {manifest.name!r} has another vocabulary: it was prepared with the tokenizer "
+            f"{manifest.tokenizer!r} ({manifest.vocab_size} tokens, hash {manifest.vocab_hash[:12]}), but "
+            f"data.tokenizer is {tokenizer!r} ({size} tokens, hash {digest[:12]}). "
+            f"Set data.tokenizer to match, or prepare the corpus with --tokenizer {tokenizer}."
         )
 
 
-def _missing(folder: Path) -> str:
-    if not folder.is_dir():
-        what = f"there is no prepared corpus at {folder}: no such folder"
-    elif (folder / "journal.json").exists():
-        what = f"{folder} holds an unfinished corpus: {MANIFEST} is written last and is not there yet"
-    else:
-        what = f"{folder} is no prepared corpus: it has no {MANIFEST}"
-    tokenizer = " --tokenizer bytes" if folder.name.endswith("-bytes") else ""
-    return f"{what}. Run: mup-lightning data prepare data/austen.yaml{tokenizer} (or your own card), or set data.path."
+class TokenStore:
+    """The tokens of one split of a prepared corpus, 0 to len(store) - 1, memory-mapped over all its shards.
+
+    Nothing is read until it is asked for. A store can be pickled; only its arguments travel.
+    """
+
+    def __init__(self, path: str | Path, split: str, manifest: Manifest) -> None:
+        self.path, self.split, self.manifest = Path(path), split, manifest
+        self.shards = manifest.splits[split].shards
+        self._ends = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
+        self._begins = [int(end) - shard.tokens for end, shard in zip(self._ends, self.shards, strict=True)]
+
+    @classmethod
+    def open(cls, path: str | Path, split: str, verify: bool = True) -> TokenStore:
+        """Open a split of a prepared folder.
+
+        Args:
+            path: the folder.
+            split: train or val.
+            verify: read every shard once (about 1 GB/s) to compare its sha256.
+
+        Raises:
+            UserError: the folder, manifest or a shard is missing, of another format version, truncated or altered.
+        """
+        manifest = Manifest.load(path)
+        for shard in manifest.splits[split].shards:
+            check_shard(Path(path), shard, verify)
+        return cls(path, split, manifest)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __reduce__(self) -> tuple[type[TokenStore], tuple[Path, str, Manifest]]:
+        return TokenStore, (self.path, self.split, self.manifest)
+
+    @cached_property
+    def _maps(self) -> list[np.ndarray]:
+        # Plain views of the maps: slicing np.memmap itself costs several microseconds of bookkeeping.
+        return [np.asarray(np.memmap(self.path / shard.file, dtype=DTYPE, mode="r")) for shard in self.shards]
+
+    def window(self, start: int, length: int) -> np.ndarray:
+        """The tokens start to start + length - 1 (int64), across shard boundaries."""
+        return self.windows(np.array([start]), length)[0]
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Several windows at once: int64, shape (len(starts), length). The caller owns the array.
+
+        Raises:
+            IndexError: a window reaches outside the split.
+            UserError: a token id is beyond the vocabulary (a damaged shard).
+        """
+        if len(starts) and (min(starts) < 0 or max(starts) + length > len(self)):
+            raise IndexError(f"window outside the {self.split} split: starts {starts}, {length} of {len(self)} tokens")
+        out = np.empty((len(starts), length), dtype=np.int64)
+        shards = np.searchsorted(self._ends, starts, side="right")
+        for row, start, shard in zip(out, starts.tolist(), shards.tolist(), strict=True):
+            filled = 0
+            while filled < length:
+                at = start + filled - self._begins[shard]
+                piece = self._maps[shard][at : at + length - filled]
+                row[filled : filled + len(piece)] = piece
+                filled += len(piece)
+                shard += 1
+        if out.size and out.max() >= self.manifest.vocab_size:
+            window, offset = np.unravel_index(out.argmax(), out.shape)
+            file, index = self.locate(int(starts[window] + offset))
+            raise UserError(
+                f"shard {self.path / file} is damaged: it has the token id {out.max()} at index {index}, expected ids "
+                f"below {self.manifest.vocab_size}. {_AGAIN}"
+            )
+        return out
+
+    def locate(self, token: int) -> tuple[str, int]:
+        """The shard file that holds a token, and the token's index in that file."""
+        shard = int(np.searchsorted(self._ends, token, side="right"))
+        return self.shards[shard].file, token - self._begins[shard]
+
+
+class SplitWriter:
+    """Appends documents to the shards of one split.
+
+    A shard is closed before the document that would make it longer than `shard_tokens`, so no document is cut, and
+    where shards begin depends on the documents alone. A single document longer than that makes a longer shard.
+
+    Args:
+        folder: where the shards are written.
+        name: train or val.
+        shard_tokens: tokens in a shard.
+        split: what an earlier writer has written. The open shard is cut to the length it had then, and every later
+            shard is deleted.
+
+    Attributes:
+        split: what has been written; the tokens of the open shard count, though it is not in `split.shards` yet.
+
+    Raises:
+        UserError: a shard of the earlier writer is missing or too short.
+    """
+
+    def __init__(self, folder: Path, name: str, shard_tokens: int, split: Split | None = None) -> None:
+        self.folder, self.name, self.shard_tokens = folder, name, shard_tokens
+        self.split = split or Split()
+        self._open_tokens = self.split.tokens - sum(shard.tokens for shard in self.split.shards)
+        self._file: BinaryIO | None = None
+        path = self._path()
+        if path.is_file() and path.stat().st_size > 2 * self._open_tokens:
+            os.truncate(path, 2 * self._open_tokens)
+        kept = [*self.split.shards, *([Shard(path.name, self._open_tokens, "")] if self._open_tokens else [])]
+        for shard in kept:
+            check_shard(folder, shard, verify=False)
+        for later in shard_files(folder, name) - {folder / shard.file for shard in kept}:
+            later.unlink()
+
+    def append(self, ids: np.ndarray) -> None:
+        """Write one document's tokens, the end-of-text token included."""
+        if self._open_tokens and self._open_tokens + len(ids) > self.shard_tokens:
+            self.close_shard()
+        if self._file is None:
+            self._file = open(self._path(), "ab")  # noqa: SIM115  # stays open over many documents
+        self._file.write(ids.astype(DTYPE, copy=False).tobytes())
+        self._open_tokens += len(ids)
+        self.split.tokens += len(ids)
+        self.split.documents += 1
+
+    def close_shard(self) -> None:
+        """Finish the open shard, if it has any tokens."""
+        self.sync()
+        self.close()
+        if self._open_tokens:
+            path = self._path()
+            self.split.shards.append(Shard(path.name, self._open_tokens, file_sha256(path)))
+            self._open_tokens = 0
+
+    def sync(self) -> None:
+        """Flush what was written to the disk, so that a journal may rely on it."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the open file as it is. Never raises: after an error (a full disk) there may be nothing to save."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        self._file = None
+
+    def _path(self) -> Path:
+        return self.folder / f"{self.name}-{len(self.split.shards):05d}.bin"
+
+
+def shard_files(folder: Path, split: str) -> set[Path]:
+    """The files in a folder that are named like shards of a split."""
+    return set(folder.glob(f"{split}-[0-9]*.bin"))
+
+
+def check_shard(folder: Path, shard: Shard, verify: bool) -> None:
+    """Raise UserError unless the shard's file exists, has the size of its tokens and (if `verify`) its sha256."""
+    path, expected = folder / shard.file, 2 * shard.tokens
+    if not path.is_file():
+        raise UserError(f"shard {path} is missing. {_AGAIN}")
+    size = path.stat().st_size
+    if size != expected:
+        wrong = "truncated" if size < expected else "too long"
+        raise UserError(f"shard {path} has {size} bytes, expected {expected}: it is {wrong}. {_AGAIN}")
+    if verify and (digest := file_sha256(path)) != shard.sha256:
+        raise UserError(f"shard {path} is damaged: its sha256 is {digest}, expected {shard.sha256}. {_AGAIN}")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 hex of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,9 +10,8 @@ import torch
 from tqdm import tqdm
 
 from mup_lightning.config.schema import Config
-from mup_lightning.data.shards import check_vocabulary
-from mup_lightning.data.shards_old import TokenStore
-from mup_lightning.data.validation import validation_batches
+from mup_lightning.data.sampler import validation_batches
+from mup_lightning.data.shards import TokenStore, check_vocabulary
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.spectral.recipe import derive

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mup_lightning.config.schema import EOT_IDS, VOCAB_SIZES, VOCABULARY_HASHES, TokenizerName
-from mup_lightning.data.shards import DTYPE, Manifest
-from mup_lightning.data.unigram import unigram_loss
-from mup_lightning.data.writer import SplitWriter
+from mup_lightning.data.prepare import unigram_loss
+from mup_lightning.data.shards import DTYPE, Manifest, SplitWriter
 
 
 def write_corpus(folder: Path, tokenizer: TokenizerName, *, train: int, validation: int) -> None:
@@ -28,7 +27,7 @@ def write_corpus(folder: Path, tokenizer: TokenizerName, *, train: int, validati
         writer = SplitWriter(folder, split, tokens)
         writer.append(generator.integers(VOCAB_SIZES[tokenizer], size=tokens).astype(DTYPE))
         writer.close_shard()
-        splits[split] = writer.summary()
+        splits[split] = writer.split
     Manifest(
         name="synthetic",
         tokenizer=tokenizer,
@@ -41,5 +40,5 @@ def write_corpus(folder: Path, tokenizer: TokenizerName, *, train: int, validati
         text_bytes=0,
         skipped={},
         splits=splits,
-        unigram_loss=unigram_loss(folder, splits["train"].shards, splits["val"].shards, VOCAB_SIZES[tokenizer]),
+        unigram_loss=unigram_loss(folder, splits, VOCAB_SIZES[tokenizer]),
     ).save(folder)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mup_lightning.data.shards_old import TokenStore
+from mup_lightning.data.shards import TokenStore
 from tests.benchmarks import bare, depth, feature_norms, ours, result, spectral_norms, trainer
 from tests.benchmarks.clock import StepClock
 from tests.benchmarks.corpus import write_corpus

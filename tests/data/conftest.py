@@ -2,37 +2,34 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 from mup_lightning.config.schema import VOCABULARY_HASHES
-from mup_lightning.data.card import Card, load_card
+from mup_lightning.data.card import load_card
 from mup_lightning.data.prepare import prepare
-from mup_lightning.data.shards import Manifest
-from mup_lightning.data.shards_old import TokenStore
+from mup_lightning.data.shards import Manifest, SplitWriter, TokenStore
 from mup_lightning.data.tokenizer import load_tokenizer
-from mup_lightning.data.writer import SplitWriter
 
 
-def documents(n: int, words: int = 20) -> list[str]:
+def documents(n, words=20):
     """n different texts of ASCII words."""
     return [" ".join(f"w{i}x{(i * 7 + j * 13) % 31}" for j in range(words)) for i in range(n)]
 
 
-@pytest.fixture
-def make_card(tmp_path: Path) -> Callable[..., Card]:
-    """make_card(texts or bytes, **keys): writes docs.jsonl (or source.files) and a card beside it."""
+def jsonl(texts):
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
 
-    def make(content: list[str] | bytes, file: str = "docs.jsonl", **keys: Any) -> Card:
-        if isinstance(content, list):
-            content = "".join(json.dumps({"text": text}) + "\n" for text in content).encode()
+
+@pytest.fixture
+def make_card(tmp_path):
+    """make_card(texts or bytes, **keys): writes docs.jsonl (or another file) and a card beside it."""
+
+    def make(content, file="docs.jsonl", **keys):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_bytes(content)
+        (tmp_path / file).write_bytes(jsonl(content) if isinstance(content, list) else content)
         card = {
             "name": "small",
             "source": {"kind": "jsonl", "files": [file]},
@@ -40,21 +37,20 @@ def make_card(tmp_path: Path) -> Callable[..., Card]:
             "licence": "none",
             **keys,
         }
-        path = tmp_path / "card.yaml"
-        path.write_text(yaml.safe_dump(card))
-        return load_card(path)
+        (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
+        return load_card(tmp_path / "card.yaml")
 
     return make
 
 
 @pytest.fixture
-def make_corpus(tmp_path: Path) -> Callable[..., Path]:
+def make_corpus(tmp_path):
     """make_corpus(train, val): a prepared folder of the bytes vocabulary with exactly these token counts.
 
     Token i of a split is (i * i + i // 7) % 251, so that windows at different places differ.
     """
 
-    def make(train: int = 1000, val: int = 200, shard_tokens: int = 300, name: str = "corpus") -> Path:
+    def make(train=1000, val=200, shard_tokens=300, name="corpus"):
         folder = tmp_path / name
         folder.mkdir()
         splits = {}
@@ -64,8 +60,8 @@ def make_corpus(tmp_path: Path) -> Callable[..., Path]:
             for start in range(0, tokens, 50):
                 writer.append(ids[start : start + 50])
             writer.close_shard()
-            splits[split] = writer.summary()
-        manifest = Manifest(
+            splits[split] = writer.split
+        Manifest(
             name=name,
             tokenizer="bytes",
             vocab_size=256,
@@ -78,25 +74,30 @@ def make_corpus(tmp_path: Path) -> Callable[..., Path]:
             skipped={},
             splits=splits,
             unigram_loss=1.0,
-        )
-        manifest.save(folder)
+        ).save(folder)
         return folder
 
     return make
 
 
 @pytest.fixture
-def corpus(make_corpus: Callable[..., Path]) -> Path:
+def corpus(make_corpus):
     """1000 training and 200 validation tokens."""
-    return make_corpus(train=1000, val=200)
+    return make_corpus()
 
 
-def expected_tokens(n: int) -> np.ndarray:
+def expected_tokens(n):
     i = np.arange(n)
     return ((i * i + i // 7) % 251).astype(np.uint16)
 
 
-def contents(folder: Path) -> dict[str, str]:
+def flip_a_bit(path, index=100):
+    data = bytearray(path.read_bytes())
+    data[index] ^= 1
+    path.write_bytes(data)
+
+
+def contents(folder):
     """File names and sha256 of a folder."""
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
@@ -112,7 +113,7 @@ def texts_of(folder, split):
     ids = store.window(0, len(store))
     ends = np.flatnonzero(ids == tokenizer.eot)
     assert ends[-1] == len(ids) - 1  # the last document is ended too
-    return [tokenizer.decode(part[part != tokenizer.eot]) for part in np.split(ids, ends + 1) if len(part)]
+    return [tokenizer.decode(text[text != tokenizer.eot]) for text in np.split(ids, ends + 1) if len(text)]
 
 
 BAD = {
@@ -127,6 +128,6 @@ BAD = {
 }
 
 
-def with_bad_lines():
-    lines = [json.dumps({"text": t}).encode() for t in documents(40)]
+def with_bad_lines(n=40):
+    lines = jsonl(documents(n)).splitlines()
     return b"\n".join([*lines[:20], *BAD.values(), b'{"text": "half \\ud800 of a pair"}', *lines[20:]]) + b"\n"

@@ -4,14 +4,16 @@ import warnings
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
 from mup_lightning.config.schema import DataConfig
 from mup_lightning.data.datamodule import TokenDataModule
+from mup_lightning.errors import UserError
 
-from .conftest import expected_tokens
-from .test_order import brute_force_run
+from .conftest import expected_tokens, flip_a_bit
+from .test_sampler import brute_force_run
 
 CONTEXT, SEED, STEPS, BATCH, SAMPLES = 16, 7, 9, 12, 62  # 9 steps of 12 samples are most of 2 epochs of 62
 
@@ -54,7 +56,6 @@ class SaveInside(pl.Callback):
         self.count += 1
         if self.count == self.after:
             trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
             raise StopRunError
 
 
@@ -137,16 +138,14 @@ def test_a_run_that_ended_can_be_prolonged(corpus, tmp_path, planned, micro_batc
 def rank_batches(corpus, rank, world_size, micro_batch, finished=0, state=None):
     """The batches of one rank of a pretended group of processes."""
     data = module(corpus, micro_batch=micro_batch)
-    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(
         global_rank=rank,
         world_size=world_size,
         global_step=finished,
         max_steps=STEPS,
         accumulate_grad_batches=BATCH // (micro_batch * world_size),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        fit_loop=SimpleNamespace(
-            epoch_loop=SimpleNamespace(restarting=False, batch_progress=SimpleNamespace(current=None))
-        ),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(restarting=False)),
     )
     data.setup("fit")
     if state is not None:
@@ -183,7 +182,7 @@ def test_without_a_trainer(corpus):
     assert again.state_dict()["consumed_samples"] == 5 * BATCH
 
 
-def test_batches_can_be_told_by_their_text(corpus):
+def test_batches_are_described_for_messages(corpus):
     data = module(corpus)
     data.setup()
     text = data.describe(torch.tensor([13, 70]))
@@ -192,3 +191,70 @@ def test_batches_can_be_told_by_their_text(corpus):
     assert f"counter 13 (step 1): sample {run[13]}, tokens {start} to {start + 16}" in text
     assert f"from token {start % 300} of {corpus}/train-{start // 300:05d}.bin" in text
     assert f"counter 70 (step 5): sample {run[70]}" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 24}, "batch_size = 12, this run has batch_size = 24"),
+        ({"seed": 8}, "seed = 7, this run has seed = 8"),
+        ({"context": 8}, "context = 16, this run has context = 8"),
+        ({"corpus": True}, "corpus = .*, this run has corpus = "),
+    ],
+)
+@pytest.mark.parametrize("early", [True, False])
+def test_another_order_is_not_resumed(corpus, make_corpus, early, change, message):
+    data = module(corpus)
+    data.setup()
+    other = module(make_corpus(train=1010, name="other")) if "corpus" in change else module(corpus, **change)
+    if early:
+        other.load_state_dict(data.state_dict())
+    other.setup()
+    if not early:
+        other.load_state_dict(data.state_dict())
+    with pytest.raises(UserError, match=message):
+        other.train_dataloader()
+
+
+def test_a_state_that_is_not_what_the_step_says(corpus):
+    state = rank_batches(corpus, 0, 1, 3, 4)[1]
+    for consumed in (3 * BATCH, 0):
+        with pytest.raises(UserError, match=rf"consumed_samples = {consumed}, this run has consumed_samples = 48"):
+            rank_batches(corpus, 0, 1, 3, 4, {**state, "consumed_samples": consumed})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": 1000}, "train split of .* has 1000 tokens, but a context of 1000 needs at least 1001"),
+        ({"context": 200}, "val split of .* has 200 tokens"),
+        ({"tokenizer": "gpt2"}, "has another vocabulary"),
+        ({"micro_batch": 5}, r"data\.batch_size = 12 cannot be shared out"),
+        ({"val_tokens": 8}, r"data\.val_tokens = 8"),
+    ],
+)
+def test_settings_that_do_not_fit_the_corpus(corpus, changes, message):
+    with pytest.raises(UserError, match=message):
+        module(corpus, **changes).setup()
+
+
+def test_a_trainer_that_does_not_fit(corpus):
+    with pytest.raises(UserError, match=r"accumulate_grad_batches=2 .* the data needs 4 micro-batches"):
+        fit(module(corpus), 2)
+    with pytest.raises(UserError, match=r"max_steps=9; .* at most 5 steps"):
+        fit(module(corpus, max_steps=5), 4)
+
+
+def test_shards_are_verified_unless_told_not_to(corpus):
+    flip_a_bit(corpus / "train-00000.bin")
+    module(corpus, verify=False).setup()
+    with pytest.raises(UserError, match="is damaged"):
+        module(corpus).setup()
+
+
+def test_an_error_in_a_worker_keeps_its_message(corpus):
+    (corpus / "train-00000.bin").write_bytes(np.full(300, 999, dtype="<u2").tobytes())
+    data = module(corpus, verify=False, workers=1)
+    data.setup()
+    with pytest.raises(UserError, match=r"train-00000\.bin is damaged: it has the token id 999"):
+        list(data.train_dataloader())

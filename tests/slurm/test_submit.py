@@ -48,7 +48,7 @@ def refused(argv, capsys):
         ({"trainer.nodes": 0}, r"trainer\.nodes is 0"),
         ({"recipe.optimizer": "muonn"}, r"recipe\.optimizer.*Got value: muonn"),
         ({"data.path": "nowhere"}, r"no prepared corpus at nowhere"),
-        ({"data.tokenizer": "gpt2"}, r"manifest of another vocabulary"),
+        ({"data.tokenizer": "gpt2"}, r"another vocabulary"),
         ({"model.context": 100000}, r"train split .* but a context of 100000 needs"),
         ({"model.heads": 7}, r"model\.heads is 7"),
         ({"run.name": "with blank"}, r"run\.name is 'with blank'; a job needs a name without blanks"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mup_lightning.config.schema import Config
-from mup_lightning.data.shards_old import TokenStore
+from mup_lightning.data.shards import TokenStore
 from mup_lightning.errors import UserError
 from mup_lightning.model.taps import POINTS
 from mup_lightning.studies.coordinates.cells import Cell, cells

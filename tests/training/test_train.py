@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mup_lightning.cli.main import main
 from mup_lightning.config.schema import Config
-from mup_lightning.data.shards_old import TokenStore
+from mup_lightning.data.shards import TokenStore
 from mup_lightning.errors import UserError
 from mup_lightning.model.taps import NormRecorder
 from mup_lightning.training.evaluate import evaluate

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from mup_lightning.config.schema import VOCAB_SIZES, ModelConfig
 from mup_lightning.data.datamodule import TokenWindows
-from mup_lightning.data.shards_old import TokenStore, check_vocabulary
+from mup_lightning.data.shards import TokenStore, check_vocabulary
 from mup_lightning.model import taps
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.model.layers import Block
@@ -75,7 +75,7 @@ class GPT2Subject:
         windows = TokenWindows(open_corpus(self.settings), self.settings.context, self.seed)
         step, size = 0, self.settings.sequences
         while True:
-            yield windows.__getitems__(np.arange(step * size, (step + 1) * size))["tokens"]
+            yield windows[np.arange(step * size, (step + 1) * size)]["tokens"]
             step += 1
 
     def loss(self, batch: torch.Tensor, tape: Tape | None = None) -> torch.Tensor:

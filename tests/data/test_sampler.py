@@ -1,23 +1,31 @@
+"""The order of samples, against plain sorting; validation windows, each once over all ranks."""
+
 import numpy as np
 import pytest
+import torch
 
-from mup_lightning.data.sampler import accumulation_steps, batch_counters, epoch_permutation, sample_id, samples_in
+from mup_lightning.data.sampler import (
+    accumulation_steps,
+    batch_counters,
+    epoch_permutation,
+    sample_id,
+    validation_batches,
+)
+from mup_lightning.data.shards import TokenStore
 from mup_lightning.errors import UserError
 
+from .conftest import expected_tokens
 
-def brute_force_run(seed: int, n: int, length: int) -> list[int]:
+
+def brute_force_run(seed, n, length):
     """The sample ids of counters 0 .. length - 1, epoch after epoch, by plain sorting."""
-    run: list[int] = []
+    run = []
     epoch = 0
     while len(run) < length:
         keys = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n).tolist()
         run += sorted(range(n), key=lambda i, keys=keys: (keys[i], i))
         epoch += 1
     return run[:length]
-
-
-def test_samples_in():
-    assert [samples_in(t, 4) for t in (0, 1, 4, 5, 8, 9)] == [0, 0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 100])
@@ -43,10 +51,6 @@ def test_counters_of_any_shape_and_order():
     run = brute_force_run(5, 100, 251)
     assert sample_id(counters, 5, 100).tolist() == [[run[c] for c in row] for row in counters.tolist()]
     assert sample_id(np.array([], dtype=np.int64), 5, 100).tolist() == []
-    with pytest.raises(ValueError, match="counters >= 0"):
-        sample_id(np.array([-1]), 5, 100)
-    with pytest.raises(ValueError, match="n_samples >= 1"):
-        sample_id(np.array([0]), 5, 0)
 
 
 def test_only_two_epochs_are_kept():
@@ -62,22 +66,14 @@ LAYOUTS = [(1, 24), (1, 6), (2, 12), (2, 2), (3, 4), (4, 1), (8, 3), (24, 1)]  #
 @pytest.mark.parametrize(("world_size", "micro_batch"), LAYOUTS)
 def test_a_global_batch_is_covered_exactly_and_in_order(world_size, micro_batch):
     shape = {"batch_size": 24, "micro_batch": micro_batch, "world_size": world_size}
-    accumulation = accumulation_steps(**shape)
     for step in (0, 1, 5):
-        parts = [
+        shares = [
             batch_counters(step, micro_step, rank, **shape)
-            for micro_step in range(accumulation)
+            for micro_step in range(accumulation_steps(**shape))
             for rank in range(world_size)
         ]
-        assert all(part.shape == (micro_batch,) and part.dtype == np.int64 for part in parts)
-        assert np.concatenate(parts).tolist() == list(range(24 * step, 24 * step + 24))
-
-
-def test_positions_outside_the_run_are_refused():
-    shape = {"batch_size": 8, "micro_batch": 2, "world_size": 2}
-    for step, micro_step, rank in ((-1, 0, 0), (0, 2, 0), (0, 0, 2), (0, 0, -1)):
-        with pytest.raises(ValueError, match="no micro-step"):
-            batch_counters(step, micro_step, rank, **shape)
+        assert all(share.shape == (micro_batch,) and share.dtype == np.int64 for share in shares)
+        assert np.concatenate(shares).tolist() == list(range(24 * step, 24 * step + 24))
 
 
 def test_accumulation():
@@ -87,3 +83,38 @@ def test_accumulation():
         accumulation_steps(100, 8, 3)
     with pytest.raises(UserError, match="batch_size to 24, or"):
         accumulation_steps(10, 8, 3)
+
+
+@pytest.fixture
+def store(make_corpus):
+    return TokenStore.open(make_corpus(val=173, shard_tokens=100), "val")  # 17 windows of 10, 2 tokens left over
+
+
+@pytest.mark.parametrize(("world_size", "batch"), [(1, 1), (1, 4), (1, 17), (1, 50), (2, 3), (4, 2), (20, 1)])
+def test_each_validation_window_once_over_all_ranks(store, world_size, batch):
+    per_rank = [list(validation_batches(store, 10, batch, rank, world_size)) for rank in range(world_size)]
+    assert len({len(batches) for batches in per_rank}) == 1  # a sharded model waits for all ranks
+    assert world_size > 1 or all(len(b) for b in per_rank[0])
+    rows = {}
+    for rank, batches in enumerate(per_rank):
+        windows = torch.cat(batches)
+        assert windows.dtype == torch.int64
+        assert all(b.shape[1] == 11 and len(b) <= batch for b in batches)
+        rows |= {rank + world_size * i: row for i, row in enumerate(windows.tolist())}
+    tokens = expected_tokens(173).tolist()
+    assert rows == {i: tokens[10 * i : 10 * i + 11] for i in range(17)}
+
+
+def test_only_the_first_validation_tokens(store):
+    def count(val_tokens):
+        return sum(len(b) for b in validation_batches(store, 10, 4, val_tokens=val_tokens))
+
+    assert [count(n) for n in (10, 19, 20, 10_000, None)] == [1, 1, 2, 17, 17]
+    with pytest.raises(UserError, match=r"data\.val_tokens = 9 is less than one window of 10 .*multiple of 10"):
+        count(9)
+
+
+def test_a_context_longer_than_the_split(store):
+    assert len(list(validation_batches(store, 172, 1))) == 1
+    with pytest.raises(UserError, match=r"val split of .* has 173 tokens, but a context of 173 needs at least 174"):
+        list(validation_batches(store, 173, 1))

@@ -66,7 +66,7 @@ def test_a_missing_or_broken_card(tmp_path):
     with pytest.raises(UserError, match=r"no card .*y\.yaml.*x\.yaml"):
         load_card(tmp_path / "y.yaml")
     (tmp_path / "x.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"x\.yaml is no YAML"):
+    with pytest.raises(UserError, match=r"x\.yaml is not valid YAML"):
         load_card(tmp_path / "x.yaml")
     (tmp_path / "x.yaml").write_text("")
     with pytest.raises(UserError, match="expected a mapping"):

@@ -1,0 +1,176 @@
+"""Reading, cutting and splitting documents."""
+
+import bz2
+import gzip
+import lzma
+import random
+import tracemalloc
+
+import huggingface_hub
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from mup_lightning.data.card import Sections, Validation
+from mup_lightning.data.documents import DocumentReader, cut, is_validation, resolve_revision
+from mup_lightning.errors import UserError
+
+from .conftest import BAD, documents, jsonl, run, texts_of, with_bad_lines
+
+
+def zst(data):
+    return pyarrow.Codec("zstd").compress(data, asbytes=True)
+
+
+PACKED = {"": bytes, ".xz": lzma.compress, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zst}
+
+
+def read(card, revision=None):
+    return [d for batch in DocumentReader(card, card.input_files(), revision).batches() for d in batch]
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_compressed_files_keep_every_byte_and_are_refused_when_truncated(make_card, ending):
+    name, source = f"d.jsonl{ending}", {"kind": "jsonl", "files": f"d.jsonl{ending}"}
+    texts = [f"£ {text} ü" for text in documents(300)]
+    data = PACKED[ending](jsonl(texts) + b'{"text": "\xff"}')
+    found = read(make_card(data, file=name, source=source))
+    assert [d.text for d in found] == [*texts, None]
+    assert found[-1].problem == "not UTF-8"
+    if ending:
+        with pytest.raises(UserError, match=rf"reading .*d\.jsonl\{ending} failed after document \d+: .*whole"):
+            read(make_card(data[: len(data) // 2], file=name, source=source))
+
+
+def test_text_files_by_file_and_by_line(make_card, tmp_path):
+    for i, text in enumerate(documents(30)):
+        (tmp_path / f"t{i:02d}.txt").write_bytes(f"\ufeff{text}\r\nsecond line\n".encode())
+    card = make_card([], source={"kind": "text", "files": "t*.txt"})
+    assert [d.text for d in read(card)] == [f"{text}\nsecond line\n" for text in documents(30)]
+    card = make_card([], source={"kind": "text", "files": "t*.txt", "document": "line"})
+    assert [d.text for d in read(card)] == [line for text in documents(30) for line in (text, "second line")]
+
+
+def test_parquet_and_hub_keep_bad_bytes_apart_and_go_on_from_a_position(make_card, tmp_path):
+    good = [text.encode() for text in documents(600)]
+    column = pyarrow.array([*good, b"a\xff", None, b" "], type=pyarrow.binary()).view(pyarrow.string())
+    for folder in ("odd [1]", "hub"):
+        (tmp_path / folder).mkdir()
+        table = pyarrow.table({"body": column, "n": list(range(603))})
+        pyarrow.parquet.write_table(table, tmp_path / folder / "d.parquet", row_group_size=100)
+    for source in (
+        {"kind": "parquet", "files": "odd [1]/d.parquet"},
+        {"kind": "hub", "dataset": str(tmp_path / "hub"), "revision": "main"},
+    ):
+        card = make_card([], source=source, text_column="body")
+        reader = DocumentReader(card, card.input_files(), None)
+        batches = reader.batches()
+        first = next(batches)
+        position = reader.position()
+        rest = [d for batch in batches for d in batch]
+        assert [d.text for d in [*first, *rest]] == [*documents(600), None, None, None]
+        assert [d.problem for d in rest[-3:]] == ["not UTF-8", "text is null", "empty"]
+        again = DocumentReader(card, card.input_files(), None).batches(len(first), position)
+        assert [d for batch in again for d in batch] == rest
+        with pytest.raises(UserError, match=r"text_column is 'text', but the documents have only body, n"):
+            read(make_card([], source=source))
+
+
+def test_a_reader_goes_on_after_any_document(make_card):
+    card = make_card(with_bad_lines())
+    found = read(card)
+    for first in (0, 17, 25, 49):
+        batches = DocumentReader(card, card.input_files(), None).batches(first)
+        assert [d for batch in batches for d in batch] == found[first:]
+
+
+def test_bad_documents_are_counted_or_refused_by_number(make_card, tmp_path):
+    manifest = run(make_card(with_bad_lines()), tmp_path / "out")
+    assert manifest.documents == 40
+    assert manifest.skipped == {**dict.fromkeys(sorted(BAD), 1), "not UTF-8": 2}
+    lines = jsonl(documents(400)).splitlines()
+    for reason, line in BAD.items():
+        card = make_card(b"\n".join([*lines[:300], line, *lines[300:]]), on_bad_document="refuse")
+        message = rf"document 300 \(counted from 0\) is bad: {reason}\. .*on_bad_document: skip"
+        with pytest.raises(UserError, match=message):
+            run(card, tmp_path / reason)
+
+
+def test_nul_is_bad_for_bytes_only(make_card, tmp_path):
+    card = make_card([*documents(30), "a\0b"])
+    assert run(card, tmp_path / "bytes").skipped == {"NUL character": 1}
+    assert run(card, tmp_path / "gpt2", tokenizer="gpt2").skipped == {}
+
+
+def test_memory_does_not_grow_with_the_source(make_card):
+    def peak(n):
+        card = make_card(jsonl(["word " * 200] * n))
+        tracemalloc.start()
+        for _ in DocumentReader(card, card.input_files(), None).batches():
+            pass
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak(8000) < 1.5 * peak(2000)
+
+
+def test_a_hub_revision_is_pinned_to_a_commit(make_card, monkeypatch):
+    class Api:
+        def dataset_info(self, name, revision):
+            if revision != "main":
+                raise OSError("no such revision")
+            return type("Info", (), {"sha": "a" * 40})
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    hub = {"kind": "hub", "dataset": "owner/name"}
+    assert resolve_revision(make_card([], source={**hub, "revision": "main"})) == "a" * 40
+    assert resolve_revision(make_card([], source={**hub, "revision": "b" * 40})) == "b" * 40
+    with pytest.raises(UserError, match=r"cannot ask the hub for revision 'v9' of owner/name: no such revision"):
+        resolve_revision(make_card([], source={**hub, "revision": "v9"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "sections", "pieces"),
+    [
+        (
+            "front\nCHAPTER I\none\nchapter\nCHAPTER II\ntwo",
+            Sections(pattern="^CHAPTER"),
+            ["front\n", "CHAPTER I\none\nchapter\n", "CHAPTER II\ntwo"],
+        ),
+        ("CHAPTER I\none", Sections(pattern="^CHAPTER"), ["CHAPTER I\none"]),  # no empty first section
+        ("aa bb\n\ncc\ndd", Sections(max_characters=9), ["aa bb\n\n", "cc\ndd"]),  # after paragraphs,
+        ("aa\n\nbb\ncc dd", Sections(max_characters=9), ["aa\n\n", "bb\ncc dd"]),
+        ("aa bb\ncc dd", Sections(max_characters=9), ["aa bb\n", "cc dd"]),  # lines,
+        ("aaaa bbbb", Sections(max_characters=6), ["aaaa ", "bbbb"]),  # words,
+        ("abcdefgh", Sections(max_characters=3), ["abc", "def", "gh"]),  # anywhere
+    ],
+)
+def test_where_documents_are_cut(text, sections, pieces):
+    assert cut(text, sections) == pieces
+
+
+def test_cutting_loses_nothing():
+    rng = random.Random(0)
+    for longest in (1, 2, 7, 40):
+        text = "".join(rng.choice("ab \n") for _ in range(500)) + "x"
+        pieces = cut(text, Sections(max_characters=longest, pattern="^b"))
+        assert all(len(piece) <= longest + 1 and piece.strip() for piece in pieces)  # + the second half of a blank line
+        assert "".join(pieces).replace("\n", "").replace(" ", "") == text.replace("\n", "").replace(" ", "")
+
+
+def test_the_split_is_a_function_of_text_and_seed():
+    texts = documents(2000)
+    chosen = [is_validation(text, Validation(0.1, seed=3)) for text in texts]
+    assert 150 < sum(chosen) < 250
+    assert chosen == [is_validation(text, Validation(0.1, seed=3)) for text in texts]
+    assert chosen != [is_validation(text, Validation(0.1, seed=4)) for text in texts]
+    # A larger fraction keeps what a smaller one chose.
+    assert all(is_validation(text, Validation(0.2, seed=3)) for text, c in zip(texts, chosen, strict=True) if c)
+
+
+def test_sections_are_split_one_by_one(make_card, tmp_path):
+    novel = "".join(f"CHAPTER {i}\nwords of {i}\n\n" for i in range(50))
+    manifest = run(make_card([novel], sections={"pattern": "^CHAPTER"}), tmp_path / "out")
+    assert (manifest.documents, sum(s.documents for s in manifest.splits.values())) == (1, 50)
+    assert all(text.startswith("CHAPTER") for text in texts_of(tmp_path / "out", "val"))
