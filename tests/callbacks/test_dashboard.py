@@ -10,7 +10,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from mup_lightning.callbacks.panels import merge
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.features.tensorboard_logs import read_scalars
+from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training import support
 from mup_lightning.training.train import train
 

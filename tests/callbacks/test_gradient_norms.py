@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.features.tensorboard_logs import read_scalars
+from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
 

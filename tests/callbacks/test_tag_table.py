@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mup_lightning.optim.optimizer import RULES
-from mup_lightning.studies.features.tensorboard_logs import read_scalars
+from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.train import train
 
 DOCS = Path(__file__).parents[2] / "docs" / "guide" / "tensorboard.md"

@@ -13,7 +13,7 @@ from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.errors import UserError
 from mup_lightning.plan.plan import plan
-from mup_lightning.studies.features.tensorboard_logs import read_scalars
+from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.train import train
 
 

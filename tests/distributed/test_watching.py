@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mup_lightning.config.schema import Config
-from mup_lightning.studies.features.tensorboard_logs import read_scalars
+from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.train import train
 from tests.distributed.launch import train_together
 

@@ -13,7 +13,7 @@ from mup_lightning.callbacks.spectral_shard import SpectralShare
 from mup_lightning.errors import Diverged
 from mup_lightning.optim.optimizer import RULES, HybridOptimizer
 from mup_lightning.spectral.recipe import derive
-from mup_lightning.studies.features.tensorboard_logs import read_scalars
+from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.train import train
 from tests.training.reference import weights_of
 

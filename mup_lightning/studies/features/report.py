@@ -1,199 +1,214 @@
-"""Feature norms of runs, arranged for drawing: over depth for one run, over sizes for several."""
+"""`mup-lightning figure`: draws the feature norms of trained runs. Imports no torch."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+import sys
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 
-import yaml
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
-from mup_lightning.studies.features.tensorboard_logs import Curve, read_scalars
+from mup_lightning.studies import style
+from mup_lightning.studies.features.runs import Row, Run, compare, in_order, other_differences, read_run, spread
 
-PREFIX = "features/"
-"""Tags are features/<point>, and features/<point>/layer_<i> inside blocks; see callbacks/feature_norms.py."""
+FORMATS = (".png", ".pdf", ".svg")
 
+STEPS_SHOWN = 12
+"""Most lines in a panel over depth: more steps are thinned evenly."""
 
-@dataclass(frozen=True)
-class Run:
-    """One run, as far as its feature norms are concerned.
+WHAT = {
+    "embedding": "embedding",
+    "attention": "attention branch",
+    "attention_scaled": "attention branch × multiplier",
+    "mlp": "MLP branch",
+    "mlp_scaled": "MLP branch × multiplier",
+    "residual": "residual stream",
+    "final_norm": "final LayerNorm",
+    "logits": "logits",
+}
+"""The points in words, in the order of the forward pass."""
 
-    Attributes:
-        name: of its folder.
-        config: as it was trained.
-        norms: point -> layer (None outside blocks) -> RMS norm over steps.
-    """
-
-    name: str
-    config: Config
-    norms: dict[str, dict[int | None, Curve]]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(width, depth)."""
-        return self.config.model.width, self.config.model.depth
-
-    @property
-    def parametrization(self) -> str:
-        """As titles call it. All k >= 2 agree."""
-        if self.config.recipe.parametrization == "sp":
-            return "SP"
-        return "recipe, k = 1" if self.config.recipe.branch_depth == 1 else "recipe, k ≥ 2"
-
-    def last(self, point: str) -> Curve:
-        """A point's norm in the last block, or outside blocks where it is there."""
-        layers = self.norms[point]
-        return layers[max(layers, key=lambda layer: -1 if layer is None else layer)]
+OVERVIEW = ("attention_scaled", "mlp_scaled", "residual", "embedding", "final_norm", "logits")
+"""What is drawn of one run. A branch without its multiplier has the same shape, so it would say nothing more."""
 
 
-@dataclass(frozen=True)
-class Panel:
-    """The runs of one parametrization, small to large.
+@dataclass
+class FigureSettings:
+    """What is drawn: one run across depth at several steps, or several runs as one line per size over the steps.
 
     Attributes:
-        parametrization: see `Run`.
-        lines: (size, norm over steps); runs of equal size stand beside each other.
+        runs: folders of finished or running runs, each with a config.yaml.
+        point: what was measured: embedding, attention, attention_scaled, mlp, mlp_scaled, residual, final_norm or
+            logits; null: an overview of one run, and residual, in the last block, of several.
+        out: the picture, .png, .pdf or .svg; null: feature_norms.png, in the run's folder if there is one run.
     """
 
-    parametrization: str
-    lines: list[tuple[str, Curve]]
-
-    def spread(self) -> tuple[int, float] | None:
-        """The last step that all lines have, and the largest norm over the smallest there. None for a single line."""
-        common = set.intersection(*({step for step, _ in curve} for _, curve in self.lines))
-        if len(self.lines) < 2 or not common:
-            return None
-        step = max(common)
-        norms = [dict(curve)[step] for _, curve in self.lines]
-        return step, max(norms) / min(norms) if min(norms) > 0 else inf
+    runs: list[str]
+    point: str | None = None
+    out: str | None = None
 
 
-@dataclass(frozen=True)
-class Row:
-    """Panels side by side whose runs differ in size in the same way.
-
-    Attributes:
-        varying: "width", "depth", or "width × depth" where both vary together.
-        fixed: what does not, e.g. "depth 4"; empty where both vary.
-        runs: of the row, small to large.
-        sizes: theirs, each once.
-        panels: one for each parametrization that there is.
-    """
-
-    varying: str
-    fixed: str
-    runs: list[Run]
-    sizes: list[str]
-    panels: list[Panel]
-
-
-def read_run(folder: Path) -> Run:
-    """Read a run's configuration and its feature norms.
+def run(settings: FigureSettings) -> int:
+    """Draw feature norms, and say where the picture is.
 
     Raises:
-        UserError: the folder is no run, its files cannot be read, or no feature norms were logged.
+        UserError: a folder is not a run, or the picture cannot be written there.
     """
-    file = folder / "config.yaml"
-    if not file.is_file():
-        inside = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
-        hint = f"; it holds the runs {', '.join(inside)}: name those" if inside else ""
-        raise UserError(
-            f"{folder} is no run: there is no {file}{hint or '; expected a folder such as runs/nano-muon_kimi-mup'}"
-        )
-    try:
-        values = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
-    try:
-        config = Config.from_plain(values)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
-
-    norms: dict[str, dict[int | None, Curve]] = defaultdict(dict)
-    for tag, curve in read_scalars(folder / "tensorboard").items():
-        if tag.startswith(PREFIX):
-            point, _, layer = tag.removeprefix(PREFIX).partition("/layer_")
-            norms[point][int(layer) if layer else None] = curve
-    if not norms:
-        raise UserError(
-            f"{folder} has logged no feature norms (yet); it was trained with trainer.feature_norms_every "
-            f"{config.trainer.feature_norms_every}; expected 1 or more"
-        )
-    return Run(folder.resolve().name, config, dict(norms))
+    alone = len(settings.runs) == 1
+    out = Path(settings.out) if settings.out else Path(settings.runs[0] if alone else ".") / "feature_norms.png"
+    if out.suffix not in FORMATS:
+        raise UserError(f"--out is {out}; expected a file name that ends in {', '.join(FORMATS)}")
+    point = settings.point if alone else settings.point or "residual"
+    runs = [read_run(Path(folder), point) for folder in settings.runs]
+    if not out.parent.is_dir():
+        raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
+    if point is None or alone:
+        figure = run_figure(runs[0], point)
+    else:
+        rows = compare(runs, point)
+        figure = comparison_figure(rows, point)
+        print("\n".join(_spreads(rows)))
+        if left_out := [run.name for run in runs if not any(run in row.runs for row in rows)]:
+            names = ", ".join(left_out)
+            print(f"note: not drawn, because no other run shares their width or depth: {names}", file=sys.stderr)
+        if differing := other_differences(runs):
+            print(f"note: the runs also differ in {', '.join(differing)}", file=sys.stderr)
+    print(f"wrote {style.save(figure, out)}")
+    return 0
 
 
-def check_point(runs: list[Run], point: str) -> None:
-    """Raise UserError, with the list of known points, unless all runs have logged this one."""
-    for run in runs:
-        if point not in run.norms:
-            raise UserError(f"{run.name} has no point {point!r}; it has {', '.join(sorted(run.norms))}")
+def comparison_figure(rows: list[Row], point: str) -> Figure:
+    """Norms over steps, one line per size: a row of panels per way of growing, a panel per parametrization."""
+    names = in_order({name for row in rows for name in row.panels})
+    figure = Figure(figsize=(max(7.0, 1.2 + 3.9 * len(names)), 1.1 + 2.7 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(names), sharex=True, sharey=True, squeeze=False)
+    for row, axes in zip(rows, grid, strict=True):
+        _draw_row(row, dict(zip(names, axes, strict=True)))
+    for column in grid.T:
+        next(ax for ax in reversed(column) if ax.get_visible()).tick_params(labelbottom=True)
+    where = "the last block's output" if point == "residual" else WHAT.get(point, point)
+    figure.supylabel(f"RMS norm of {where}", fontsize=11)
+    figure.supxlabel("training step", fontsize=11)
+    figure.suptitle(
+        "Feature norms while training, one line per model size\nμP asks that the lines of all sizes lie on each other",
+        fontsize=12,
+    )
+    return figure
 
 
-def compare(runs: list[Run], point: str) -> list[Row]:
-    """Arrange several runs: a row where the width varies and one where the depth varies, as far as there are such runs.
-
-    A row takes the fixed depth (or width) at which one parametrization has the most sizes. Where none has two, width
-    and depth vary together in one row.
+def run_figure(run: Run, point: str | None = None) -> Figure:
+    """One run's norms across depth, one line per logged step, and those outside blocks over the steps.
 
     Args:
-        runs: any number, in any order.
-        point: measured in the last block.
-
-    Raises:
-        UserError: a run lacks the point, or all runs have the same size.
+        run: the run.
+        point: this one alone; None: an overview.
     """
-    check_point(runs, point)
-    shapes = {run.shape for run in runs}
-    if len(shapes) == 1:
-        width, depth = shapes.pop()
-        raise UserError(
-            f"nothing varies: all runs have width {width} and depth {depth}; expected runs of different sizes, "
-            f"or one run alone to see its norms across depth"
-        )
-    rows: list[Row] = []
-    for varying, axis in (("width", 0), ("depth", 1)):
-        # What is fixed -> the most sizes that one parametrization has there.
-        sizes: dict[int, int] = defaultdict(int)
-        for kind in {run.parametrization for run in runs}:
-            of_kind = {run.shape for run in runs if run.parametrization == kind}
-            for fixed, number in Counter(shape[1 - axis] for shape in of_kind).items():
-                sizes[fixed] = max(sizes[fixed], number)
-        fixed = min(sizes, key=lambda value: (-sizes[value], value))
-        if sizes[fixed] > 1:
-            chosen = [run for run in runs if run.shape[1 - axis] == fixed]
-            rows.append(_row(varying, f"{('depth', 'width')[axis]} {fixed}", chosen, point))
-    return rows or [_row("width × depth", "", runs, point)]
+    points = [point] if point is not None else [name for name in OVERVIEW if name in run.norms]
+    outside = [name for name in points if None in run.norms[name]]
+    inside = [name for name in points if name not in outside]
+
+    panels = len(inside) + bool(outside)
+    columns = min(2, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(7.0 if columns == 1 else 9.0, 1.1 + 2.7 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    steps = shown_steps(run)
+    for name, ax in zip(inside, grid.flat, strict=False):
+        _draw_depth(ax, run, name, steps)
+    if outside:
+        _draw_outside(grid.flat[len(inside)], run, outside)
+    for ax in grid.flat[panels:]:
+        ax.set_visible(False)
+    if inside:
+        style.step_key(figure, list(grid.flat), steps[-1])
+    what = f"{run.parametrization}, width {run.shape[0]}, depth {run.shape[1]}, {run.config.recipe.optimizer}"
+    figure.suptitle(
+        f"Feature norms of {run.name} ({what})\n"
+        "healthy: a branch is about as large in every block, and nothing runs away while training",
+        fontsize=12,
+    )
+    return figure
 
 
-def _row(varying: str, fixed: str, runs: list[Run], point: str) -> Row:
-    def size(run: Run) -> str:
-        width, depth = run.shape
-        return {"width": f"{width}", "depth": f"{depth}"}.get(varying, f"{width} × {depth}")
+def shown_steps(run: Run) -> list[int]:
+    """The steps that are shown across depth: evenly chosen from those logged, with the first and the last."""
+    steps = sorted({step for layers in run.norms.values() for curve in layers.values() for step, _ in curve})
+    if len(steps) <= STEPS_SHOWN:
+        return steps
+    return [steps[round(i * (len(steps) - 1) / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)]
 
-    runs = sorted(runs, key=lambda run: run.shape)
-    lines: dict[str, list[tuple[str, Curve]]] = defaultdict(list)
-    for run in runs:
-        lines[run.parametrization].append((size(run), run.last(point)))
-    return Row(
-        varying,
-        fixed,
-        runs,
-        list(dict.fromkeys(map(size, runs))),
-        [Panel(name, lines[name]) for name in in_order(lines)],
+
+def _draw_row(row: Row, axes: dict[str, Axes]) -> None:
+    large = {size: place / max(1, len(row.sizes) - 1) for place, size in enumerate(row.sizes)}
+    legend: dict[str, Artist] = {}
+    for name, ax in axes.items():
+        if name not in row.panels:
+            ax.set_visible(False)
+            continue
+        for size, curve in row.panels[name]:
+            # Small models are drawn first and broad, so that lines that coincide can all be seen.
+            width = 1.4 + 2.6 * (1 - large[size])
+            (legend[size],) = ax.plot(*zip(*curve, strict=True), color=style.STEPS(large[size]), linewidth=width)
+        ax.set_title(f"{name}: {row.varying} grows" + (f", {row.fixed}" if row.fixed else ""), fontsize=11)
+        _style(ax)
+        if (found := spread(row.panels[name])) is not None:
+            text = f"step {found[0]}: largest norm {found[1]:.3g} × the smallest"
+            ax.text(0.97, 0.04, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=9.5)
+    visible = [ax for ax in axes.values() if ax.get_visible()]
+    visible[0].tick_params(labelleft=True)
+    visible[-1].legend(
+        [legend[size] for size in row.sizes],
+        row.sizes,
+        title=row.varying,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
     )
 
 
-def in_order(parametrizations: Iterable[str]) -> list[str]:
-    """SP, then the recipe by k."""
-    return sorted(parametrizations, key=lambda name: (name != "SP", name))
+def _draw_depth(ax: Axes, run: Run, point: str, steps: list[int]) -> None:
+    layers = {layer: dict(curve) for layer, curve in run.norms[point].items() if layer is not None}
+    # What the first block is given, h_0, is the residual stream too.
+    start = dict(run.norms.get("embedding", {}).get(None, [])) if point == "residual" else {}
+    marker = "o" if len(layers) <= 16 else None
+    for step in steps:
+        heights = [(0, start[step])] if step in start else []
+        heights += [(layer + 1, curve[step]) for layer, curve in sorted(layers.items()) if step in curve]
+        color = style.STEPS(step / max(1, steps[-1]))
+        ax.plot(*zip(*heights, strict=True), color=color, linewidth=1.6, marker=marker, markersize=3)
+    ax.set_title(WHAT.get(point, point) + (" (0: embedding)" if start else ""), fontsize=11)
+    ax.set(xlabel="block", ylabel="RMS norm")
+    _style(ax)
 
 
-def other_differences(runs: list[Run]) -> list[str]:
-    """Keys besides size, parametrization and seed that differ between the runs: a comparison should know of them."""
-    meant = {"model.width", "model.depth", "model.heads", "recipe.parametrization", "recipe.branch_depth", "seed"}
-    flat = [leaves(run.config.identity()) for run in runs]
-    return [key for key in flat[0] if key not in meant and any(other[key] != flat[0][key] for other in flat)]
+def _draw_outside(ax: Axes, run: Run, points: list[str]) -> None:
+    for point, line in zip(points, ("-", "--", ":"), strict=False):
+        curve = run.norms[point][None]
+        ax.plot(*zip(*curve, strict=True), line, color="black", linewidth=1.6, label=WHAT.get(point, point))
+    ax.set_title("outside the blocks", fontsize=11)
+    ax.set(xlabel="training step", ylabel="RMS norm")
+    _style(ax)
+    ax.set_ylim(top=4 * ax.get_ylim()[1])  # room above all lines (the axis is logarithmic)
+    ax.legend(loc="upper center", ncols=3, frameon=False, fontsize=9, handlelength=1.6, columnspacing=0.9)
+
+
+def _style(ax: Axes) -> None:
+    style.log_values(ax)
+    style.decorate(ax)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _spreads(rows: list[Row]) -> list[str]:
+    """The picture in numbers."""
+    lines = []
+    for row in rows:
+        for name, panel in row.panels.items():
+            if (found := spread(panel)) is not None:
+                sizes = f"{row.varying} {panel[0][0]} to {panel[-1][0]}"
+                what = f"{name}, {sizes}" + (f", {row.fixed}" if row.fixed else "")
+                lines.append(f"{what}: at step {found[0]} the largest norm is {found[1]:.3g} times the smallest")
+    return lines
