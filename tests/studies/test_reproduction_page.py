@@ -12,7 +12,7 @@ from mup_lightning.studies.sweep.spec import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECIPES = DOCS.parent / "recipes" / "experiment"
-PAGES = "\n".join((DOCS / "results" / f"reproduction{name}.md").read_text() for name in ("", "_adamw"))
+PAGES = "\n".join((DOCS / "results" / f"reproduction{name}.md").read_text() for name in ("", "_depth", "_adamw"))
 TABLES = sorted((DOCS / "results").glob("*.csv"))
 
 
