@@ -1,1 +1,1 @@
-"""What is watched while training: one small file each."""
+"""What a run measures, logs and watches for while it trains: one concern a file."""

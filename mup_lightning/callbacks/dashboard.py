@@ -1,31 +1,194 @@
-"""The run's page in TensorBoard: the panels of all callbacks, and texts that explain them."""
+"""The run's page in TensorBoard: panels in the tab "Custom Scalars", and texts that explain them."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mup_lightning.callbacks.panels import HasPanels, merge
+from mup_lightning import tables
+from mup_lightning.callbacks.gradient_norms import AFTER, TAG
+from mup_lightning.callbacks.spectral_monitor import BRANCHES, PRODUCTS
+from mup_lightning.config.schema import Config, TrainerConfig
+from mup_lightning.model.gpt2 import GPT2
+from mup_lightning.model.taps import LAYER_POINTS
+from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.recipe import derive, variant_of
+from mup_lightning.spectral.tables import as_text
+
+FEATURES = {
+    "embedding": "embedding, the input of the first block: Θ(1)",
+    "attention": "attention branch, a curve a layer: Θ(1)",
+    "attention_scaled": "attention branch times its multiplier, a curve a layer: Θ(1/L)",
+    "mlp": "MLP branch, a curve a layer: Θ(1)",
+    "mlp_scaled": "MLP branch times its multiplier, a curve a layer: Θ(1/L)",
+    "residual": "residual stream, a curve a layer: Θ(1)",
+    "final_norm": "after the final LayerNorm: Θ(1)",
+    "logits": "logits: Θ(1)",
+}
+"""Point of `model.taps` -> its panel's title, with the scaling under the recipe with k >= 2."""
+
+READING = """
+Open the tab **Custom Scalars**: its panels answer the questions below. (The tabs *Time Series* and *Scalars* have the
+same values one by one.) The TensorBoard page of the documentation explains each of them: meaning, unit, scaling.
+
+| question | what is good |
+|---|---|
+| Is it learning? | training and validation loss fall |
+| Is it stable? | gradient norms do not grow over time, and no loss spikes are counted |
+| How fast is it? | level lines |
+| Do features keep their size? | runs of different widths and depths lie on each other, as Θ(1) says |
+| Does the spectral condition hold? | the same, for the weights and for what one step changes of them |
+
+- A colour is a run; choose on the left which are shown. Where a panel has several curves of one run, the list *Matches*
+  below it says which marker is which, and pointing at a curve names it.
+- Set *Smoothing* to 0 to see the values as they are.
+- *RMS norm*: the root of the mean of the squared entries. ‖W‖_R is how much a matrix can enlarge the RMS norm of what
+  it is multiplied by.
+- *Θ(1)*: the same at every width and depth. *Θ(1/L)*: halves where the depth doubles. This is what the recipe
+  (parametrization mup) promises; under the standard one (sp) norms grow with the model, and the best learning rate
+  moves.
+"""
+
+Layout = dict[str, dict[str, list[Any]]]
+"""{category: {title: ["Multiline", [patterns]] or ["Margin", [value, lower, upper]]}}, as TensorBoard takes it.
+
+The patterns of a Multiline are matched from the beginning of a tag on; those of a Margin are tags."""
 
 
 class Dashboard(pl.Callback):
-    """Writes the layout of the tab "Custom Scalars" and the pages of the tab "Text", when the run begins.
-
-    A resumed run needs neither again: leave it out there.
+    """Writes the panels and the texts when a run begins; a resumed run has them already.
 
     Args:
-        pages: title -> Markdown, in order.
+        layout: see `panels`.
+        pages: title -> Markdown; TensorBoard sorts them by title.
     """
 
-    def __init__(self, pages: dict[str, str]) -> None:
-        self.pages = pages
+    def __init__(self, layout: Layout, pages: dict[str, str]) -> None:
+        self.layout, self.pages = layout, pages
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write."""
-        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
-            return
-        writer = trainer.logger.experiment
-        layout = merge(callback.panels() for callback in trainer.callbacks if isinstance(callback, HasPanels))  # type: ignore[attr-defined]
-        writer.add_custom_scalars(layout)
-        for title, text in self.pages.items():
-            writer.add_text(title, text, global_step=0)
+        """Write both."""
+        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
+            trainer.logger.experiment.add_custom_scalars(self.layout)
+            for title, text in self.pages.items():
+                trainer.logger.experiment.add_text(title, text, global_step=0)
+
+
+def panels(trainer: TrainerConfig, branch_depth: int) -> Layout:
+    """The panels of what a run logs, the same at every depth: TensorBoard merges equal panels of several runs.
+
+    Args:
+        trainer: says what is logged.
+        branch_depth: k.
+    """
+    learning = {
+        "training loss, nats per token: falls": "train/loss$",
+        "validation loss, nats per token: falls too": "validation/loss$",
+        "learning rate over its peak: up in the warm-up, then down": "train/lr_factor$",
+    }
+    stable = {
+        "gradient norm: no growth over time": f"{TAG}$",
+        "gradient norm after clipping: at most trainer.gradient_clip": f"{AFTER}$",
+        "gradient norm before clipping, a curve for each update rule": rf"{TAG}/(?!after_clipping)\w+$",
+    }
+    if trainer.spike_sigmas:
+        stable["loss spikes so far: a level line"] = "train/loss_spikes$"
+    fast = {"tokens per second": "train/tokens_per_second$", "seconds per step": "train/step_seconds$"}
+    if trainer.peak_flops != "off":
+        fast["MFU: share of the peak FLOP/s that the model uses"] = "train/mfu$"
+    layout: Layout = {
+        "Is it learning?": _lines(learning),
+        "Is it stable?": _lines(stable),
+        "How fast is it?": _lines(fast),
+    }
+    if trainer.feature_norms_every:
+        layout["Do features keep their size? RMS norms, the same for every width and depth"] = _lines(
+            {
+                title: rf"features/{point}/layer_\d+$" if point in LAYER_POINTS else f"features/{point}$"
+                for point, title in FEATURES.items()
+            }
+        )
+    if trainer.spectral_norms_every:
+        layout["Does the spectral condition hold? The same at every size"] = _spectral(branch_depth)
+    return layout
+
+
+def _lines(patterns: dict[str, str]) -> dict[str, list[Any]]:
+    return {title: ["Multiline", [pattern]] for title, pattern in patterns.items()}
+
+
+def _spectral(branch_depth: int) -> dict[str, list[Any]]:
+    """The condition by role, then the norms that it is made of."""
+    charts: dict[str, list[Any]] = {}
+    for quantity, text in (("w", "α‖W‖_R"), ("dw", "α‖ΔW‖_R, of one step")):
+        tags = [f"spectral/condition/{at}/{quantity}$" for at in ("input/token", "input/position", "output/head")]
+        charts[f"input and output: {text}"] = ["Multiline", tags]
+    for branch in BRANCHES:
+        for product, formula in PRODUCTS.items():
+            text = formula.replace("·L", "·√L") if product == "w2_w1" and branch_depth == 1 else formula
+            tag = f"spectral/condition/{branch}/{product}"
+            title = f"{branch} branch: {text}, mean and range over layers"
+            charts[title] = ["Margin", [f"{tag}/mean", f"{tag}/min", f"{tag}/max"]]
+    norms = {
+        f"hidden matrices: {text}, mean over layers": rf"spectral/norms/hidden/\w+/{quantity}/mean$"
+        for quantity, text in (("w", "‖W‖_R"), ("dw", "‖ΔW‖_R of one step"))
+    }
+    return charts | _lines(norms)
+
+
+def pages(config: Config, model: GPT2) -> dict[str, str]:
+    """The texts: how to read the panels, what is trained, with which values.
+
+    Args:
+        config: resolved.
+        model: before a strategy wraps it.
+    """
+    shape, base, trainer = config.model, config.recipe, config.trainer
+    parameters = sum(math.prod(info.shape) for info in model.parameter_info.values())
+    tokens = trainer.max_steps * config.data.batch_size * shape.context
+    facts = [
+        ["this run", config.run.name],
+        [
+            "model",
+            f"GPT-2, width {shape.width}, depth {shape.depth}, context {shape.context}, {parameters:,} parameters",
+        ],
+        ["optimizer", base.optimizer],
+        ["parametrization", f"mup: the spectral condition, k {'= 1' if base.branch_depth == 1 else '>= 2'}"],
+        [
+            "base values",
+            f"learning rate {base.lr:.6g}, weight decay {base.weight_decay:g}, ε {base.eps:g}, init std "
+            f"{base.init_std:g}; tuned at width {base.base_width}, depth {base.base_depth}",
+        ],
+        ["data", f"`{config.data.path}`, {config.data.batch_size} sequences of {shape.context} tokens a step"],
+        ["length", f"{trainer.max_steps:,} steps, {tokens:,} tokens"],
+        [
+            "runs on",
+            f"{trainer.devices * trainer.nodes} x {trainer.accelerator}, {trainer.precision}, strategy "
+            f"{trainer.strategy}",
+        ],
+    ]
+    if base.parametrization == "sp":
+        facts[3][1] = "sp, the standard parametrization: base values at every size"
+        scaling = "Under sp no value depends on width or depth."
+    else:
+        family = variant_of(FAMILIES[base.optimizer], base.variant)
+        families = [family, *([FAMILIES["adamw"]] if family.whole_matrix else [])]
+        texts = [f"```\n{as_text(family, base.branch_depth)}\n```" for family in families]
+        scaling = "\n\n".join(["**How the base values were scaled**", *texts])
+    values = [["role", "rule", "init std", "peak learning rate", "weight decay", "ε"]]
+    recipe = derive(base, width=shape.width, depth=shape.depth)
+    for role in dict.fromkeys(info.role for info in model.parameter_info.values()):
+        v = recipe.values[role]
+        std = "-" if role.is_vector else f"{v.init_std:.6g}"
+        eps = "-" if v.eps is None else f"{v.eps:.6g}"
+        values.append([str(role), v.rule, std, f"{v.lr:.6g}", f"{v.weight_decay:.6g}", eps])
+    multipliers = ", ".join(f"{part} {value:.6g}" for part, value in vars(recipe.multipliers).items())
+    return {
+        "1_how_to_read_the_panels": READING.strip(),
+        "2_this_run": tables.markdown(facts),
+        "3_its_values": f"**What training uses**, by role. Multipliers of the forward pass: {multipliers}.\n\n"
+        f"{tables.markdown(values)}\n\n{scaling}",
+    }

@@ -1,4 +1,4 @@
-"""Loss spikes: seen, counted, told of, and if asked for the end of the run. (A loss that is NaN ends it at once.)"""
+"""Detects and counts loss spikes, and stops the run if asked to. (A loss that is NaN stops it at once.)"""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from typing import Any
 import lightning.pytorch as pl
 from tqdm import tqdm
 
-from mup_lightning.callbacks.losses import StepLosses
-from mup_lightning.callbacks.panels import Panels
+from mup_lightning.callbacks.losses import Losses
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 from mup_lightning.errors import Diverged
 
 MAD = 1.4826
-"""Standard deviations of a normal distribution in its median absolute deviation."""
+"""Standard deviation of a normal distribution over its median absolute deviation."""
 
 LEAST_SPREAD = 0.01
-"""Of the level: a loss so smooth that its spread is less does not spike by a hundredth."""
+"""Smallest spread, as a share of the level: a very smooth loss does not spike by a trifle."""
 
 
 class RunningLevel:
-    """The level and the spread of the last losses, by ranks, so that spikes among them hardly move either.
+    """Level and spread of the last losses by ranks, so that spikes among them hardly move either.
 
-    The level is the median of the newer half of the window, so it follows a loss that falls. The spread is that of the
-    differences between neighbours, 1.4826 times their median absolute deviation from their median, over √2, as a
-    difference of two numbers scatters by √2 as much as each; but at least 1 % of the level. Differences do not know the
-    trend: taken from the losses themselves, a loss that falls fast would have a spread so wide that nothing is a spike.
-    A loss is a spike if it exceeds level + sigmas x spread. Spikes enter the window as every loss does: a few are
-    outvoted, while a loss that stays high becomes the level, in a quarter of the window.
+    The level is the median of the newer half of the window, so it follows a falling loss. The spread is that of the
+    differences between neighbours: 1.4826 times their median absolute deviation from their median, over √2 because a
+    difference of two values scatters √2 as much as each; but at least 1 % of the level. Differences do not contain the
+    trend: from the losses themselves, a fast-falling loss would have a spread so wide that nothing is a spike. A loss
+    is a spike if it exceeds level + sigmas x spread. Spikes enter the window like every loss: a few are outvoted, while
+    a loss that stays high becomes the level within a quarter of the window.
 
     Args:
         window: losses that are remembered; none is judged before half of them are there.
@@ -54,11 +53,11 @@ class RunningLevel:
         spread = MAD * median(abs(change - usual) for change in changes) / math.sqrt(2)
         return level + self.sigmas * max(spread, LEAST_SPREAD * abs(level))
 
-    def is_spike(self, loss: float) -> bool:
-        """Judge a loss by those before it, then remember it."""
+    def exceeded(self, loss: float) -> float | None:
+        """Judge a loss by those before it, then remember it: the limit where the loss is a spike, else None."""
         limit = self.limit()
         self.losses.append(loss)
-        return limit is not None and loss > limit
+        return limit if limit is not None and loss > limit else None
 
 
 class Divergence(StepCallback):
@@ -66,67 +65,63 @@ class Divergence(StepCallback):
 
     Args:
         losses: where the losses of the steps are read.
-        sigmas: of `RunningLevel`.
-        window: of `RunningLevel`; also the steps over which `stop` counts.
-        stop: so many spikes among the last `window` steps end the run; 0: never.
+        sigmas: see `RunningLevel`.
+        window: see `RunningLevel`; also the steps over which `stop` counts.
+        stop: this many spikes among the last `window` steps end the run; 0: never.
 
     Attributes:
         spikes: so far, over all resumes.
     """
 
-    def __init__(self, losses: StepLosses, sigmas: float, window: int, stop: int) -> None:
+    def __init__(self, losses: Losses, sigmas: float, window: int, stop: int) -> None:
         self.losses, self.stop, self.spikes = losses, stop, 0
         self.level = RunningLevel(window, sigmas)
         self._recent: deque[bool] = deque(maxlen=window)
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """See `StepCallback`; all processes see the same losses.
+        """Judge, log and warn; all processes see the same losses.
 
         Raises:
             Diverged: too many spikes.
         """
-        seen: list[tuple[int, float, float]] = []
-        enough: tuple[int, int] | None = None
+        found: list[tuple[int, float, float]] = []
+        enough = False
         for number, loss in enumerate(self.losses.new, start=step - len(self.losses.new) + 1):
-            limit = self.level.limit()
-            self._recent.append(self.level.is_spike(loss))
-            if self._recent[-1] and limit is not None:
-                seen.append((number, loss, limit))
-                # Asked after every loss: by the next point some of these steps may have left the window.
-                if self.stop and enough is None and sum(self._recent) >= self.stop:
-                    enough = sum(self._recent), len(self._recent)
-                    told = _told(seen[-1:])
-        self.spikes += len(seen)
+            limit = self.level.exceeded(loss)
+            self._recent.append(limit is not None)
+            if limit is not None:
+                found.append((number, loss, limit))
+                # Counted after every spike: by the next point some of these steps may have left the window.
+                enough = 0 < self.stop <= sum(self._recent)
+                if enough:
+                    break
+        self.spikes += len(found)
         if self.losses.recent and trainer.logger is not None:
             trainer.logger.log_metrics({"train/loss_spikes": float(self.spikes)}, step=step)
-        if seen and trainer.is_global_zero:
-            tqdm.write(f"warning: {_told(seen)}", file=sys.stderr)
+        if found and trainer.is_global_zero:
+            tqdm.write(f"warning: {_describe(found)}", file=sys.stderr)
         if enough:
             raise Diverged(
-                f"{enough[0]} of the last {enough[1]} steps were loss spikes, and trainer.spike_stop is {self.stop}. "
-                f"The last: {told}. Stopped after step {step}; every saved checkpoint is kept. Usual cures: a new run "
-                f"with a lower recipe.lr or a longer schedule.warmup_steps; to go on all the same, resume without "
-                f"trainer.spike_stop",
+                f"{sum(self._recent)} of the last {len(self._recent)} steps were loss spikes, and trainer.spike_stop "
+                f"is {self.stop}. The last: {_describe(found[-1:])}. Stopped after step {step}; every saved checkpoint "
+                f"is kept. Usual remedies: a new run with a lower recipe.lr or a longer schedule.warmup_steps; to "
+                f"continue regardless, resume without trainer.spike_stop",
                 step,
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """See Lightning."""
+        """For Lightning's part of a checkpoint."""
         return {"spikes": self.spikes, "losses": list(self.level.losses), "recent": list(self._recent)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See Lightning."""
+        """Continue from `state_dict`."""
         self.spikes = state_dict["spikes"]
         self.level.losses.extend(state_dict["losses"])
         self._recent.extend(state_dict["recent"])
 
-    def panels(self) -> Panels:
-        """See `panels`."""
-        return {"Is it stable?": {"loss spikes so far: a level line": ["Multiline", ["train/loss_spikes$"]]}}
 
-
-def _told(spikes: list[tuple[int, float, float]]) -> str:
-    """Spikes, as (step, loss, limit), in words."""
+def _describe(spikes: list[tuple[int, float, float]]) -> str:
+    """The largest of some spikes, given as (step, loss, limit)."""
     step, loss, limit = max(spikes, key=lambda spike: spike[1])
     more = f" (the largest of {len(spikes)} since step {spikes[0][0]})" if len(spikes) > 1 else ""
     return f"the loss spiked to {loss:.4g} in step {step}{more}; above {limit:.4g} counts as a spike"

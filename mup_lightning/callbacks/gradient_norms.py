@@ -1,15 +1,13 @@
-"""Norms of the gradients before and after clipping, in all and by rule, under every strategy."""
+"""Gradient norms before and after clipping, in all and by rule, under every strategy."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from torch.nn.utils import get_total_norm
-from torch.optim import Optimizer
 
-from mup_lightning.callbacks.panels import Panels
 from mup_lightning.callbacks.step import StepCallback, WatchedModule, due
 from mup_lightning.distributed.collectives import rank_and_world
 from mup_lightning.optim.optimizer import HybridOptimizer
@@ -19,12 +17,12 @@ AFTER = f"{TAG}/after_clipping"
 
 
 class GradientNorms(StepCallback):
-    """Logs every `every` steps, of that very step.
+    """Logs the gradients that the rules were really given, every `every` steps.
 
-    Measured is what the rules were really handed, after clipping: right after the optimizer's step, which changes no
-    gradient. Clipping multiplies all gradients by one number, so the norms by rule before it follow from the norm of
-    all, which the clipping itself needs. Where ZeRO parts the gradients, each process measures its part, and one
-    exchange of a few numbers adds up the squares. Costs one pass over the gradients in a step that is logged.
+    They are measured right after the optimizer's step, which changes no gradient, at the cost of one pass over them.
+    Clipping multiplies all gradients by one factor, so the norms by rule before it follow from the global norm, which
+    the clipping itself needs. Where ZeRO shards the gradients, each process measures its shard, and one exchange of a
+    few values adds up the squares.
 
     Args:
         every: steps between points.
@@ -36,35 +34,34 @@ class GradientNorms(StepCallback):
         self._measuring = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask to be told of the optimizer's steps."""
-        assert isinstance(pl_module, WatchedModule)
+        """Hook into the optimizer's step."""
+        hybrid = cast(WatchedModule, pl_module).hybrid
         if trainer.logger is not None:
-            self._rules = list(dict.fromkeys(group["rule"] for group in pl_module.hybrid.param_groups))
-            pl_module.hybrid.register_step_post_hook(self._look)
+            self._rules = list(dict.fromkeys(group["rule"] for group in hybrid.param_groups))
+            hybrid.register_step_post_hook(lambda optimizer, *_: self._measure(optimizer))
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """See `StepCallback`."""
+        """Decide whether this step is measured."""
         self._measuring = trainer.logger is not None and due(step, self.every, trainer.max_steps)
         self._squares = {}
 
-    def _look(self, optimizer: Optimizer, *_: Any) -> None:
+    def _measure(self, optimizer: Any) -> None:
         """Add up the squares of this process's gradients; DeepSpeed steps one group after the other."""
         if not self._measuring:
             return
-        assert isinstance(optimizer, HybridOptimizer)
         for group in optimizer.param_groups:
-            pieces = _gradients(optimizer, group["params"])
-            if pieces:
-                square = get_total_norm(pieces).double() ** 2
+            gradients = _gradients(optimizer, group["params"])
+            if gradients:
+                square = get_total_norm(gradients).double() ** 2
                 self._squares[group["rule"]] = self._squares.get(group["rule"], 0.0) + square
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """See `StepCallback`."""
+        """Log the norms."""
         if not self._measuring:
             return
         assert trainer.logger is not None
-        none = torch.zeros((), dtype=torch.float64, device=module.device)
-        squares = torch.stack([self._squares.get(rule, none) for rule in self._rules])
+        zero = torch.zeros((), dtype=torch.float64, device=module.device)
+        squares = torch.stack([self._squares.get(rule, zero) for rule in self._rules])
         if module.hybrid.layouts:
             squares = trainer.strategy.reduce(squares, reduce_op="sum")
         before, *after = torch.cat([module.gradient_norm.double().view(1), squares.sqrt()]).tolist()
@@ -75,25 +72,16 @@ class GradientNorms(StepCallback):
             values[f"{TAG}/{rule}"] = norm * before / after_all if after_all else 0.0
         trainer.logger.log_metrics(values, step=step)
 
-    def panels(self) -> Panels:
-        """See `panels`."""
-        charts = {
-            "gradient norm: no growth over time": [f"{TAG}$"],
-            "gradient norm after clipping: at most trainer.gradient_clip": [f"{AFTER}$"],
-            "gradient norm before clipping, a curve for each update rule": [rf"{TAG}/(?!after_clipping)\w+$"],
-        }
-        return {"Is it stable?": {title: ["Multiline", tags] for title, tags in charts.items()}}
-
 
 def _gradients(optimizer: HybridOptimizer, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
-    """This process's gradients of a group: whole ones, or its parts of flat ones without their padding."""
-    pieces = []
+    """This process's gradients of a group: whole ones, or its fragments of flat ones without their padding."""
+    found = []
     for parameter in parameters:
         if parameter.grad is None:
             continue
         if parameter not in optimizer.layouts:
-            pieces.append(parameter.grad)
+            found.append(parameter.grad)
             continue
         for fragment in optimizer.layouts[parameter].ranks[rank_and_world()[0]]:
-            pieces.append(parameter.grad[fragment.offset : fragment.offset + fragment.length])
-    return pieces
+            found.append(parameter.grad[fragment.offset : fragment.offset + fragment.length])
+    return found

@@ -10,18 +10,18 @@ from typing import Any
 import lightning.pytorch as pl
 from tqdm import tqdm
 
+from mup_lightning.callbacks.losses import Validation
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 from mup_lightning.callbacks.throughput import Throughput
-from mup_lightning.callbacks.validation import Validation
 
 
 class ProgressBar(StepCallback):
-    """A tqdm bar in a terminal; in a file, one line every `plain_seconds`. The first process alone shows it.
+    """A tqdm bar in a terminal; in a file, one line every `plain_seconds`. Only the first process shows it.
 
     Args:
         throughput: where the speed is read.
         validation: where the last validation loss is read.
-        plain_seconds: seconds between lines where the output is no terminal.
+        plain_seconds: seconds between lines where the output is not a terminal.
     """
 
     def __init__(self, throughput: Throughput, validation: Validation, plain_seconds: float = 15.0) -> None:
@@ -31,30 +31,30 @@ class ProgressBar(StepCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar where the run stands, which is past 0 after a resume."""
+        # Some terminals report no columns at all: no bar fits there.
+        terminal = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
         if trainer.is_global_zero:
             self._bar = tqdm(
                 total=trainer.max_steps,
                 initial=trainer.global_step,
                 desc="training",
-                unit="step",
                 dynamic_ncols=True,
-                disable=not _on_terminal(),
+                disable=not terminal,
                 bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
             )
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """See `StepCallback`. The loss is copied from the device ten times a second at most."""
+        """Advance. The loss is copied from the device at most ten times a second."""
         if self._bar is None:
             return
         self._bar.update(1)
-        now = time.monotonic()
-        terminal = not self._bar.disable
+        now, terminal = time.monotonic(), not self._bar.disable
         if now - self._shown < (0.1 if terminal else self.plain_seconds) and step != trainer.max_steps:
             return
         self._shown = now
         status = f"loss {float(module.step_loss()):.3f}, {self.throughput.tokens_per_second:,.0f} tokens/s"
-        if self.validation.history:
-            status += f", validation {self.validation.history[-1][1]:.3f}"
+        if self.validation.last is not None:
+            status += f", validation {self.validation.last:.3f}"
         if terminal:
             self._bar.set_postfix_str(status)
         else:
@@ -67,8 +67,3 @@ class ProgressBar(StepCallback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def _on_terminal() -> bool:
-    """Whether there is a terminal that a bar fits in; some report no columns at all."""
-    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0

@@ -1,35 +1,166 @@
-"""The spectral condition, live: the norms of all weight matrices and of one step's updates, while training."""
+"""The spectral condition while training: the norms and products that it constrains, from weights and updates.
+
+The condition (arXiv 2603.00541, section 3; `spectral.condition`) asks for Θ(1), as n and L grow, of
+
+    input, output     α‖W‖_R                       α‖ΔW‖_R
+    each branch       α‖W₂‖_R‖W₁‖_R·L              α‖ΔW₂‖_R‖W₁‖_R·L, α‖W₂‖_R‖ΔW₁‖_R·L, α‖ΔW₂‖_R‖ΔW₁‖_R·L
+
+with ‖W‖_R = √(n_in/n_out)·‖W‖₂, α the multiplier of the layer or branch, and L the number of blocks.
+
+**The matrices of a branch.** MLP: W₁ is `up`, W₂ is `down`. Attention: W₁ is the value matrix V, W₂ is `out`; queries
+and keys are in no product. For softmax makes the output of a head an average of value vectors, with weights that are
+positive and add up to 1 whatever Q and K are: ‖Σ_j p_j V x_j‖ <= max_j ‖V x_j‖. (Heads may average over different
+positions, so over all heads the bound is weaker, by at most √heads.) A change of Q or K moves these weights, which are
+Θ(1) as long as the logits and their change are: so ‖Q‖_R, ‖K‖_R and their updates should each be Θ(1), which is why
+their norms are shown next to the products. Activation and LayerNorm, Θ(1) each, are left out of the products.
+
+**k = 1** asks for α‖W‖ = Θ(1/√L) at the start and α‖ΔW‖ = Θ(1/L) in each step, and says nothing of second-order terms.
+So the product of the weights is multiplied by √L there and the others by L. In a branch of two matrices the last one
+then falls like 1/√L, where at k >= 2 it is Θ(1).
+
+**Embeddings** are stored (n_in, n_out), with a row for each token or position: n_in is the number of rows. While that
+is much more than the width n, ‖W‖_R of a random embedding falls like n^-1/2 and becomes Θ(1) only beyond; that of a
+random head grows like n^1/2 rather than n. Tied embeddings are both: an input with the input multiplier and n_in rows,
+and an output with the output multiplier and n_out rows.
+"""
 
 from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from statistics import fmean
+from typing import cast
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mup_lightning.callbacks.panels import Panels
-from mup_lightning.callbacks.spectral_quantities import Values, matrices, panels, quantities, scalars
-from mup_lightning.callbacks.spectral_shard import SpectralShare
+from mup_lightning.callbacks.spectral_shard import Place, SpectralShare
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 from mup_lightning.model.gpt2 import GPT2
+from mup_lightning.spectral.recipe import Multipliers
+from mup_lightning.spectral.roles import Role
 
-_LARGEST_IN_HISTOGRAM = 1e20
-"""TensorBoard's bins end there, and it raises where all values lie beyond, or one is NaN."""
+BRANCHES = {"attention": ("attention_value", "attention_out"), "mlp": ("mlp_up", "mlp_down")}
+"""Branch -> its W₁ and W₂."""
+
+PRODUCTS = {"w2_w1": "α‖W₂‖‖W₁‖·L", "dw2_w1": "α‖ΔW₂‖‖W₁‖·L", "w2_dw1": "α‖W₂‖‖ΔW₁‖·L", "dw2_dw1": "α‖ΔW₂‖‖ΔW₁‖·L"}
+"""Products of a branch, by the last part of their tags."""
+
+STACKED = {"attention_qkv": ["attention_query", "attention_key", "attention_value"]}
+"""Parameter that stacks several matrices -> their labels."""
+
+LARGEST_IN_HISTOGRAM = 1e20
+"""TensorBoard's bins end here; it raises where all values lie beyond, or one is NaN."""
+
+Values = dict[str, float | list[float]]
+"""Beginning of a tag -> a value, or one for each layer."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix that is measured, in one of its roles.
+
+    Attributes:
+        place: its parameter, and which of the matrices stacked there it is.
+        role: input, hidden or output.
+        label: its name in tags.
+        side_factor: √(n_in/n_out).
+    """
+
+    place: Place
+    role: Role
+    label: str
+    side_factor: float
+
+
+def matrices(model: GPT2) -> list[Matrix]:
+    """All matrices of a model, in order of the layers."""
+    found = []
+    for name, info in model.parameter_info.items():
+        if info.role.is_vector:
+            continue
+        blocks, (rows, columns) = info.declaration.blocks, info.shape
+        n_in, n_out = (rows, columns) if info.declaration.transposed else (columns, rows // blocks)
+        label = re.sub(r"^blocks\.\d+\.|\.weight$", "", name).replace(".", "_")
+        for block, each in enumerate(STACKED.get(label, [label])):
+            found.append(Matrix((name, block), info.role, each, (n_in / n_out) ** 0.5))
+        if model.output_matrix is model.token.weight and name == "token.weight":
+            found.append(Matrix((name, 0), Role.OUTPUT, "head", (n_out / n_in) ** 0.5))
+    return found
+
+
+def quantities(
+    matrices: list[Matrix],
+    weights: dict[Place, float],
+    updates: dict[Place, float],
+    multipliers: Multipliers,
+    branch_depth: int,
+) -> Values:
+    """Everything that is logged, from the spectral norms.
+
+    Args:
+        matrices: of the model, in order of the layers.
+        weights: ‖W‖₂ before a step.
+        updates: ‖ΔW‖₂ of that step, weight decay and schedule included.
+        multipliers: α of input, branches and output.
+        branch_depth: k.
+
+    Returns:
+        `spectral/norms/<role>/<matrix>/w` and `.../dw`: ‖W‖_R and ‖ΔW‖_R;
+        `spectral/condition/<input or output>/<matrix>/w` and `.../dw`: the same times α;
+        `spectral/condition/<branch>/<product>`: see the module's text.
+    """
+    values: Values = {}
+    hidden: dict[str, list[float]] = {}
+    for matrix in matrices:
+        for quantity, norms in (("w", weights), ("dw", updates)):
+            norm, key = matrix.side_factor * norms[matrix.place], f"{matrix.role}/{matrix.label}/{quantity}"
+            if matrix.role is Role.HIDDEN:
+                hidden.setdefault(f"{matrix.label}/{quantity}", []).append(norm)
+                continue
+            alpha = multipliers.input if matrix.role is Role.INPUT else multipliers.output
+            values[f"spectral/norms/{key}"] = norm
+            values[f"spectral/condition/{key}"] = alpha * norm
+    values |= {f"spectral/norms/{Role.HIDDEN}/{key}": layers for key, layers in hidden.items()}
+    depth = len(hidden["mlp_up/w"])
+    for branch, (first, second) in BRANCHES.items():
+        for product in PRODUCTS:
+            of_second, of_first = product.split("_")
+            pairs = zip(hidden[f"{second}/{of_second[:-1]}"], hidden[f"{first}/{of_first[:-1]}"], strict=True)
+            power = 0.5 if product == "w2_w1" and branch_depth == 1 else 1.0
+            values[f"spectral/condition/{branch}/{product}"] = [
+                multipliers.residual * a * b * depth**power for a, b in pairs
+            ]
+    return values
+
+
+def scalars(values: Values) -> dict[str, float]:
+    """Tag -> value: a layer's ends in `/layer_<i>`; mean, least and largest over the layers in `/mean`, ..."""
+    tagged: dict[str, float] = {}
+    for tag, value in values.items():
+        if isinstance(value, float):
+            tagged[tag] = value
+            continue
+        tagged |= {f"{tag}/layer_{layer:03d}": norm for layer, norm in enumerate(value)}
+        tagged |= {f"{tag}/mean": fmean(value), f"{tag}/min": min(value), f"{tag}/max": max(value)}
+    return tagged
 
 
 class SpectralNorms(StepCallback):
-    """Measures one step in every `every`, under every strategy; see `spectral_quantities` for what, and its names.
+    """Measures one step in every `every`, under every strategy; nothing that is trained changes.
 
     The step of a point is the number of optimizer steps that the weights had seen, as with the feature norms: W is the
-    weights before a step, ΔW what that step adds to them, schedule and weight decay included. Nothing that is trained
-    changes. Each matrix is measured by one process, from just before the update to the end of the step: that costs it a
-    copy of its share of the matrices while activations are not there. (The copy is made when the optimizer is about
-    to change weights, so after Sophia's estimate of the Hessian, which is one more backward pass.) The vectors to start
-    from are kept from one measurement to the next, but not in checkpoints: the first one after a resume starts anew.
+    weights before a step, ΔW what that step adds to them, schedule and weight decay included. Each matrix is measured
+    by one process, from just before the update to the end of the step: that costs it a copy of its share of the
+    matrices while no activations are in memory. (The copy is made when the optimizer is about to change weights, so
+    after Sophia's estimate of the Hessian, which is one more backward pass.) The start vectors of the iteration are
+    kept from one measurement to the next, but not in checkpoints: the first one after a resume starts anew.
 
     Args:
         every: steps between measurements.
-        model: that is trained, before a strategy wraps it.
+        model: the model in training, before a strategy wraps it.
         branch_depth: k, which says how the products scale with depth.
         written: see `FeatureNorms`.
     """
@@ -43,46 +174,37 @@ class SpectralNorms(StepCallback):
         self._due = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask to be told when weights are about to change."""
-        assert isinstance(pl_module, WatchedModule)
+        """Ask the optimizer to call before it changes weights."""
         if trainer.logger is not None:
-            pl_module.hybrid.before_update = self._look
+            cast(WatchedModule, pl_module).hybrid.before_update = self._before_update
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """See `StepCallback`."""
+        """Decide whether this step is measured."""
         self._due = trainer.logger is not None and (step - 1) % self.every == 0
         if self._due and self._share is None:
             names = list(dict.fromkeys(matrix.place[0] for matrix in self._matrices))
             self._share = SpectralShare(module.hybrid, names)
 
-    def _look(self) -> None:
-        """Before the first group is stepped; DeepSpeed steps one after the other, and hides the rest meanwhile."""
+    def _before_update(self) -> None:
+        """Measure before the first group is stepped: DeepSpeed steps one after the other, hiding the rest meanwhile."""
         if self._due:
             assert self._share is not None
             self._due, self._weights = False, self._share.before()
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """See `StepCallback`."""
+        """Measure again, bring the norms of all processes together, and log them."""
         weights, self._weights = self._weights, None
         if weights is None:
             return
         assert self._share is not None
         both = trainer.strategy.reduce(torch.stack([weights, self._share.after()]), reduce_op="sum")
-        if trainer.is_global_zero and step - 1 != self.written:
-            of_weights, of_updates = (dict(zip(self._share.places, row, strict=True)) for row in both.tolist())
-            found = quantities(self._matrices, of_weights, of_updates, self._multipliers, self.branch_depth)
-            _log(trainer, found, step - 1)
-
-    def panels(self) -> Panels:
-        """See `callbacks.panels`."""
-        return panels(self.branch_depth)
-
-
-def _log(trainer: pl.Trainer, values: Values, step: int) -> None:
-    """Scalars, and in TensorBoard a histogram over the layers of whatever every layer has."""
-    assert trainer.logger is not None
-    trainer.logger.log_metrics(scalars(values), step=step)
-    if isinstance(trainer.logger, TensorBoardLogger):
-        for tag, layers in values.items():
-            if isinstance(layers, list) and all(number < _LARGEST_IN_HISTOGRAM for number in layers):
-                trainer.logger.experiment.add_histogram(tag, np.array(layers), step)
+        if not trainer.is_global_zero or step - 1 == self.written:
+            return
+        of_weights, of_updates = (dict(zip(self._share.places, row, strict=True)) for row in both.tolist())
+        values = quantities(self._matrices, of_weights, of_updates, self._multipliers, self.branch_depth)
+        assert trainer.logger is not None
+        trainer.logger.log_metrics(scalars(values), step=step - 1)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            for tag, layers in values.items():
+                if isinstance(layers, list) and all(norm < LARGEST_IN_HISTOGRAM for norm in layers):
+                    trainer.logger.experiment.add_histogram(tag, np.array(layers), step - 1)

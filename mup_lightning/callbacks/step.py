@@ -1,8 +1,8 @@
-"""Lightning's hooks count micro-batches; what we watch happens once per optimizer step."""
+"""Lightning's hooks count micro-batches; what callbacks do happens once per optimizer step."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl
 import torch
@@ -11,26 +11,31 @@ from mup_lightning.model.taps import Recorder
 from mup_lightning.optim.optimizer import HybridOptimizer
 
 
-class WatchedModule(pl.LightningModule):
-    """What callbacks may ask of the module that they watch.
+class WatchedModule(Protocol):
+    """What callbacks may ask of the LightningModule that trains.
 
     Attributes:
-        recorder: told of the features in the next micro-batch's forward pass, then forgotten.
+        recorder: receives the features of the next micro-batch's forward pass, and is dropped after it.
         hybrid: the optimizer, as it was before a strategy wrapped it.
         gradient_norm: global norm of the raw gradients in the last step, 0-dim, before clipping.
     """
 
-    recorder: Recorder | None = None
-    gradient_norm: torch.Tensor
+    recorder: Recorder | None
     hybrid: HybridOptimizer
+    gradient_norm: torch.Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        ...
 
     def step_loss(self) -> torch.Tensor:
-        """Mean loss of this process's part of the current step, 0-dim, on the device."""
-        raise NotImplementedError
+        """Mean loss of this process's share of the current step, 0-dim, on the device."""
+        ...
 
     def validation_loss(self) -> float:
         """Mean loss over the validation tokens, the same on all processes."""
-        raise NotImplementedError
+        ...
 
 
 class StepCallback(pl.Callback):
@@ -45,18 +50,16 @@ class StepCallback(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """See Lightning."""
-        assert isinstance(pl_module, WatchedModule)
+        """Call `on_step_start` where a step begins."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self.on_step_start(trainer, pl_module, trainer.global_step + 1)
+            self.on_step_start(trainer, cast(WatchedModule, pl_module), trainer.global_step + 1)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """See Lightning."""
-        assert isinstance(pl_module, WatchedModule)
+        """Call `on_step_end` where a step ends."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.on_step_end(trainer, pl_module, trainer.global_step)
+            self.on_step_end(trainer, cast(WatchedModule, pl_module), trainer.global_step)
 
 
 def due(step: int, every: int, last: int) -> bool:

@@ -1,27 +1,31 @@
-"""Ctrl-C and SIGTERM: finish the step, save, and leave, instead of dying in the middle of an update."""
+"""Stopping between two steps, when all processes have agreed to: on Ctrl-C, SIGTERM, preemption or a time limit."""
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 
+from mup_lightning import signals
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 
 
-class Interrupt(StepCallback):
-    """The first signal sets a flag that is read between steps; a second one acts at once, as it would have without us.
+def vote(trainer: pl.Trainer, stop: bool) -> None:
+    """End the run after this step if any process wants to; called by all processes together."""
+    if trainer.strategy.reduce_boolean_decision(stop, all=False):
+        trainer.should_stop = True
 
-    Attributes:
-        requested: whether a signal has come.
-    """
+
+class Interrupt(StepCallback):
+    """Ctrl-C and SIGTERM at a terminal: the first one sets a flag, a second one acts at once as it would without us."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested = False
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -30,13 +34,12 @@ class Interrupt(StepCallback):
             self._previous[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._requested = True
         self._restore()
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """All processes agree on stopping after the same step."""
-        if trainer.strategy.reduce_boolean_decision(self.requested, all=False):
-            self.requested = trainer.should_stop = True
+        """Agree on stopping after the same step."""
+        vote(trainer, self._requested)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -46,3 +49,40 @@ class Interrupt(StepCallback):
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, handler)
+
+
+class Preemption(StepCallback):
+    """SLURM's signals: reads the flag of `signals` where a step ends, and nowhere else.
+
+    A signal in a forward or backward pass, in the optimizer or while saving changes nothing but the flag. It may reach
+    one process only, or some a step earlier than others: the processes vote after every step.
+
+    From the start of a step to the start of the next one, a process that received SIGTERM does not wait for the others
+    forever. That covers the callbacks after this one, which exchange losses and norms, but not validation and saving,
+    which may take long (`signals.unhurried`).
+    """
+
+    def __init__(self) -> None:
+        self._begin = 0.0
+        self._warmed_up = False
+        self._longest: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make no step at all where a signal has come while the processes started up."""
+        vote(trainer, signals.received())
+
+    def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """Set how long this step may take after SIGTERM; unknown until two are done, as the first one compiles."""
+        self._begin = time.monotonic()
+        signals.expect(None if self._longest is None else 5.0 + 5.0 * self._longest)
+
+    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """Agree on stopping after the same step, and learn how long a step takes."""
+        vote(trainer, signals.received())
+        if self._warmed_up:
+            self._longest = max(self._longest or 0.0, time.monotonic() - self._begin)
+        self._warmed_up = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Expect no further step."""
+        signals.expect(None)

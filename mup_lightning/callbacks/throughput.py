@@ -1,54 +1,99 @@
-"""How long training takes: from the end of a step to the end of the next one, without validation and checkpoints."""
+"""Training speed: step time, tokens per second, model FLOPs utilisation (MFU), without validation and checkpoints."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import lightning.pytorch as pl
+import torch
 
 from mup_lightning import signals
-from mup_lightning.callbacks.step import StepCallback, WatchedModule
+from mup_lightning.callbacks.step import StepCallback, WatchedModule, due
+
+MEASURE_SECONDS = 0.3
+"""How long a measurement of the peak takes, about."""
+
+MATRIX_SIZES = {"cpu": 1024, "cuda": 8192}
+"""Side of the square matrices multiplied: large enough for their product to be bound by arithmetic."""
 
 
 class Throughput(StepCallback):
-    """Measures; others read it.
+    """Times steps, each from the end of the one before, and logs the speed every `every` steps.
 
-    Waiting for data, logging and measuring are in the time: they slow training down. The clock is read where the
-    optimizer has been told to step. On a GPU it may not have done so yet, and no synchronisation is forced; but every
-    step's guard on the gradient norm waits for the step before it, so that a mean over several steps is right to the
-    fraction of one optimizer step that moved from one interval into the next.
+    Waiting for data, logging and measuring count: they slow training down. No synchronisation is forced on a GPU; but
+    every step's check of the gradient norm waits for the step before it, so a mean over several steps is right up to
+    the fraction of one optimizer step that moved from one interval into the next.
+
+    MFU is FLOPs per token x tokens/s over the sum of all processes' peaks (Chowdhery et al. 2022, appendix B).
 
     Args:
         tokens_per_step: over all processes.
+        every: steps between points.
+        flops_per_token: forward and backward pass.
+        peak: one device's peak, FLOP/s; "measure" (see `measured_peak`); "off": no MFU.
+        precision: fp32 or bf16, for the measurement.
 
     Attributes:
         seconds: time spent in steps so far, without the first one (warm-up, allocation, compilation).
         steps: steps counted in it.
     """
 
-    def __init__(self, tokens_per_step: int) -> None:
-        self.tokens_per_step = tokens_per_step
+    def __init__(
+        self,
+        tokens_per_step: int,
+        every: int = 0,
+        flops_per_token: float = 0.0,
+        peak: float | str = "off",
+        precision: str = "fp32",
+    ) -> None:
+        self.tokens_per_step, self.every, self.flops_per_token = tokens_per_step, every, flops_per_token
+        self.peak, self.precision = peak, precision
         self.seconds, self.steps = 0.0, 0
         self._begin: float | None = None
+        self._all_peaks: float | None = None
+        self._logged = 0.0, 0
 
     @property
     def tokens_per_second(self) -> float:
         """Mean over all steps counted so far; 0 before the second step has ended."""
         return self.tokens_per_step * self.steps / self.seconds if self.seconds else 0.0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the peaks: all processes at once, because CPU processes share the machine."""
+        if self.peak != "off" and trainer.logger is not None:
+            device = pl_module.device
+            peak = measured_peak(device, self.precision) if self.peak == "measure" else float(self.peak)
+            own = torch.tensor(peak, dtype=torch.float64, device=device)
+            self._all_peaks = float(trainer.strategy.reduce(own, reduce_op="sum"))
+
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """See `StepCallback`."""
+        """Read the clock; log the speed since the last point, and the mean since this process started."""
         now = time.perf_counter()
         if self._begin is not None:
             self.seconds += now - self._begin
             self.steps += 1
         self._begin = now
+        if trainer.logger is None or not due(step, self.every, trainer.max_steps):
+            return
+        seconds, steps = self.seconds - self._logged[0], self.steps - self._logged[1]
+        self._logged = self.seconds, self.steps
+        if steps:
+            rate = self.tokens_per_step * steps / seconds
+            values = {
+                "train/step_seconds": seconds / steps,
+                "train/tokens_per_second": rate,
+                "train/tokens_per_second/mean": self.tokens_per_second,
+            }
+            if self._all_peaks:
+                values["train/mfu"] = self.flops_per_token * rate / self._all_peaks
+            trainer.logger.log_metrics(values, step=step)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what is done inside: it belongs to no step, and nobody knows how long it takes."""
+        """Leave out the time spent inside: it belongs to no step, and may be long."""
         begin = time.perf_counter()
         try:
             with signals.unhurried():
@@ -56,3 +101,29 @@ class Throughput(StepCallback):
         finally:
             if self._begin is not None:
                 self._begin += time.perf_counter() - begin
+
+
+@cache
+def measured_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s of a product of two dense square matrices, the quickest of as many as fit into `MEASURE_SECONDS`.
+
+    On CPU with the threads of this process. No product reaches a data sheet's figure, so an MFU against this is higher
+    than one against the data sheet. Measured once in a process; nothing else here waits for the device.
+
+    Args:
+        device: this process's.
+        precision: fp32 or bf16.
+    """
+    side = MATRIX_SIZES[device.type]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    first, second = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    product = torch.empty_like(first)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    best, begin = float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() - begin < MEASURE_SECONDS:
+        wait()
+        start = time.perf_counter()
+        torch.mm(first, second, out=product)
+        wait()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best

@@ -18,7 +18,6 @@ VERBS: dict[str, str] = {
     "submit": "run a training, or a sweep as an array, on a SLURM cluster",
     "export": "write a checkpoint's weights as a plain Hugging Face GPT-2, or as they are",
     "recipe": "how every hyper-parameter scales with width and depth",
-    "support": "which optimizer runs under which strategy, in which precision",
     "plan": "what a run would use and cost: values, FLOPs, GPU memory",
     "data": "prepare, check and describe a corpus",
     "probe": "measure how an optimizer's steps scale, against what is declared",

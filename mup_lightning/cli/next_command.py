@@ -14,7 +14,7 @@ import yaml
 from mup_lightning.config.load import config_parser, parse
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
-from mup_lightning.training.run_folder import RunFolder, plain
+from mup_lightning.training.checkpoint import RunFolder, plain
 
 Options = list[tuple[str, str]]
 

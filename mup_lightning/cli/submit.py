@@ -86,7 +86,7 @@ def _submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> int:
 
     import yaml
 
-    from mup_lightning.training.run_folder import plain
+    from mup_lightning.training.checkpoint import plain
 
     make_folder(folder, "--run.root, --run.name")
     # As it is now: a recipe that changes while the job waits, or between two of its lives, changes nothing.

@@ -66,7 +66,7 @@ def first_screen(config: Config) -> str:
 
 def last_screen(config: Config, result: Result) -> str:
     """What came of it, where it is, and what to type next."""
-    resume = "make train RESUME=last (with the same other variables), or the same command with --run.resume last"
+    resume = "the same command with --run.resume last"
     lines = ["", f"{result.steps} steps, {result.tokens:,} tokens, {result.parameters:,} parameters"]
     if result.validation_loss is not None:
         margin = result.unigram_loss - result.validation_loss
@@ -88,11 +88,11 @@ def last_screen(config: Config, result: Result) -> str:
         lines += [
             "",
             "next:",
-            "  make tensorboard                         the curves and the feature norms of all runs",
+            f"  tensorboard --logdir {config.run.root}",
             f"  mup-lightning evaluate {result.checkpoint}",
         ]
         if config.model.width < _BASE_WIDTH:
-            lines.append("  make train SIZE=base STEPS=30 BATCH=8    a larger model, by the same recipe")
+            lines.append("  mup-lightning train -c recipes/size/base.yaml    a larger model, by the same recipe")
     elif not signals.in_job():
         lines += ["", "next:", f"  {resume}"]
     return "\n".join(lines)

@@ -61,10 +61,10 @@ def check(config: Config) -> None:
 
     from mup_lightning.data.datamodule import TokenDataModule
     from mup_lightning.data.sampler import accumulation_steps
-    from mup_lightning.data.shards import Manifest, check_vocabulary, manifest_hash
+    from mup_lightning.data.shards import Manifest, check_vocabulary
     from mup_lightning.plan.plan import plan
-    from mup_lightning.training.resume import resume_from
-    from mup_lightning.training.run_folder import RunFolder, plain
+    from mup_lightning.training.checkpoint import RunFolder
+    from mup_lightning.training.saving import identity_of, resume_from
 
     data, trainer = config.data, config.trainer
     plan(config)
@@ -76,10 +76,7 @@ def check(config: Config) -> None:
 
     folder = RunFolder(config)
     refuse_second_job(folder.path)
-    if config.run.resume is None:
-        folder.refuse_used()
-    else:
-        resume_from(config, folder, plain(config.identity()) | {"corpus": manifest_hash(manifest)})
+    resume_from(config, folder, identity_of(config, manifest))
 
 
 def refuse_second_job(folder: Path) -> None:

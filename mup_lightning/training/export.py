@@ -1,4 +1,4 @@
-"""A trained model as a plain Hugging Face GPT-2: the multipliers go into the weights, and nothing of ours is needed.
+"""Exports a checkpoint: as a plain Hugging Face GPT-2 with the multipliers folded into the weights, or as it is.
 
     embeddings             × α_in
     a branch's last layer  × α_res               (weight and bias)
@@ -11,15 +11,21 @@ Nothing is lost: both compute the same function, up to rounding.
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
+from mup_lightning.files import write_json
 from mup_lightning.model.gpt2 import GPT2
+from mup_lightning.training import checkpoint as checkpoints
+from mup_lightning.training.evaluate import load_model
 
 END_OF_TEXT = 50256
-"""GPT-2's only special symbol."""
+"""GPT-2's only special token."""
 
 LAYERS = {
     "attention_norm": "ln_1",
@@ -32,80 +38,109 @@ LAYERS = {
 """Our names inside a block -> Hugging Face's. Its linear layers are Conv1D, which keep matrices transposed."""
 
 
-def check(model: GPT2) -> None:
-    """Refuse what GPT-2 has no place for.
+def export(path: Path, out: Path, form: Literal["hf", "plain"] = "hf") -> str:
+    """Write the weights of a checkpoint, whatever strategy saved it, into a new folder.
+
+    Args:
+        path: a checkpoint's folder, or a run's folder, whose newest checkpoint is meant.
+        out: the new folder: config.json and model.safetensors.
+        form: hf, which `GPT2LMHeadModel.from_pretrained` reads, or plain: our own parameters as they are, with the
+            run's configuration and the multipliers.
+
+    Returns:
+        One line that says what was written.
 
     Raises:
-        UserError: naming the switch.
+        UserError: the folder exists, the checkpoint is missing or damaged, GPT-2 cannot express the model, or
+            transformers is not installed.
+    """
+    if out.exists():
+        raise UserError(f"--out is {out}, which exists already; name a new folder, or remove it")
+    checkpoint = checkpoints.find(path)
+    checkpoints.verify(checkpoint)
+    model = load_model(checkpoint, Config.from_plain(checkpoint.config))
+    if form == "hf":
+        description, tensors = hugging_face_config(model), hugging_face_weights(model)
+        out.mkdir(parents=True)
+        description.save_pretrained(out)
+    else:
+        tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        multipliers = vars(model.multipliers)
+        plain = {"step": checkpoint.step, "multipliers": multipliers, "config": checkpoint.config}
+        write_json(out / "config.json", plain)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    elements = sum(tensor.numel() for tensor in tensors.values())
+    return f"{checkpoint.path}: {len(tensors)} tensors, {elements:,} elements -> {out}"
+
+
+def hugging_face_config(model: GPT2) -> Any:
+    """The model's shape and switches as a transformers.GPT2Config.
+
+    Raises:
+        UserError: GPT-2 cannot express a switch, which is named, or transformers is not installed.
     """
     config = model.config
-    for key, trouble in (("layer_norm", not config.layer_norm), ("qk_norm", config.qk_norm)):
-        if trouble:
+    for key, inexpressible in (("layer_norm", not config.layer_norm), ("qk_norm", config.qk_norm)):
+        if inexpressible:
             raise UserError(
                 f"the model was trained with model.{key} {str(getattr(config, key)).lower()}, which Hugging Face's "
                 f"GPT-2 cannot express; export it as it is: --format plain"
             )
-
-
-def configuration(model: GPT2) -> dict[str, Any]:
-    """The content of config.json."""
-    config = model.config
-    special = {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT} if model.vocab_size > END_OF_TEXT else {}
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": model.vocab_size,
-        "n_positions": config.context,
-        "n_embd": config.width,
-        "n_layer": config.depth,
-        "n_head": config.width // config.head_dim,
-        "n_inner": config.mlp_ratio * config.width,
-        "activation_function": "gelu_new" if config.activation == "gelu" else "relu",
-        "layer_norm_epsilon": 1e-5,
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "tie_word_embeddings": config.tied,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    } | special
+    try:
+        from transformers import GPT2Config
+    except ImportError:
+        raise UserError(
+            "exporting to Hugging Face needs transformers, which is not installed: pip install "
+            "'mup-lightning[export]', or export the parameters as they are: --format plain"
+        ) from None
+    special = END_OF_TEXT if model.vocab_size > END_OF_TEXT else None
+    return GPT2Config(
+        architectures=["GPT2LMHeadModel"],
+        vocab_size=model.vocab_size,
+        n_positions=config.context,
+        n_embd=config.width,
+        n_layer=config.depth,
+        n_head=config.width // config.head_dim,
+        n_inner=config.mlp_ratio * config.width,
+        activation_function="gelu_new" if config.activation == "gelu" else "relu",
+        resid_pdrop=config.dropout,
+        embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout,
+        tie_word_embeddings=config.tied,
+        bos_token_id=special,
+        eos_token_id=special,
+    )
 
 
 @torch.no_grad()
-def weights(model: GPT2) -> dict[str, torch.Tensor]:
-    """The content of model.safetensors: name -> float32 tensor.
-
-    Raises:
-        UserError: see `check`.
-    """
-    check(model)
+def hugging_face_weights(model: GPT2) -> dict[str, torch.Tensor]:
+    """The content of model.safetensors: name -> float32 tensor, with all multipliers folded in."""
     config, m, ours = model.config, model.multipliers, model.state_dict()
     out = m.output / m.input if config.tied else m.output
-    width = config.width
+
+    def layer(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's weight and bias; zeros where the model has no bias."""
+        weight = ours[f"{name}.weight"]
+        return weight, ours.get(f"{name}.bias", torch.zeros(len(weight)))
+
+    gain, shift = layer("final_norm")
     tensors = {
         "transformer.wte.weight": ours["token.weight"][: model.vocab_size] * m.input,
         "transformer.wpe.weight": ours["position.weight"] * m.input,
-        "transformer.ln_f.weight": ours["final_norm.weight"] * out,
-        "transformer.ln_f.bias": _bias(ours, "final_norm", width) * out,
+        "transformer.ln_f.weight": gain * out,
+        "transformer.ln_f.bias": shift * out,
     }
     if not config.tied:
         tensors["lm_head.weight"] = ours["head.weight"][: model.vocab_size]
-    for layer in range(config.depth):
+    for number in range(config.depth):
         for mine, theirs in LAYERS.items():
-            name = f"blocks.{layer}.{mine}"
-            weight = ours[f"{name}.weight"]
-            bias = _bias(ours, name, weight.shape[0])
+            weight, bias = layer(f"blocks.{number}.{mine}")
             if mine in ("attention.out", "mlp.down"):
                 weight, bias = weight * m.residual, bias * m.residual
             if mine == "attention.qkv" and config.attention_scale == "1/d":
-                factor = torch.ones(3 * width)
-                factor[:width] = config.head_dim**-0.5
+                factor = torch.ones(3 * config.width)
+                factor[: config.width] = config.head_dim**-0.5
                 weight, bias = weight * factor[:, None], bias * factor
-            tensors[f"transformer.h.{layer}.{theirs}.weight"] = weight if "norm" in mine else weight.t()
-            tensors[f"transformer.h.{layer}.{theirs}.bias"] = bias
+            tensors[f"transformer.h.{number}.{theirs}.weight"] = weight if "norm" in mine else weight.t()
+            tensors[f"transformer.h.{number}.{theirs}.bias"] = bias
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _bias(ours: dict[str, torch.Tensor], name: str, length: int) -> torch.Tensor:
-    """A layer's bias; zeros where the model has none."""
-    return ours.get(f"{name}.bias", torch.zeros(length))

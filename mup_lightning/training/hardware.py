@@ -1,8 +1,9 @@
-"""What the run computes on: device, precision, memory allocator."""
+"""What the run computes on: device, precision, compiler, memory allocator."""
 
 from __future__ import annotations
 
 import os
+import shutil
 
 from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.errors import UserError
@@ -23,30 +24,49 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def resolve(config: TrainerConfig) -> None:
+def resolve(trainer: TrainerConfig) -> None:
     """Replace every `auto` by what this machine has, so that the saved configuration says what was run.
 
     Raises:
-        UserError: GPUs are asked for, but there are none, or fewer.
+        UserError: GPUs are asked for, but there are none, or fewer; or the machine lacks what precision or compile
+            need.
     """
     import torch
 
     found = torch.cuda.device_count()
-    if config.accelerator == "auto":
-        config.accelerator = "gpu" if found else "cpu"
-    if config.accelerator == "gpu" and found < config.devices:
+    if trainer.accelerator == "auto":
+        trainer.accelerator = "gpu" if found else "cpu"
+    if trainer.accelerator == "gpu" and found < trainer.devices:
         raise UserError(
-            f"trainer.accelerator is gpu and trainer.devices is {config.devices}, but torch sees {found} GPUs here; "
+            f"trainer.accelerator is gpu and trainer.devices is {trainer.devices}, but torch sees {found} GPUs here; "
             f"set trainer.devices to {found} or trainer.accelerator to cpu"
             if found
             else "trainer.accelerator is gpu, but torch sees no GPU here; set trainer.accelerator cpu"
         )
-    resolve_precision(config)
+    resolve_precision(trainer)
+    on_gpu = trainer.accelerator == "gpu"
+    if on_gpu and trainer.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise UserError(f"trainer.precision is bf16, but {name} has no bfloat16 arithmetic; set trainer.precision fp32")
+    if trainer.compile == "on":
+        _check_compiler(trainer.accelerator)
 
 
-def resolve_precision(config: TrainerConfig) -> None:
-    """Replace precision `auto` by what the accelerator, known by now, is best at."""
-    if config.precision == "auto":
-        config.precision = "bf16" if config.accelerator == "gpu" else "fp32"
-    if config.compile == "auto":
-        config.compile = "on" if config.accelerator == "gpu" else "off"
+def resolve_precision(trainer: TrainerConfig) -> None:
+    """Replace precision and compile `auto` by what suits the accelerator, which is known by now."""
+    if trainer.precision == "auto":
+        trainer.precision = "bf16" if trainer.accelerator == "gpu" else "fp32"
+    if trainer.compile == "auto":
+        trainer.compile = "on" if trainer.accelerator == "gpu" else "off"
+
+
+def _check_compiler(accelerator: str) -> None:
+    """torch.compile makes C++ on a CPU and Triton kernels on a GPU, and would fail only in the first step."""
+    if accelerator == "cpu":
+        found, needed = any(map(shutil.which, ("g++", "clang++", "c++"))), "a C++ compiler (g++ or clang++)"
+    else:
+        from torch.utils._triton import has_triton
+
+        found, needed = has_triton(), "triton with a GPU that it supports"
+    if not found:
+        raise UserError(f"trainer.compile is on, but there is no {needed} here; set trainer.compile off")

@@ -3,67 +3,78 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from mup_lightning.callbacks.step import WatchedModule
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import Diverged
-from mup_lightning.model.gpt2 import build
+from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.model.loss import cross_entropy
+from mup_lightning.model.taps import Recorder
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.hessian import estimate, sample_labels, uniforms
 from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.schedule import make_schedule
 from mup_lightning.spectral.recipe import derive
-from mup_lightning.training.evaluate import loss_sums
 
 
-class GPT2Module(WatchedModule):
-    """Trains a `GPT2` on windows of tokens.
+def build_training(config: Config, device: str = "cpu") -> tuple[GPT2, HybridOptimizer]:
+    """Roles -> recipe -> weights -> parameter groups -> one optimizer.
 
     Args:
         config: the whole configuration.
         device: where the weights are made; "meta" to look without making them.
 
+    Returns:
+        The model with the recipe's initial weights, and the optimizer over all its parameters.
+
+    Raises:
+        UserError: the model's switches and the recipe contradict each other.
+    """
+    recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
+    residual_init = config.recipe.gpt2_residual_init
+    model = build(config.model, recipe, config.seed, device=device, gpt2_residual_init=residual_init)
+    groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
+    return model, HybridOptimizer(groups)
+
+
+class GPT2Module(pl.LightningModule):
+    """Trains a `GPT2` on windows of tokens.
+
+    Args:
+        config: the whole configuration.
+
     Attributes:
         model: the network.
-        recipe: the values derived for its shape.
         hybrid: the optimizer, as it was before a strategy wrapped it.
+        recorder: receives the features of the next micro-batch, and is dropped after it.
+        gradient_norm: global norm of the raw gradients in the last step, 0-dim, before clipping.
         micro_losses: (loss, counters) of each micro-batch of the current step; losses stay on the device.
     """
 
-    def __init__(self, config: Config, device: str = "cpu") -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
-        self.model = build(
-            config.model,
-            self.recipe,
-            config.seed,
-            device=device,
-            gpt2_residual_init=config.recipe.gpt2_residual_init,
-        )
+        self.model, self.hybrid = build_training(config)
+        self.hybrid.check = False  # see_gradient_norm has looked at the same gradients
         if config.trainer.compile == "on":
             for block in self.model.blocks:
                 block.compile()  # in place, so that names stay and every strategy finds what it expects
-        self.strict_loading = False  # weights come from `shards`, not from Lightning
+        self.strict_loading = False  # weights come from `tensors`, not from Lightning
+        self.recorder: Recorder | None = None
+        self.gradient_norm: torch.Tensor = torch.tensor(0.0)
         self.micro_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._batches: list[dict[str, torch.Tensor]] = []
 
     def configure_optimizers(self) -> Any:
-        """Roles -> recipe -> groups -> one optimizer -> schedule."""
-        groups = make_groups(
-            dict(self.model.named_parameters()), self.model.parameter_info, self.recipe, self.config.rules
-        )
-        # No check of its own: configure_gradient_clipping has looked at the same gradients.
-        self.hybrid = HybridOptimizer(groups, check=False)
-        schedule = make_schedule(
-            self.hybrid, self.config.schedule, self.config.recipe.lr, self.config.trainer.max_steps
-        )
+        """The one optimizer, and its schedule over steps."""
+        steps = self.config.trainer.max_steps
+        schedule = make_schedule(self.hybrid, self.config.schedule, self.config.recipe.lr, steps)
         return {"optimizer": self.hybrid, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
@@ -72,7 +83,7 @@ class GPT2Module(WatchedModule):
             self.micro_losses.clear()
             self._batches.clear()
         if self.config.model.dropout > 0:
-            # Dropout's mask, too, is a pure function of the place in the run: nothing to save, nothing to lose.
+            # Dropout's mask is a pure function of the place in the run too: there is no generator's state to save.
             torch.manual_seed(_mix(self.config.seed, batch_idx, self.global_rank))
         self._batches.append(batch)
         recorder, self.recorder = self.recorder, None
@@ -90,12 +101,13 @@ class GPT2Module(WatchedModule):
     ) -> None:
         """Clip the raw gradients by their global norm, and stop before the optimizer sees one that is not finite.
 
-        Where a process holds a part of the gradients only, DeepSpeed does both, later.
+        Where ZeRO shards the gradients, DeepSpeed does both, later.
 
         Raises:
             Diverged: the loss or a gradient is NaN or infinite; names the step and the batch.
         """
-        if not self._ends_step():
+        # DeepSpeed's strategy asks after every micro-batch, not only after the last one of a step.
+        if len(self._batches) < self.trainer.accumulate_grad_batches:
             return
         if not getattr(self.trainer.strategy, "parts_gradients", False):
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -103,11 +115,7 @@ class GPT2Module(WatchedModule):
             limit = self.config.trainer.gradient_clip
             if limit > 0:
                 clip_grads_with_norm_(parameters, limit, self.gradient_norm)
-        self.estimate_hessian()
-
-    def _ends_step(self) -> bool:
-        """Whether the optimizer steps after the current micro-batch; DeepSpeed's strategy asks after every one."""
-        return len(self._batches) == self.trainer.accumulate_grad_batches
+        self._estimate_hessian()
 
     def see_gradient_norm(self, norm: torch.Tensor) -> None:
         """Keep the global norm of the raw gradients of this step.
@@ -119,8 +127,8 @@ class GPT2Module(WatchedModule):
         if not torch.isfinite(norm + self.step_loss()):
             raise Diverged(self._not_finite(), self.trainer.global_step + 1)
 
-    def estimate_hessian(self) -> None:
-        """Where a rule (Sophia) wants it before this step: estimate the Hessian's diagonal on the whole batch.
+    def _estimate_hessian(self) -> None:
+        """Where a rule (Sophia) needs it before this step: estimate the Hessian's diagonal on the whole batch.
 
         A second forward and backward pass that touches no .grad, and so none of the hooks that average gradients over
         processes.
@@ -129,23 +137,18 @@ class GPT2Module(WatchedModule):
         if not parameters:
             return
         context, reduce = self.config.model.context, self.trainer.strategy.reduce
+        draws = partial(uniforms, self.config.seed, self.trainer.global_step)
         with self._autocast():
             diagonals = estimate(
-                [partial(self, *self._with_draws(batch)) for batch in self._batches],
+                [partial(self, b["tokens"], draws(b["counters"].tolist(), context)) for b in self._batches],
                 parameters,
                 self.config.data.batch_size * context,
                 lambda gradient: reduce(gradient, reduce_op="mean"),
             )
         self.hybrid.give_hessian(parameters, diagonals)
 
-    def _with_draws(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        counters = batch["counters"].tolist()
-        return batch["tokens"], uniforms(
-            self.config.seed, self.trainer.global_step, counters, self.config.model.context
-        )
-
     def forward(self, window_BT1: torch.Tensor, uniforms_N: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean cross-entropy of (B, T + 1) symbols; given (B·T,) draws, of labels from the model's own predictions."""
+        """Mean cross-entropy of (B, T + 1) tokens; given (B·T,) draws, of labels from the model's own predictions."""
         model, chunk = self.model, self.config.model.loss_chunk
         if uniforms_N is None:
             return model.loss(window_BT1)
@@ -154,20 +157,21 @@ class GPT2Module(WatchedModule):
         return cross_entropy(features_NC, model.output_matrix, labels_N, model.vocab_size, chunk=chunk)[0]
 
     def _autocast(self) -> torch.autocast:
-        """Precision bf16: float32 weights, bf16 matrix products. Ours rather than Lightning's, so that it is the same
+        """Precision bf16: float32 weights, bf16 matrix products. Our own instead of Lightning's, so that it is the same
         under every strategy."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.trainer.precision == "bf16")
 
     def step_loss(self) -> torch.Tensor:
-        """See `WatchedModule`."""
+        """Mean loss of this process's share of the current step, 0-dim, on the device."""
         return torch.stack([loss for loss, _ in self.micro_losses]).mean()
 
     def validation_loss(self) -> float:
-        """See `WatchedModule`. Each process takes its share of the windows; the sums meet in one exchange."""
-        trainer = self.trainer
+        """Mean loss over the validation tokens. Each process takes its share of the windows; one exchange adds up."""
+        windows = self.trainer.datamodule.val_windows()  # type: ignore[attr-defined]
         with self._autocast():
-            sums = loss_sums(self.model, trainer.datamodule.val_windows(), self.device, self)  # type: ignore[attr-defined]
-        total = trainer.strategy.reduce(sums, reduce_op="sum")
+            # Through this module rather than the model: ZeRO-3 gathers the weights in its forward pass.
+            sums = loss_sums(self.model, windows, self.device, self)
+        total = self.trainer.strategy.reduce(sums, reduce_op="sum")
         return float(total[0] / total[1])
 
     def _not_finite(self) -> str:
@@ -180,11 +184,42 @@ class GPT2Module(WatchedModule):
         samples = self.trainer.datamodule.describe(counters.cpu())  # type: ignore[attr-defined]
         return (
             f"{what} in step {self.trainer.global_step + 1}. Stopped before the optimizer step: no weight has changed, "
-            f"and every saved checkpoint is kept. Usual cures: a lower recipe.lr, a longer schedule.warmup_steps.\n"
+            f"and every saved checkpoint is kept. Usual remedies: a lower recipe.lr, a longer schedule.warmup_steps.\n"
             f"The batch on process {self.global_rank}:\n{samples}"
         )
 
 
-def _mix(*numbers: int) -> int:
-    """A 63-bit seed from a few numbers."""
-    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little") >> 1
+@torch.no_grad()
+def loss_sums(
+    model: GPT2,
+    batches: Iterable[torch.Tensor],
+    device: torch.device,
+    loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Add up the next-token cross-entropy over batches of windows, without dropout.
+
+    Args:
+        model: left in the mode (training or not) that it came in.
+        batches: (b, T + 1) int64 windows; b may be 0.
+        device: where the model is.
+        loss: mean loss of a batch; None: the model's own.
+
+    Returns:
+        (2,) float64: the sum of the losses in nats, and the number of tokens predicted; to be added up over processes.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for window_BT1 in batches:
+        tokens = window_BT1.shape[0] * (window_BT1.shape[1] - 1)
+        mean = (loss or model.loss)(window_BT1.to(device))
+        if tokens:  # a process that has run out of windows takes part in the forward pass only
+            sums[0] += mean.double() * tokens
+            sums[1] += tokens
+    model.train(was_training)
+    return sums
+
+
+def _mix(*values: int) -> int:
+    """A 63-bit seed from a few integers."""
+    return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:8], "little") >> 1

@@ -1,33 +1,72 @@
 """Weights and optimizer states in a checkpoint: every process writes what it holds, any number of processes reads.
 
-The keys of all processes' files together name every number once:
+The keys of all processes' safetensors files together name every element once:
 
-    weight/NAME                a whole parameter            QUANTITY/NAME        a whole state of one, or a number
-    weight/NAME@START          its numbers from START on    QUANTITY/NAME@START  the same of a state
+    weight/NAME                a whole parameter              QUANTITY/NAME        a whole state of one, or a scalar
+    weight/NAME@START          its elements from START on     QUANTITY/NAME@START  the same of a state
 
 So a checkpoint does not depend on the strategy or the number of processes that wrote it: one saved by two processes at
-ZeRO 2 continues in eight at ZeRO 1, or in one.
+ZeRO 2 continues in eight at ZeRO 1, or in one. No pickle: loading runs no code.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from mup_lightning.distributed.layout import Layout
 from mup_lightning.optim.optimizer import HybridOptimizer
-from mup_lightning.training.tensor_files import TensorFiles
 
 WEIGHT = "weight"
 
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+
 
 def file_name(rank: int) -> str:
-    """Of the file that a process writes."""
+    """Name of the file that a process writes."""
     return f"rank_{rank:05d}.safetensors"
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Write tensors in the safetensors format, one after another, and force them to disk.
+
+    Not by the library, which first copies all tensors into one more piece of memory, and does not hash.
+
+    Args:
+        path: of the file.
+        tensors: on any device; each is copied to the CPU when its turn comes.
+
+    Returns:
+        {"bytes", "sha256"} of the file.
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for key, tensor in tensors.items():
+        end = offset + tensor.numel() * tensor.element_size()
+        header[key] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in (len(text).to_bytes(8, "little"), text):
+            file.write(piece)
+            digest.update(piece)
+        for tensor in tensors.values():
+            data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+            file.write(data)
+            digest.update(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": 8 + len(text) + offset, "sha256": digest.hexdigest()}
 
 
 def held(optimizer: HybridOptimizer, rank: int) -> dict[str, torch.Tensor]:
@@ -41,11 +80,11 @@ def held(optimizer: HybridOptimizer, rank: int) -> dict[str, torch.Tensor]:
     if not optimizer.layouts and rank == 0:
         tensors |= {f"{WEIGHT}/{name}": parameter for name, parameter in optimizer.originals.items()}
     for flat, layout in optimizer.layouts.items():
-        tensors |= _cut(WEIGHT, flat, layout, rank)
+        tensors |= _fragments(WEIGHT, flat, layout, rank)
         for quantity, value in optimizer.state.get(flat, {}).items():
             if isinstance(value, torch.Tensor) and value.shape == flat.shape:
-                tensors |= _cut(quantity, value, layout, rank)
-            else:  # one number for all parameters in it; each parameter's is saved by who holds its beginning
+                tensors |= _fragments(quantity, value, layout, rank)
+            else:  # one value for all parameters in it; each parameter's is saved by who holds its beginning
                 begun = [fragment.name for fragment in layout.ranks[rank] if fragment.start == 0]
                 tensors |= {f"{quantity}/{name}": _as_tensor(value) for name in begun}
     for name, (_, state) in optimizer.kept(rank, once=True).items():
@@ -53,7 +92,7 @@ def held(optimizer: HybridOptimizer, rank: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _cut(quantity: str, flat: torch.Tensor, layout: Layout, rank: int) -> dict[str, torch.Tensor]:
+def _fragments(quantity: str, flat: torch.Tensor, layout: Layout, rank: int) -> dict[str, torch.Tensor]:
     return {
         f"{quantity}/{fragment.name}@{fragment.start}": flat[fragment.offset : fragment.offset + fragment.length]
         for fragment in layout.ranks[rank]
@@ -71,10 +110,11 @@ class Shards:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files = TensorFiles(sorted(folder.glob("rank_*.safetensors")))
+        files = [safe_open(path, framework="pt") for path in sorted(folder.glob("rank_*.safetensors"))]
+        self._file = {key: file for file in files for key in file.keys()}  # noqa: SIM118
         self._pieces: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
         self.quantities: dict[str, list[str]] = defaultdict(list)
-        for key in sorted(self._files.keys()):
+        for key in sorted(self._file):
             quantity, _, place = key.partition("/")
             name, _, start = place.partition("@")
             if quantity not in self.quantities[name]:
@@ -84,24 +124,27 @@ class Shards:
             pieces.sort()
 
     def read(self, quantity: str, name: str) -> torch.Tensor:
-        """A whole quantity of a parameter: of its own shape where one process held it whole, else flat."""
-        pieces = self._pieces[quantity, name]
-        if pieces[0][0] < 0:
-            return self._files.read(pieces[0][1])
-        return torch.cat([self._files.read(key) for _, key in pieces])
+        """A whole quantity of a parameter: in its own shape where one process held it whole, else flat."""
+        pieces = [self._file[key].get_tensor(key) for _, key in self._pieces[quantity, name]]
+        return pieces[0] if self._is_whole(quantity, name) else torch.cat(pieces)
 
     def read_part(self, quantity: str, name: str, start: int, length: int) -> torch.Tensor:
-        """`length` numbers of a flattened quantity from `start` on, wherever they lie."""
-        first = self._pieces[quantity, name][0]
-        if first[0] < 0:
-            return self._files.read(first[1]).flatten()[start : start + length]
+        """`length` elements of a flattened quantity from `start` on, wherever they lie; nothing else is read."""
+        if self._is_whole(quantity, name):
+            return self.read(quantity, name).flatten()[start : start + length]
         found = []
         for begin, key in self._pieces[quantity, name]:
-            end = begin + self._files.shape(key)[0]
+            end = begin + self._shape(key)[0]
             if begin < start + length and end > start:
                 low, high = max(begin, start), min(end, start + length)
-                found.append(self._files.read_part(key, low - begin, high - begin))
+                found.append(self._file[key].get_slice(key)[low - begin : high - begin])
         return torch.cat(found)
+
+    def _is_whole(self, quantity: str, name: str) -> bool:
+        return self._pieces[quantity, name][0][0] < 0
+
+    def _shape(self, key: str) -> list[int]:
+        return list(self._file[key].get_slice(key).get_shape())
 
     @torch.no_grad()
     def load_weights(self, model: nn.Module) -> None:
@@ -115,12 +158,12 @@ class Shards:
         for name, (parameter, state) in optimizer.kept(rank).items():
             for quantity in self._states_of(name):
                 value = self.read(quantity, name)
-                cut = self._pieces[quantity, name][0][0] >= 0
-                state[quantity] = _restored(value.view_as(parameter) if cut else value, parameter)
+                whole = self._is_whole(quantity, name)
+                state[quantity] = _restored(value if whole else value.view_as(parameter), parameter)
         for flat, layout in optimizer.elementwise_flats().items():
             some = next(iter(layout.held))
             for quantity in self._states_of(some):
-                if self._files.shape(self._pieces[quantity, some][0][1]):
+                if self._shape(self._pieces[quantity, some][0][1]):
                     value = torch.zeros_like(flat)
                     for fragment in layout.ranks[rank]:
                         part = self.read_part(quantity, fragment.name, fragment.start, fragment.length)
@@ -139,5 +182,5 @@ def _as_tensor(value: Any) -> torch.Tensor:
 
 
 def _restored(value: torch.Tensor, like: torch.Tensor) -> Any:
-    """What `_as_tensor` was given, on the parameter's device."""
+    """Inverse of `_as_tensor`, on the parameter's device."""
     return int(value) if value.dtype == torch.int64 and not value.shape else value.to(like.device)

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from mup_lightning.config.schema import Config
-from mup_lightning.training.run_folder import RunFolder
+from mup_lightning.training.checkpoint import RunFolder
 from mup_lightning.training.saving import CountersIO
 
 
@@ -30,24 +30,23 @@ def make_trainer(
     Args:
         config: resolved.
         folder: where logs go.
-        callbacks: in the order in which they shall run.
+        callbacks: in the order in which they run.
         accumulation: micro-batches per optimizer step.
         purge_step: TensorBoard forgets points from this step on, which a killed run wrote after its last checkpoint.
         keep: write TensorBoard logs and checkpoints.
     """
-    _quieten()
-    tensorboard = folder.tensorboard.name
-    logger = TensorBoardLogger(folder.path, name="", version=tensorboard, purge_step=purge_step) if keep else False
+    _silence()
+    trainer, logs = config.trainer, folder.tensorboard.name
     return pl.Trainer(
-        accelerator=config.trainer.accelerator,
+        accelerator=trainer.accelerator,
         strategy=_strategy(config),
-        devices=config.trainer.devices,
-        num_nodes=config.trainer.nodes,
-        precision="32-true",  # autocast is the module's own affair
-        max_steps=config.trainer.max_steps,
+        devices=trainer.devices,
+        num_nodes=trainer.nodes,
+        precision="32-true",  # the module does its own autocast
+        max_steps=trainer.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulation,
-        logger=logger,
+        logger=TensorBoardLogger(folder.path, name="", version=logs, purge_step=purge_step) if keep else False,
         log_every_n_steps=1,  # our callbacks decide when to log
         callbacks=callbacks,
         plugins=[CountersIO(), *_cluster()],
@@ -62,16 +61,16 @@ def make_trainer(
 
 
 def _cluster() -> list[SLURMEnvironment]:
-    """In a SLURM job: where Lightning learns its ranks. Its own requeue saves inside a signal handler: it is off."""
+    """In a SLURM job: how Lightning learns its ranks. Its own requeue saves inside a signal handler, so it is off."""
     if not SLURMEnvironment.detect():
         return []
-    # DeepSpeed knows the names of other launchers only.
+    # DeepSpeed only knows the variables of other launchers.
     os.environ |= {"RANK": os.environ["SLURM_PROCID"], "LOCAL_RANK": os.environ["SLURM_LOCALID"]}
     return [SLURMEnvironment(auto_requeue=False)]
 
 
 def _strategy(config: Config) -> Strategy | str:
-    """Lightning's strategy of a name; one process needs none."""
+    """Lightning's strategy for trainer.strategy; one process needs none."""
     if config.trainer.strategy == "single":
         return "auto"
     if config.trainer.strategy.startswith("zero"):
@@ -84,7 +83,7 @@ def _strategy(config: Config) -> Strategy | str:
     return DDPStrategy(gradient_as_bucket_view=True)
 
 
-def _quieten() -> None:
+def _silence() -> None:
     """Silence Lightning's advice that does not apply here; its errors stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -9,8 +9,8 @@ import pytest
 from mup_lightning.callbacks.divergence import RunningLevel
 from mup_lightning.errors import Diverged
 from mup_lightning.studies.features.runs import read_scalars
+from mup_lightning.training.checkpoint import RunFolder
 from mup_lightning.training.module import GPT2Module
-from mup_lightning.training.run_folder import RunFolder
 from mup_lightning.training.train import train
 
 
@@ -30,30 +30,30 @@ def test_level_and_spread_are_those_of_numpy():
             assert meter.limit() == pytest.approx(np.median(last[len(last) // 2 :]) + 6.0 * spread, rel=1e-12)
         else:
             assert meter.limit() is None
-        assert not meter.is_spike(loss)
+        assert not meter.exceeded(loss)
 
 
 def test_no_false_alarm_in_noise_or_on_the_way_down():
     meter = RunningLevel(window=100, sigmas=6.0)
     falling = [2.0 + 4.0 * 0.99**step for step in range(5000)]
     noisy = [loss + noise for loss, noise in zip(falling, smooth(5000, 0.0), strict=True)]
-    assert not any(meter.is_spike(loss) for loss in noisy)
+    assert not any(meter.exceeded(loss) for loss in noisy)
 
 
 def test_spikes_do_not_move_the_level():
     meter = RunningLevel(window=100, sigmas=6.0)
     for loss in smooth(100):
-        assert not meter.is_spike(loss)
+        assert not meter.exceeded(loss)
     limit = meter.limit()
     # A fifth of the window: a mean and a standard deviation would be far off by now.
-    assert all(meter.is_spike(1000.0) for _ in range(20))
+    assert all(meter.exceeded(1000.0) for _ in range(20))
     assert meter.limit() < limit + 0.2
-    assert not meter.is_spike(3.0)
+    assert not meter.exceeded(3.0)
 
 
 def test_a_loss_that_stays_high_becomes_the_level():
     meter = RunningLevel(window=50, sigmas=6.0)
-    judged = [meter.is_spike(loss) for loss in smooth(50) + smooth(100, level=5.0)]
+    judged = [meter.exceeded(loss) for loss in smooth(50) + smooth(100, level=5.0)]
     assert all(judged[50:62])
     assert not any(judged[65:])
 
@@ -64,15 +64,15 @@ def test_a_loss_that_falls_fast_does_not_hide_a_spike(step, noise):
     """Back to where training began. The spread of the losses themselves would allow it at steps 60 to 120."""
     meter = RunningLevel(window=100, sigmas=6.0)
     falling = [6.0 + 4.9 * math.exp(-t / 40) + n for t, n in enumerate(smooth(step, 0.0, noise))]
-    assert not any(meter.is_spike(loss) for loss in falling)
-    assert meter.is_spike(10.8)
+    assert not any(meter.exceeded(loss) for loss in falling)
+    assert meter.exceeded(10.8)
 
 
 def test_a_loss_without_noise_does_not_spike_by_a_trifle():
     meter = RunningLevel(window=10, sigmas=6.0)
-    assert not any(meter.is_spike(2.0) for _ in range(10))
-    assert not meter.is_spike(2.11)
-    assert meter.is_spike(2.13)
+    assert not any(meter.exceeded(2.0) for _ in range(10))
+    assert not meter.exceeded(2.11)
+    assert meter.exceeded(2.13)
 
 
 @pytest.fixture

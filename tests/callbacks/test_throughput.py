@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mup_lightning.callbacks import peak_flops
 from mup_lightning.callbacks import throughput as module
-from mup_lightning.callbacks.speed import Speed
 from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.errors import UserError
 from mup_lightning.plan.plan import plan
 from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.train import train
+
+SILENT = SimpleNamespace(logger=None)
 
 
 class Clock:
@@ -36,11 +36,11 @@ def test_everything_between_steps_counts_but_the_first_step_and_pauses(clock):
     assert throughput.tokens_per_second == 0.0
     for seconds, pause in ((50.0, 0.0), (1.0, 7.0), (2.0, 0.0)):
         clock.now += seconds
-        throughput.on_step_end(None, None, 1)
+        throughput.on_step_end(SILENT, None, 1)
         with throughput.paused():
             clock.now += pause
     clock.now += 3.0
-    throughput.on_step_end(None, None, 1)
+    throughput.on_step_end(SILENT, None, 1)
     assert throughput.steps == 3
     assert throughput.seconds == pytest.approx(1.0 + 2.0 + 3.0)
     assert throughput.tokens_per_second == pytest.approx(30 / 6.0)
@@ -50,25 +50,23 @@ def test_a_pause_before_the_first_step_is_none(clock):
     throughput = Throughput(1)
     with throughput.paused():
         clock.now += 5.0
-    throughput.on_step_end(None, None, 1)
+    throughput.on_step_end(SILENT, None, 1)
     clock.now += 1.0
-    throughput.on_step_end(None, None, 2)
+    throughput.on_step_end(SILENT, None, 2)
     assert throughput.seconds == pytest.approx(1.0)
 
 
 def test_points_are_of_the_interval_and_of_the_mean(clock):
-    throughput, logged = Throughput(10), {}
-    speed = Speed(every=2, throughput=throughput, flops_per_token=6.0, peak=lambda device: 100.0)
+    throughput, logged = Throughput(10, every=2, flops_per_token=6.0, peak=100.0), {}
     trainer = SimpleNamespace(
         max_steps=6,
         logger=SimpleNamespace(log_metrics=lambda values, step: logged.update({step: values})),
         strategy=SimpleNamespace(reduce=lambda value, reduce_op: 4 * value),  # of four processes
     )
-    speed.on_train_start(trainer, SimpleNamespace(device=torch.device("cpu")))
+    throughput.on_train_start(trainer, SimpleNamespace(device=torch.device("cpu")))
     for step, seconds in enumerate((9.0, 1.0, 2.0, 2.0, 1.0, 4.0), start=1):
         clock.now += seconds
-        for callback in (throughput, speed):
-            callback.on_step_end(trainer, None, step)
+        throughput.on_step_end(trainer, None, step)
     assert list(logged) == [2, 4, 6]
     assert [values["train/step_seconds"] for values in logged.values()] == pytest.approx([1.0, 2.0, 2.5])
     assert [values["train/tokens_per_second"] for values in logged.values()] == pytest.approx([10.0, 5.0, 4.0])
@@ -106,14 +104,14 @@ def test_the_measured_peak_is_what_a_product_takes(monkeypatch):
         calls.append((first.shape, first.dtype))
         clock.now += 0.001 if len(calls) == 3 else 0.002
 
-    monkeypatch.setattr(peak_flops, "time", clock)
-    monkeypatch.setattr(peak_flops.torch, "mm", product)
-    peak_flops.measure.cache_clear()
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module.torch, "mm", product)
+    module.measured_peak.cache_clear()
     try:
-        peak = peak_flops.measure(torch.device("cpu"), "bf16")
-        again = peak_flops.measure(torch.device("cpu"), "bf16")
+        peak = module.measured_peak(torch.device("cpu"), "bf16")
+        again = module.measured_peak(torch.device("cpu"), "bf16")
     finally:
-        peak_flops.measure.cache_clear()
+        module.measured_peak.cache_clear()
     assert peak == again == pytest.approx(2 * 1024**3 / 0.001)
     assert set(calls) == {((1024, 1024), torch.bfloat16)}
     assert 0.3 <= clock.now - 100.0 <= 0.31

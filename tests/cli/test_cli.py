@@ -14,8 +14,8 @@ from mup_lightning.cli.main import VERBS, main
 from mup_lightning.config.load import build, config_parser, parse
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
-from mup_lightning.training.module import GPT2Module
-from mup_lightning.training.run_folder import plain
+from mup_lightning.training.checkpoint import plain
+from mup_lightning.training.module import build_training
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from mup_lightning.cli.main import main
 from mup_lightning.config.schema import Config
-from mup_lightning.training.evaluate import find, load_model
+from mup_lightning.training.checkpoint import find
+from mup_lightning.training.evaluate import load_model
 from mup_lightning.training.tensors import Shards
 from mup_lightning.training.train import train
 
@@ -73,4 +74,4 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     assert main(["export", "nowhere", "--out", str(tmp_path)]) == 1
     assert "exists already" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "nowhere"), "--out", str(tmp_path / "new")]) == 1
-    assert "no complete checkpoint" in capsys.readouterr().err
+    assert "is not a complete checkpoint" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import yaml
 
 from mup_lightning.cli.next_command import training, tuned_target
 from mup_lightning.config.load import build, config_parser, parse
-from mup_lightning.training.run_folder import plain
+from mup_lightning.training.checkpoint import plain
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

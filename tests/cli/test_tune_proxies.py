@@ -118,7 +118,7 @@ def test_a_dry_run_runs_nothing(corpus, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["tune", "tune_wd"])
 def test_the_shipped_proxies_suit_every_size_and_optimizer(name):
     from mup_lightning.studies.tune.kinship import as_proxy, differences
-    from mup_lightning.training.run_folder import plain
+    from mup_lightning.training.checkpoint import plain
 
     sweep = load(RECIPES / "experiment" / f"{name}.yaml")
     for optimizer in (RECIPES / "optimizer").glob("*.yaml"):

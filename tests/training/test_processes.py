@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from mup_lightning.training.run_folder import plain
+from mup_lightning.training.checkpoint import plain
 from mup_lightning.training.train import train
 from tests.training.reference import assert_same_training, weights_of
 
@@ -74,7 +74,7 @@ def test_interrupted_and_killed_runs_resume_bit_identically(tiny, tmp_path):
     code, out, err = finish(process)
     assert code == 130, err
     assert "stopped by a signal" in out
-    assert "RESUME=last" in out
+    assert "--run.resume last" in out
     stopped = max(path.name for path in folder.glob("step_*"))
 
     process = start(config, tmp_path, "--run.resume", "last")

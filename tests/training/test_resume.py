@@ -1,20 +1,20 @@
 """Resume: bit-identical after a crash, refused where it could not be, an older checkpoint offered for a damaged one."""
 
 import errno
-import json
 import resource
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mup_lightning.callbacks.curves import Curves
+from mup_lightning.callbacks.losses import Losses
 from mup_lightning.errors import UserError
 from mup_lightning.training import checkpoint as checkpoints
-from mup_lightning.training.run_folder import RunFolder
-from mup_lightning.training.tensor_files import write
-from mup_lightning.training.tensors import Shards
+from mup_lightning.training import saving
+from mup_lightning.training.checkpoint import RunFolder
+from mup_lightning.training.tensors import Shards, write
 from mup_lightning.training.train import train
 from tests.conftest import write_corpus
 from tests.training.reference import assert_same_training, weights_of
@@ -24,30 +24,32 @@ class CrashError(RuntimeError):
     """Stands for a power cut."""
 
 
-def crash_at(monkeypatch, step):
-    """Make the run die right after a step, before anything is logged or saved."""
-    original = Curves.on_step_end
-
-    def on_step_end(self, trainer, module, now):
-        if now == step:
-            raise CrashError
-        original(self, trainer, module, now)
-
-    monkeypatch.setattr(Curves, "on_step_end", on_step_end)
-
-
 @pytest.fixture
-def crashed(tiny, monkeypatch):
-    """A run of 10 steps that died after step 9, with checkpoints at 4 and 8; returns what makes its configuration."""
+def crash(monkeypatch):
+    """Makes a run die after a step, before or after its curves are logged, and before it saves."""
 
-    def make(**changes):
+    def make(config, step, *, logged=False):
+        original = Losses.on_step_end
+
+        def on_step_end(self, trainer, module, now):
+            if now == step and not logged:
+                raise CrashError
+            original(self, trainer, module, now)
+            if now == step:
+                raise CrashError
+
         with monkeypatch.context() as patch:
-            crash_at(patch, 9)
+            patch.setattr(Losses, "on_step_end", on_step_end)
             with pytest.raises(CrashError):
-                train(tiny(**changes))
-        return lambda **more: tiny(**{**changes, **more})
+                train(config)
+        return RunFolder(config)
 
     return make
+
+
+def points(folder, tag):
+    """Steps of a curve, as often as they are written and not purged."""
+    return [event.step for event in EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload().Scalars(tag)]
 
 
 def assert_equal(first, second):
@@ -62,229 +64,167 @@ def assert_equal(first, second):
 
 
 @pytest.mark.parametrize("optimizer", ["muon_kimi", "adamw"])
-def test_resume_is_bit_identical_with_dropout(crashed, tiny, optimizer):
+def test_resume_is_bit_identical_with_dropout(crash, tiny, optimizer):
     changes = {"recipe.optimizer": optimizer, "model.dropout": 0.1}
     straight = train(tiny(**changes, **{"run.name": "straight"}))
-    config = crashed(**changes)
-    resumed = train(config(**{"run.resume": "last"}))
-    assert resumed.steps == 10
+    crash(tiny(**changes), 9)
+    resumed = train(tiny(**changes, **{"run.resume": "last"}))
+    assert (resumed.first_step, resumed.steps) == (8, 10)
     assert resumed.validation_loss == straight.validation_loss
     assert_equal(straight.checkpoint, resumed.checkpoint)
+    without = train(tiny(**{"recipe.optimizer": optimizer, "run.name": "without"}))
+    assert without.validation_loss != straight.validation_loss
 
 
-def test_dropout_is_really_on(tiny):
-    with_it = train(tiny(**{"model.dropout": 0.1, "run.name": "a", "trainer.max_steps": 2}))
-    without = train(tiny(**{"run.name": "b", "trainer.max_steps": 2}))
-    assert not torch.equal(*(weights_of(Path(r.checkpoint))["token.weight"] for r in (with_it, without)))
-
-
-@pytest.mark.parametrize("micro_batch", [2, 8])
-def test_resume_with_another_accumulation_continues_the_same_run(crashed, tiny, micro_batch):
+def test_a_checkpoint_continues_with_another_accumulation_and_as_another_run(crash, tiny):
     straight = train(tiny(**{"run.name": "straight"}))
-    resumed = train(crashed()(**{"run.resume": "last", "data.micro_batch": micro_batch}))
-    assert resumed.steps == 10
-    assert_same_training(weights_of(Path(resumed.checkpoint)), weights_of(Path(straight.checkpoint)))
-
-
-def test_curves_have_no_points_of_the_lost_steps_twice(crashed):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    result = train(crashed(**{"trainer.checkpoint_every": 6})(**{"run.resume": "last"}))  # the point at 8 was lost
-    events = EventAccumulator(result.tensorboard, size_guidance={"scalars": 0}).Reload()
-    assert [e.step for e in events.Scalars("train/loss")] == [2, 4, 6, 8, 10]
-
-
-def points(folder, tag):
-    """Steps of a curve, as often as they are written and not taken back."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return [event.step for event in events.Scalars(tag)]
-
-
-NORMS = ("features/logits", "spectral/norms/output/head/w")
-
-
-def test_the_norms_at_the_resumed_step_are_written_once(tiny, monkeypatch):
-    """They are measured in the step after the checkpoint, which the crashed run has done."""
-    every = {"trainer.feature_norms_every": 4, "trainer.spectral_norms_every": 4}
-    config = tiny(**every)
-    with monkeypatch.context() as patch:
-        crash_at(patch, 10)
-        with pytest.raises(CrashError):
-            train(config)
-    folder = RunFolder(config).tensorboard
-    assert points(folder, NORMS[0]) == [0, 4, 8]
-    train(tiny(**every, **{"run.resume": "last"}))
-    for tag in NORMS:
-        assert points(folder, tag) == [0, 4, 8], tag
-
-
-def test_norms_that_a_stopped_run_had_yet_to_write_are_not_lost(tiny):
-    """It ended with the checkpoint: nobody has done the step that they are measured in."""
-    every = {"trainer.feature_norms_every": 2, "trainer.spectral_norms_every": 2}
-    first = train(tiny(**every, **{"trainer.max_steps": 4, "schedule.warmup_steps": 1}))
-    assert points(first.tensorboard, NORMS[0]) == [0, 2]
-    second = train(tiny(**every, **{"run.resume": "last", "schedule.warmup_steps": 1}))
-    for tag in NORMS:
-        assert points(second.tensorboard, tag) == [0, 2, 4, 6, 8], tag
-
-
-def test_a_checkpoint_can_be_the_start_of_another_run(crashed, tiny):
-    config = crashed()
-    first = Path(config().run.root) / "tiny" / "checkpoints" / "step_00000004"
-    fork = train(config(**{"run.resume": str(first), "run.name": "fork"}))
-    straight = train(tiny(**{"run.name": "straight"}))
-    assert_equal(straight.checkpoint, fork.checkpoint)
+    first = crash(tiny(), 9).checkpoints / "step_00000004"
+    fork = tiny(**{"run.resume": str(first), "run.name": "fork"})
+    assert_equal(straight.checkpoint, train(fork).checkpoint)
     with pytest.raises(UserError, match="already holds a run"):
-        train(config(**{"run.resume": str(first), "run.name": "fork"}))
+        train(fork)
+    resumed = train(tiny(**{"run.resume": "last", "data.micro_batch": 2}))
+    assert_same_training(weights_of(resumed.checkpoint), weights_of(straight.checkpoint))
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
+def test_points_of_lost_steps_are_written_once_and_those_of_a_stopped_run_are_not_lost(crash, tiny):
+    """Norms are measured in the step after the checkpoint: the crashed run has done it, the stopped one has not."""
+    every = {"trainer.feature_norms_every": 4, "trainer.spectral_norms_every": 4}
+    norms = ("features/logits", "spectral/norms/output/head/w")
+    folder = crash(tiny(**every), 10).tensorboard
+    assert points(folder, norms[0]) == [0, 4, 8]
+    train(tiny(**every, **{"run.resume": "last"}))
+    assert [points(folder, tag) for tag in norms] == [[0, 4, 8]] * 2
+    assert points(folder, "train/loss") == [2, 4, 6, 8, 10]
+
+    stopped = every | {"run.name": "stopped", "schedule.warmup_steps": 1}
+    folder = train(tiny(**stopped, **{"trainer.max_steps": 4})).tensorboard
+    assert points(folder, norms[0]) == [0]
+    train(tiny(**stopped, **{"run.resume": "last"}))
+    assert [points(folder, tag) for tag in norms] == [[0, 4, 8]] * 2
+
+
+def test_another_run_is_not_continued(crash, tiny, tmp_path):
+    crash(tiny(), 9)
+    for change, named in (
         ({"recipe.lr": 0.001}, r"recipe\.lr: 0\.0078125 in the checkpoint, 0\.001 now"),
-        ({"recipe.branch_depth": 1}, r"recipe\.branch_depth: 2 in the checkpoint, 1 now"),
         ({"recipe.base_width": 32}, r"recipe\.base_width: 16 in the checkpoint, 32 now"),
         ({"model.qk_norm": True, "seed": 3}, r"model\.qk_norm: False(.|\n)*seed: 0 in the checkpoint, 3 now"),
         ({"data.batch_size": 16}, r"data\.batch_size: 8 in the checkpoint, 16 now"),
-        ({"data.path": "OTHER"}, r"corpus: \w+ in the checkpoint, \w+ now"),
-        ({"trainer.max_steps": 8}, r"has all 8 steps of the run already"),
-    ],
-)
-def test_another_run_is_not_continued(crashed, tmp_path, change, named):
-    if change.get("data.path"):
-        change = {"data.path": str(write_corpus(tmp_path / "other", seed=1))}
-    config = crashed()
-    with pytest.raises(UserError, match=named):
-        train(config(**{"run.resume": "last", **change}))
+        ({"data.path": str(write_corpus(tmp_path / "other", seed=1))}, r"corpus: \w+ in the checkpoint, \w+ now"),
+        ({"trainer.max_steps": 8}, r"already has all 8 steps of the run; raise --trainer\.max_steps"),
+        ({"run.resume": "nowhere"}, "nowhere is not a complete checkpoint"),
+        ({"run.name": "empty"}, r"no complete checkpoint in .*start the run without resuming"),
+    ):
+        with pytest.raises(UserError, match=named):
+            train(tiny(**{"run.resume": "last", **change}))
 
 
-def test_a_longer_run_is_continued_and_says_what_happens_to_the_schedule(crashed, capsys):
-    result = train(crashed()(**{"run.resume": "last", "trainer.max_steps": 14}))
-    assert result.steps == 14
+def test_a_longer_run_is_continued_and_says_what_happens_to_the_schedule(crash, tiny, capsys):
+    crash(tiny(), 9)
+    assert train(tiny(**{"run.resume": "last", "trainer.max_steps": 14})).steps == 14
     assert "planned for 10 steps and now has 14" in capsys.readouterr().out
 
 
-def test_without_a_checkpoint_there_is_nothing_to_resume(tiny):
-    with pytest.raises(UserError, match=r"no complete checkpoint in .*start the run without resuming"):
-        train(tiny(**{"run.resume": "last"}))
-    with pytest.raises(UserError, match="no complete checkpoint"):
-        train(tiny(**{"run.resume": "nowhere"}))
-
-
-def damage_cut(path):
-    file = path / "rank_00000.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def damage_flip(path):
-    file = path / "rank_00000.safetensors"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(bytes(content))
-
-
-def damage_missing(path):
-    (path / "rank_00000.safetensors").unlink()
-
-
-def damage_marker(path):
-    (path / "checkpoint.json").write_text('{"step": 8')
-
-
-def damage_encoding(path):
-    (path / "checkpoint.json").write_bytes(b"\xff")
-
-
-@pytest.mark.parametrize(
-    ("damage", "named"),
-    [
-        (damage_cut, r"rank_00000\.safetensors has [\d,]+ bytes instead of [\d,]+: it was cut short"),
-        (damage_flip, r"rank_00000\.safetensors has other content"),
-        (damage_missing, r"rank_00000\.safetensors is missing"),
-        (damage_marker, r"checkpoint\.json cannot be read"),
-        (damage_encoding, r"checkpoint\.json cannot be read"),
-    ],
-)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(crashed, damage, named):
-    config = crashed()
-    folder = Path(config().run.root) / "tiny" / "checkpoints"
-    damage(folder / "step_00000008")
-    with pytest.raises(UserError, match=rf"step_00000008.*{named}.*resume from .*step_00000004"):
-        train(config(**{"run.resume": "last"}))
-    assert train(config(**{"run.resume": str(folder / "step_00000004")})).steps == 10
-
-
-def test_an_unfinished_checkpoint_does_not_exist(crashed):
-    config = crashed()
-    folder = Path(config().run.root) / "tiny" / "checkpoints"
+def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(crash, tiny, tmp_path):
+    folder = crash(tiny(), 9).checkpoints
+    tensors, marker = (folder / "step_00000008" / name for name in ("rank_00000.safetensors", "checkpoint.json"))
+    shutil.copytree(folder / "step_00000008", tmp_path / "sound")
+    content = tensors.read_bytes()
+    middle = len(content) // 2
+    for file, damaged, named in (
+        (tensors, content[:-100], r"rank_00000\.safetensors has [\d,]+ bytes instead of [\d,]+: it was cut short"),
+        (tensors, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :], "has other content"),
+        (tensors, None, r"rank_00000\.safetensors is missing"),
+        (marker, b'{"step": 8', r"checkpoint\.json cannot be read"),
+        (marker, b"\xff", r"checkpoint\.json cannot be read"),
+    ):
+        file.unlink() if damaged is None else file.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"step_00000008.*{named}.*resume from .*step_00000004"):
+            train(tiny(**{"run.resume": "last"}))
+        shutil.copytree(tmp_path / "sound", folder / "step_00000008", dirs_exist_ok=True)
     shutil.copytree(folder / "step_00000008", folder / ".unfinished_step_00000009")
-    (folder / "step_00000008" / "checkpoint.json").unlink()
+    marker.unlink()
     assert checkpoints.newest(folder).step == 4
 
 
-@pytest.mark.parametrize("writer", ["mup_lightning.training.saving.write", "mup_lightning.training.saving.torch.save"])
-def test_a_full_disk_while_saving_leaves_the_checkpoint_before_it(tiny, monkeypatch, writer):
-    config = tiny()
-    original = write if writer.endswith("write") else torch.save
-    calls = []
+@pytest.mark.parametrize("writer", ["write", "torch.save", "kernel", "mkdir"])
+def test_a_disk_that_fails_while_saving_leaves_the_checkpoint_before_it(tiny, monkeypatch, writer):
+    """Simulated failures of every write; and a real one, by a limit on the size of files."""
+    folder = RunFolder(tiny()).checkpoints
 
-    def second_time_full(first, second):
-        calls.append(first)
-        if len(calls) == 2:
-            path = next(value for value in (first, second) if isinstance(value, Path))
-            path.write_bytes(b"half of it")
+    def full_at_step_8(original):
+        def failing(*arguments, **options):
+            path = next((value for value in arguments if isinstance(value, Path)), Path())
+            if "step_00000008" not in str(path):
+                return original(*arguments, **options)
+            if writer == "kernel":
+                before = resource.getrlimit(resource.RLIMIT_FSIZE)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+                try:
+                    return original(*arguments, **options)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            if writer != "mkdir":
+                path.write_bytes(b"half of it")
             raise OSError(errno.ENOSPC, "No space left on device")
-        return original(first, second)
 
-    monkeypatch.setattr(writer, second_time_full)
-    with pytest.raises(UserError, match=r"step 8 could not be written.*No space left.*step_00000004, is untouched"):
-        train(config)
-    folder = Path(config.run.root) / "tiny" / "checkpoints"
+        return failing
+
+    if writer == "mkdir":
+        monkeypatch.setattr(Path, "mkdir", full_at_step_8(Path.mkdir))
+    elif writer == "torch.save":
+        monkeypatch.setattr(saving.torch, "save", full_at_step_8(torch.save))
+    else:
+        monkeypatch.setattr(saving, "write", full_at_step_8(write))
+    cause = "File too large" if writer == "kernel" else "No space left"
+    with pytest.raises(UserError, match=rf"step 8 could not be written.*{cause}.*MB free.*step_00000004, is untouched"):
+        train(tiny())
     assert [path.name for path in folder.iterdir()] == ["step_00000004"]
     monkeypatch.undo()
     assert train(tiny(**{"run.resume": "last"})).steps == 10
 
 
-def test_a_write_that_really_fails_is_named_too(tiny, monkeypatch):
-    """The kernel refuses to write past a file-size limit in the middle of our own writing."""
-    config = tiny()
+@pytest.mark.parametrize(("step", "first_step"), [(3, 0), (7, 4)])
+def test_auto_starts_continues_and_ends_with_the_same_command(crash, tiny, step, first_step):
+    straight = train(tiny(**{"run.name": "straight"}))
+    changes = {"run.resume": "auto", "trainer.log_every": 1}
+    crash(tiny(**changes), step, logged=True)
+    result = train(tiny(**changes))
+    assert (result.first_step, result.steps) == (first_step, 10)
+    assert result.validation_loss == straight.validation_loss
+    assert points(result.tensorboard, "train/loss") == list(range(1, 11))
 
-    def limited(path, tensors):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-        try:
-            return write(path, tensors)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    monkeypatch.setattr("mup_lightning.training.saving.write", limited)
-    with pytest.raises(UserError, match=r"step 4 could not be written.*none was saved before it"):
-        train(config)
-    assert list((Path(config.run.root) / "tiny" / "checkpoints").iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_made_is_named_too(tiny, monkeypatch):
-    """Nor is there a disk usage of it."""
-    config = tiny()
-    checkpoints_folder = Path(config.run.root) / "tiny" / "checkpoints"
-    original = Path.mkdir
-
-    def mkdir(self, *arguments, **options):
-        if checkpoints_folder in self.parents:
-            raise PermissionError(errno.EACCES, "Permission denied", str(self))
-        return original(self, *arguments, **options)
-
-    monkeypatch.setattr(Path, "mkdir", mkdir)
-    with pytest.raises(UserError, match=r"step 4 could not be written.*Permission denied.*MB free.*none was saved"):
-        train(config)
-    assert not checkpoints_folder.exists()
+    assert train(tiny(**changes)) == result  # which is not trained again
+    file = Path(result.checkpoint).parents[1] / "result.json"
+    for damaged in (b"{", b"[]", b"\xff"):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"result\.json.*remove it, and repeat this command"):
+            train(tiny(**changes))
+    file.unlink()  # as if it had been killed between its last checkpoint and its result
+    again = train(tiny(**changes))
+    assert (again.finished, again.steps, again.checkpoint) == (True, 10, result.checkpoint)
+    assert again.validation_loss is None
 
 
-def test_the_checkpoint_holds_the_recipe_and_the_base_shape(tiny):
-    result = train(tiny(**{"trainer.max_steps": 2}))
-    marker = json.loads((Path(result.checkpoint) / "checkpoint.json").read_text())
-    assert marker["config"]["recipe"]["base_width"] == 16
-    assert marker["identity"]["recipe"]["lr"] == 0.0078125
-    assert marker["step"] == 2
+def test_checkpoints_after_the_one_that_a_run_goes_back_to_are_set_aside(tiny, capsys):
+    """They belong to a history that is gone: none is the newest one, nor does any push out a new one."""
+    changes = {"trainer.checkpoint_every": 2, "trainer.keep_checkpoints": 5, "schedule.warmup_steps": 1}
+    folder = Path(train(tiny(**changes)).checkpoint).parent
+    old = (folder / "step_00000010" / checkpoints.MARKER_FILE).read_bytes()
+    changes |= {"run.resume": str(folder / "step_00000004"), "trainer.keep_checkpoints": 2, "trainer.max_steps": 8}
+    again = train(tiny(**changes))
+    assert "made anew from step 4 on; its later checkpoints are kept as " in capsys.readouterr().out
+    assert Path(again.checkpoint) == checkpoints.newest(folder).path == folder / "step_00000008"
+    assert [path.name for path in checkpoints.complete(folder)] == ["step_00000006", "step_00000008"]
+    aside = sorted(path.name for path in folder.glob("aside_*"))
+    assert aside == ["aside_step_00000006", "aside_step_00000008", "aside_step_00000010"]
+    assert (folder / aside[-1] / checkpoints.MARKER_FILE).read_bytes() == old
+    checkpoints.verify(checkpoints.read(folder / aside[-1]))
+    train(tiny(**changes | {"run.resume": str(folder / "step_00000006")}))
+    assert (folder / "aside_step_00000008_2").exists()
+
+    longer = changes | {"run.resume": str(folder / aside[-1]), "trainer.max_steps": 12}
+    with pytest.raises(UserError, match=r"aside_step_00000010 was set aside .*as another one \(--run\.name NAME\)"):
+        train(tiny(**longer))
+    assert train(tiny(**longer, **{"run.name": "fork"})).first_step == 10

@@ -179,7 +179,8 @@ def test_a_run_folder_that_holds_another_run_is_refused(tiny):
     train(tiny(**{"trainer.max_steps": 2}))
     before = sorted((path, path.stat().st_mtime_ns) for path in Path(tiny().run.root).rglob("*"))
     with pytest.raises(
-        UserError, match=r"tiny already holds a run with a checkpoint at step_00000002.*RESUME=last.*RUN="
+        UserError,
+        match=r"tiny already holds a run with a checkpoint at step_00000002.*--run.resume last.*--run.name NAME",
     ):
         train(tiny())
     assert before == sorted((path, path.stat().st_mtime_ns) for path in Path(tiny().run.root).rglob("*"))

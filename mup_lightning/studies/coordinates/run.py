@@ -13,7 +13,7 @@ from mup_lightning.studies.coordinates.settings import CheckSettings
 from mup_lightning.studies.coordinates.verdict import judge
 from mup_lightning.studies.coordinates.workers import how_many, run_all
 from mup_lightning.studies.fits import features
-from mup_lightning.training.run_folder import plain
+from mup_lightning.training.checkpoint import plain
 from mup_lightning.versions import versions
 
 FILE = "coordinates.json"

@@ -10,7 +10,7 @@ from typing import Any
 from mup_lightning.errors import UserError
 from mup_lightning.studies.sweep.grid import Cell
 from mup_lightning.studies.sweep.locks import Locks
-from mup_lightning.training.run_folder import plain
+from mup_lightning.training.checkpoint import plain
 
 
 class Record:

@@ -16,7 +16,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.studies.sweep.grid import Cell, Compose, expand, look_up
 from mup_lightning.studies.sweep.spec import Grid, Sweep, scalar
 from mup_lightning.studies.tune.kinship import as_proxy, differences, warmup_share
-from mup_lightning.training.run_folder import plain
+from mup_lightning.training.checkpoint import plain
 
 AROUND = 3
 """Powers of two on either side of the target's own value that are tried where the sweep file names none."""

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from mup_lightning import signals
-from mup_lightning.callbacks import preemption
-from mup_lightning.callbacks.preemption import Preemption
+from mup_lightning.callbacks import stopping
 from mup_lightning.callbacks.step import StepCallback
+from mup_lightning.callbacks.stopping import Preemption
 from mup_lightning.training import saving
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
@@ -17,14 +17,14 @@ from mup_lightning.training.train import train
 def clock(monkeypatch):
     """Seconds, as a list of one."""
     now = [0.0]
-    monkeypatch.setattr(preemption.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_the_first_step_says_nothing_of_how_long_a_step_may_take(monkeypatch, clock):
     """It compiles and connects: five times as long would be minutes, and SLURM kills half a minute after TERM."""
     expected = []
-    monkeypatch.setattr(preemption.signals, "expect", expected.append)
+    monkeypatch.setattr(stopping.signals, "expect", expected.append)
     trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision))
     callback = Preemption()
     for seconds in (60.0, 0.5, 2.0, 1.0):
