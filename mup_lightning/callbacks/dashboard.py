@@ -32,7 +32,7 @@ FEATURES = {
 
 READING = """
 Open the tab **Custom Scalars**: its panels answer the questions below. (The tabs *Time Series* and *Scalars* have the
-same values one by one.) The TensorBoard page of the documentation explains each of them: meaning, unit, scaling.
+same values one by one.) `docs/guide/tensorboard.md` explains each of them: meaning, unit and expected scaling.
 
 | question | what is good |
 |---|---|

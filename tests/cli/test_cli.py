@@ -53,10 +53,9 @@ def test_every_combination_parses_and_builds_on_the_meta_device(size, optimizer,
     config = compose("gpt2", f"size/{size}", f"optimizer/{optimizer}", f"strategy/{strategy}")
     assert config.recipe.optimizer == optimizer
     assert config.trainer.strategy == strategy
-    module = GPT2Module(config, device="meta")
-    optimizers = module.configure_optimizers()
-    parameters = [p for group in optimizers["optimizer"].param_groups for p in group["params"]]
-    assert len(parameters) == len(list(module.parameters()))
+    model, built = build_training(config, device="meta")
+    parameters = [p for group in built.param_groups for p in group["params"]]
+    assert len(parameters) == len(list(model.parameters()))
     assert all(p.device == torch.device("meta") for p in parameters)
     if size == "xl":
         assert sum(p.numel() for p in parameters) == 1_557_686_400  # GPT-2 XL with 50304 instead of 50257 symbols
