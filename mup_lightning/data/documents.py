@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 from mup_lightning.data.card import Card, Sections, Validation
 from mup_lightning.errors import UserError
 
-ROWS = {"file": 4, "line": 256}  # documents in memory at a time
+ROWS, FILES = 256, 4  # documents in memory at a time: lines or rows of a table, whole files
 
 
 def _open_zst(path: Path, mode: str) -> BinaryIO:
@@ -56,49 +56,55 @@ class Document:
 
 
 class DocumentReader:
-    """The documents of a card in order, in small batches, from any position at which an earlier reader stopped.
+    """The documents of a card in order, in small batches.
 
     Args:
         card: the data set.
         files: its local files (empty for a hub data set).
         revision: commit of a hub data set.
+        position: of an earlier reader, after whose last batch this one begins.
 
     Attributes:
-        total_bytes: of all documents; None where unknown (compressed files, columns).
+        read: documents read so far, by earlier readers too.
+        total_bytes: bytes of all documents; None where unknown (compressed files, columns).
         total_documents: None where unknown (lines, files).
     """
 
-    def __init__(self, card: Card, files: list[Path], revision: str | None) -> None:
+    def __init__(self, card: Card, files: list[Path], revision: str | None, position: dict[str, Any] | None) -> None:
         self.card, self.files, self.revision = card, files, revision
-        self.columnar = card.source.kind in ("parquet", "hub")
-        self.total_bytes: int | None = None
-        self.total_documents: int | None = None
-        if not self.columnar and not any(path.suffix in OPENERS for path in files):
-            self.total_bytes = sum(path.stat().st_size for path in files)
+        self.read: int = position["read"] if position else 0
+        self._state: dict[str, Any] | None = position["dataset"] if position else None
         self._dataset: Any = None
+        self._columnar = card.source.kind in ("parquet", "hub")
+        packed = any(path.suffix in OPENERS for path in files)
+        self.total_bytes = None if self._columnar or packed else sum(path.stat().st_size for path in files)
+        self.total_documents: int | None = None
 
-    def batches(self, first: int = 0, position: dict[str, Any] | None = None) -> Iterator[list[Document]]:
-        """Batches of documents, numbered from `first`; `position` is what position() gave after document first - 1.
+    def position(self) -> dict[str, Any]:
+        """Where the last batch ended, as plain JSON values."""
+        return {"read": self.read, "dataset": self._dataset.state_dict() if self._dataset is not None else None}
 
-        Raises:
-            UserError: a file is damaged, a column is missing, or the hub cannot be reached.
-        """
-        index, chunks = first, self._columns(position) if self.columnar else self._records(first)
+    def __iter__(self) -> Iterator[list[Document]]:
+        """Batches of documents. Raises UserError where the source cannot be read or has no such column."""
         try:
-            for values in chunks:
-                yield [self._document(index + i, value) for i, value in enumerate(values)]
-                index += len(values)
+            for values in self._columns() if self._columnar else self._records():
+                documents = [self._document(self.read + i, value) for i, value in enumerate(values)]
+                self.read += len(values)
+                yield documents
         except UserError:
             raise
         except Exception as error:  # readers of compressed, remote and columnar files raise classes of many libraries
-            raise UserError(self._failed(error, index)) from error
+            source = self.card.source
+            what = ", ".join(str(path) for path in self.files[:3]) or f"hub data set {source.dataset}"
+            reason = str(error) or type(error).__name__
+            raise UserError(
+                f"{self.card.path}: reading {what} failed after document {self.read}: {reason}. Check that the files "
+                f"are whole and of the kind {source.kind} (for a hub data set: the network, dataset, subset and "
+                f"revision), then run again: it resumes."
+            ) from error
 
-    def position(self) -> dict[str, Any] | None:
-        """Where the last batch ended, as plain JSON values; None where counting the documents is enough."""
-        return self._dataset.state_dict() if self._dataset is not None else None
-
-    def _records(self, first: int) -> Iterator[list[bytes]]:
-        """Lines without their ends, or whole files with LF line ends, from record `first` on."""
+    def _records(self) -> Iterator[list[bytes]]:
+        """Lines without their ends, or whole files with LF line ends."""
         by_file = self.card.source.kind == "text" and self.card.source.document == "file"
 
         def read() -> Iterator[bytes]:
@@ -109,44 +115,32 @@ class DocumentReader:
                     else:
                         yield from (line.removesuffix(b"\n").removesuffix(b"\r") for line in file)
 
-        records = islice(read(), first, None)
-        return iter(lambda: list(islice(records, ROWS["file" if by_file else "line"])), [])
+        records = islice(read(), self.read, None)
+        return iter(lambda: list(islice(records, FILES if by_file else ROWS)), [])
 
-    def _columns(self, position: dict[str, Any] | None) -> Iterator[list[Any]]:
+    def _columns(self) -> Iterator[list[Any]]:
         """The text column of parquet files or of a hub data set, streamed."""
         import datasets
+        import pyarrow.parquet  # type: ignore[import-untyped]
 
         datasets.disable_progress_bars()
         source, column = self.card.source, self.card.text_column
-        with tempfile.TemporaryDirectory(prefix="mup-lightning-") as cache:  # for lock files, the data are streamed
-            streamed: dict[str, Any] = {"streaming": True, "cache_dir": cache}
-            if source.kind == "parquet":
-                self.total_documents = sum(self._parquet_rows(path) for path in self.files)
-                names = [glob.escape(str(path.resolve())) for path in self.files]
-                dataset = datasets.load_dataset(
-                    "parquet", data_files=names, split="train", columns=[column], **streamed
-                )
-            else:
-                if self.revision:
-                    streamed["revision"] = self.revision
-                dataset = datasets.load_dataset(source.dataset, source.subset, split=source.split, **streamed)
-                if dataset.column_names is not None:
-                    self._check_column(dataset.column_names)
-                split = (dataset.info.splits or {}).get(source.split)
-                self.total_documents = split.num_examples if split else None
-                dataset = dataset.select_columns([column])
-            self._dataset = dataset.with_format("arrow")
-            if position is not None:
-                self._dataset.load_state_dict(position)
-            for table in self._dataset.iter(ROWS["line"]):
+        if source.kind == "parquet":
+            names = [str(path.resolve()) for path in self.files]
+            self.total_documents = sum(pyarrow.parquet.read_metadata(name).num_rows for name in names)
+            where: dict[str, Any] = {"path": "parquet", "data_files": [glob.escape(name) for name in names]}
+        else:
+            where = {"path": source.dataset, "name": source.subset, "revision": self.revision}
+        with tempfile.TemporaryDirectory(prefix="mup-lightning-") as cache:  # for lock files; the data are streamed
+            dataset = datasets.load_dataset(**where, split=source.split, streaming=True, cache_dir=cache)
+            self._check_column(dataset.column_names or [column])
+            if splits := dataset.info.splits:
+                self.total_documents = splits[source.split].num_examples
+            self._dataset = dataset.select_columns([column]).with_format("arrow")
+            if self._state is not None:
+                self._dataset.load_state_dict(self._state)
+            for table in self._dataset.iter(ROWS):
                 yield _as_bytes(table[column])
-
-    def _parquet_rows(self, path: Path) -> int:
-        import pyarrow.parquet  # type: ignore[import-untyped]
-
-        with pyarrow.parquet.ParquetFile(path) as file:
-            self._check_column(file.schema_arrow.names)
-            return int(file.metadata.num_rows)
 
     def _document(self, index: int, value: Any) -> Document:
         size = len(value) + 1 if isinstance(value, bytes) else 0
@@ -189,16 +183,6 @@ class DocumentReader:
                 f"{self.card.path}: text_column is {self.card.text_column!r}, but the documents have only "
                 f"{', '.join(found) or 'nothing'}. Set it."
             )
-
-    def _failed(self, error: Exception, index: int) -> str:
-        source = self.card.source
-        what = ", ".join(str(path) for path in self.files[:3]) if self.files else f"hub data set {source.dataset}"
-        if source.kind == "hub":
-            remedy = "Check the network, source.dataset, subset and revision, then run again: it resumes."
-        else:
-            remedy = "Check that the files are whole and of the kind the card says."
-        reason = str(error) or type(error).__name__
-        return f"{self.card.path}: reading {what} failed after document {index}: {reason}. {remedy}"
 
 
 class _BadDocument(Exception):  # noqa: N818  # a finding, counted by its message

@@ -6,9 +6,8 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from mup_lightning.config.schema import TokenizerName
 from mup_lightning.data import documents
 from mup_lightning.data.card import Card, load_card
-from mup_lightning.data.shards import DTYPE, FORMAT_VERSION, MANIFEST, SPLITS, Manifest, Split, SplitWriter
+from mup_lightning.data.shards import DTYPE, MANIFEST, SPLITS, Manifest, Split, SplitWriter
 from mup_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mup_lightning.errors import UserError
 from mup_lightning.files import make_folder, read_json, write_json
@@ -24,42 +23,6 @@ from mup_lightning.files import make_folder, read_json, write_json
 SHARD_TOKENS = 100_000_000  # 200 MB a file
 COUNTED = 1 << 22  # tokens counted at a time
 JOURNAL = "journal.json"
-
-
-@dataclass
-class Journal:
-    """How far an unfinished corpus is, saved whenever a shard is finished.
-
-    Attributes:
-        identity: what the corpus is made of; a corpus of another identity is not continued.
-        read: documents read.
-        used: documents used.
-        text_bytes: bytes read.
-        skipped: documents left out, counted by reason.
-        position: of the reader in the source.
-        splits: what has been written, open shards included.
-    """
-
-    identity: dict[str, Any]
-    read: int = 0
-    used: int = 0
-    text_bytes: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    position: dict[str, Any] | None = None
-    splits: dict[str, Split] = field(default_factory=lambda: {split: Split() for split in SPLITS})
-
-    @classmethod
-    def open(cls, folder: Path, identity: dict[str, Any]) -> Journal:
-        """The journal of a folder's unfinished corpus, or a fresh one. Raises UserError for another corpus."""
-        if not (folder / JOURNAL).exists():
-            return cls(identity)
-        data = read_json(folder / JOURNAL, "the journal of an unfinished corpus; start again with --force")
-        if not isinstance(data, dict) or data.get("identity") != identity:
-            raise UserError(
-                f"{folder} holds an unfinished corpus of another source, card, tokenizer, shard size or program "
-                f"version. Choose another folder with --out, or start again with --force."
-            )
-        return cls(**{**data, "splits": {name: Split.from_dict(split) for name, split in data["splits"].items()}})
 
 
 def prepare(
@@ -90,47 +53,60 @@ def prepare(
     card = card if isinstance(card, Card) else load_card(card)
     vocabulary = load_tokenizer(tokenizer)
     folder, files, revision = Path(out_dir), card.input_files(), documents.resolve_revision(card)
-    source_hash = documents.hash_source(card, files, revision)
+    manifest = Manifest(
+        name=card.name,
+        tokenizer=vocabulary.name,
+        vocab_size=vocabulary.vocab_size,
+        vocab_hash=vocabulary.fingerprint,
+        eot=vocabulary.eot,
+        source_hash=documents.hash_source(card, files, revision),
+        source=documents.provenance(card, revision),
+        documents=0,
+        text_bytes=0,
+        skipped={},
+        splits={split: Split() for split in SPLITS},
+        unigram_loss=0.0,
+    )
     with _working_in(folder), ExitStack() as stack:
         if force:
-            for path in [folder / MANIFEST, folder / JOURNAL]:
+            for path in (folder / MANIFEST, folder / JOURNAL):
                 path.unlink(missing_ok=True)
         if (folder / MANIFEST).exists():
-            manifest = Manifest.load(folder)
-            if (manifest.source_hash, manifest.tokenizer) != (source_hash, tokenizer):
-                raise UserError(
-                    f"{folder} already holds the finished corpus {manifest.name!r} ({manifest.tokenizer}), of another "
-                    f"source, card or tokenizer than {card.path} ({tokenizer}). Choose another folder with --out, or "
-                    f"overwrite it with --force."
-                )
-        else:
-            identity = {"source": source_hash, "tokenizer": tokenizer, "shards": shard_tokens, "format": FORMAT_VERSION}
-            journal = Journal.open(folder, identity)
-            writers = {s: SplitWriter(folder, s, shard_tokens, done) for s, done in journal.splits.items()}
-            for writer in writers.values():
-                stack.callback(writer.close)
-            reader = documents.DocumentReader(card, files, revision)
-            _write_documents(card, reader, vocabulary, writers, journal, progress)
-            _check_splits(card, journal)
-            for writer in writers.values():
-                writer.close_shard()
-            manifest = Manifest(
-                name=card.name,
-                tokenizer=vocabulary.name,
-                vocab_size=vocabulary.vocab_size,
-                vocab_hash=vocabulary.fingerprint,
-                eot=vocabulary.eot,
-                source_hash=source_hash,
-                source=documents.provenance(card, revision),
-                documents=journal.used,
-                text_bytes=journal.text_bytes,
-                skipped=dict(sorted(journal.skipped.items())),
-                splits=journal.splits,
-                unigram_loss=unigram_loss(folder, journal.splits, vocabulary.vocab_size),
-            )
-            manifest.save(folder)
+            found = Manifest.load(folder)
+            _check_same(folder, found, manifest, "finished")
+            (folder / JOURNAL).unlink(missing_ok=True)
+            return found
+        position = None
+        if (folder / JOURNAL).exists():
+            journal = read_json(folder / JOURNAL, "the journal of an unfinished corpus; start again with --force")
+            if not isinstance(journal, dict) or journal.keys() != {"manifest", "position", "shard_tokens"}:
+                raise UserError(f"{folder / JOURNAL} is damaged or of another version. Start again with --force.")
+            found = Manifest.from_dict(folder / JOURNAL, journal["manifest"])
+            _check_same(folder, found, manifest, "unfinished")
+            manifest, position, shard_tokens = found, journal["position"], journal["shard_tokens"]
+        writers = {name: SplitWriter(folder, name, shard_tokens, split) for name, split in manifest.splits.items()}
+        for writer in writers.values():
+            stack.callback(writer.close)
+        reader = documents.DocumentReader(card, files, revision, position)
+        _write_documents(card, reader, vocabulary, writers, manifest, progress)
+        _check_splits(card, manifest)
+        for writer in writers.values():
+            writer.close_shard()
+        manifest.skipped = dict(sorted(manifest.skipped.items()))
+        manifest.unigram_loss = unigram_loss(folder, manifest.splits, manifest.vocab_size)
+        manifest.save(folder)
         (folder / JOURNAL).unlink(missing_ok=True)
         return manifest
+
+
+def _check_same(folder: Path, found: Manifest, wanted: Manifest, state: str) -> None:
+    """Raise UserError unless a folder's corpus is made of the same text, rules and vocabulary."""
+    if (found.source_hash, found.tokenizer) != (wanted.source_hash, wanted.tokenizer):
+        raise UserError(
+            f"{folder} already holds the {state} corpus {found.name!r} ({found.tokenizer}), of another source, card or "
+            f"tokenizer than {wanted.name!r} ({wanted.tokenizer}). Choose another folder with --out, or overwrite it "
+            f"with --force."
+        )
 
 
 def _write_documents(
@@ -138,37 +114,42 @@ def _write_documents(
     reader: documents.DocumentReader,
     tokenizer: Tokenizer,
     writers: dict[str, SplitWriter],
-    journal: Journal,
+    manifest: Manifest,
     progress: bool,
 ) -> None:
-    """Read from the journal's position to the end, and save the journal after each finished shard."""
+    """Read to the end, and save a journal whenever a shard is finished."""
 
     def finished() -> int:
-        return sum(len(split.shards) for split in journal.splits.values())
+        return sum(len(split.shards) for split in manifest.splits.values())
 
     shown = None if progress else True
-    with tqdm(total=reader.total_bytes, initial=journal.text_bytes, unit="B", unit_scale=True, disable=shown) as bar:
-        for batch in reader.batches(journal.read, journal.position):
+    with tqdm(total=reader.total_bytes, initial=manifest.text_bytes, unit="B", unit_scale=True, disable=shown) as bar:
+        for batch in reader:
             before = finished()
-            texts = _good_texts(batch, card, tokenizer, journal)
+            texts = _good_texts(batch, card, tokenizer, manifest)
             sections = [section for text in texts for section in documents.cut(text, card.sections)]
             for text, ids in zip(sections, tokenizer.encode_batch(sections), strict=True):
                 split = "val" if documents.is_validation(text, card.validation) else "train"
                 writers[split].append(np.append(ids, np.uint16(tokenizer.eot)))
             size = sum(document.size for document in batch)
-            journal.read += len(batch)
-            journal.text_bytes += size
+            manifest.text_bytes += size
             if reader.total_documents:  # the size in bytes is known only by the mean so far
-                bar.total = round(journal.text_bytes / journal.read * reader.total_documents)
+                bar.total = round(manifest.text_bytes / reader.read * reader.total_documents)
             bar.update(size)
             if finished() > before:
-                journal.position = reader.position()
                 for writer in writers.values():
                     writer.sync()
-                write_json(writers["train"].folder / JOURNAL, asdict(journal))
+                write_json(
+                    writers["train"].folder / JOURNAL,
+                    {
+                        "manifest": asdict(manifest),
+                        "position": reader.position(),
+                        "shard_tokens": writers["train"].shard_tokens,
+                    },
+                )
 
 
-def _good_texts(batch: list[documents.Document], card: Card, tokenizer: Tokenizer, journal: Journal) -> list[str]:
+def _good_texts(batch: list[documents.Document], card: Card, tokenizer: Tokenizer, manifest: Manifest) -> list[str]:
     """The texts to use; the others are counted by reason, or refused if the card says so."""
     texts = []
     for document in batch:
@@ -183,17 +164,17 @@ def _good_texts(batch: list[documents.Document], card: Card, tokenizer: Tokenize
                 f"{card.path}: document {document.index} (counted from 0) is bad: {problem}. Correct it, or set "
                 f"on_bad_document: skip to leave such documents out and count them."
             )
-        journal.skipped[str(problem)] = journal.skipped.get(str(problem), 0) + 1
-    journal.used += len(texts)
+        manifest.skipped[str(problem)] = manifest.skipped.get(str(problem), 0) + 1
+    manifest.documents += len(texts)
     return texts
 
 
-def _check_splits(card: Card, journal: Journal) -> None:
-    if not journal.used:
-        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(journal.skipped.items())) or "none"
-        raise UserError(f"{card.path}: no usable document among the {journal.read} read (skipped: {skipped}).")
+def _check_splits(card: Card, manifest: Manifest) -> None:
+    if not manifest.documents:
+        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items())) or "none read"
+        raise UserError(f"{card.path}: no usable document (skipped: {skipped}).")
     for split, change in (("val", "Raise"), ("train", "Lower")):
-        if not journal.splits[split].documents:
+        if not manifest.splits[split].documents:
             raise UserError(
                 f"{card.path}: the {split} split is empty with validation.fraction {card.validation.fraction} and seed "
                 f"{card.validation.seed}. {change} the fraction, try another seed, or cut long documents with sections."

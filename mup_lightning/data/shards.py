@@ -45,11 +45,6 @@ class Split:
     documents: int = 0
     shards: list[Shard] = field(default_factory=list)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Split:
-        """The inverse of `asdict`. Raises KeyError or TypeError where a key is missing, unknown or of another type."""
-        return cls(**{**values, "shards": [Shard(**shard) for shard in values["shards"]]})
-
 
 @dataclass
 class Manifest:
@@ -96,17 +91,24 @@ class Manifest:
                 f"there is no prepared corpus at {path.parent}: no {MANIFEST}, which is written last. Set data.path "
                 f"or run: mup-lightning data prepare data/austen.yaml{tokenizer} (or your own card; it resumes)"
             )
-        data = read_json(path, "the manifest of a prepared corpus")
-        try:
-            manifest = cls(**{**data, "splits": {split: Split.from_dict(data["splits"][split]) for split in SPLITS}})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a manifest of format {FORMAT_VERSION}: {error}. {_AGAIN}") from None
+        manifest = cls.from_dict(path, read_json(path, "the manifest of a prepared corpus"))
         if (manifest.format_version, manifest.dtype) != (FORMAT_VERSION, DTYPE):
             raise UserError(
                 f"{path} has format version {manifest.format_version} and dtype {manifest.dtype}; expected "
                 f"{FORMAT_VERSION} and {DTYPE}. {_AGAIN}"
             )
         return manifest
+
+    @classmethod
+    def from_dict(cls, path: Path, values: dict[str, Any]) -> Manifest:
+        """The inverse of `asdict`, for values read from a file. Raises UserError for wrong keys, naming the file."""
+        try:
+            splits = {split: Split(**values["splits"][split]) for split in SPLITS}
+            for split in splits.values():
+                split.shards = [Shard(**shard) for shard in split.shards]  # type: ignore[arg-type]
+            return cls(**{**values, "splits": splits})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged or of another version (wrong key: {error}). {_AGAIN}") from None
 
     def save(self, folder: str | Path) -> None:
         """Write manifest.json into `folder`, atomically."""

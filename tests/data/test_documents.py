@@ -25,8 +25,12 @@ def zst(data):
 PACKED = {"": bytes, ".xz": lzma.compress, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zst}
 
 
-def read(card, revision=None):
-    return [d for batch in DocumentReader(card, card.input_files(), revision).batches() for d in batch]
+def reader(card, position=None):
+    return DocumentReader(card, card.input_files(), None, position)
+
+
+def read(card, position=None):
+    return [document for batch in reader(card, position) for document in batch]
 
 
 @pytest.mark.parametrize("ending", PACKED)
@@ -63,15 +67,15 @@ def test_parquet_and_hub_keep_bad_bytes_apart_and_go_on_from_a_position(make_car
         {"kind": "hub", "dataset": str(tmp_path / "hub"), "revision": "main"},
     ):
         card = make_card([], source=source, text_column="body")
-        reader = DocumentReader(card, card.input_files(), None)
-        batches = reader.batches()
+        begun = reader(card)
+        batches = iter(begun)
         first = next(batches)
-        position = reader.position()
+        position = begun.position()
         rest = [d for batch in batches for d in batch]
         assert [d.text for d in [*first, *rest]] == [*documents(600), None, None, None]
         assert [d.problem for d in rest[-3:]] == ["not UTF-8", "text is null", "empty"]
-        again = DocumentReader(card, card.input_files(), None).batches(len(first), position)
-        assert [d for batch in again for d in batch] == rest
+        assert position["read"] == len(first)
+        assert read(card, position) == rest
         with pytest.raises(UserError, match=r"text_column is 'text', but the documents have only body, n"):
             read(make_card([], source=source))
 
@@ -80,8 +84,7 @@ def test_a_reader_goes_on_after_any_document(make_card):
     card = make_card(with_bad_lines())
     found = read(card)
     for first in (0, 17, 25, 49):
-        batches = DocumentReader(card, card.input_files(), None).batches(first)
-        assert [d for batch in batches for d in batch] == found[first:]
+        assert read(card, {"read": first, "dataset": None}) == found[first:]
 
 
 def test_bad_documents_are_counted_or_refused_by_number(make_card, tmp_path):
@@ -106,7 +109,7 @@ def test_memory_does_not_grow_with_the_source(make_card):
     def peak(n):
         card = make_card(jsonl(["word " * 200] * n))
         tracemalloc.start()
-        for _ in DocumentReader(card, card.input_files(), None).batches():
+        for _ in reader(card):
             pass
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

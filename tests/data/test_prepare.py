@@ -51,8 +51,8 @@ def test_text_in_text_out(make_card, tmp_path, tokenizer):
 
 def test_a_source_without_two_splits_is_refused(make_card, tmp_path):
     for content, keys, message in (
-        (["", " "], {}, r"no usable document among the 2 read \(skipped: 2 empty\)"),
-        (b"", {}, "no usable document among the 0 read"),
+        (["", " "], {}, r"no usable document \(skipped: 2 empty\)"),
+        (b"", {}, r"no usable document \(skipped: none read\)"),
         (documents(5), {"validation": {"fraction": 1e-9}}, "the val split is empty .*Raise the fraction"),
         (documents(5), {"validation": {"fraction": 0.999999}}, "the train split is empty .*Lower the fraction"),
         (documents(3), {"text_column": "body"}, "text_column is 'body', but the documents have only text"),
@@ -202,7 +202,7 @@ def test_a_shard_begun_after_the_journal_is_begun_again(make_card, tmp_path, mon
     card = make_card(texts)
     run(card, tmp_path / "whole", shard_tokens=30_000)
     interrupted(monkeypatch, killing(SplitWriter, "append", 760), card, tmp_path / "out", shard_tokens=30_000)
-    assert json.loads((tmp_path / "out" / "journal.json").read_text())["splits"]["val"]["tokens"] == 0
+    assert json.loads((tmp_path / "out" / "journal.json").read_text())["manifest"]["splits"]["val"]["tokens"] == 0
     assert (tmp_path / "out" / "val-00000.bin").exists()
     run(card, tmp_path / "out", shard_tokens=30_000)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -211,7 +211,7 @@ def test_a_shard_begun_after_the_journal_is_begun_again(make_card, tmp_path, mon
 def test_an_unfinished_corpus_that_cannot_be_continued(make_card, tmp_path, monkeypatch):
     card, out = make_card(documents(900, 15)), tmp_path / "out"
     interrupted(monkeypatch, killing(prepare_module, "write_json", 2), card, out, shard_tokens=9_000)
-    with pytest.raises(UserError, match=r"unfinished corpus of another source.*--force"):
+    with pytest.raises(UserError, match=r"unfinished corpus 'small' .*of another source.*--force"):
         run(make_card(documents(901, 15)), out, shard_tokens=9_000)
     card = make_card(documents(900, 15))
     for name in (max(out.glob("train-*.bin")).name, "train-00000.bin", "journal.json"):
