@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class UsageError(UserError):
+    """A command line that names an option or a verb that does not exist, or leaves out what a verb needs."""
+
+
 class Diverged(UserError):  # noqa: N818  (a result, seen from a sweep)
     """The loss or the gradients of a run are no longer finite. For a sweep this is a result, not a mistake.
 

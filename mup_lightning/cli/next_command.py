@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mup_lightning.config.load import config_parser, parse
+from mup_lightning.config.load import merge
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
 from mup_lightning.training.checkpoint import RunFolder, plain
@@ -107,9 +107,9 @@ def _make(files: Sequence[str], goal: Config) -> str:
 
 def _left(files: Sequence[str], options: Options, goal: Config) -> Options:
     """The options that are still needed to make the goal of recipe files and options."""
-    parser = config_parser("mup-lightning train", "", "")
     # Not built: without the options that are still needed, values may contradict each other.
-    given = leaves(plain(parse(parser, [*_named(files), *_flags(options)]).as_dict()))
+    merged = merge([*map(Path, files), dict(options)], [Config])
+    given = leaves(plain(asdict(Config()))) | {"model.vocab_size": None} | leaves(plain(merged))
     found = []
     for key, value in leaves(plain(asdict(goal))).items():
         follows = key == "model.vocab_size" and given[key] is None  # it is the tokenizer's

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mup_lightning import tables
-from mup_lightning.config.load import build, config_parser, parse
+from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder
 from mup_lightning.studies.sweep.spec import load
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
     from mup_lightning.studies.sweep.grid import Cell
     from mup_lightning.studies.sweep.progress import Estimate
     from mup_lightning.studies.sweep.run import Summary
@@ -76,20 +72,13 @@ def main(argv: list[str]) -> int:
     return 1 if summary.failed else 0
 
 
-@cache
-def _config_parser() -> ArgumentParser:
-    return config_parser("mup-lightning train", "", "")
-
-
 def compose(files: Sequence[str], settings: dict[str, Any]) -> Config:
     """The Config that `mup-lightning train -c FILE ... --key VALUE ...` would make.
 
     Raises:
         UserError: as there.
     """
-    parser = _config_parser()
-    options = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
-    return build(parser, parse(parser, [item for file in files for item in ("-c", file)] + options))
+    return build_config([*map(Path, files), settings])
 
 
 def first_screen(name: str, cells: list[Cell], summary: Summary, folder: Path) -> str:

@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mup_lightning.config.load import build, config_parser, parse
+from mup_lightning.cli.options import build, config_parser, parse
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, make_folder
 

@@ -1,127 +1,154 @@
-"""Parsing a `Config` from YAML files and options, the same for all verbs that take one."""
+"""From recipe files, presets and options, applied left to right, to one checked configuration."""
 
 from __future__ import annotations
 
-import re
-from argparse import ArgumentError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from difflib import get_close_matches
-from itertools import pairwise
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_type_hints
-
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from typing import Any, get_args, get_origin
 
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_yaml
+from mup_lightning.typed import Raw, convert, hints, key_of, options, unknown_key
+
+Layer = Path | Mapping[str, Any]
+
+RECIPES = Path("recipes")
+"""Of the working directory. Its subfolders hold the presets: size=xl is recipes/size/xl.yaml."""
+
+WORDS = {
+    "param": "recipe.parametrization",
+    "branch_depth": "recipe.branch_depth",
+    "lr": "recipe.lr",
+    "wd": "recipe.weight_decay",
+    "devices": "trainer.devices",
+    "nodes": "trainer.nodes",
+    "steps": "trainer.max_steps",
+    "batch": "data.batch_size",
+    "data": "data.path",
+    "tokenizer": "data.tokenizer",
+    "run": "run.name",
+    "resume": "run.resume",
+}
+"""Everyday words for the keys that are set most often, as in steps=200."""
+
+GROUPS = ("size", "optimizer", "strategy", "model", "experiment", "slurm")
+"""Subfolders of recipes/ whose names are words even where the folder is missing, which the message then says."""
 
 _EXPECTED = "a recipe: sections such as model, recipe, data, trainer, with keys and values"
 
 
-class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults are shown, and the example keeps its lines."""
-
-
-def config_parser(prog: str, description: str, example: str) -> ArgumentParser:
-    """A parser for a whole `Config`; see `options_parser`."""
-    parser = options_parser(prog, description, example)
-    parser.add_class_arguments(Config)
-    return parser
-
-
-def options_parser(prog: str, description: str, example: str) -> ArgumentParser:
-    """A parser for sections that are still to be added: --config files and options apply from left to right.
+def build_config(layers: Sequence[Layer]) -> Config:
+    """The configuration of recipe files and mappings of dotted keys; later ones win.
 
     Args:
-        prog: as in "mup-lightning train".
-        description: what the verb does.
-        example: a command line that works.
-    """
-    parser = ArgumentParser(
-        prog=prog,
-        usage="%(prog)s [-c FILE.yaml ...] [--section.key VALUE ...]",
-        description=f"{description}\n\nexample:\n  {example}",
-        formatter_class=_Formatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("-c", "--config", action="config", help="YAML file; may be repeated, the later one wins")
-    return parser
-
-
-def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
-    """Parse and check types; nothing is built yet.
+        layers: files, and mappings such as {"model.width": 512}.
 
     Raises:
-        UserError: an unknown key, a wrong type, or a file that cannot be read: naming the key and what was expected.
+        UserError: naming the file, the key, its value and what was expected.
     """
-    for path in _config_files(argv):
-        _refuse_no_section(read_yaml(Path(path), _EXPECTED), Config, path)
-    try:
-        return parser.parse_args(argv)
-    except ArgumentError as error:
-        where = _guilty_file(parser, argv)
-        raise UserError((f"{where}: " if where else "") + _explain(str(error), _keys(parser), parser.prog)) from error
+    return Config.from_plain(merge(layers, [Config]))
 
 
-def _refuse_no_section(content: Any, section: type, path: str, prefix: str = "") -> None:
-    """jsonargparse says nothing of, or stumbles over, what is no mapping where a section should be."""
+def merge(layers: Sequence[Layer], classes: Sequence[type]) -> dict[str, Any]:
+    """Files and mappings as nested plain values, each value checked against its type, each file named in its errors.
+
+    Args:
+        layers: applied left to right.
+        classes: dataclasses whose fields are the keys.
+
+    Raises:
+        UserError: see `build_config`.
+    """
+    flat: dict[str, Any] = {}
+    for layer in layers:
+        if isinstance(layer, Path):
+            try:
+                flat |= _checked(_read(layer, layer.stat().st_mtime_ns if layer.exists() else 0), classes)
+            except UserError as error:
+                raise (error if str(error).startswith(str(layer)) else type(error)(f"{layer}: {error}")) from None
+        else:
+            flat |= _checked(layer, classes)
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        target = nested
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = value
+    return nested
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, changed: int) -> Mapping[str, Any]:
+    """A recipe file's content; `changed` is its time stamp, so that sweeps read and parse each file once."""
+    content = read_yaml(path, _EXPECTED)
     if not isinstance(content, dict):
         found = "empty" if content is None else repr(content)
-        if not prefix:
-            raise UserError(f"{path} is {found}; expected {_EXPECTED}")
-        raise UserError(f"{path}: {prefix.rstrip('.')} is {found}; expected keys and values below it")
-    for key, kind in get_type_hints(section).items():
-        if is_dataclass(kind) and key in content:
-            assert isinstance(kind, type)
-            _refuse_no_section(content[key], kind, path, f"{prefix}{key}.")
+        raise UserError(f"{path} is {found}; expected {_EXPECTED}")
+    return content
 
 
-def _guilty_file(parser: ArgumentParser, argv: list[str]) -> str | None:
-    """Which of several config files cannot be parsed, if it is a file at all."""
-    without = _complaint(parser, [])  # of an option that has to be given
-    return next((path for path in _config_files(argv) if _complaint(parser, ["-c", path]) not in (None, without)), None)
+def _checked(values: Mapping[str, Any], classes: Sequence[type], prefix: str = "") -> dict[str, Any]:
+    """Nested or dotted values as dotted key -> value of the right type."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat |= _checked(value, classes, f"{key}.")
+        else:
+            hint = hint_of(key, classes)
+            if hint is None:
+                raise unknown_option(key, classes)
+            own = next((key_of(cls, key) for cls in classes if key in hints(cls)), key)
+            flat[key] = convert(value, hint, own)
+    return flat
 
 
-def _complaint(parser: ArgumentParser, argv: list[str]) -> str | None:
-    try:
-        parser.parse_args(argv)
-    except ArgumentError as error:
-        return str(error)
-    return None
+def hint_of(key: str, classes: Sequence[type]) -> Any:
+    """The type of a dotted key; None if no class has it."""
+    first, *rest = key.split(".")
+    hint = next((hints(cls)[first] for cls in classes if first in hints(cls)), None)
+    for part in rest:
+        inner = get_args(hint)[1] if get_origin(hint) is dict else None
+        hint = hints(hint).get(part) if is_dataclass(hint) else inner
+    return hint
 
 
-def _config_files(argv: list[str]) -> list[str]:
-    """All files of -c and --config."""
-    after = [path for flag, path in pairwise(argv) if flag in ("-c", "--config")]
-    joined = [re.fullmatch(r"(?:--config=|-c=?)(.+)", item) for item in argv]
-    return after + [match[1] for match in joined if match]
+def unknown_option(key: str, classes: Sequence[type]) -> UserError:
+    """The error for a key that none of the classes has, with the nearest of all that can be set."""
+    known = [option.key for cls in classes for option in options(cls)]
+    return unknown_key(key, known + (list(WORDS) if Config in classes else []))
 
 
-def build(parser: ArgumentParser, arguments: Namespace) -> Config:
-    """The Config of parsed arguments, checked as a whole."""
-    values = parser.instantiate_classes(arguments)
-    return Config(**{key: values[key] for key in Config.__dataclass_fields__})
+def word(name: str, value: str) -> list[Layer]:
+    """What name=value of a command line stands for: recipe files, a preset, or one key.
+
+    Args:
+        name: "config" (files with blanks between them), a subfolder of recipes/, an everyday word, or a dotted key.
+        value: as typed.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if name == "config":
+        return [Path(file) for file in value.split()]
+    if name in GROUPS or (RECIPES / name).is_dir():
+        return [preset(name, value)]
+    return [{WORDS.get(name, name): Raw(value)}]
 
 
-def _keys(parser: ArgumentParser) -> list[str]:
-    return [action.dest for action in parser._actions if "." in action.dest or action.dest == "seed"]
+def preset(group: str, name: str) -> Path:
+    """The file of a preset, such as recipes/size/xl.yaml.
 
-
-def _explain(message: str, keys: list[str], prog: str) -> str:
-    """Say jsonargparse's message in a user's words, with the nearest known key for an unknown one."""
-    message = re.sub(r"<class '(\w+)'>", r"\1", message)
-    message = re.sub(r"typing\.Literal\[([^]]*)\]", lambda m: "one of " + m[1].replace("'", ""), message)
-    message = (
-        re.sub(r"\s*\n\s*", " ", message)
-        .replace("Parser key ", "option ")
-        .replace("Expected a one of", "Expected one of")
-    )
-    unknown = re.search(r"unrecognized arguments: (?:--)?([\w.]+)|[Oo]ption '([\w.]+)'(?: is not accepted)?$", message)
-    if unknown:
-        name = next(part for part in unknown.groups() if part)
-        near = get_close_matches(name, keys, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"unknown option {name}; {hint}{prog} --help lists all options"
-    return message
+    Raises:
+        UserError: there is none; the message lists what there is.
+    """
+    file = RECIPES / group / f"{name}.yaml"
+    if not file.is_file():
+        there = sorted(path.stem for path in (RECIPES / group).glob("*.yaml"))
+        what = f"{group} can be: {' '.join(there)}" if there else f"presets are looked for in {Path.cwd() / RECIPES}"
+        raise UserError(f"there is no {file}; {what}")
+    return file

@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any, Literal, TypeVar, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.recipe import RecipeConfig
+from mup_lightning.typed import (
+    Bound,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Typed,
+    UnitInterval,
+    build,
+    convert,
+)
 
 PAD_VOCABULARY_TO = 64
-"""Rows of the embedding are padded to a multiple of this: matrix units want aligned sides."""
+"""Rows of the embedding are padded to a multiple of this, because matrix units are fastest on aligned sides."""
+
+TokenizerName = Literal["gpt2", "bytes"]
+
+VOCAB_SIZES: dict[str, int] = {"gpt2": 50257, "bytes": 256}
+"""Tokens of each vocabulary, the end-of-text token included."""
+
+EOT_IDS: dict[str, int] = {"gpt2": 50256, "bytes": 0}
+"""The end-of-text token that follows every document."""
+
+VOCABULARY_HASHES: dict[str, str] = {
+    "gpt2": "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
+    "bytes": "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880",
+}
+"""sha256 of each vocabulary: of the rank file for gpt2, of the 256 byte values in order for bytes."""
+
+
+def vocab_size(tokenizer: str) -> int:
+    """Tokens of the named vocabulary (50257 for gpt2), without loading it. Raises UserError for an unknown name."""
+    check_tokenizer_name(tokenizer)
+    return VOCAB_SIZES[tokenizer]
+
+
+def check_tokenizer_name(name: str, key: str = "data.tokenizer") -> None:
+    """Raise UserError, naming `key`, unless `name` is a tokenizer of this package."""
+    convert(name, TokenizerName, key)
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Typed, prefix="model."):
     """A GPT-2: its shape and its switches.
 
     Attributes:
@@ -25,7 +59,7 @@ class ModelConfig:
         heads: attention heads; null: heads of dimension head_size, or the largest divisor of the width below that.
         head_size: where heads is null; widths that are compared should all be multiples of it.
         context: tokens in a sequence.
-        vocab_size: symbols of the tokenizer; null: those of data.tokenizer.
+        vocab_size: tokens of the vocabulary; null: those of data.tokenizer.
         mlp_ratio: hidden units of the MLP over the width.
         activation: the MLP's nonlinearity; gelu is GPT-2's tanh approximation.
         layer_norm: pre-LayerNorm in every branch and a final one; false removes all of them.
@@ -37,34 +71,25 @@ class ModelConfig:
         loss_chunk: tokens whose logits exist at once in the loss; null: as many as make about 50 MB (CPU), 1 GB (GPU).
     """
 
-    width: int = 256
-    depth: int = 4
-    heads: int | None = None
-    head_size: int = 64
-    context: int = 1024
-    vocab_size: int | None = None
-    mlp_ratio: int = 4
+    width: PositiveInt = 256
+    depth: PositiveInt = 4
+    heads: PositiveInt | None = None
+    head_size: PositiveInt = 64
+    context: PositiveInt = 1024
+    vocab_size: PositiveInt | None = None
+    mlp_ratio: PositiveInt = 4
     activation: Literal["gelu", "relu"] = "gelu"
     layer_norm: bool = True
     qk_norm: bool = False
     bias: bool = True
     tied: bool = True
     attention_scale: Literal["1/sqrt(d)", "1/d"] = "1/sqrt(d)"
-    dropout: float = 0.0
-    loss_chunk: int | None = None
+    dropout: UnitInterval = 0.0
+    loss_chunk: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        """Refuse impossible shapes.
-
-        Raises:
-            UserError: naming the key, the value and what was expected.
-        """
-        for key in ("width", "depth", "heads", "head_size", "context", "vocab_size", "mlp_ratio", "loss_chunk"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise UserError(f"model.{key} is {value}; expected a whole number of at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model.dropout is {self.dropout}; expected a probability, 0 <= p < 1")
+        """Raise UserError for a width that does not divide into heads."""
+        super().__post_init__()
         if self.heads is not None and self.width % self.heads:
             below = max(h for h in range(1, self.heads) if self.width % h == 0)
             raise UserError(
@@ -96,73 +121,33 @@ class ModelConfig:
         return -(-self.vocab_size // PAD_VOCABULARY_TO) * PAD_VOCABULARY_TO
 
 
-TokenizerName = Literal["gpt2", "bytes"]
-
-VOCAB_SIZES: dict[str, int] = {"gpt2": 50257, "bytes": 256}
-"""Symbols of each vocabulary, the end-of-text symbol included."""
-
-EOT_IDS: dict[str, int] = {"gpt2": 50256, "bytes": 0}
-"""The end-of-text symbol that follows every document."""
-
-VOCABULARY_HASHES: dict[str, str] = {
-    "gpt2": "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
-    "bytes": "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880",
-}
-"""sha256 of each vocabulary: of the rank file for gpt2, of the 256 byte values in order for bytes."""
-
-
-def vocab_size(tokenizer: str) -> int:
-    """Symbols of the named vocabulary (50257 for gpt2), without loading it. Raises UserError for an unknown name."""
-    check_tokenizer_name(tokenizer)
-    return VOCAB_SIZES[tokenizer]
-
-
-def check_tokenizer_name(name: str, key: str = "data.tokenizer") -> None:
-    """Raise UserError, naming `key`, unless `name` is a tokenizer we have."""
-    if name not in VOCAB_SIZES:
-        raise UserError(f"{key} is {name!r}, which is no tokenizer of ours. Choose one of: {', '.join(VOCAB_SIZES)}.")
-
-
 @dataclass
-class DataConfig:
+class DataConfig(Typed, prefix="data."):
     """Which corpus to read and how to batch it.
 
-    Args:
-        path: Folder of a prepared corpus (see `mup-lightning data prepare`).
-        tokenizer: Vocabulary the corpus was prepared with: gpt2 (50257 symbols) or bytes (256 symbols).
-        batch_size: Sequences in one optimizer step, over all processes and accumulation steps.
-        micro_batch: Sequences in one forward pass of one process.
-        workers: Processes that read batches ahead; 0 reads in the training process, which is fastest on few cores.
-        val_tokens: Use only the first this many validation tokens (whole windows); null means all of them.
-        verify: Compare the sha256 of every shard with the manifest before training starts.
+    Attributes:
+        path: folder of a prepared corpus (see `mup-lightning data prepare`).
+        tokenizer: vocabulary the corpus was prepared with: gpt2 (50257 tokens) or bytes (256).
+        batch_size: sequences in one optimizer step, over all processes and accumulation steps.
+        micro_batch: sequences in one forward pass of one process.
+        workers: processes that read batches ahead; 0 reads in the training process, which is fastest on few cores.
+        val_tokens: use only the first this many validation tokens (whole windows); null: all of them.
+        verify: compare the sha256 of every shard with the manifest before training starts.
     """
 
-    path: str = "data/prepared/austen-gpt2"
+    path: Annotated[str, Bound("the folder of a prepared corpus, such as data/prepared/austen-gpt2", bool)] = (
+        "data/prepared/austen-gpt2"
+    )
     tokenizer: TokenizerName = "gpt2"
-    batch_size: int = 240
-    micro_batch: int = 8
-    workers: int = 0
-    val_tokens: int | None = None
+    batch_size: PositiveInt = 240
+    micro_batch: PositiveInt = 8
+    workers: NonNegativeInt = 0
+    val_tokens: PositiveInt | None = None
     verify: bool = True
-
-    def __post_init__(self) -> None:
-        check_tokenizer_name(self.tokenizer)
-        if not self.path:
-            raise UserError("data.path is empty. Name the folder of a prepared corpus, e.g. data/prepared/austen-gpt2.")
-        _at_least("data.batch_size", self.batch_size, 1)
-        _at_least("data.micro_batch", self.micro_batch, 1)
-        _at_least("data.workers", self.workers, 0)
-        if self.val_tokens is not None:
-            _at_least("data.val_tokens", self.val_tokens, 1)
-
-
-def _at_least(key: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{key} is {value!r}; expected a whole number of at least {least}.")
 
 
 @dataclass
-class ScheduleConfig:
+class ScheduleConfig(Typed, prefix="schedule."):
     """Learning rate over time: linear warm-up, then a cosine to a floor. Every group keeps its ratio to the base.
 
     Attributes:
@@ -170,24 +155,18 @@ class ScheduleConfig:
         min_lr: where the cosine ends for a group whose peak is recipe.lr: a learning rate, not a fraction of one.
     """
 
-    warmup_steps: int | None = None
-    min_lr: float = 3e-5
-
-    def __post_init__(self) -> None:
-        """Raise UserError for negative values."""
-        for key in ("warmup_steps", "min_lr"):
-            if (getattr(self, key) or 0) < 0:
-                raise UserError(f"schedule.{key} is {getattr(self, key)}; expected 0 or more")
+    warmup_steps: NonNegativeInt | None = None
+    min_lr: NonNegativeFloat = 3e-5
 
 
 @dataclass
-class TrainerConfig:
-    """How long, on what, and what is kept.
+class TrainerConfig(Typed, prefix="trainer."):
+    """How long a run is, on which devices it runs, and what it keeps.
 
     Attributes:
         max_steps: optimizer steps of the run.
-        strategy: single (one process); ddp (one process per device, gradients averaged); zero0 to zero3 (DeepSpeed:
-            as ddp; then optimizer states, gradients, weights parted over the processes, each with what comes before).
+        strategy: single (one process); ddp (one process per device, gradients averaged); zero0 to zero3 (DeepSpeed: as
+            ddp; then optimizer states, gradients, weights are sharded over the processes, each with the ones before).
         devices: processes per node: GPUs, or CPU processes.
         nodes: machines.
         accelerator: auto takes GPUs where there are any.
@@ -200,7 +179,7 @@ class TrainerConfig:
         log_every: steps between points of the training curves.
         feature_norms_every: steps between measurements of the feature norms; 0: never.
         spectral_norms_every: steps between measurements of the spectral condition; 0: never.
-        update_check_every: steps between two looks whether orthogonalised updates are orthogonal; 0: never.
+        update_check_every: steps between two checks that orthogonalised updates are orthogonal; 0: never.
         peak_flops: what MFU divides by, FLOP/s of one device: a number (a data sheet's dense value in the run's
             precision), measure (a matrix product for a third of a second at the start), or off (no MFU).
         spike_sigmas: a step's loss is a spike where it exceeds the median of the last losses by so many of their
@@ -209,50 +188,29 @@ class TrainerConfig:
         spike_stop: so many spikes among the last spike_window steps end the run; 0: never.
     """
 
-    max_steps: int = 1221
+    max_steps: PositiveInt = 1221
     strategy: Literal["single", "ddp", "zero0", "zero1", "zero2", "zero3"] = "single"
-    devices: int = 1
-    nodes: int = 1
+    devices: PositiveInt = 1
+    nodes: PositiveInt = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto", "on", "off"] | bool = "auto"
-    gradient_clip: float = 1.0
-    validate_every: int = 200
-    checkpoint_every: int = 200
-    keep_checkpoints: int = 2
-    log_every: int = 10
-    feature_norms_every: int = 50
-    spectral_norms_every: int = 100
-    update_check_every: int = 500
-    peak_flops: float | Literal["measure", "off"] | bool = "measure"
-    spike_sigmas: float = 6.0
-    spike_window: int = 100
-    spike_stop: int = 0
+    compile: Literal["auto", "on", "off"] = "auto"
+    gradient_clip: NonNegativeFloat = 1.0
+    validate_every: NonNegativeInt = 200
+    checkpoint_every: NonNegativeInt = 200
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 10
+    feature_norms_every: NonNegativeInt = 50
+    spectral_norms_every: NonNegativeInt = 100
+    update_check_every: NonNegativeInt = 500
+    peak_flops: PositiveFloat | Literal["measure", "off"] = "measure"
+    spike_sigmas: NonNegativeFloat = 6.0
+    spike_window: Annotated[int, Bound("a whole number of at least 2", lambda value: value >= 2)] = 100
+    spike_stop: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        """Raise UserError for values that no run can have."""
-        if isinstance(self.compile, bool):  # as YAML reads on and off
-            self.compile = "on" if self.compile else "off"
-        if self.peak_flops is False:
-            self.peak_flops = "off"
-        for key in ("max_steps", "devices", "nodes", "keep_checkpoints", "log_every"):
-            if getattr(self, key) < 1:
-                raise UserError(f"trainer.{key} is {getattr(self, key)}; expected a whole number of at least 1")
-        for key in (
-            "gradient_clip",
-            "validate_every",
-            "checkpoint_every",
-            "feature_norms_every",
-            "spectral_norms_every",
-            "update_check_every",
-        ):
-            if not getattr(self, key) >= 0:
-                raise UserError(f"trainer.{key} is {getattr(self, key)}; expected 0 (off) or more")
-        for key in ("spike_sigmas", "spike_stop"):
-            if not getattr(self, key) >= 0:
-                raise UserError(f"trainer.{key} is {getattr(self, key)}; expected 0 (off) or more")
-        if self.spike_window < 2:
-            raise UserError(f"trainer.spike_window is {self.spike_window}; expected a whole number of at least 2")
+        """Raise UserError for values that contradict each other."""
+        super().__post_init__()
         if self.spike_stop > self.spike_window:
             raise UserError(
                 f"trainer.spike_stop is {self.spike_stop} of the last trainer.spike_window = {self.spike_window} "
@@ -263,10 +221,6 @@ class TrainerConfig:
                 f"trainer.spike_stop is {self.spike_stop}, but trainer.spike_sigmas is 0, which looks for no spikes; "
                 f"set trainer.spike_sigmas (6 by default), or leave trainer.spike_stop out"
             )
-        if self.peak_flops is True or (not isinstance(self.peak_flops, str) and not 0 < self.peak_flops < math.inf):
-            raise UserError(
-                f"trainer.peak_flops is {self.peak_flops}; expected FLOP/s of one device, as in 9.89e14, measure or off"
-            )
         if self.strategy == "single" and self.devices * self.nodes > 1:
             raise UserError(
                 f"trainer.strategy single runs one process, but trainer.devices is {self.devices} and trainer.nodes is "
@@ -275,8 +229,8 @@ class TrainerConfig:
 
 
 @dataclass
-class RunConfig:
-    """Where the run lives.
+class RunConfig(Typed, prefix="run."):
+    """Where the run is kept.
 
     Attributes:
         root: folder of all runs.
@@ -286,27 +240,22 @@ class RunConfig:
     """
 
     root: str = "runs"
-    name: str = "default"
+    name: Annotated[str, Bound("the name of a folder for the run", lambda name: name.strip("./ "))] = "default"
     resume: str | None = None
-
-    def __post_init__(self) -> None:
-        """Raise UserError where runs would lie in the folder of all runs."""
-        if not self.name.strip("./ "):
-            raise UserError(f"run.name is {self.name!r}; expected the name of a folder in {self.root}")
 
 
 @dataclass
-class Config:
+class Config(Typed):
     """Everything that determines a run.
 
     Attributes:
         model: shape and switches of the model.
         recipe: parametrization and the base values that all hyper-parameters are derived from.
-        rules: what can be set of the update rules themselves.
+        rules: options of the update rules themselves.
         schedule: learning rate over time.
         data: the prepared corpus and the batch.
         trainer: length, devices and intervals.
-        run: where the run lives.
+        run: where the run is kept.
         seed: of the weights, the order of samples and dropout.
     """
 
@@ -317,26 +266,18 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        """Fill in what follows from other keys, and refuse keys that contradict each other.
-
-        Raises:
-            UserError: naming the keys.
-        """
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}; expected a whole number of at least 0")
-        for key, value in leaves(asdict(self)).items():
-            if not all(map(math.isfinite, _numbers(value))):
-                raise UserError(f"{key} is {value}; expected finite numbers")
-        symbols = VOCAB_SIZES[self.data.tokenizer]
+        """Take the vocabulary's size from the tokenizer. Raises UserError where the two contradict each other."""
+        super().__post_init__()
+        tokens = VOCAB_SIZES[self.data.tokenizer]
         if self.model.vocab_size is None:
-            self.model.vocab_size = symbols
-        elif self.model.vocab_size != symbols:
+            self.model.vocab_size = tokens
+        elif self.model.vocab_size != tokens:
             raise UserError(
-                f"model.vocab_size is {self.model.vocab_size}, but data.tokenizer {self.data.tokenizer} has {symbols} "
-                f"symbols; leave model.vocab_size unset, or choose another tokenizer"
+                f"model.vocab_size is {self.model.vocab_size}, but data.tokenizer {self.data.tokenizer} has {tokens} "
+                f"tokens; leave model.vocab_size unset, or choose another tokenizer"
             )
 
     @classmethod
@@ -344,9 +285,9 @@ class Config:
         """The Config of nested plain values, as config.yaml and checkpoints hold them.
 
         Raises:
-            UserError: a key is unknown: another version of mup_lightning wrote it.
+            UserError: a value is refused, or a key is unknown: another version of mup_lightning wrote it.
         """
-        return _from_plain(cls, values, "")
+        return build(cls, values)
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued exactly, as plain nested values.
@@ -368,31 +309,3 @@ def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         result |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return result
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    """Those in a value that is one, or in a list of lists."""
-    if isinstance(value, list | tuple):
-        for inner in value:
-            yield from _numbers(inner)
-    elif isinstance(value, float):
-        yield value
-
-
-T = TypeVar("T")
-
-
-def _from_plain(cls: type[T], values: dict[str, Any], prefix: str) -> T:
-    hints = get_type_hints(cls)
-    if not isinstance(values, dict):
-        raise UserError(f"{prefix.rstrip('.') or 'the configuration'} is {values!r}; expected keys and values")
-    unknown = sorted(values.keys() - hints.keys())
-    if unknown:
-        raise UserError(
-            f"unknown configuration keys {', '.join(prefix + key for key in unknown)}: written by another version?"
-        )
-    arguments = {
-        key: _from_plain(hints[key], value, f"{prefix}{key}.") if is_dataclass(hints[key]) else value
-        for key, value in values.items()
-    }
-    return cls(**arguments)

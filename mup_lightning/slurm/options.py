@@ -1,26 +1,34 @@
-"""What a cluster wants to know of a job. Imports no torch, so that the command line refuses and helps at once."""
+"""What a cluster needs to know about a job. Imports no torch, so that the command line refuses and helps at once."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
 
 from mup_lightning.errors import UserError
+from mup_lightning.typed import Bound, NonNegativeInt, PositiveInt, Typed
 
 TIME = re.compile(r"(?:(?P<days>\d+)-(?P<of_day>\d+(?::\d+){0,2})|(?P<clock>\d+(?::\d+){0,2}))")
 WORD = re.compile(r"[^\s'\"\\%]+")
 """What may stand in an #SBATCH line without any quoting; SLURM replaces % in the names of log files."""
 
+OneWord = Annotated[str, Bound("one word without quotes, backslashes and %", WORD.fullmatch)]
+SbatchOption = Annotated[
+    str, Bound("an option of sbatch, such as --constraint=h100", lambda text: text.startswith("-") and "\n" not in text)
+]
+
 
 @dataclass
-class SlurmConfig:
+class SlurmConfig(Typed, prefix="slurm."):
     """What is asked of SLURM; whatever is null is left to the cluster's own defaults.
 
     Attributes:
-        gpus: of each node, with one process each; 0: CPU processes, as many a node as trainer.devices says.
+        gpus: GPUs of each node, with one process each; 0: CPU processes, as many a node as trainer.devices says.
         cpus: cores of each process.
         memory: of each node, as in 200G.
-        time: limit of the job's life, [days-]hours:minutes:seconds or minutes.
+        time: time limit, [days-]hours:minutes:seconds or minutes.
         partition: queue.
         account: that pays.
         qos: quality of service.
@@ -32,33 +40,23 @@ class SlurmConfig:
         max_requeues: how often the job may go back into the queue by itself.
     """
 
-    gpus: int | None = None
-    cpus: int | None = None
-    memory: str | None = None
+    gpus: NonNegativeInt | None = None
+    cpus: PositiveInt | None = None
+    memory: OneWord | None = None
     time: str | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    job: str | None = None
-    gres: str = "gpu"
-    extra: list[str] = field(default_factory=list)
+    partition: OneWord | None = None
+    account: OneWord | None = None
+    qos: OneWord | None = None
+    job: OneWord | None = None
+    gres: OneWord = "gpu"
+    extra: list[SbatchOption] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)
-    signal_seconds: int = 120
-    max_requeues: int = 100
+    signal_seconds: PositiveInt = 120
+    max_requeues: NonNegativeInt = 100
 
     def __post_init__(self) -> None:
-        """Raise UserError for what no cluster takes."""
-        for key, least in (("gpus", 0), ("cpus", 1), ("signal_seconds", 1), ("max_requeues", 0)):
-            value = getattr(self, key)
-            if value is not None and value < least:
-                raise UserError(f"slurm.{key} is {value}; expected a whole number of at least {least}")
-        for key in ("memory", "partition", "account", "qos", "job", "gres"):
-            value = getattr(self, key)
-            if value is not None and not WORD.fullmatch(value):
-                raise UserError(f"slurm.{key} is {value!r}; expected one word without quotes, backslashes and %")
-        for option in self.extra:
-            if not option.startswith("-") or "\n" in option:
-                raise UserError(f"slurm.extra has {option!r}; expected options of sbatch, such as --constraint=h100")
+        """Raise UserError for a job that SLURM or Lightning would misunderstand."""
+        super().__post_init__()
         if self.job in ("bash", "interactive"):
             raise UserError(f"slurm.job is {self.job}, by which Lightning knows interactive jobs; choose another name")
         limit = None if self.time is None else seconds(self.time)
@@ -76,10 +74,41 @@ class SlurmConfig:
         """
         if self.gpus is None:
             raise UserError(
-                "slurm.gpus is not set: say how many GPUs of each node to use (--slurm.gpus 8, or GPUS=8); "
-                "0 trains on CPUs, with trainer.devices (DEVICES=N) processes on each node"
+                "slurm.gpus is not set: say how many GPUs of each node to use (--slurm.gpus 8); "
+                "0 trains on CPUs, with trainer.devices processes on each node"
             )
         return self.gpus
+
+
+@dataclass
+class SubmitSettings(Typed, prefix="--"):
+    """Check everything as `train` would, write a job script, and submit it.
+
+    Attributes:
+        slurm: what is asked of SLURM.
+        dry: print the script and let SLURM check it; submit nothing.
+        sweep: a sweep's file instead of a configuration: an array job shares out its runs; see mup-lightning sweep.
+        tasks: jobs of the array; each runs every N-th configuration.
+        out: folder of the sweep's table; null: runs/sweeps/NAME.
+        workers: processes of each task; null: one a core or GPU.
+        set: KEY=VALUE of the sweep; may be repeated.
+    """
+
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    dry: bool = False
+    sweep: Path | None = None
+    tasks: PositiveInt | None = None
+    out: Path | None = None
+    workers: PositiveInt | None = None
+    set: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a sweep without a number of tasks, or options of sweeps without one."""
+        super().__post_init__()
+        if self.sweep and not self.tasks:
+            raise UserError("--sweep needs --tasks N, the number of jobs that share its configurations")
+        if not self.sweep and (self.tasks or self.out or self.workers or self.set):
+            raise UserError("--tasks, --out, --workers and --set belong to a sweep; name its file with --sweep FILE")
 
 
 def seconds(time: str) -> int:

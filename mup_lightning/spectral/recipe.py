@@ -15,6 +15,7 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import ONE, Scale
+from mup_lightning.typed import NonNegativeFloat, PositiveFloat, PositiveInt, Typed
 
 OptimizerName = Literal["muon_kimi", "adamw", "muon", "sgd", "lion", "sophia", "shampoo", "soap", "sso"]
 """The families of families.py, each with an update rule in mup_lightning.optim."""
@@ -24,7 +25,7 @@ SHAMPOO_LEAST_EPS = 1e-12
 
 
 @dataclass
-class RecipeConfig:
+class RecipeConfig(Typed, prefix="recipe."):
     """What is tuned on the base model, and the shape that it was tuned at. Everything else is derived.
 
     Attributes:
@@ -54,34 +55,23 @@ class RecipeConfig:
     pure: bool = False
     variant: Literal["published", "measured"] = "published"
     parametrization: Literal["sp", "mup"] = "mup"
-    branch_depth: int = 2
-    lr: float = 2**-7
-    weight_decay: float = 0.0
-    eps: float = 1e-16
-    aux_lr_factor: float | None = None
-    init_std: float = 0.02
-    input_multiplier: float = 1.0
-    residual_multiplier: float = 1.0
-    output_multiplier: float = 1.0
+    branch_depth: PositiveInt = 2
+    lr: PositiveFloat = 2**-7
+    weight_decay: NonNegativeFloat = 0.0
+    eps: NonNegativeFloat = 1e-16
+    aux_lr_factor: PositiveFloat | None = None
+    init_std: PositiveFloat = 0.02
+    input_multiplier: PositiveFloat = 1.0
+    residual_multiplier: PositiveFloat = 1.0
+    output_multiplier: PositiveFloat = 1.0
     decay_vectors: bool = True
     gpt2_residual_init: bool = False
-    base_width: int = 256
-    base_depth: int = 4
+    base_width: PositiveInt = 256
+    base_depth: PositiveInt = 4
 
     def __post_init__(self) -> None:
-        """Refuse values that no model could be trained with.
-
-        Raises:
-            UserError: naming the key, the value and what was expected.
-        """
-        multipliers = ("input_multiplier", "residual_multiplier", "output_multiplier")
-        for key in ("lr", "init_std", "base_width", "base_depth", "branch_depth", "aux_lr_factor", *multipliers):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise UserError(f"recipe.{key} is {value}; expected a number above 0")
-        for key in ("weight_decay", "eps"):
-            if not getattr(self, key) >= 0:
-                raise UserError(f"recipe.{key} is {getattr(self, key)}; expected 0 or more")
+        """Raise UserError, naming the keys, for values that contradict each other."""
+        super().__post_init__()
         if self.optimizer == "shampoo" and self.eps < SHAMPOO_LEAST_EPS:
             raise UserError(
                 f"recipe.eps is {self.eps:g}, below the rounding of Shampoo's float32 preconditioners, so that noise "

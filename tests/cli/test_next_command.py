@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mup_lightning.cli.next_command import training, tuned_target
-from mup_lightning.config.load import build, config_parser, parse
+from mup_lightning.cli.options import build, config_parser, parse
 from mup_lightning.training.checkpoint import plain
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,8 +81,6 @@ def printed(argv, tmp_path, tuned):
         # Files that contradict each other without the options.
         (f"{MAKE} -c @rate.yaml --data.tokenizer bytes --data.path elsewhere/words", "make"),
         ("-c @two.yaml -c recipes/strategy/single.yaml -c @rate.yaml --data.tokenizer=bytes", "mup-lightning"),
-        # Other spellings of a file, and values that shells and make would read as something else.
-        ("-crecipes/size/xl.yaml --config=@mup.yaml -c=@sp.yaml --rules.muon.coefficients '[3.4, -4.7, 2.0]'", "make"),
         (f"{MAKE} --run.root '$HOME/a b' --run.name plain", "make"),
         (f"{MAKE} --run.name 'two words' --data.path '$(x)'", "mup-lightning"),
         ("--recipe.lr 0.001 --recipe.base_width 64 --model.heads 2", "mup-lightning"),

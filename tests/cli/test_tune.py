@@ -8,7 +8,7 @@ import yaml
 
 from mup_lightning.cli import tune
 from mup_lightning.cli.main import main
-from mup_lightning.config.load import build, config_parser, parse
+from mup_lightning.cli.options import build, config_parser, parse
 from tests.cli.tuning import options, proxies, rows_of
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from mup_lightning.cli import tune
 from mup_lightning.cli.main import main
+from mup_lightning.cli.options import build, config_parser, parse
 from mup_lightning.cli.sweep import compose
-from mup_lightning.config.load import build, config_parser, parse
 from mup_lightning.errors import UserError
 from mup_lightning.studies.sweep.run import Summary, SweepRun
 from mup_lightning.studies.sweep.spec import load

@@ -4,7 +4,7 @@ import csv
 
 import yaml
 
-from mup_lightning.config.load import build, config_parser, parse
+from mup_lightning.cli.options import build, config_parser, parse
 
 
 def options(corpus, *more):

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mup_lightning.cli.plan import main
+from mup_lightning.cli.main import main
 from mup_lightning.config.schema import Config
-from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import build
 from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.families import FAMILIES
@@ -36,7 +35,7 @@ EXAMPLE = [
 
 def test_the_example_by_hand(capsys):
     """r_n = 4, r_L = 4, AdamW, k = 2."""
-    assert main([*EXAMPLE, "--gpus", "1,8", "--json"]) == 0
+    assert main(["plan", *EXAMPLE, "--gpus", "1,8", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     by_name = {parameter["name"]: parameter for parameter in found["parameters"]}
     keys = ["name", "shape", "role", "rule", "multiplier", "init_std", "lr", "weight_decay", "eps"]
@@ -154,7 +153,7 @@ def test_counted_operations_are_those_that_torch_counts(tied):
 
 def test_the_screen(capsys):
     options = ["--model.width", "1600", "--model.depth", "48", "--data.micro_batch", "2"]
-    assert main([*options, "--gpus", "8,64", "--gpu-memory", "20"]) == 0
+    assert main(["plan", *options, "--gpus", "8,64", "--gpu-memory", "20"]) == 0
     text = capsys.readouterr().out
     assert "1,557,686,400 parameters" in text
     assert "Newton-Schulz" in text
@@ -167,22 +166,18 @@ def test_the_screen(capsys):
     assert "the output matrix is the token embedding" in text
 
 
-def test_refusals():
-    with pytest.raises(UserError, match="--gpus is '8,many'; expected whole numbers"):
-        main(["--gpus", "8,many"])
-    with pytest.raises(UserError, match="numbers of GPUs are 0; expected numbers of at least 1"):
-        main(["--gpus", "0"])
-    with pytest.raises(UserError, match=r"schedule\.warmup_steps is 50"):
-        main(["--schedule.warmup_steps", "50", "--trainer.max_steps", "50"])
-    with pytest.raises(UserError, match=r"unknown option model\.widht; did you mean model\.width"):
-        main(["--model.widht", "50"])
+def test_refusals(capsys):
+    assert main(["plan", "--gpus", "0"]) == 1
+    assert "--gpus is 0; expected a list, each whole number of at least 1" in capsys.readouterr().err
+    assert main(["plan", "--schedule.warmup_steps", "50", "--trainer.max_steps", "50"]) == 1
+    assert "schedule.warmup_steps is 50" in capsys.readouterr().err
 
 
 def test_it_imports_neither_lightning_nor_the_compiler():
     """Either would cost more than all the rest: the plan of any size is there in a second or two."""
     code = (
-        "import sys; from mup_lightning.cli.plan import main\n"
-        "main(['--model.width', '1600', '--model.depth', '48'])\n"
+        "import sys; from mup_lightning.cli.main import main\n"
+        "main(['plan', '--model.width', '1600', '--model.depth', '48'])\n"
         "assert not {'lightning', 'torch._dynamo', 'datasets'} & sys.modules.keys()"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from mup_lightning.errors import UserError
@@ -41,6 +42,7 @@ class CheckSettings:
     workers: int | None = None
     out: str | None = None
     alone: bool = False
+    table: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse settings that no exponent could be fitted with.

@@ -1,47 +1,10 @@
-"""`mup-lightning plan`."""
+"""The plan of a run for the terminal."""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
-
 from mup_lightning import tables
-from mup_lightning.config.load import build, config_parser, parse
-from mup_lightning.errors import UserError
-
-if TYPE_CHECKING:
-    from mup_lightning.config.schema import Config
-    from mup_lightning.plan.plan import Plan
-
-EXAMPLE = "mup-lightning plan -c recipes/size/xl.yaml -c recipes/optimizer/muon_kimi.yaml --gpus 8,64 --gpu-memory 40"
-GPUS = "1,8,64,512,4096"
-
-
-def main(argv: list[str]) -> int:
-    """Print what a run would use and cost."""
-    parser = config_parser(
-        "mup-lightning plan",
-        "What a run would be: every parameter's values, operations, tokens and GPU memory. Takes the options of\n"
-        "`mup-lightning train`, makes no weights, and needs neither GPU nor data.",
-        EXAMPLE,
-    )
-    parser.usage = f"{parser.usage} [--gpus N,N,...] [--gpu-memory GB] [--json]"
-    parser.add_argument("--gpus", type=str, default=GPUS, help="numbers of GPUs to estimate memory for")
-    parser.add_argument(
-        "--gpu-memory", type=float, default=80.0, help="GB (10^9 bytes) of one GPU; * marks what exceeds it"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, with every parameter; memory in bytes")
-    arguments = parse(parser, argv)
-    config = build(parser, arguments)
-    gpus = _numbers(arguments.gpus)
-    if not arguments.gpu_memory > 0:
-        raise UserError(f"--gpu-memory is {arguments.gpu_memory:g}; expected GB above 0, such as 80")
-
-    from mup_lightning.plan.plan import plan
-
-    result = plan(config, gpus)
-    print(json.dumps(result.plain(), indent=1) if arguments.json else screen(config, result, arguments.gpu_memory))
-    return 0
+from mup_lightning.config.schema import Config
+from mup_lightning.plan.plan import Plan
 
 
 def screen(config: Config, plan: Plan, gpu_memory: float) -> str:
@@ -111,10 +74,3 @@ def _memory(config: Config, plan: Plan, gpu_memory: float) -> str:
 
 def _value(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--gpus is {text!r}; expected whole numbers with commas between them, as in {GPUS}") from None

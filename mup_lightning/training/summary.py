@@ -1,54 +1,20 @@
-"""`mup-lightning train`."""
+"""What a training is about to do and what came of it, for the terminal."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from mup_lightning import signals
-from mup_lightning.config.load import build, config_parser, parse
+from mup_lightning.config.schema import Config
 
 if TYPE_CHECKING:
-    from mup_lightning.config.schema import Config
     from mup_lightning.training.train import Result
 
-EXAMPLE = "mup-lightning train -c recipes/size/base.yaml -c recipes/optimizer/adamw.yaml --run.name first"
-
 _BASE_WIDTH = 256
-"""Of recipes/size/base.yaml, which is no larger model for one that is as wide."""
+"""Width of recipes/size/base.yaml; to a run of this width or more no larger size is suggested."""
 
 
-def main(argv: list[str]) -> int:
-    """Train, and say at the end what came of it."""
-    parser = config_parser(
-        "mup-lightning train",
-        "Train a GPT-2 whose learning rates, weight decays, inits and multipliers are derived from a tuned base model.",
-        EXAMPLE,
-    )
-    config = build(parser, parse(parser, argv))
-
-    from mup_lightning.training.hardware import is_first_process, tune_allocator
-
-    tune_allocator()
-    from mup_lightning.training.train import train
-
-    if is_first_process():
-        print(first_screen(config), flush=True)
-    result = train(config)
-    if is_first_process():
-        print(last_screen(config, result), flush=True)
-    if result.finished:
-        return 0
-    if not signals.in_job():
-        return 130
-    if not is_first_process():  # an exit status other than 0 would make srun kill the process that requeues
-        return 0
-
-    from mup_lightning.slurm.requeue import requeue
-
-    return 0 if requeue(result.steps, result.first_step) else 130
-
-
-def first_screen(config: Config) -> str:
+def before(config: Config) -> str:
     """What is about to be trained, in a few lines."""
     model, recipe = config.model, config.recipe
     scaled = (
@@ -64,9 +30,8 @@ def first_screen(config: Config) -> str:
     )
 
 
-def last_screen(config: Config, result: Result) -> str:
+def after(config: Config, result: Result) -> str:
     """What came of it, where it is, and what to type next."""
-    resume = "the same command with --run.resume last"
     lines = ["", f"{result.steps} steps, {result.tokens:,} tokens, {result.parameters:,} parameters"]
     if result.validation_loss is not None:
         margin = result.unigram_loss - result.validation_loss
@@ -88,11 +53,11 @@ def last_screen(config: Config, result: Result) -> str:
         lines += [
             "",
             "next:",
-            f"  tensorboard --logdir {config.run.root}",
+            f"  tensorboard --logdir {config.run.root}    curves and feature norms of all runs",
             f"  mup-lightning evaluate {result.checkpoint}",
         ]
         if config.model.width < _BASE_WIDTH:
-            lines.append("  mup-lightning train -c recipes/size/base.yaml    a larger model, by the same recipe")
+            lines.append("  mup-lightning train size=base steps=30 batch=8    a larger model, by the same recipe")
     elif not signals.in_job():
-        lines += ["", "next:", f"  {resume}"]
+        lines += ["", "next:", "  the same command with resume=last continues it"]
     return "\n".join(lines)
