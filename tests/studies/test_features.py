@@ -148,7 +148,7 @@ def test_several_runs(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureF
         (["missing"], "missing is not a run, there is no"),
         (["."], "it holds the runs damaged, empty, first, second, strange: name those"),
         (["damaged"], "config.yaml is not valid YAML"),
-        (["strange"], "unknown configuration keys modle"),
+        (["strange"], "unknown option modle"),
         (["empty"], "no TensorBoard event files"),
     ],
 )
