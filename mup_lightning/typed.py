@@ -1,0 +1,238 @@
+"""Dataclasses whose values are checked against the types of their fields, bounds included.
+
+The type of a field says what a value may be: `width: PositiveInt`, `dropout: UnitInterval`, `heads: PositiveInt | None`.
+So the same class serves Python, YAML files and the command line, and each mistake ends in the same line. The docstring's
+`Attributes:` are the help texts. Imports nothing heavy: the command line refuses and explains before torch is there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from mup_lightning.errors import UsageError, UserError
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a value must satisfy besides its type: `Annotated[int, Bound(...)]`, named at module level.
+
+    Attributes:
+        expected: the whole expectation in words, such as "a whole number of at least 1".
+        holds: whether a value, already of the type, satisfies it.
+    """
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+PositiveInt = Annotated[int, Bound("a whole number of at least 1", lambda value: value >= 1)]
+NonNegativeInt = Annotated[int, Bound("a whole number of at least 0", lambda value: value >= 0)]
+PositiveFloat = Annotated[float, Bound("a finite number above 0", lambda value: value > 0)]
+NonNegativeFloat = Annotated[float, Bound("a finite number of at least 0", lambda value: value >= 0)]
+UnitInterval = Annotated[float, Bound("a number from 0 to below 1", lambda value: 0 <= value < 1)]
+OpenUnitInterval = Annotated[float, Bound("a number between 0 and 1", lambda value: 0 < value < 1)]
+
+
+class Raw(str):
+    """A value as typed on the command line: it is read as the type of its field asks."""
+
+
+class Typed:
+    """Base of a dataclass whose fields are converted to their types, or refused, whenever an object is made.
+
+    Args:
+        prefix: what stands before a field's name in messages: "model." for a section, "--" for options of a verb.
+    """
+
+    _prefix: ClassVar[str] = ""
+
+    def __init_subclass__(cls, prefix: str = "") -> None:
+        super().__init_subclass__()
+        cls._prefix = prefix
+
+    def __post_init__(self) -> None:
+        """Raise UserError, naming the key, the value and what was expected, for the first value of a wrong type."""
+        for name, hint in hints(type(self)).items():
+            object.__setattr__(self, name, convert(getattr(self, name), hint, key_of(type(self), name)))
+
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Any, prefix: str = "") -> T:
+    """An object of nested plain values.
+
+    Args:
+        cls: a dataclass.
+        values: field -> value; a mapping where a field is a dataclass.
+        prefix: what stands before the fields' names in messages.
+
+    Raises:
+        UserError: an unknown key, a missing one, or a value that is not of its field's type.
+    """
+    known = hints(cls)
+    if not isinstance(values, Mapping):
+        found = "empty" if values is None else repr(values)
+        raise UserError(f"{prefix.rstrip('.') or 'this'} is {found}; expected keys and values below it")
+    for key in values:
+        if key not in known:
+            raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in known])
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"{prefix}{field.name} is missing; expected {describe(known[field.name])}")
+    return cls(**{name: convert(value, known[name], f"{prefix}{name}") for name, value in values.items()})
+
+
+def unknown_key(key: str, known: list[str]) -> UsageError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    return UsageError(f"unknown option {key}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def convert(value: Any, hint: Any, key: str) -> Any:
+    """A value as its type wants it: a list as a tuple, 1 as 1.0, a mapping as a dataclass.
+
+    Args:
+        value: from Python, from YAML, or `Raw`.
+        hint: the type, as `hints` gives it.
+        key: names the value in messages.
+
+    Raises:
+        UserError: it is not of that type, or out of bounds.
+    """
+    try:
+        return _convert(value, hint, key)
+    except _MismatchError:
+        shown = str(value) if isinstance(value, Raw) else repr(value)
+        raise UserError(f"{key} is {shown}; expected {describe(hint)}") from None
+
+
+class _MismatchError(Exception):
+    """A value that is not of its type."""
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        converted = _convert(value, arguments[0], key)
+        if all(bound.holds(converted) for bound in arguments[1:]):
+            return converted
+        raise _MismatchError
+    if origin in (Union, UnionType):
+        for member in sorted(arguments, key=lambda member: member is str):  # null and numbers before text
+            with suppress(_MismatchError):
+                return _convert(value, member, key)
+        raise _MismatchError
+    if is_dataclass(hint):
+        assert isinstance(hint, type)
+        return value if isinstance(value, hint) else build(hint, value, f"{key}.")
+    if hint is str and isinstance(value, str):
+        return str(value)
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if isinstance(value, Raw):
+        value = _read(value, origin in (list, tuple))
+    if origin is Literal:
+        word = {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # as YAML reads on and off
+        if word in arguments:
+            return word
+    elif origin in (list, tuple) and isinstance(value, list | tuple):
+        repeated = origin is list or arguments[-1:] == (...,)
+        members = [arguments[0]] * len(value) if repeated else arguments
+        if len(members) == len(value):
+            return origin(_convert(item, member, key) for item, member in zip(value, members, strict=True))
+    elif origin is dict and isinstance(value, Mapping):
+        return {str(name): _convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
+    elif hint is Any or (hint is NoneType and value is None):
+        return value
+    elif hint is bool and (isinstance(value, bool) or (type(value) is int and value in (0, 1))):
+        return bool(value)
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError):  # YAML reads 1e-3 as text
+            if math.isfinite(number := float(value)):
+                return number
+    raise _MismatchError
+
+
+def _read(text: str, sequence: bool) -> Any:
+    """What text of the command line says, as YAML reads it; 64,128 is a sequence where one is expected."""
+    try:
+        return yaml.safe_load(f"[{text}]" if sequence and not text.startswith("[") else text)
+    except yaml.YAMLError:
+        return str(text)
+
+
+def describe(hint: Any) -> str:
+    """A type in words, as messages and help texts say it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return str(arguments[1].expected)
+    if origin in (Union, UnionType):
+        return ", or ".join(describe(member) for member in arguments)
+    if origin is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
+    if origin in (list, tuple):
+        repeated = origin is list or arguments[-1:] == (...,)
+        inner = describe(arguments[0]).removeprefix("a ").removeprefix("an ")
+        return f"a list, each {inner}" if repeated else f"{len(arguments)} values, each {inner}"
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", NoneType: "null"}
+    return words.get(hint, "a path" if hint is Path else "keys and values below it")
+
+
+def hints(cls: Any) -> dict[str, Any]:
+    """Field of a dataclass -> its type."""
+    return _hints(cls)
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    known = get_type_hints(cls, include_extras=True)
+    return {field.name: known[field.name] for field in fields(cls)}
+
+
+def key_of(cls: type, name: str) -> str:
+    """A field's name as users know it: model.width, --gpu-memory."""
+    prefix = getattr(cls, "_prefix", "")
+    return prefix + (name.replace("_", "-") if prefix == "--" else name)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A value that can be set: its dotted key, type, default (`MISSING`: none) and help text."""
+
+    key: str
+    hint: Any
+    default: Any
+    text: str
+
+
+def options(cls: Any, prefix: str = "") -> tuple[Option, ...]:
+    """All values that can be set of a dataclass, those of nested dataclasses included."""
+    return tuple(_options(cls, prefix))
+
+
+def _options(cls: Any, prefix: str) -> Iterator[Option]:
+    section = re.split(r"\n\s*(?:Attributes|Args):\n", inspect.getdoc(cls) or "")[-1]
+    texts = {name: " ".join(text.split()) for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.M)}
+    for field in fields(cls):
+        key, hint = f"{prefix}{field.name}", hints(cls)[field.name]
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from options(hint, f"{key}.")
+        else:
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            yield Option(key, hint, default, texts.get(field.name, "").rstrip("."))
