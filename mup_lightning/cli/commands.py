@@ -277,9 +277,8 @@ def submit(settings: SubmitSettings, config: Config) -> int:
 def prepare(settings: PrepareSettings) -> int:
     """Tokenise a corpus."""
     from mup_lightning.data.card import load_card
-    from mup_lightning.data.prepare import prepare
+    from mup_lightning.data.prepare import prepare, summary
     from mup_lightning.data.shards import MANIFEST
-    from mup_lightning.data.summary import summary
 
     card = load_card(settings.card)
     folder = settings.out or Path("data/prepared") / f"{card.name}-{settings.tokenizer}"
@@ -292,8 +291,8 @@ def prepare(settings: PrepareSettings) -> int:
 
 def verify(settings: CorpusSettings) -> int:
     """Read every shard of a corpus and compare it with the manifest."""
+    from mup_lightning.data.prepare import summary
     from mup_lightning.data.shards import SPLITS, TokenStore
-    from mup_lightning.data.summary import summary
 
     for split in SPLITS:
         store = TokenStore.open(settings.folder, split, verify=True)
@@ -303,8 +302,8 @@ def verify(settings: CorpusSettings) -> int:
 
 def show(settings: CorpusSettings) -> int:
     """Print what a prepared corpus holds."""
+    from mup_lightning.data.prepare import facts, summary
     from mup_lightning.data.shards import Manifest
-    from mup_lightning.data.summary import facts, summary
 
     manifest = Manifest.load(settings.folder)
     print(json.dumps(facts(manifest), indent=1, ensure_ascii=False) if settings.json else summary(manifest))

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from mup_lightning import tables
 from mup_lightning.config.schema import TokenizerName
 from mup_lightning.data import documents
 from mup_lightning.data.card import Card, load_card
-from mup_lightning.data.shards import DTYPE, MANIFEST, SPLITS, Manifest, Split, SplitWriter
+from mup_lightning.data.shards import DTYPE, MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash
 from mup_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mup_lightning.errors import UserError
 from mup_lightning.files import make_folder, read_json, write_json
@@ -219,3 +221,38 @@ def _count_tokens(folder: Path, split: Split, vocab_size: int) -> np.ndarray:
         for start in range(0, len(tokens), COUNTED):
             counts += np.bincount(tokens[start : start + COUNTED], minlength=vocab_size)
     return counts
+
+
+def facts(manifest: Manifest) -> dict[str, Any]:
+    """What a prepared corpus holds, as plain JSON values."""
+    splits = {
+        name: {"tokens": split.tokens, "documents": split.documents, "shards": len(split.shards)}
+        for name, split in manifest.splits.items()
+    }
+    keys = ("name", "tokenizer", "vocab_size", "documents", "skipped", "text_bytes", "unigram_loss")
+    own = {key: getattr(manifest, key) for key in keys}
+    return {
+        **own,
+        "splits": splits,
+        "licence": manifest.source.get("licence", ""),
+        "corpus_hash": manifest_hash(manifest),
+    }
+
+
+def summary(manifest: Manifest) -> str:
+    """What a prepared corpus holds, as a few lines of text."""
+    skipped = ", ".join(f"{count} {reason}" for reason, count in manifest.skipped.items()) or "none"
+    rows = [
+        ("corpus", f"{manifest.name}, tokenizer {manifest.tokenizer} ({manifest.vocab_size} tokens)"),
+        ("read", f"{manifest.documents:,} documents, {manifest.text_bytes:,} bytes"),
+        ("skipped", skipped),
+    ]
+    for name, split in manifest.splits.items():
+        where = f"{split.documents:,} documents or sections, {len(split.shards)} shards"
+        rows.append((name, f"{split.tokens:,} tokens in {where}"))
+    rows += [
+        ("unigram loss", f"{manifest.unigram_loss:.4f} nats a token"),
+        ("licence", manifest.source.get("licence", "")),
+        ("corpus hash", manifest_hash(manifest)),
+    ]
+    return tables.text(rows)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -152,12 +153,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: str | Path, split: str, verify: bool = True) -> TokenStore:
-        """Open a split of a prepared folder.
-
-        Args:
-            path: the folder.
-            split: train or val.
-            verify: read every shard once (about 1 GB/s) to compare its sha256.
+        """Open a split ("train" or "val") of a prepared folder; `verify` compares every shard's sha256 (about 1 GB/s).
 
         Raises:
             UserError: the folder, manifest or a shard is missing, of another format version, truncated or altered.
@@ -178,22 +174,19 @@ class TokenStore:
         # Plain views of the maps: slicing np.memmap itself costs several microseconds of bookkeeping.
         return [np.asarray(np.memmap(self.path / shard.file, dtype=DTYPE, mode="r")) for shard in self.shards]
 
-    def window(self, start: int, length: int) -> np.ndarray:
-        """The tokens start to start + length - 1 (int64), across shard boundaries."""
-        return self.windows(np.array([start]), length)[0]
-
-    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Several windows at once: int64, shape (len(starts), length). The caller owns the array.
+    def windows(self, starts: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
+        """The tokens start to start + length - 1 of each start, across shards: int64, shape (len(starts), length).
 
         Raises:
             IndexError: a window reaches outside the split.
             UserError: a token id is beyond the vocabulary (a damaged shard).
         """
-        if len(starts) and (min(starts) < 0 or max(starts) + length > len(self)):
-            raise IndexError(f"window outside the {self.split} split: starts {starts}, {length} of {len(self)} tokens")
-        out = np.empty((len(starts), length), dtype=np.int64)
-        shards = np.searchsorted(self._ends, starts, side="right")
-        for row, start, shard in zip(out, starts.tolist(), shards.tolist(), strict=True):
+        first = np.asarray(starts, dtype=np.int64)
+        if first.size and (first.min() < 0 or first.max() + length > len(self)):
+            raise IndexError(f"window outside the {self.split} split: starts {first}, {length} of {len(self)} tokens")
+        out = np.empty((len(first), length), dtype=np.int64)
+        shards = np.searchsorted(self._ends, first, side="right")
+        for row, start, shard in zip(out, first.tolist(), shards.tolist(), strict=True):
             filled = 0
             while filled < length:
                 at = start + filled - self._begins[shard]
@@ -203,7 +196,7 @@ class TokenStore:
                 shard += 1
         if out.size and out.max() >= self.manifest.vocab_size:
             window, offset = np.unravel_index(out.argmax(), out.shape)
-            file, index = self.locate(int(starts[window] + offset))
+            file, index = self.locate(int(first[window] + offset))
             raise UserError(
                 f"shard {self.path / file} is damaged: it has the token id {out.max()} at index {index}, expected ids "
                 f"below {self.manifest.vocab_size}. {_AGAIN}"
@@ -226,11 +219,8 @@ class SplitWriter:
         folder: where the shards are written.
         name: train or val.
         shard_tokens: tokens in a shard.
-        split: what an earlier writer has written. The open shard is cut to the length it had then, and every later
-            shard is deleted.
-
-    Attributes:
-        split: what has been written; the tokens of the open shard count, though it is not in `split.shards` yet.
+        split: what an earlier writer has written. The open shard, whose tokens count though it is not in
+            `split.shards` yet, is cut to the length it had then; every later shard is deleted.
 
     Raises:
         UserError: a shard of the earlier writer is missing or too short.
@@ -306,6 +296,6 @@ def check_shard(folder: Path, shard: Shard, verify: bool) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 hex of a file's bytes."""
+    """The sha256 of a file's bytes, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -110,7 +110,7 @@ def texts_of(folder, split):
     """The documents of a split, as they come back out of the shards."""
     store = TokenStore.open(folder, split)
     tokenizer = load_tokenizer(store.manifest.tokenizer)
-    ids = store.window(0, len(store))
+    ids = store.windows([0], len(store))[0]
     ends = np.flatnonzero(ids == tokenizer.eot)
     assert ends[-1] == len(ids) - 1  # the last document is ended too
     return [tokenizer.decode(text[text != tokenizer.eot]) for text in np.split(ids, ends + 1) if len(text)]

@@ -15,8 +15,8 @@ GOOD = {
 }
 
 
-def write(tmp_path, **changes):
-    path = tmp_path / "x.yaml"
+def write(folder, **changes):
+    path = folder / "x.yaml"
     path.write_text(yaml.safe_dump({k: v for k, v in {**GOOD, **changes}.items() if v is not ...}))
     return path
 
@@ -30,50 +30,44 @@ def test_a_good_card(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"licens": "MIT"}, r"x\.yaml: unknown key licens\. Did you mean licence\?"),
-        ({"source": {"kind": "jsonl", "file": "a"}}, r"unknown key source\.file\. Did you mean source\.files\?"),
-        ({"source": {"kind": "jsnl", "files": "a"}}, r"source\.kind is 'jsnl'; expected one of .* Did you mean jsonl"),
-        ({"source": "a.jsonl"}, r"source is 'a\.jsonl'; expected a mapping"),
-        ({"source": {"kind": "jsonl"}}, r"source\.files must list"),
-        ({"source": {"kind": "jsonl", "files": [1]}}, r"source\.files is \[1\]; expected a list of texts"),
+        ({"licens": "MIT"}, r"licens; did you mean licence\?"),
+        ({"source": {"kind": "jsonl", "file": "a"}}, r"source\.file; did you mean source\.files\?"),
+        ({"source": {"kind": "jsnl", "files": "a"}}, r"source\.kind is 'jsnl'; expected one of jsonl"),
+        ({"source": "a.jsonl"}, r"source is 'a\.jsonl'; expected keys and values"),
+        ({"source": {"kind": "jsonl"}}, r"source\.files is missing"),
+        ({"source": {"kind": "jsonl", "files": [1]}}, r"source\.files is \[1\]; expected"),
         ({"source": {"kind": "jsonl", "files": "a", "document": "line"}}, r"only for kind text"),
-        ({"source": {"kind": "jsonl", "files": "a", "revision": "b"}}, r"only for kind hub"),
-        ({"source": {"kind": "hub", "dataset": "a/b"}}, r"source\.revision must be given"),
-        ({"source": {"kind": "hub", "dataset": "a/b", "revision": "c", "files": "d"}}, r"only for local kinds"),
+        ({"source": {"kind": "jsonl", "files": "a", "revision": "b"}}, r"source\.revision is not for this kind"),
+        ({"source": {"kind": "hub", "dataset": "a/b"}}, r"source\.revision is missing"),
+        ({"source": {"kind": "hub", "dataset": "a/b", "revision": "c", "files": "d"}}, r"source\.files is not for"),
         ({"validation": {"fraction": "5%"}}, r"validation\.fraction is '5%'; expected a number"),
         ({"validation": {"fraction": True}}, r"validation\.fraction is True; expected a number"),
-        ({"validation": {"fraction": 1}}, r"validation\.fraction is 1\.0; expected .* below 1"),
+        ({"validation": {"fraction": 1}}, r"validation\.fraction is 1; expected a number between 0 and 1"),
         ({"validation": {"fraction": 0.1, "seed": 0.5}}, r"validation\.seed is 0\.5; expected a whole number"),
-        ({"validation": {"fraction": 0.1, "seed": True}}, r"validation\.seed is True; expected a whole number"),
-        ({"licence": ...}, r"the key licence is missing"),
+        ({"licence": ...}, r"licence is missing"),
         ({"name": "a/b"}, r"name is 'a/b'"),
+        ({"name": "a\n"}, r"name is 'a\\n'"),
         ({"on_bad_document": "drop"}, r"on_bad_document is 'drop'; expected one of skip, refuse"),
         ({"sections": {}}, r"sections needs pattern, max_characters, or both"),
-        ({"sections": {"pattern": "("}}, r"sections\.pattern is no regular expression"),
-        ({"sections": {"pattern": "x*"}}, r"matches the empty text"),
-        ({"sections": {"max_characters": 0}}, r"sections\.max_characters is 0"),
-        ({"path": "elsewhere"}, r"unknown key path"),
+        ({"sections": {"pattern": "("}}, r"sections\.pattern is '\('; expected a regular expression"),
+        ({"sections": {"pattern": "x*"}}, r"sections\.pattern is 'x\*'; expected .* not match the empty text"),
+        ({"sections": {"max_characters": 0}}, r"sections\.max_characters is 0; expected a whole number of at least 1"),
+        ({"path": "elsewhere"}, r"path"),
     ],
 )
 def test_a_bad_card_is_refused_by_key(tmp_path, changes, message):
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=r"x\.yaml: .*" + message):
         load_card(write(tmp_path, **changes))
-    assert str(tmp_path / "x.yaml") in str(error.value)
 
 
-def test_a_missing_or_broken_card(tmp_path):
-    write(tmp_path)
-    with pytest.raises(UserError, match=r"no card .*y\.yaml.*x\.yaml"):
-        load_card(tmp_path / "y.yaml")
-    (tmp_path / "x.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"x\.yaml is not valid YAML"):
-        load_card(tmp_path / "x.yaml")
-    (tmp_path / "x.yaml").write_text("")
-    with pytest.raises(UserError, match="expected a mapping"):
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("", "expected keys and values")])
+def test_a_broken_card(tmp_path, text, message):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"x\.yaml.*{message}"):
         load_card(tmp_path / "x.yaml")
 
 
-def test_files_are_found_beside_the_card_in_one_order(tmp_path):
+def test_files_are_found_relative_to_the_card_in_one_order(tmp_path):
     folder = tmp_path / "odd [x] name"
     folder.mkdir()
     for name in ("b.jsonl", "a.jsonl", "c[1].jsonl"):
@@ -85,12 +79,7 @@ def test_files_are_found_beside_the_card_in_one_order(tmp_path):
         card.input_files()
 
 
-@pytest.mark.parametrize("path", sorted(DATA.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_shipped_cards_load(path):
-    card = load_card(path)
-    assert card.licence
-    assert card.description
-
-
-def test_the_default_card_is_shipped_with_its_text():
+def test_the_shipped_cards_load():
+    for path in DATA.glob("*.yaml"):
+        assert load_card(path).description
     assert [path.name for path in load_card(DATA / "austen.yaml").input_files()] == ["austen.jsonl.xz"]

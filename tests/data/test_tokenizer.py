@@ -69,16 +69,6 @@ def test_a_damaged_vocabulary_is_refused():
         read_ranks(line + b" ", VOCABULARY_HASHES["gpt2"])
 
 
-def test_an_id_beyond_the_text_vocabulary_is_refused(gpt2, monkeypatch):
-    class Wrong:
-        def encode_to_numpy(self, *args, **kwargs):
-            return np.array([70000], dtype=np.uint32)
-
-    monkeypatch.setattr(gpt2, "_encoding", Wrong())
-    with pytest.raises(UserError, match="70000"):
-        gpt2.encode_batch(["x"])
-
-
 def test_unknown_name():
     with pytest.raises(UserError, match="'gpt4'"):
         load_tokenizer("gpt4")

@@ -84,7 +84,7 @@ def test_validation_loss_is_that_of_the_whole_split(tiny, capsys):
     model = GPT2Module(config).model.eval()
     model.load_state_dict(weights)
     store = TokenStore.open(config.data.path, "val")
-    tokens = torch.from_numpy(store.window(0, len(store)))
+    tokens = torch.from_numpy(store.windows([0], len(store))[0])
     losses = []
     with torch.no_grad():
         for start in range(0, len(tokens) - 16, 16):
