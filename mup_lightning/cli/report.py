@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from mup_lightning.cli import report_transfer
@@ -41,25 +39,7 @@ def _add_best(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _best(options: argparse.Namespace) -> int:
-    from mup_lightning import tables
-    from mup_lightning.studies.transfer.best import as_lines, best_values
+    from mup_lightning.studies.transfer.best import run
+    from mup_lightning.studies.transfer.settings import BestSettings
 
-    found = best_values(options.results)
-    if options.json:
-        print(json.dumps([asdict(best) for best in found], indent=1))
-        return 0
-    lines = as_lines(found)
-    if options.markdown:
-        rows = ["| " + " | ".join(line) + " |" for line in lines]
-        print("\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]]))
-    else:
-        print(tables.text(lines))
-    steps = " or ".join(str(count) for count in sorted({best.steps for best in found}))
-    unigram = " or ".join(dict.fromkeys(f"{loss:.3f}" for loss in sorted({best.unigram_loss for best in found})))
-    print(f"\n{steps} steps; a unigram model has {unigram} nats per token")
-    if any(best.leveled for best in found):
-        print(
-            "Losses are means over seeds; of values that were run with different ones, each is brought to the level "
-            "of all seeds (docs/method/transfer.md)"
-        )
-    return 0
+    return run(BestSettings(options.results, options.json, options.markdown))

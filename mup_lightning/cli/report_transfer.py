@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
-
-from mup_lightning.files import check_folder, make_folder
 
 DESCRIPTION = """Does the best base value stay where it is while the model grows? For every group of a table: the
 optimum of each size, how fast it moves with the size, what it costs to tune small, the noise, and a verdict."""
@@ -48,31 +44,8 @@ def add(parsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the report; draw it where a folder is named."""
-    from mup_lightning.studies.transfer.report import markdown, screen
-    from mup_lightning.studies.transfer.transfer import as_plain, transfer
-    from mup_lightning.studies.transfer.verdict import Tolerance
+    from mup_lightning.studies.transfer.report import run
+    from mup_lightning.studies.transfer.settings import TransferSettings
 
-    tolerance = Tolerance(options.slope_tolerance, options.regret_tolerance)
-    if options.out:
-        check_folder(options.out)
-    findings = transfer(options.results, tolerance, options.noise)
-    if options.noise is not None and any(finding.group.seeds > 1 for finding in findings):
-        print("note: --noise holds for groups of one seed; the others have their seeds' own", file=sys.stderr)
-    written = _write(findings, options.out) if options.out else []
-    if options.json:
-        print(json.dumps(as_plain(findings), indent=1))
-    elif options.markdown:
-        print(markdown(findings))
-    else:
-        print("\n".join([screen(findings), *(f"wrote {file}" for file in written)]))
-    return 0
-
-
-def _write(findings: list[Any], folder: Path) -> list[Path]:
-    from mup_lightning.studies.transfer.transfer import as_plain
-    from mup_lightning.studies.transfer.transfer_figures import draw
-
-    make_folder(folder)
-    file = folder / "transfer.json"
-    file.write_text(json.dumps(as_plain(findings), indent=1) + "\n")
-    return [file, *draw(findings, folder)]
+    values = {key: value for key, value in vars(options).items() if key not in ("what", "run")}
+    return run(TransferSettings(**values))

@@ -15,7 +15,7 @@ from mup_lightning.files import check_folder, make_folder
 if TYPE_CHECKING:
     from mup_lightning.config.schema import Config
     from mup_lightning.studies.sweep.grid import Cell
-    from mup_lightning.studies.transfer.transfer import Finding
+    from mup_lightning.studies.transfer.transfer import Transfer
 
 EXAMPLE = "mup-lightning tune -c recipes/size/xl.yaml -c recipes/optimizer/muon_kimi.yaml --run.name xl"
 SWEEP = "recipes/experiment/tune.yaml"
@@ -82,7 +82,7 @@ def _by_sweep(arguments: Namespace, target: Config, folder: Path, files: list[st
 
     sweep = load(arguments.sweep or SWEEP, dict(sweeps.setting(text) for text in arguments.set))
     below = above = AROUND
-    findings: list[Finding] = []
+    findings: list[Transfer] = []
     cells: list[Cell] = []
     for _ in range(_ROUNDS):
         before = cells
@@ -112,23 +112,27 @@ def _by_sweep(arguments: Namespace, target: Config, folder: Path, files: list[st
     return 0
 
 
-def _find(folder: Path, cells: list[Cell]) -> list[Finding]:
+def _find(folder: Path, cells: list[Cell]) -> list[Transfer]:
+    from mup_lightning.studies.transfer.losses import read_losses
     from mup_lightning.studies.transfer.transfer import transfer
 
     # Another tune of the same folder may have swept another value, or another axis, through the same configurations.
     own = {(cell.hash, axis, cell.value) for cell in cells for axis in cell.axes}
-    return transfer(folder / "results.csv", keep=lambda run: (run.hash, run.axis, run.settings.get("value")) in own)
+    runs = read_losses(folder / "results.csv")
+    places = zip(runs["config_hash"], runs["axis"], runs["value"], strict=True)
+    return transfer(runs[[place in own for place in places]])
 
 
 def _from_table(path: Path, target: Config, folder: Path, files: list[str]) -> int:
     """Take what of a sweep's table is like the target."""
-    from mup_lightning.studies.transfer.losses import read_runs
+    from mup_lightning.studies.transfer.losses import read_losses
     from mup_lightning.studies.transfer.transfer import transfer
     from mup_lightning.studies.tune.kinship import differences
     from mup_lightning.studies.tune.proxies import refuse_strangers
 
     path = path / "results.csv" if path.is_dir() else path
-    swept = {run.settings.get("value", "") for run in read_runs(path)}
+    runs = read_losses(path)
+    swept = {dict(settings).get("value", "") for settings in runs["settings"]}
     if "" in swept:
         raise UserError(f"{path} does not say which value was swept; expected the results.csv of a sweep")
     if len(swept) > 1:
@@ -138,7 +142,7 @@ def _from_table(path: Path, target: Config, folder: Path, files: list[str]) -> i
         )
     (key,) = swept
     configurations = _configurations(path.with_name("configurations.json"))
-    hashes = {run.hash for run in read_runs(path)}
+    hashes = set(runs["config_hash"])
     known = {name: config for name, config in configurations.items() if name in hashes}
     alike = {name: config for name, config in known.items() if not differences(config, target, key)}
     if not alike:
@@ -147,7 +151,7 @@ def _from_table(path: Path, target: Config, folder: Path, files: list[str]) -> i
         raise UserError(f"{path} has no run that configurations.json beside it knows; expected a sweep's own folder")
     refuse_strangers(list(alike.values()), target, key, str(path))
     make_folder(folder)
-    _tell(transfer(path, keep=lambda run: run.hash in alike), list(alike.values()), key, target, folder, path, files)
+    _tell(transfer(runs[runs["config_hash"].isin(alike)]), list(alike.values()), key, target, folder, path, files)
     return 0
 
 
@@ -170,7 +174,7 @@ def _configurations(file: Path) -> dict[str, Config]:
 
 
 def _tell(
-    findings: list[Finding],
+    findings: list[Transfer],
     proxies: list[Config],
     key: str,
     target: Config,
@@ -182,8 +186,8 @@ def _tell(
     from mup_lightning.cli import next_command
     from mup_lightning.cli.tune_cost import of_target
     from mup_lightning.studies.sweep.grid import look_up
-    from mup_lightning.studies.transfer.report import screen
-    from mup_lightning.studies.transfer.transfer_figures import draw
+    from mup_lightning.studies.transfer.figures import draw
+    from mup_lightning.studies.transfer.report import text
     from mup_lightning.studies.tune import tuned_file
     from mup_lightning.studies.tune.kinship import belongings, cautions
     from mup_lightning.studies.tune.prediction import tuned
@@ -203,10 +207,10 @@ def _tell(
         )
     result = tuned(findings, key, shape, more)
     present = look_up(target, key) if base == own else None
-    print(f"\n{screen(findings)}\n\n{tuned_file.screen(result, base, shape, present)}")
-    seeds = max(finding.group.seeds for finding in findings)
+    print(f"\n{text(findings)}\n\n{tuned_file.screen(result, base, shape, present)}")
+    seeds = max(finding.seeds for finding in findings)
     counted = "one seed" if seeds == 1 else f"up to {seeds} seeds"
-    origin = f"{len(proxies)} runs of {findings[0].group.steps} steps, {counted}: {table}"
+    origin = f"{len(proxies)} runs of {findings[0].steps} steps, {counted}: {table}"
     # One file for each value, so that the weight decay's does not replace the rate's.
     file = folder / ("tuned.yaml" if key == "recipe.lr" else f"tuned_{key.rpartition('.')[2]}.yaml")
     tuned_file.write(result, base, shape, origin, belongings(proxies[0], key), file)

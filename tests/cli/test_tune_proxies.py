@@ -15,6 +15,7 @@ from mup_lightning.cli.sweep import compose
 from mup_lightning.errors import UserError
 from mup_lightning.studies.sweep.run import Summary, SweepRun
 from mup_lightning.studies.sweep.spec import load
+from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.transfer import transfer
 from mup_lightning.studies.tune.kinship import cautions
 from mup_lightning.studies.tune.proxies import proxy_cells, refuse_strangers
@@ -136,7 +137,7 @@ def test_the_grid_grows_where_a_value_as_good_as_the_best_is_the_last(corpus, tm
     """Nothing is run: the report reads a table whose best values are known."""
     chance = np.random.default_rng(6)
     losses = curves((16, 32), (optimum, optimum), noise=0.004, seeds=3, grid=range(-12, -5), chance=chance)
-    found = transfer(write(tmp_path / "t.csv", losses))
+    found = transfer(read_losses(write(tmp_path / "t.csv", losses)))
     assert {o.edge for finding in found for o in finding.optima} == {0}
     values = set()
     monkeypatch.setattr(

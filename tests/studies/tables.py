@@ -4,7 +4,8 @@ import csv
 
 import numpy as np
 
-from mup_lightning.studies.transfer.transfer import as_plain, transfer
+from mup_lightning.studies.transfer.losses import read_losses
+from mup_lightning.studies.transfer.transfer import to_dict, transfer
 
 COLUMNS = ("parametrization", "axis", "size", "log2_value", "seed", "loss")
 SIZES = (64, 128, 256, 512)
@@ -34,7 +35,7 @@ def curves(sizes, optima, noise=0.0, seeds=1, name="mup", grid=range(-10, -3), c
 
 
 def groups(path, **options):
-    return as_plain(transfer(path, **options))["groups"]
+    return to_dict(transfer(read_losses(path), **options))["groups"]
 
 
 def report(tmp_path, rows, **options):

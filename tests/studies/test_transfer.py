@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mup_lightning.cli.main import main
-from mup_lightning.studies.transfer.report import screen
-from mup_lightning.studies.transfer.transfer import as_plain, transfer
-from mup_lightning.studies.transfer.verdict import Tolerance
+from mup_lightning.studies.transfer.losses import read_losses
+from mup_lightning.studies.transfer.report import text
+from mup_lightning.studies.transfer.transfer import to_dict, transfer
 from tests.studies.tables import COLUMNS, PUBLISHED, SIZES, curves, groups, published, report, write
 
 
@@ -57,7 +57,7 @@ def test_the_published_tables(tmp_path):
     assert no_norm["cliff"] == ["8"]
     assert no_norm["diverged"] == {"8": [-9.0]}
     assert no_norm["optimum"]["8"] == -10.0
-    comparison = as_plain(transfer(file))["comparisons"]
+    comparison = to_dict(transfer(read_losses(file)))["comparisons"]
     assert [c["axis"] for c in comparison] == ["width"]
     assert comparison[0]["best_loss"]["4096"] == {"SP": 3.516, "recipe, k ≥ 2": 3.446}
 
@@ -117,8 +117,8 @@ def test_one_seed_proves_no_small_regret(tmp_path, regret, noise, beginning):
     ]
     rows = [(*row[:5], 2.7) if row[2] == 512 and row[3] == -8 else row for row in rows]
     assert report(tmp_path, rows, noise=noise)["regret"] == pytest.approx(regret)
-    tolerance = Tolerance(slope=1.0, regret=0.02)  # the tooth moves the optimum too, which is not the question here
-    (found,) = transfer(tmp_path / "table.csv", tolerance, noise=noise)
+    # The tooth moves the optimum too, which is not the question here.
+    (found,) = transfer(read_losses(tmp_path / "table.csv"), slope_tolerance=1.0, noise=noise)
     assert found.verdict.startswith(beginning), found.verdict
 
 
@@ -158,9 +158,10 @@ def test_a_sweeps_columns_tell_groups_apart(tmp_path):
     names = ("SP", "recipe, k ≥ 2", "recipe, k = 1")  # in this order, whatever the table's is
     assert labels == [(name, norm, "2", 60) for norm in ("True", "False") for name in names]
     assert found[0]["diverged"] == {"64": [-10.0]}
-    assert len(as_plain(transfer(path))["comparisons"]) == 2
+    assert len(to_dict(transfer(read_losses(path)))["comparisons"]) == 2
     hashes = {f"True0{row}" for row in curves((64, 128), (-7, -7), name="sp", noise=0.001, seeds=2)}
-    assert {g["label"] for g in groups(path, keep=lambda run: run.hash in hashes)} == {"SP"}
+    runs = read_losses(path)
+    assert {found.label for found in transfer(runs[runs["config_hash"].isin(hashes)])} == {"SP"}
 
 
 def test_a_shape_of_both_grows_by_half_a_doubling_of_each(tmp_path):
@@ -244,7 +245,7 @@ def test_the_interval_of_an_optimum_holds_it_though_curves_lean(tmp_path, steepe
         ]
         group = report(tmp_path, rows)
         inside += sum(low <= best <= high for low, high in group["optimum_ci"].values())
-        assert "± 0.15" in screen(transfer(tmp_path / "table.csv"))
+        assert "± 0.15" in text(transfer(read_losses(tmp_path / "table.csv")))
         slopes.append(group["slope_ci"])
     assert inside >= 38  # of 40
     assert sum(low <= 0 <= high for low, high in slopes) >= 18  # of 20
@@ -283,7 +284,7 @@ def test_shapes_of_one_size_are_not_taken_for_each_other(tmp_path):
         for size in sizes
         for value in (-8, -7, -6)
     ]
-    (comparison,) = as_plain(transfer(write(tmp_path / "table.csv", rows), noise=0.01))["comparisons"]
+    (comparison,) = to_dict(transfer(read_losses(write(tmp_path / "table.csv", rows)), noise=0.01))["comparisons"]
     assert {size: set(losses.values()) for size, losses in comparison["best_loss"].items()} == {
         "32x2": {3.0},
         "64x4": {2.5, None},

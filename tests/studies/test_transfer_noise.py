@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.transfer import transfer
 from tests.studies.tables import SIZES, curves, report, write
 
@@ -58,7 +59,7 @@ def test_the_luck_of_a_seed_is_no_noise_between_values(tmp_path):
 
 
 def found(tmp_path, rows):
-    (finding,) = transfer(write(tmp_path / "table.csv", rows))
+    (finding,) = transfer(read_losses(write(tmp_path / "table.csv", rows)))
     return finding
 
 
@@ -67,9 +68,8 @@ def test_a_value_that_only_an_unlucky_seed_has_run_is_not_held_to_its_luck(tmp_p
     luck = {0: 0.1, 1: -0.04, 2: -0.06}
     some = [(*row[:5], row[5] + luck[row[4]]) for row in rows if row[4] == 0 or abs(row[3] + 7) < 2]
     finding = found(tmp_path, some)
-    for curve, best in zip(finding.group.curves, finding.optima, strict=True):
-        assert curve.shares == pytest.approx({str(seed): share for seed, share in luck.items()}, abs=1e-5)
-        assert curve.means == pytest.approx({float(r[3]): r[5] for r in rows if r[2] == int(curve.size)}, abs=1e-5)
+    for curve, best in zip(finding.curves, finding.optima, strict=True):
+        assert curve.trained == pytest.approx({float(r[3]): r[5] for r in rows if r[2] == int(curve.size)}, abs=1e-5)
         assert (best.value, best.plateau) == (pytest.approx(-7.0, abs=1e-4), (-7.0,))
 
 
@@ -105,7 +105,7 @@ def test_means_are_those_of_a_mixed_model(tmp_path):
         for seed, loss in losses.items()
     ]
     finding = found(tmp_path, rows)
-    rest, between = finding.noise.paired**2, finding.noise.deviation**2
+    rest, between = finding.noise.residual**2, finding.noise.between_seeds**2
     y = np.array([loss for losses in table.values() for loss in losses.values()])
     seeds = np.array([seed for losses in table.values() for seed in losses])
     values = np.repeat([0, 1, 2], 2)
@@ -113,10 +113,10 @@ def test_means_are_those_of_a_mixed_model(tmp_path):
     x = (values[:, None] == np.arange(3)).astype(float)
     of_means = np.linalg.inv(x.T @ np.linalg.solve(covariance, x))
     expected = of_means @ x.T @ np.linalg.solve(covariance, y)
-    curve = finding.group.curves[0]
-    assert list(curve.means.values()) == pytest.approx(expected)
+    curve = finding.curves[0]
+    assert curve.means.tolist() == pytest.approx(expected)
     error = np.sqrt(of_means[0, 0] + of_means[2, 2] - 2 * of_means[0, 2])
-    assert curve.error_between(-8.0, -6.0) == pytest.approx(error)
+    assert curve.difference_se(-8.0, -6.0) == pytest.approx(error)
 
 
 def test_scatter_that_the_noise_cannot_explain_widens_the_interval(tmp_path):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from mup_lightning.cli.main import main
-from mup_lightning.studies.transfer.transfer import as_plain, transfer
+from mup_lightning.studies.transfer.losses import read_losses
+from mup_lightning.studies.transfer.transfer import to_dict, transfer
 from tests.studies.tables import COLUMNS, SIZES, curves, write
 
 ROW = ("mup", "width", 64, -7, 0, 3.0)
@@ -109,7 +110,7 @@ def test_parametrizations_are_compared_on_equal_terms(tmp_path, capsys, column, 
     assert f"or add the column {own}" in error
     # A column that tells them apart: two experiments, each compared with itself alone.
     apart = write(tmp_path / "apart.csv", [(*row, row[-1]) for row in rows], (*COLUMNS, column, own))
-    found = as_plain(transfer(apart))
+    found = to_dict(transfer(read_losses(apart)))
     assert (len(found["groups"]), found["comparisons"]) == (2, [])
 
 
@@ -138,7 +139,7 @@ def test_tables_as_other_programs_write_them(tmp_path, capsys):
     assert set(found["groups"][0]["diverged"]) == {"64", "128"}
     assert found["comparisons"][0]["best_loss"]["64"] == {"SP": 3.0, "recipe": 3.0}
     assert main(["report", "transfer", str(path)]) == 0
-    assert {curve.lost(-4.0) for finding in transfer(path) for curve in finding.group.curves} == {"diverged"}
+    assert {curve.lost[-4.0] for found in transfer(read_losses(path)) for curve in found.curves} == {"diverged"}
 
 
 def test_a_family_of_which_nothing_trained_is_drawn_empty(tmp_path, capsys):
@@ -152,7 +153,7 @@ def test_a_family_of_which_nothing_trained_is_drawn_empty(tmp_path, capsys):
 
 def test_a_nan_in_the_published_tables_is_a_divergence(tmp_path):
     (tmp_path / "t.json").write_text(published(float("nan")))
-    (group,) = as_plain(transfer(tmp_path / "t.json"))["groups"]
+    (group,) = to_dict(transfer(read_losses(tmp_path / "t.json")))["groups"]
     assert group["diverged"] == {"64": [-8.0]}
 
 

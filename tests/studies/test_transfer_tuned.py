@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mup_lightning.errors import UserError
+from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.transfer import transfer
 from mup_lightning.studies.tune import tuned_file
 from mup_lightning.studies.tune.prediction import tuned
@@ -11,7 +12,7 @@ from tests.studies.tables import COLUMNS, curves, write
 
 
 def carry(tmp_path, rows, target=(1024, 2), **options):
-    return tuned(transfer(write(tmp_path / "t.csv", rows), **options), "recipe.lr", target)
+    return tuned(transfer(read_losses(write(tmp_path / "t.csv", rows)), **options), "recipe.lr", target)
 
 
 def test_the_value_is_the_mean_and_the_drift_goes_on_to_the_target(tmp_path):
@@ -35,7 +36,7 @@ def test_doublings_are_counted_from_where_all_proxies_are(tmp_path):
     deep = curves((2, 4, 8, 16), (-7, -6.9, -6.8, -6.7), noise=1e-4, seeds=2, chance=chance)
     rows += [(row[0], "depth", *row[2:], 64, "") for row in deep]
     path = write(tmp_path / "t.csv", rows, (*COLUMNS, "width", "depth"))
-    found = tuned(transfer(path), "recipe.lr", (1024, 32))
+    found = tuned(transfer(read_losses(path)), "recipe.lr", (1024, 32))
     assert {drift.axis: drift.doublings for drift in found.drifts} == {"width": 3.5, "depth": 3.25}
     # The value with its drifts is the truth at the target.
     assert found.log2 + sum(drift.moved for drift in found.drifts) == pytest.approx(-7 + 0.2 * 4 + 0.1 * 4, abs=0.02)
@@ -86,7 +87,7 @@ def cross(wide, deep, **options):
 
 
 def carried(tmp_path, rows, target):
-    return tuned(transfer(write(tmp_path / "t.csv", rows, SIDES)), "recipe.lr", target)
+    return tuned(transfer(read_losses(write(tmp_path / "t.csv", rows, SIDES))), "recipe.lr", target)
 
 
 def test_an_axis_on_which_one_size_trained_is_heard(tmp_path):

@@ -1,22 +1,25 @@
-"""From a sweep's table of results to the best value in each group: which, how good, and how sure."""
+"""The best value of each group of a sweep's table, and `mup-lightning report best`."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mup_lightning.errors import UserError
-from mup_lightning.studies.transfer.estimate import level
-from mup_lightning.studies.transfer.losses import SAID_ELSEWHERE
-from mup_lightning.studies.transfer.results_csv import finite, log2_value_of, loss_of, read_rows, read_text
-from mup_lightning.studies.transfer.transfer_curves import Curve
+import pandas as pd
+
+from mup_lightning import tables
+from mup_lightning.studies.transfer.estimate import adjust_for_seeds
+from mup_lightning.studies.transfer.losses import COLUMNS, numbers, options, read_losses
+from mup_lightning.studies.transfer.settings import BestSettings
+from mup_lightning.studies.transfer.transfer import refuse_different, refuse_twice
 
 GROUP = ("optimizer", "parametrization", "branch_depth", "width", "depth", "value")
-"""Rows that agree in these, and in all further options that the table has, are one group: what is left to differ is the
-swept value and the seed."""
+"""Runs that agree in these, and in all further options of the table, are one group."""
 
-NEEDED = (*GROUP, "log2_value", "seed", "loss", "unigram_loss", "steps")
+NEEDED = tuple(dict.fromkeys((*GROUP, *COLUMNS, "unigram_loss", "steps")))
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,14 @@ class Best:
     """One group of a table.
 
     Attributes:
-        group: the values of `GROUP`, and of further options, such as model.layer_norm.
-        losses: log2 of the value -> mean loss over the seeds, on one level where they differ between values; None where
-            one diverged or was stopped as hopeless.
-        leveled: a value was run with other seeds than another, so that losses are not the plain means.
-        lost: log2 of these values -> which of the two.
-        best: log2 of the value with the lowest loss; None where all diverged.
-        edge: the best value is the smallest or the largest that was tried: a better one may lie beyond.
-        unigram_loss: of the corpus.
+        group: column -> text of what its runs share.
+        losses: log2 of the value -> mean loss over the seeds, adjusted where these differ between values; None where
+            any seed diverged or was stopped as hopeless.
+        leveled: a value was run with other seeds than another, so losses are not the plain means.
+        lost: log2 of the values without a loss -> "diverged" or "stopped".
+        best: log2 of the value with the lowest loss; None where all are lost.
+        edge: the best value is the smallest or largest tried: a better one may lie beyond.
+        unigram_loss: loss of a unigram model of the corpus, nats per token.
         steps: of every run that went to its end; where none did, the most that one made.
     """
 
@@ -45,94 +48,77 @@ class Best:
     steps: int
 
 
+def run(settings: BestSettings) -> int:
+    """Print the best values.
+
+    Raises:
+        UserError: see `best_values`.
+    """
+    found = best_values(settings.results)
+    if settings.json:
+        print(json.dumps([asdict(best) for best in found], indent=1))
+        return 0
+    print((tables.markdown if settings.markdown else tables.text)(lines(found)))
+    steps = " or ".join(str(count) for count in sorted({best.steps for best in found}))
+    unigram = " or ".join(dict.fromkeys(f"{loss:.3f}" for loss in sorted({best.unigram_loss for best in found})))
+    print(f"\n{steps} steps; a unigram model has {unigram} nats per token")
+    if any(best.leveled for best in found):
+        print("Losses are means over seeds, adjusted where values were run with different seeds (docs/method/transfer.md)")
+    return 0
+
+
 def best_values(path: Path) -> list[Best]:
-    """Read a table and find the best value of every group, groups in order of their best losses.
+    """Read a sweep's table and find the best value of every group, groups in order of their best losses.
 
     Args:
         path: results.csv of `mup-lightning sweep`, or its folder.
 
     Raises:
-        UserError: there is no such file, it lacks columns, has no rows or a cell that is no number, holds two runs of
-            one value and seed, or a group mixes texts or numbers of steps.
+        UserError: the table cannot be read, holds two runs of one value and seed, or a group mixes texts or steps.
     """
-    path = path / "results.csv" if path.is_dir() else path
-    rows = read_rows(read_text(path), path, NEEDED, "the results.csv of a sweep")
-    columns = [*GROUP, *(column for column in rows[0][1] if "." in column and column not in SAID_ELSEWHERE)]
-    groups: dict[tuple[str, ...], list[tuple[str, dict[str, str]]]] = defaultdict(list)
-    for where, row in rows:
-        groups[tuple("" if column == row["value"] else row[column] for column in columns)].append((where, row))
-    found = [_best(members, [c for c in columns if c != members[0][1]["value"]]) for members in groups.values()]
-    return sorted(found, key=lambda b: float("inf") if b.best is None else b.losses[b.best] or 0.0)
+    runs = read_losses(path, NEEDED)
+    columns = [*GROUP, *options(runs)]
+    groups: list[Hashable] = [
+        tuple((column, row[column]) for column in columns if column != row["value"]) for row in runs.to_dict("records")
+    ]
+    runs = runs.assign(group=groups, position=0.0, unigram_loss=numbers(runs, "unigram_loss", "a number"))
+    run_of = ["group", "log2_value", "seed", "config_hash"]
+    on_another_axis = runs.duplicated(run_of) & ~runs.duplicated([*run_of, "axis"])
+    runs = runs[~on_another_axis]
+    refuse_different(runs, runs["group"])
+    found = [_best(dict(group), own) for group, own in runs.groupby("group", sort=False)]
+    return sorted(found, key=lambda best: math.inf if best.best is None else best.losses[best.best] or 0.0)
 
 
-def _best(rows: list[tuple[str, dict[str, str]]], columns: list[str]) -> Best:
-    by_value: dict[float, dict[str, float | None]] = defaultdict(dict)
-    places: dict[tuple[float, str], tuple[str, dict[str, str]]] = {}
-    lost: dict[float, str] = {}
-    for where, row in rows:
-        value, seed = log2_value_of(row, where), row["seed"]
-        before, other = places.setdefault((value, seed), (where, row))
-        if row is not other:
-            _refuse_twice(f"{where} is 2^{value:g}, seed {seed} of {row['optimizer']} once more", row, other, before)
-        by_value[value][seed] = loss = loss_of(row["loss"], f"{where}: loss")
-        if loss is None and lost.get(value) != "diverged":
-            lost[value] = "stopped" if row.get("stopped") else "diverged"
-    first = rows[0][1]
-    known = {
-        value: {} if None in found.values() else {seed: loss for seed, loss in found.items() if loss is not None}
-        for value, found in sorted(by_value.items())
-    }
-    (curve,), _ = level([Curve(first["width"], 0.0, known, frozenset())])
-    losses = {value: curve.means.get(value) for value in known}
-    left = {value: loss for value, loss in losses.items() if loss is not None}
-    best = min(left, key=lambda value: left[value]) if left else None
+def _best(group: dict[str, str], runs: pd.DataFrame) -> Best:
+    refuse_twice(runs, ["log2_value", "seed"])
+    (curve,), _ = adjust_for_seeds(runs)
+    means, values = curve.trained, curve.values.tolist()
+    best = min(means, key=lambda value: means[value], default=None)
+    trained = runs[runs["log2_value"].isin(means)]
+    ended = runs[runs["loss"].notna()] if runs["loss"].notna().any() else runs
     return Best(
-        group={column: first[column] for column in columns},
-        losses=losses,
-        leveled=len({frozenset(found) for found in known.values() if found}) > 1,
-        lost=lost,
+        group=group,
+        losses={value: means.get(value) for value in values},
+        leveled=trained.groupby("log2_value")["seed"].agg(frozenset).nunique() > 1,
+        lost=curve.lost,
         best=best,
-        edge=best in (min(losses), max(losses)),
-        unigram_loss=_shared(rows, "unigram_loss", "texts (unigram losses"),
-        steps=int(_shared(rows, "steps", "runs of different length (steps")),
+        edge=best in (values[0], values[-1]),
+        unigram_loss=float(ended["unigram_loss"].max()),
+        steps=int(ended["steps"].max()),
     )
 
 
-def _refuse_twice(what: str, row: dict[str, str], other: dict[str, str], before: str) -> None:
-    """Unless it is one run, which stands in the table on two axes."""
-    if row.get("config_hash") != other.get("config_hash"):
-        raise UserError(
-            f"{what}, of another configuration than {before}: no column tells what differs; make a table of each"
-        )
-    if row.get("axis") == other.get("axis"):
-        raise UserError(f"{what} (before: {before}); keep one of the two rows")
-
-
-def _shared(rows: list[tuple[str, dict[str, str]]], column: str, complaint: str) -> float:
-    """The number that all runs of a group have in a column, or, where none went to its end, the largest."""
-    every = {finite(row[column], f"{where}: {column}"): where for where, row in rows}
-    # A run that diverged or was stopped made fewer steps.
-    ended = {finite(row[column], where): where for where, row in rows if loss_of(row["loss"], where) is not None}
-    if len(ended) > 1:
-        told = ", ".join(f"{number:g} in {where}" for number, where in sorted(ended.items()))
-        raise UserError(f"one group mixes {complaint}: {told}): their losses cannot be compared; make a table of each")
-    return next(iter(ended), max(every))
-
-
-def as_lines(found: list[Best]) -> list[list[str]]:
-    """A table for people: a line per group under a heading; what all groups share is left out."""
+def lines(found: Sequence[Best]) -> list[list[str]]:
+    """A table for people: a line per group under a heading, without the columns that all groups share."""
     columns = dict.fromkeys(column for best in found for column in best.group)
     shown = [c for c in columns if len({best.group.get(c, "") for best in found}) > 1] or ["optimizer"]
     value = "value" if "value" in shown else found[0].group["value"]
-    lines = [[*shown, f"best {value}", "loss", "others tried"]]
+    rows = [[*shown, f"best {value}", "loss", "others tried"]]
     for best in found:
+        texts = {v: best.lost[v] if loss is None else f"{loss:.3f}" for v, loss in best.losses.items()}
         name = "-" if best.best is None else f"2^{best.best:g}" + (" (edge)" if best.edge else "")
-        loss = best.losses[best.best] if best.best is not None else None
-        others = [f"2^{value:g} {_loss(other, best.lost.get(value))}" for value, other in best.losses.items()
-                  if value != best.best]  # fmt: skip
-        lines.append([*(best.group.get(column, "") for column in shown), name, _loss(loss), ", ".join(others)])
-    return lines
-
-
-def _loss(loss: float | None, lost: str | None = None) -> str:
-    return lost or "diverged" if loss is None else f"{loss:.3f}"
+        others = ", ".join(f"2^{v:g} {text}" for v, text in texts.items() if v != best.best)
+        loss = "diverged" if best.best is None else texts[best.best]
+        rows.append([*(best.group.get(column, "") for column in shown), name, loss, others])
+    return rows

@@ -1,159 +1,217 @@
-"""Reading losses over sizes and base values: a sweep's table, a simple table, or the published tables."""
+"""Reads tables of losses: results.csv of a sweep, any CSV with the same columns, or the published losses (JSON)."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from mup_lightning.errors import UserError
-from mup_lightning.studies.transfer.results_csv import finite, log2_value_of, loss_of, number, read_rows, read_text
 
-NEEDED = ("parametrization", "axis", "size", "log2_value", "seed", "loss")
-"""Columns that every table has. Here an empty loss is a divergence."""
+COLUMNS = ("parametrization", "axis", "size", "log2_value", "seed", "loss")
+"""Columns that every table has."""
 
-SETTINGS = ("optimizer", "branch_depth", "value", "width", "depth", "layer_norm")
-"""Columns that tell groups apart where a table has them, beside all that are named like options (`model.context`)."""
+SETTINGS = ("parametrization", "optimizer", "branch_depth", "value", "width", "depth", "layer_norm")
+"""Columns that separate groups of runs, with every column named like an option (`model.context`)."""
 
+_REPEATED = {"recipe.optimizer", "recipe.parametrization", "recipe.branch_depth", "model.width", "model.depth"}
+"""Columns named like options that repeat another column."""
+
+_EXPECTED = f"{', '.join(COLUMNS)} (an empty loss: diverged)"
 _NOT_STOPPED = ("", "0", "0.0", "false", "no", "none", "nan")
-"""All else says why."""
-
-SAID_ELSEWHERE = {
-    "recipe.optimizer",
-    "recipe.parametrization",
-    "recipe.branch_depth",
-    "model.width",
-    "model.depth",
-    "seed",
-}
-"""Columns named like options that other columns repeat."""
+_LARGEST = 1e6
+"""Largest magnitude of a log2 value or a loss; beyond it, no training and no logarithm means anything."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """One row.
+def read_table(path: Path, needed: Sequence[str] = COLUMNS, expected: str = _EXPECTED) -> pd.DataFrame:
+    """Read a CSV file as text, however it was saved (byte order mark, any line ends, blank lines).
 
-    Attributes:
-        settings: column -> text of what it shares with the runs that it is compared with: the parametrization first,
-            then all but axis, size, value and seed.
-        axis: width, depth, both, or any other word.
-        size: as the table has it, every number in one spelling (64 for 64.0).
-        position: log2 of the size; of "WxD", half of log2 W + log2 D, so that doubling both is one doubling.
-        value: log2 of the base value.
-        seed: as the table has it.
-        loss: nats per token; None: there is none.
-        stopped: there is none because the run was given up as hopeless, not because it diverged.
-        steps: done, as the table has it; empty where it does not say.
-        corpus: manifest's hash; empty where the table does not say.
-        hash: of the configuration; empty where the table does not say.
-    """
+    Args:
+        path: the file, or the folder whose results.csv it is.
+        needed: columns that the table must have.
+        expected: what the file should be, for the messages.
 
-    settings: dict[str, str]
-    axis: str
-    size: str
-    position: float
-    value: float
-    seed: str
-    loss: float | None
-    stopped: bool = False
-    steps: str = ""
-    corpus: str = ""
-    hash: str = ""
-
-
-def read_runs(path: Path) -> list[Run]:
-    """Read results.csv of a sweep, a CSV file with the columns `NEEDED`, or the published tables (JSON).
+    Returns:
+        Text cells. The index names each row for messages: "PATH, row 2".
 
     Raises:
-        UserError: it cannot be read, lacks columns, has no rows, or a cell is no number.
+        UserError: it cannot be read, is no table, lacks a column or has one twice, or has no rows.
     """
-    if path.is_dir():
-        path = path / "results.csv"
-    text = read_text(path)
-    if path.suffix == ".csv":
-        expected = f"{', '.join(NEEDED)} (an empty loss: diverged)"
-        return [_from_row(row, where) for where, row in read_rows(text, path, NEEDED, expected)]
-    if path.suffix != ".json":
-        raise UserError(f"{path} is of an unknown kind; expected a .csv, or the published losses as .json")
-    return _from_published(text, path)
+    path = path / "results.csv" if path.is_dir() else path
+    try:
+        reader = csv.reader(io.StringIO(_text(path, expected)), strict=True)
+        rows = {f"{path}, row {reader.line_num}": row for row in reader if row}
+    except csv.Error as error:
+        raise UserError(f"{path} is not a CSV file: {error}; expected {expected}") from None
+    if not rows:
+        raise UserError(f"{path} is empty; expected {expected}")
+    head = rows.pop(next(iter(rows)))
+    if missing := [column for column in needed if column not in head]:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected {expected}")
+    if repeated := sorted({column for column in head if head.count(column) > 1}):
+        raise UserError(f"{path} has the columns {', '.join(repeated)} more than once; expected each once")
+    if ragged := [place for place, row in rows.items() if len(row) != len(head)]:
+        raise UserError(f"{ragged[0]}: expected {len(head)} cells as in the heading")
+    if not rows:
+        raise UserError(f"{path} has no runs yet, only a heading")
+    return pd.DataFrame(list(rows.values()), columns=head, index=list(rows), dtype=object)
 
 
-def _from_row(row: dict[str, str], where: str) -> Run:
-    axis = row["axis"]
-    columns = [*SETTINGS, *(column for column in row if "." in column and column not in SAID_ELSEWHERE)]
-    left_out = {row.get("value"), axis} | ({"width", "depth"} if axis == "both" else set())
-    settings = {column: row[column] for column in columns if row.get(column) and column not in left_out}
-    return Run(
-        settings={"parametrization": row["parametrization"]} | settings,
-        axis=axis,
-        size=_size(row["size"]),
-        position=_position(row["size"], where),
-        value=log2_value_of(row, where),
-        seed=row["seed"],
-        loss=loss_of(row["loss"], f"{where}: loss"),
-        stopped=row.get("stopped", "").strip().lower() not in _NOT_STOPPED,
-        steps=_steps(row.get("steps", ""), where),
-        corpus=row.get("corpus", ""),
-        hash=row.get("config_hash", ""),
+def numbers(
+    table: pd.DataFrame, column: str, expected: str, *, largest: float = math.inf, empty: bool = False
+) -> pd.Series:
+    """A column of a text table as numbers.
+
+    Args:
+        table: see `read_table`.
+        column: its name.
+        expected: what a cell should hold, for the message.
+        largest: largest magnitude accepted.
+        empty: accept cells that are empty, nan or infinite; they become NaN.
+
+    Raises:
+        UserError: naming the row, the cell and what was expected.
+    """
+    text = table[column].str.strip()
+    found = text.map(_number).astype(float)
+    wrong = ~(np.isfinite(found) & (found.abs() <= largest))
+    if empty:
+        wrong &= ~text.str.fullmatch("[-+]?(nan|inf|infinity)?", case=False)
+    if wrong.any():
+        where = wrong.idxmax()
+        raise UserError(f"{where}: {column} is {table.loc[where, column]!r}; expected {expected}")
+    return found.where(np.isfinite(found))
+
+
+def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
+    """Read a table of losses, one run a row.
+
+    Rows at value 0, which has no logarithm, are left out with a note.
+
+    Args:
+        path: results.csv of a sweep or its folder, another CSV file, or the published losses as JSON.
+        needed: columns that the table must have.
+
+    Returns:
+        The table's own columns as text, and in place of or besides them:
+        settings: tuple of (column, text) pairs that a run shares with those it is compared with: all of `SETTINGS` and
+            of the options that vary, but axis, size and value.
+        size: as text, every number in one spelling (64 for 64.0).
+        position: log2 of the size; of "WxD", half of log2 W + log2 D, so that doubling both is one doubling.
+        log2_value: log2 of the base value.
+        loss: nats per token; NaN where the run has none.
+        stopped: whether a run without a loss was given up as hopeless rather than diverged.
+        steps: done; NaN where the table does not say.
+        corpus, config_hash: empty where the table does not say.
+
+    Raises:
+        UserError: as `read_table`, or a cell is not what its column holds.
+    """
+    table = _published(path) if path.suffix == ".json" else read_table(path, needed)
+    if "value" in table and (zero := (table["log2_value"] == "") & (table["value"] != "")).any():
+        if zero.all():
+            raise UserError(f"{path} has only runs at value 0; expected values above 0")
+        print(
+            f"note: {zero.sum()} runs at value 0 are left out: a logarithmic axis has no place for it", file=sys.stderr
+        )
+        table = table[~zero]
+    optional = {column: "" for column in ("stopped", "steps", "corpus", "config_hash") if column not in table}
+    table = table.assign(**optional)
+    sizes = [_size(text, place) for place, text in table["size"].items()]
+    columns = [*SETTINGS, *options(table)]
+    return table.assign(
+        settings=[_settings(row, columns) for row in table.to_dict("records")],
+        size=[size for size, _ in sizes],
+        position=[position for _, position in sizes],
+        log2_value=numbers(table, "log2_value", "a power of two, such as -7", largest=_LARGEST),
+        loss=numbers(table, "loss", "nats per token (empty: diverged)", largest=_LARGEST, empty=True),
+        stopped=~table["stopped"].str.strip().str.lower().isin(_NOT_STOPPED),
+        steps=numbers(table, "steps", "a number", empty=True),
     )
 
 
-def _from_published(text: str, path: Path) -> list[Run]:
+def options(table: pd.DataFrame) -> list[str]:
+    """Columns named like options (`model.context`), which vary in a sweep, but those that repeat another column."""
+    return [column for column in table if "." in column and column not in _REPEATED]
+
+
+def _text(path: Path, expected: str) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: it cannot be read, or is not text.
+    """
     try:
-        tables = json.loads(text)["tables"]
-        return [run for table in tables.values() for run in _from_table(table, path)]
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}; expected {expected}, such as the results.csv of a sweep") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; expected {expected}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; expected {expected}") from None
+
+
+def _published(path: Path) -> pd.DataFrame:
+    """The published losses as a table; the index names the place of each loss for messages.
+
+    Raises:
+        UserError: it is not such a file.
+    """
+    expected = (
+        '{"tables": {NAME: {parametrization, axis, optimizer, hyperparameter, layernorm, log2_values, '
+        "validation_loss}}}, as the published losses have it, or a .csv"
+    )
+    try:
+        rows = [
+            {
+                "place": f"{path}, {name}, size {size}, 2^{value}",
+                "parametrization": table["parametrization"],
+                "axis": table["axis"],
+                "size": size,
+                "log2_value": str(value),
+                "seed": "",
+                "loss": "" if loss is None else str(loss),
+                "optimizer": table["optimizer"],
+                "value": table["hyperparameter"],
+                "layer_norm": str(table["layernorm"]),
+            }
+            for name, table in json.loads(_text(path, expected))["tables"].items()
+            for size, losses in table["validation_loss"].items()
+            for value, loss in zip(table["log2_values"], losses, strict=True)
+        ]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f'{path} is no table of losses: expected {{"tables": {{name: {{parametrization, axis, optimizer, '
-            f"hyperparameter, layernorm, log2_values, validation_loss}}}}}}, as the published losses have it, or a .csv"
-        ) from None
+        raise UserError(f"{path} is not a table of losses; expected {expected}") from None
+    return pd.DataFrame(rows, dtype=object).set_index("place")
 
 
-def _from_table(table: dict[str, Any], path: Path) -> list[Run]:
-    settings = {
-        "parametrization": table["parametrization"],
-        "optimizer": table["optimizer"],
-        "value": table["hyperparameter"],
-        "layer_norm": str(table["layernorm"]),
-    }
-    axis, where = table["axis"], str(path)
-    return [
-        Run(settings, axis, _size(size), _position(size, where), float(value), "", _known(loss, where, size))
-        for size, losses in table["validation_loss"].items()
-        for value, loss in zip(table["log2_values"], losses, strict=True)
-    ]
+def _settings(row: Mapping[str, str], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """What separates groups of runs; see `read_losses`."""
+    varies = {row.get("value"), row["axis"]} | ({"width", "depth"} if row["axis"] == "both" else set())
+    return tuple((key, row[key]) for key in columns if row.get(key) and key not in varies)
 
 
-def _known(loss: Any, where: str, size: str) -> float | None:
-    """A loss of the published tables; None is a diverged run."""
-    return None if loss is None else loss_of(str(loss), f"{where}: a loss of size {size}")
+def _size(text: str, where: str) -> tuple[str, float]:
+    """A size in one spelling, and its position; see `read_losses`.
+
+    Raises:
+        UserError: it is not a size.
+    """
+    sides = [_number(side) for side in text.split("x")]
+    if len(sides) > 2 or not all(0 < side < math.inf for side in sides):
+        raise UserError(f"{where}: size is {text!r}; expected a number above 0, or WIDTHxDEPTH")
+    return "x".join(f"{side:.15g}" for side in sides), sum(map(math.log2, sides)) / len(sides)
 
 
-def _steps(text: str, where: str) -> str:
-    if not text.strip():
-        return ""
-    finite(text, f"{where}: steps")
-    return _whole(text)
-
-
-def _size(text: str) -> str:
-    """One spelling of every number: 64.0 and 6.4e1 are 64. What is none is left to `_position` to refuse."""
-    parts = [part.strip() for part in text.split("x")]
-    return "x".join(_whole(part) for part in parts)
-
-
-def _whole(text: str) -> str:
+def _number(text: str) -> float:
+    """The number in a cell; NaN where there is none."""
     try:
-        number = float(text)
+        return float(text or "nan")
     except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else text
-
-
-def _position(size: str, where: str) -> float:
-    parts = [number(part, f"{where}: size") for part in size.split("x")]
-    if len(parts) > 2 or not all(part > 0 and math.isfinite(part) for part in parts):
-        raise UserError(f"{where}: size is {size!r}; expected a number above 0, or WIDTHxDEPTH")
-    return sum(map(math.log2, parts)) / len(parts)
+        return math.nan

@@ -1,79 +1,114 @@
-"""The transfer report in words and tables."""
+"""The transfer report in words and tables, and `mup-lightning report transfer`."""
 
 from __future__ import annotations
 
+import json
 import math
+import sys
+from collections.abc import Sequence
 from itertools import groupby
 
 from mup_lightning import tables
-from mup_lightning.studies.transfer.transfer import Finding, compared, families
-from mup_lightning.studies.transfer.transfer_optimum import Optimum
-from mup_lightning.studies.transfer.transfer_regret import Regret
+from mup_lightning.files import check_folder, make_folder, write_json
+from mup_lightning.studies.transfer.drift import Regret, Slope
+from mup_lightning.studies.transfer.estimate import Optimum
+from mup_lightning.studies.transfer.losses import read_losses
+from mup_lightning.studies.transfer.settings import TransferSettings
+from mup_lightning.studies.transfer.transfer import Transfer, compared, families, to_dict, transfer
+from mup_lightning.studies.transfer.verdict import with_interval
 
 LEGEND = (
     "optimum: log2 of the best base value ± its standard error; (edge): the last one tried, so it may lie beyond;\n"
     "(cliff): the next one is lost, so known to half a step. regret: loss with the smallest size's best value minus\n"
     "the best loss; (±): what the noise may make of it; ≥: the best value is the last one tried. Brackets: 95 %\n"
-    "intervals. Losses: nats, mean over seeds, brought to one level."
+    "intervals. Losses: nats, mean over seeds, adjusted where values were run with different seeds."
 )
 
 
-def screen(findings: list[Finding]) -> str:
+def run(settings: TransferSettings) -> int:
+    """Print the report; draw it where a folder is named.
+
+    Returns:
+        0, whatever the verdicts are.
+
+    Raises:
+        UserError: the table cannot be read or compared, or the folder cannot be made.
+    """
+    if settings.out:
+        check_folder(settings.out)
+    found = transfer(read_losses(settings.results), settings.slope_tolerance, settings.regret_tolerance, settings.noise)
+    if settings.noise is not None and any(one.seeds > 1 for one in found):
+        print("note: --noise holds for groups of one seed; the others have their seeds' own", file=sys.stderr)
+    written = []
+    if settings.out:
+        from mup_lightning.studies.transfer.figures import draw
+
+        make_folder(settings.out)
+        write_json(settings.out / "transfer.json", to_dict(found))
+        written = [settings.out / "transfer.json", *draw(found, settings.out)]
+    if settings.json:
+        print(json.dumps(to_dict(found), indent=1))
+    elif settings.markdown:
+        print(markdown(found))
+    else:
+        print("\n".join([text(found), *(f"wrote {file}" for file in written)]))
+    return 0
+
+
+def text(found: Sequence[Transfer]) -> str:
     """For the terminal: a table for every group, and the parametrizations side by side."""
     parts = []
-    for family in families(findings):
+    for family in families(found):
         parts.append(f"== {title(family[0])} ==")
-        parts += [f"{finding.group.label}: {finding.verdict}\n{_table(finding)}" for finding in family]
+        parts += [f"{one.label}: {one.verdict}\n{_table(one)}" for one in family]
         if len(family) > 1:
             parts.append(f"best loss at equal size\n{tables.text(_losses(family))}")
     return "\n\n".join([*parts, LEGEND])
 
 
-def title(finding: Finding) -> str:
+def title(found: Transfer) -> str:
     """What is swept over what, and what else is fixed."""
-    settings = dict(finding.group.settings)
-    for key in ("parametrization", "branch_depth"):
-        settings.pop(key, None)
+    settings = {key: value for key, value in found.settings.items() if key not in ("parametrization", "branch_depth")}
     value, optimizer = settings.pop("value", "base value"), settings.pop("optimizer", "")
     layer_norm = settings.pop("layer_norm", settings.pop("model.layer_norm", ""))
     norm = {"True": "LayerNorm", "False": "no LayerNorm"}.get(layer_norm.capitalize(), "")
-    rest = [f"{key} {text}" for key, text in settings.items()]
-    steps = f"{finding.group.steps} steps" if finding.group.steps else ""
-    return ", ".join(filter(None, [f"{value} over {finding.group.axis}", optimizer, norm, *rest, steps]))
+    rest = [f"{key} {value}" for key, value in settings.items()]
+    steps = f"{found.steps} steps" if found.steps else ""
+    return ", ".join(filter(None, [f"{value} over {found.axis}", optimizer, norm, *rest, steps]))
 
 
-def _table(finding: Finding) -> str:
-    """A column a size."""
-    lines = [[finding.group.axis], ["optimum"], ["best tried"], ["loss"], ["regret"]]
-    for curve, regret in zip(finding.group.curves, finding.regrets, strict=True):
-        best = finding.of(curve.size)
-        cells = ["-", "-", "diverged"] if best is None else [_optimum(best), _plateau(best), f"{best.loss:.3f}"]
-        for line, cell in zip(lines, [curve.size, *cells, _regret(regret)], strict=True):
-            line.append(cell)
-    return tables.text(lines)
+def _table(found: Transfer) -> str:
+    """A column per size."""
+    columns = [[found.axis, "optimum", "best tried", "loss", "regret"]]
+    for regret in found.regrets:
+        best = found.at(regret.size)
+        cells = [_optimum(best), _plateau(best), f"{best.loss:.3f}"] if best else ["-", "-", "diverged"]
+        columns.append([regret.size, *cells, _regret(regret)])
+    return tables.text(list(zip(*columns, strict=True)))
 
 
 def _optimum(best: Optimum) -> str:
-    error = f" ± {math.hypot(best.error, best.shape):.2f}" if best.error else ""
+    error = f" ± {math.hypot(best.se, best.shape_se):.2f}" if best.se else ""
     return f"{best.value:.2f}{error}" + (" (edge)" if best.edge else " (cliff)" if best.cliff else "")
 
 
 def _plateau(best: Optimum) -> str:
-    """The best value that was tried, or all that tie."""
+    """The best value that was tried, or all that tie with it."""
     if len(best.plateau) == 1:
-        return f"2^{best.grid:g}"
+        return f"2^{best.best_value:g}"
     return f"2^{best.plateau[0]:g} to 2^{best.plateau[-1]:g}"
 
 
 def _regret(regret: Regret) -> str:
     if regret.nats is None:
         return {"missing": "not tried", "untuned": "-"}.get(regret.why, regret.why)
-    return f"{'≥ ' if regret.least else ''}{regret.nats:.3f}" + (f" (±{regret.margin:.3f})" if regret.margin else "")
+    half = f" (±{regret.ci_half_width:.3f})" if regret.ci_half_width else ""
+    return f"{'≥ ' if regret.at_least else ''}{regret.nats:.3f}{half}"
 
 
-def _losses(family: list[Finding]) -> list[list[str]]:
-    """A line a size, a column a parametrization; how far above the lowest each is."""
-    lines = [[family[0].group.axis, *(finding.group.label for finding in family)]]
+def _losses(family: Sequence[Transfer]) -> list[list[str]]:
+    """A line per size, a column per parametrization: the best loss, and how far above the lowest it is."""
+    lines = [[family[0].axis, *(one.label for one in family)]]
     for size, losses in compared(family):
         lowest = min((loss for _, loss in losses if loss is not None), default=0.0)
         lines.append([size, *("-" if loss is None else _above(loss, lowest) for _, loss in losses)])
@@ -84,47 +119,34 @@ def _above(loss: float, lowest: float) -> str:
     return f"{loss:.3f}" + (f" (+{loss - lowest:.3f})" if loss > lowest else "")
 
 
-def markdown(findings: list[Finding]) -> str:
-    """A table for a page: a line for every group, one table for each axis and swept value."""
+def markdown(found: Sequence[Transfer]) -> str:
+    """For a page: a table for each axis, swept value and list of sizes, with a line per group."""
+
+    def kind(one: Transfer) -> tuple[str, str | None, list[str]]:
+        return one.axis, one.settings.get("value"), [curve.size for curve in one.curves]
+
     parts = []
-    for _, same in groupby(findings, key=lambda f: (f.group.axis, f.group.settings.get("value"), _sizes(f))):
-        parts.append("\n".join(_markdown(list(same))))
+    for (axis, value, sizes), same in groupby(found, key=kind):
+        head = [f"{value or 'value'} over {axis}", *sizes, "slope", "regret", "noise (seed by seed)", "verdict"]
+        parts.append(tables.markdown([head, *map(_line, same)]))
     return "\n\n".join(parts)
 
 
-def _sizes(finding: Finding) -> tuple[str, ...]:
-    return tuple(curve.size for curve in finding.group.curves)
+def _line(found: Transfer) -> list[str]:
+    name = f"{title(found).partition(', ')[2]}, **{found.label}**".removeprefix(", ")
+    noise = "-" if found.noise.residual is None else str(found.noise).replace(" seed by seed", "")
+    optima = [_bounded(best) if (best := found.at(curve.size)) else "diverged" for curve in found.curves]
+    verdict = found.verdict.partition(":")[0]
+    return [name, *optima, bounded_slope(found.slope), _regret(found.regrets[-1]), noise, verdict]
 
 
-def _markdown(findings: list[Finding]) -> list[str]:
-    sizes, first = _sizes(findings[0]), findings[0].group
-    head = [
-        f"{first.settings.get('value', 'value')} over {first.axis}",
-        *sizes,
-        "slope",
-        "regret",
-        "noise (seed by seed)",
-        "verdict",
-    ]
-    lines = [head, ["---"] * len(head)]
-    for finding in findings:
-        slope, noise = finding.slope, finding.noise
-        optima = [_bound(best) if (best := finding.of(size)) else "diverged" for size in sizes]
-        interval = f" [{slope.low:+z.2f}, {slope.high:+z.2f}]" if slope and slope.low is not None else ""
-        bound = {"at most": "≤ ", "at least": "≥ ", "unknown": "? "}.get(slope.bound, "") if slope else ""
-        lines.append(
-            [
-                f"{title(finding).partition(', ')[2]}, **{finding.group.label}**".removeprefix(", "),
-                *optima,
-                f"{bound}{slope.slope:+z.2f}{interval}" if slope else "-",
-                _regret(finding.regrets[-1]),
-                "-" if noise.deviation is None else str(noise).replace(" seed by seed", ""),
-                finding.verdict.partition(":")[0],
-            ]
-        )
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def _bound(best: Optimum) -> str:
-    """The optimum; what it is at least or at most, where it lies at the edge."""
+def _bounded(best: Optimum) -> str:
+    """The optimum, marked as a bound where it lies at the edge."""
     return {-1: "≤ ", 0: "", 1: "≥ "}[best.edge] + f"{best.value:.2f}"
+
+
+def bounded_slope(slope: Slope | None) -> str:
+    """A slope with its interval, marked as a bound where optima lie at the edge."""
+    if slope is None:
+        return "-"
+    return {"at most": "≤ ", "at least": "≥ ", "unknown": "? "}.get(slope.bound, "") + with_interval(slope)

@@ -1,160 +1,244 @@
-"""The transfer report: for each group of a table, does the best base value stay where it is while the model grows?"""
+"""The transfer report: for each group of runs, does the best base value stay where it is while the model grows?"""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from mup_lightning.errors import UserError
-from mup_lightning.studies.transfer.estimate import Noise, level
-from mup_lightning.studies.transfer.losses import Run, read_runs
-from mup_lightning.studies.transfer.transfer_curves import Group, group_runs
-from mup_lightning.studies.transfer.transfer_optimum import Optimum, optimum
-from mup_lightning.studies.transfer.transfer_regret import Regret, regrets
-from mup_lightning.studies.transfer.transfer_slope import Slope, slope_of
-from mup_lightning.studies.transfer.verdict import Evidence, Tolerance, judge
+from mup_lightning.studies.transfer.drift import regret, slope_of
+from mup_lightning.studies.transfer.estimate import Optimum, adjust_for_seeds, optimum
+from mup_lightning.studies.transfer.settings import REGRET_TOLERANCE, SLOPE_TOLERANCE
+from mup_lightning.studies.transfer.verdict import Evidence, judge
+
+_NAMES = {"sp": "SP", "mup": "recipe", "muP k=1": "recipe, k = 1", "muP k>=2": "recipe, k ≥ 2"}
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What the curves of one group say.
+class Transfer(Evidence):
+    """Result of one group: runs that differ only in size, base value and seed.
 
     Attributes:
-        group: the curves, levelled.
-        noise: of their losses.
-        optima: of the sizes where anything trained, small to large.
-        slope: of the optima; None: fewer than two.
-        regrets: of every size.
-        verdict: a sentence.
+        settings: column -> text of what they share, the parametrization first.
+        steps: of the runs that went to their end; None where the table does not say.
+        seeds: most seeds that a value has.
+        verdict: one sentence.
     """
 
-    group: Group
-    noise: Noise
-    optima: tuple[Optimum, ...]
-    slope: Slope | None
-    regrets: tuple[Regret, ...]
+    settings: dict[str, str]
+    steps: int | None
+    seeds: int
     verdict: str
 
-    def of(self, size: str) -> Optimum | None:
+    @property
+    def label(self) -> str:
+        """The parametrization for people, with k where it has one."""
+        return _label(self.settings)
+
+    @property
+    def family(self) -> Hashable:
+        """Equal for groups that differ only in the parametrization."""
+        return _family(self.axis, self.settings)
+
+    def at(self, size: str) -> Optimum | None:
         """The optimum of a size; None where nothing trained."""
         return next((o for o in self.optima if o.size == size), None)
 
 
 def transfer(
-    path: Path,
-    tolerance: Tolerance | None = None,
+    runs: pd.DataFrame,
+    slope_tolerance: float = SLOPE_TOLERANCE,
+    regret_tolerance: float = REGRET_TOLERANCE,
     noise: float | None = None,
-    keep: Callable[[Run], bool] | None = None,
-) -> list[Finding]:
-    """Read a table and judge every group of it.
+) -> list[Transfer]:
+    """Judge every group of a table.
 
     Args:
-        path: see `read_runs`.
-        tolerance: what still counts as transfer.
+        runs: see `read_losses`.
+        slope_tolerance: slope that still counts as transfer, powers of two per doubling.
+        regret_tolerance: regret that still counts as transfer, nats.
         noise: standard deviation between seeds, nats, for groups that have one seed.
-        keep: which rows to look at; None: all.
+
+    Returns:
+        The groups in the order of the table, families together, and in a family SP before k ≥ 2 before k = 1.
 
     Raises:
-        UserError: the table cannot be read, or holds what cannot be compared.
+        UserError: the runs cannot be compared: a run stands there twice, all are lost, no group has two sizes, or
+            corpora or steps differ within a family.
     """
-    if noise is not None and not 0 <= noise < math.inf:
-        raise UserError(f"--noise is {noise}; expected a standard deviation in nats, 0 or more")
-    runs = [run for run in read_runs(path) if keep is None or keep(run)]
-    found = [find(group, tolerance or Tolerance(), noise) for group in group_runs(runs, path)]
-    # However a sweep was run, its parametrizations stand in one order: SP, k >= 2, k = 1.
-    return [finding for family in families(found) for finding in sorted(family, key=_place)]
+    refuse_different(runs, [_family(axis, dict(own)) for axis, own in zip(runs["axis"], runs["settings"], strict=True)])
+    if runs["loss"].isna().all():
+        count = runs["config_hash"].replace("", None).nunique() or len(runs)  # a run may stand on two axes
+        raise UserError(f"no run has a loss, all {count} diverged or were stopped; lower the base values")
+    found = []
+    for (axis, settings), own in runs.groupby(["axis", "settings"], sort=False):
+        refuse_twice(own, ["position", "log2_value", "seed"])
+        _refuse_two_shapes(own)
+        evidence = _estimate(axis, own, noise)
+        steps = own["steps"][own["loss"].notna()].max()
+        found.append(
+            Transfer(
+                **vars(evidence),
+                settings=dict(settings),
+                steps=None if pd.isna(steps) else round(steps),
+                seeds=int(own.groupby(["position", "log2_value"]).size().max()),
+                verdict=judge(evidence, slope_tolerance, regret_tolerance),
+            )
+        )
+    if all(len(group.curves) < 2 for group in found):
+        raise UserError(_one_size(runs))
+    order = {"SP": 0, "recipe, k = 1": 2}
+    return [one for own in families(found) for one in sorted(own, key=lambda group: order.get(group.label, 1))]
 
 
-def find(group: Group, tolerance: Tolerance, given_noise: float | None = None) -> Finding:
-    """Judge one group."""
-    curves, noise = level(group.curves, given_noise)
-    group = replace(group, curves=curves)
-    optima = tuple(o for curve in group.curves if (o := optimum(curve, noise)) is not None)
-    slope = slope_of(optima, noise) if len(optima) > 1 else None
-    costs = tuple(regrets(group.curves, optima, noise))
-    sizes = [curve.size for curve in group.curves]
-    verdict = judge(Evidence(group.axis, sizes, optima, slope, costs, noise), tolerance)
-    return Finding(group, noise, optima, slope, costs, verdict)
+def _estimate(axis: str, runs: pd.DataFrame, given_noise: float | None) -> Evidence:
+    curves, noise = adjust_for_seeds(runs, given_noise)
+    optima = tuple(best for curve in curves if (best := optimum(curve, noise.dof)))
+    by_size = {best.size: best for best in optima}
+    smallest = by_size.get(curves[0].size)
+    regrets = tuple(regret(curve, smallest, by_size.get(curve.size), noise.dof) for curve in curves)
+    return Evidence(axis, curves, noise, optima, slope_of(optima, noise) if len(optima) > 1 else None, regrets)
 
 
-def families(findings: list[Finding]) -> list[list[Finding]]:
-    """The findings that differ in the parametrization alone, together."""
-    found: dict[object, list[Finding]] = defaultdict(list)
-    for finding in findings:
-        found[finding.group.family].append(finding)
-    return list(found.values())
+def families(found: Iterable[Transfer]) -> list[list[Transfer]]:
+    """Groups that differ only in the parametrization, together."""
+    by_family: dict[Hashable, list[Transfer]] = defaultdict(list)
+    for one in found:
+        by_family[one.family].append(one)
+    return list(by_family.values())
 
 
-def _place(finding: Finding) -> int:
-    label = finding.group.label
-    return 0 if label == "SP" else 2 if label.endswith("k = 1") else 1
+def _label(settings: Mapping[str, str]) -> str:
+    name, k = settings["parametrization"], settings.get("branch_depth", "")
+    return _NAMES.get(name, name) + {"": "", "1": ", k = 1"}.get(k, ", k ≥ 2")
 
 
-def as_plain(findings: list[Finding]) -> dict[str, Any]:
-    """Ready for JSON; None stands for what there is not. docs/method/transfer.md lists the keys."""
-    return {"groups": [_plain(finding) for finding in findings], "comparisons": _comparisons(findings)}
+def _family(axis: str, settings: Mapping[str, str]) -> Hashable:
+    own = ("parametrization", "branch_depth")
+    return ("axis", axis), *((key, text) for key, text in settings.items() if key not in own)
 
 
-def _plain(finding: Finding) -> dict[str, Any]:
-    group, slope, noise, optima = finding.group, finding.slope, finding.noise, finding.optima
-    largest = finding.regrets[-1]
-    known = slope is not None and slope.low is not None
-    sizes = [curve.size for curve in group.curves]
-    return group.settings | {
-        "axis": group.axis,
-        "label": group.label,
-        "sizes": sizes,
-        "seeds": group.seeds,
-        "steps": round(float(group.steps)) if group.steps else None,
-        "optimum": {size: _of(finding, size, "value") for size in sizes},
+def refuse_different(runs: pd.DataFrame, families: Sequence[Hashable]) -> None:
+    """Refuse to compare losses of different texts, or after different numbers of steps.
+
+    Args:
+        runs: see `read_losses`.
+        families: equal for runs that are compared.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    trained = runs.assign(family=families)[runs["loss"].notna()]
+    for _, family in trained.groupby("family", sort=False):
+        for column, what in (("corpus", "corpora"), ("unigram_loss", "unigram losses"), ("steps", "numbers of steps")):
+            known = family[family[column].replace("", None).notna()] if column in family else family.head(0)
+            if known.empty or known[column].nunique() == 1:
+                continue
+            each = known.drop_duplicates(column)
+            each = ", ".join(
+                f"{_label(dict(own))}: {value[:12] if isinstance(value, str) else format(value, 'g')}"
+                for own, value in zip(each["settings"], each[column], strict=True)
+            )
+            raise UserError(
+                f"runs that are compared have different {what} ({each}), so their losses cannot be compared: make a "
+                f"table of each, or add a column of the option that differs, such as data.path or trainer.max_steps"
+            )
+
+
+def refuse_twice(runs: pd.DataFrame, keys: list[str]) -> None:
+    """Refuse a second run of one value and seed.
+
+    Raises:
+        UserError: naming both rows.
+    """
+    again = runs[runs.duplicated(keys)]
+    if again.empty:
+        return
+    second = again.iloc[0]
+    first = runs[(runs[keys] == second[keys]).all(axis=1)].iloc[0]
+    other = first["config_hash"] != second["config_hash"]
+    raise UserError(
+        f"{second.name} has size {second['size']}, 2^{second['log2_value']:g}, seed {second['seed'] or '(none)'} again "
+        f"(before: {first.name}){', of another configuration, which no column shows' * other}; keep one of the two rows"
+    )
+
+
+def _refuse_two_shapes(runs: pd.DataFrame) -> None:
+    """Refuse 64x4 and 128x2, which would be one size."""
+    for sizes in runs.groupby("position")["size"].unique():
+        if len(sizes) > 1:
+            raise UserError(
+                f"{' and '.join(sizes)} would be one size: expected models whose width and depth grow together, such "
+                f"as 64x2 and 128x4; make a table of those, or of one axis at a time"
+            )
+
+
+def _one_size(runs: pd.DataFrame) -> str:
+    """Why no group has two sizes: there are none, or a column tells all of them apart."""
+    sizes = runs.groupby("axis", sort=False)["size"].unique()
+    have = " and ".join(f"{axis} {', '.join(own)}" for axis, own in sizes.items())
+    if all(len(own) == 1 for own in sizes):
+        return (
+            f"there is one size only, {have}; transfer is seen between two sizes or more, better four (mup-lightning "
+            f"report best finds the best value at one size)"
+        )
+    settings = pd.DataFrame([dict(own) for own in runs["settings"]], index=runs.index).fillna("")
+    guilty = [key for key in settings if (runs["size"].groupby(settings[key]).nunique() == 1).all()]
+    return (
+        f"there are {have}, but no two of these sizes in one group: runs whose columns differ are not compared, and "
+        f"{' and '.join(guilty or settings)} differ with the size; give these one value, or leave out the column"
+    )
+
+
+def to_dict(found: Sequence[Transfer]) -> dict[str, Any]:
+    """For JSON; None stands for what there is not. docs/method/transfer.md lists the keys."""
+    comparisons = [
+        dict(family[0].family) | {"best_loss": {size: dict(losses) for size, losses in compared(family)}}  # type: ignore[call-overload]
+        for family in families(found)
+        if len(family) > 1
+    ]
+    return {"groups": [_group(one) for one in found], "comparisons": comparisons}
+
+
+def _group(found: Transfer) -> dict[str, Any]:
+    slope, optima, largest = found.slope, found.optima, found.regrets[-1]
+    best = {curve.size: found.at(curve.size) for curve in found.curves}
+    return found.settings | {
+        "axis": found.axis,
+        "label": found.label,
+        "sizes": list(best),
+        "seeds": found.seeds,
+        "steps": found.steps,
+        "optimum": {size: o and o.value for size, o in best.items()},
         "optimum_ci": {
-            o.size: [o.value - half, o.value + half] if (half := o.reach(noise.freedom)) else None for o in optima
+            o.size: [o.value - o.ci_half_width, o.value + o.ci_half_width] if o.ci_half_width else None for o in optima
         },
-        "best_value": {size: _of(finding, size, "grid") for size in sizes},
-        "best_loss": {size: _of(finding, size, "loss") for size in sizes},
+        "best_value": {size: o and o.best_value for size, o in best.items()},
+        "best_loss": {size: o and o.loss for size, o in best.items()},
         "slope": slope.slope if slope else None,
-        "slope_ci": [slope.low, slope.high] if slope and known else None,
+        "slope_ci": [slope.low, slope.high] if slope and slope.low is not None else None,
         "slope_bound": slope.bound if slope else "",
         "regret": largest.nats,
-        "regret_infinite": largest.unlimited,
-        "regret_at_least": largest.least,
-        "regret_margin": largest.margin,
-        "regrets": {regret.size: regret.nats for regret in finding.regrets},
-        "no_regret_because": {regret.size: regret.why for regret in finding.regrets if regret.why},
+        "regret_infinite": largest.infinite,
+        "regret_at_least": largest.at_least,
+        "regret_margin": largest.ci_half_width,
+        "regrets": {regret.size: regret.nats for regret in found.regrets},
+        "no_regret_because": {regret.size: regret.why for regret in found.regrets if regret.why},
         "edge": [o.size for o in optima if o.edge],
         "cliff": [o.size for o in optima if o.cliff],
         "plateau": {o.size: list(o.plateau) for o in optima if len(o.plateau) > 1},
-        "diverged": {
-            curve.size: lost for curve in group.curves if (lost := [v for v in curve.losses if curve.lost(v)])
-        },
-        "noise": noise.deviation,
-        "noise_paired": noise.paired,
-        "verdict": finding.verdict,
+        "diverged": {curve.size: sorted(curve.lost) for curve in found.curves if curve.lost},
+        "noise": found.noise.between_seeds,
+        "noise_paired": found.noise.residual,
+        "verdict": found.verdict,
     }
 
 
-def _of(finding: Finding, size: str, attribute: str) -> float | None:
-    found = finding.of(size)
-    return None if found is None else getattr(found, attribute)
-
-
-def _comparisons(findings: list[Finding]) -> list[dict[str, Any]]:
-    """Best losses of parametrizations at equal size."""
-    result = []
-    for family in families(findings):
-        if len(family) > 1:
-            shared = dict(family[0].group.family)
-            result.append(shared | {"best_loss": {size: dict(losses) for size, losses in compared(family)}})
-    return result
-
-
-def compared(family: list[Finding]) -> list[tuple[str, list[tuple[str, float | None]]]]:
-    """Size -> (parametrization, best loss), sizes from small to large; None where nothing trained."""
-    sizes = {(curve.position, curve.size) for finding in family for curve in finding.group.curves}
-    return [
-        (size, [(finding.group.label, _of(finding, size, "loss")) for finding in family]) for _, size in sorted(sizes)
-    ]
+def compared(family: Sequence[Transfer]) -> list[tuple[str, list[tuple[str, float | None]]]]:
+    """Size, small to large -> (parametrization, best loss); None where nothing trained."""
+    sizes = sorted({(curve.position, curve.size) for one in family for curve in one.curves})
+    return [(size, [(one.label, best.loss if (best := one.at(size)) else None) for one in family]) for _, size in sizes]

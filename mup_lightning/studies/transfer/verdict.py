@@ -3,223 +3,191 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mup_lightning.errors import UserError
+from mup_lightning import tables
 from mup_lightning.studies.fit import student_t
-from mup_lightning.studies.transfer.estimate import Noise
-from mup_lightning.studies.transfer.transfer_optimum import Optimum
-from mup_lightning.studies.transfer.transfer_regret import Regret
-from mup_lightning.studies.transfer.transfer_slope import Slope
+from mup_lightning.studies.transfer.drift import Regret, Slope
+from mup_lightning.studies.transfer.estimate import Curve, Noise, Optimum
 
 TRANSFERS, DRIFTS, FAILS, UNCLEAR = "transfers", "drifts", "does not transfer", "cannot tell"
-"""What a verdict begins with. It drifts: the optimum moves, but what is tuned small still costs next to nothing."""
+"""How a verdict begins. Drifts: the optimum moves, but the value tuned small still costs next to nothing."""
 
-
-ASSUMED_NOISE = 0.01
-"""Nats between seeds that nothing rules out where there is one seed: a regret that this could make proves nothing."""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Where transfer ends.
-
-    Attributes:
-        slope: powers of two of the value for each doubling of the size, up or down.
-        regret: nats at the largest size.
-    """
-
-    slope: float = 0.15
-    regret: float = 0.02
-
-    def __post_init__(self) -> None:
-        """Refuse what nothing could be held against.
-
-        Raises:
-            UserError: naming the option, the value and what was expected.
-        """
-        for option in ("slope", "regret"):
-            if not 0 < getattr(self, option) < math.inf:
-                raise UserError(f"--{option}-tolerance is {getattr(self, option)}; expected a number above 0")
+_ASSUMED_NOISE = 0.01
+"""Noise between seeds, nats, that cannot be ruled out with one seed: a regret it could explain proves nothing."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a verdict looks at.
+    """What is known of one group.
 
     Attributes:
-        axis: what grows.
-        sizes: small to large.
-        optima: of the sizes that have one.
-        slope: None: fewer than two optima.
-        regrets: of every size.
+        axis: what grows: width, depth, both, or any other word.
+        curves: losses of every size, small to large.
         noise: of the losses.
+        optima: of the sizes where anything trained.
+        slope: of the optima; None: fewer than two.
+        regrets: of every size.
     """
 
     axis: str
-    sizes: Sequence[str]
-    optima: Sequence[Optimum]
-    slope: Slope | None
-    regrets: Sequence[Regret]
+    curves: tuple[Curve, ...]
     noise: Noise
+    optima: tuple[Optimum, ...]
+    slope: Slope | None
+    regrets: tuple[Regret, ...]
 
 
-def judge(evidence: Evidence, tolerance: Tolerance) -> str:
-    """The sentence. It begins with one of the four words above."""
-    numbers = f"{_numbers(evidence)}{_luck(evidence, tolerance)}"
-    if against := _against(evidence, tolerance):
-        return f"{FAILS}: {', and '.join(against)}; {_numbers(evidence)}"
-    drift = _drift(evidence, tolerance)
-    if doubts := _doubts(evidence, tolerance, drifts=bool(drift)):
-        return f"{UNCLEAR}: {'; '.join([drift, *doubts] if drift else doubts)}; {numbers}"
-    if drift and evidence.regrets[-1].least:
-        cost = f"what is tuned at the smallest size costs is unknown: at {evidence.axis} {evidence.sizes[-1]}"
-        return f"{UNCLEAR}: {drift}; what {cost} the best value is the last one tried, so widen the grid; {numbers}"
+def judge(found: Evidence, slope_tolerance: float, regret_tolerance: float) -> str:
+    """The verdict: one of the four words above, the reasons, and the numbers they rest on.
+
+    Args:
+        found: what is known.
+        slope_tolerance: powers of two of the value per doubling of the size, up or down.
+        regret_tolerance: nats at the largest size.
+    """
+    facts, largest, last = _facts(found), found.regrets[-1], f"{found.axis} {found.regrets[-1].size}"
+    drift = _drift(found, slope_tolerance)
+    failures = _failures(found, regret_tolerance, drifts=bool(drift))
+    if failures:
+        return f"{FAILS}: {', and '.join(filter(None, [drift, *failures]))}; {facts}"
+    facts += _expensive_tie(found, regret_tolerance)
+    caveats = _caveats(found, slope_tolerance, regret_tolerance, drifts=bool(drift))
+    if drift and not caveats and largest.at_least:
+        caveats = [
+            f"what is tuned at the smallest size costs is unknown: at {last} the best value is the last one tried, so "
+            "widen the grid"
+        ]
+    if caveats:
+        return f"{UNCLEAR}: {'; '.join(filter(None, [drift, *caveats]))}; {facts}"
     if drift:
-        return f"{DRIFTS}: {drift}, but what is tuned at the smallest size costs little at the largest; {numbers}"
-    return f"{TRANSFERS}: {numbers}"
+        return f"{DRIFTS}: {drift}, but what is tuned at the smallest size costs little at the largest; {facts}"
+    return f"{TRANSFERS}: {facts}"
 
 
-def _against(evidence: Evidence, tolerance: Tolerance) -> list[str]:
-    """What shows that it fails, each beyond doubt."""
-    largest, last = evidence.regrets[-1], evidence.sizes[-1]
-    drift = _drift(evidence, tolerance)
-    found = []
-    if last not in {o.size for o in evidence.optima}:
-        found.append(f"every value that was tried diverged or was stopped at {evidence.axis} {last}")
-    elif _coin_toss(evidence, tolerance):
-        pass
-    elif largest.unlimited:
-        how = _end(largest)
-        found.append(f"what is best at {evidence.axis} {evidence.optima[0].size} {how} at {evidence.axis} {last}")
-    elif largest.nats is not None and largest.nats - largest.margin > tolerance.regret:
-        if not drift and _noise_could_make(evidence, tolerance):
-            return []
-        found.append(
-            f"what is best at {evidence.axis} {evidence.optima[0].size} costs {_cost(largest)} "
-            f"at {evidence.axis} {last}"
-        )
-        if evidence.noise.deviation is None and not drift:
-            found[-1] += f" (unless seeds differ by {_explaining(largest, tolerance):.3f} or more)"
-    return [drift, *found] if found and drift else found
+def _drift(found: Evidence, tolerance: float) -> str:
+    """A sentence where the optimum moves faster than is tolerated, and certainly moves; else empty."""
+    slope = found.slope
+    if slope is None or slope.low is None or slope.high is None:
+        return ""
+    falls = slope.slope < -tolerance and slope.high < 0 and slope.bound in ("", "at most")
+    rises = slope.slope > tolerance and slope.low > 0 and slope.bound in ("", "at least")
+    if not (falls or rises):
+        return ""
+    axis = "width and depth" if found.axis == "both" else found.axis
+    return (
+        f"the best value {'falls' if falls else 'rises'} by {'at least ' if slope.bound else ''}{abs(slope.slope):.2f} "
+        f"powers of two for each doubling of the {axis}"
+    )
 
 
-def _coin_toss(evidence: Evidence, tolerance: Tolerance) -> str:
-    """In words, where a value that ties with the best one at the smallest size would cost little; else empty.
+def _failures(found: Evidence, tolerance: float, *, drifts: bool) -> list[str]:
+    """What proves that the value does not transfer, drift aside."""
+    largest, axis = found.regrets[-1], found.axis
+    if largest.size not in {o.size for o in found.optima}:
+        return [f"every value that was tried diverged or was stopped at {axis} {largest.size}"]
+    if not _expensive(largest, tolerance) or _cheap_tie(found, tolerance):
+        return []
+    what = f"what is best at {axis} {found.optima[0].size} {_fate(largest)} at {axis} {largest.size}"
+    if found.noise.residual is None and largest.nats is not None and not drifts:
+        # The noise at which one seed's regret would no longer stand above the tolerance.
+        explaining = (largest.nats - tolerance) / (student_t(math.inf) * math.sqrt(2))
+        return [f"{what} (unless seeds differ by {explaining:.3f} or more)"] if explaining >= _ASSUMED_NOISE else []
+    return [what]
+
+
+def _expensive(regret: Regret, tolerance: float) -> bool:
+    """Whether a regret is beyond the tolerance, and not by the noise."""
+    return regret.infinite or (regret.nats is not None and regret.nats - regret.ci_half_width > tolerance)
+
+
+def _cheap(regret: Regret, tolerance: float) -> bool:
+    return regret.nats is not None and regret.nats <= tolerance
+
+
+def _cheap_tie(found: Evidence, tolerance: float) -> str:
+    """A sentence where the regret is large, but that of a value that ties at the smallest size is small; else empty.
 
     Which of the two is tuned is chance, and so is the regret: it proves no failure.
     """
-    largest = evidence.regrets[-1]
-    dear = largest.unlimited or (largest.nats is not None and largest.nats - largest.margin > tolerance.regret)
-    other = min(largest.ties, key=lambda tie: tie.nats, default=None)
-    if not dear or other is None or other.nats > tolerance.regret:
+    largest = found.regrets[-1]
+    other = min(largest.ties, key=lambda tie: tie.nats or 0.0, default=None)
+    if not _expensive(largest, tolerance) or other is None or not _cheap(other, tolerance):
         return ""
-    best = evidence.optima[0]
-    within = "" if evidence.noise.deviation is None else ", within the noise"
-    fate = f"costs {_cost(largest)}" if largest.nats is not None else _end(largest)
-    least = "at least " if largest.least else ""
+    within = "" if found.noise.residual is None else ", within the noise"
     return (
-        f"2^{best.grid:g} and 2^{other.value:g} are equally good at {evidence.axis} {best.size}{within}; at "
-        f"{evidence.axis} {evidence.sizes[-1]} the first {fate} and the second costs {least}{other.nats:.3f} nats: "
-        f"more seeds at {best.size}"
+        f"2^{largest.value:g} and 2^{other.value:g} are equally good at {found.axis} {found.optima[0].size}{within}; "
+        f"at {found.axis} {largest.size} the first {_fate(largest)} and the second {_fate(other)}: more seeds at "
+        f"{found.optima[0].size}"
     )
 
 
-def _luck(evidence: Evidence, tolerance: Tolerance) -> str:
-    """In words, where the regret is small, but that of a value that ties at the smallest size is not; else empty."""
-    largest = evidence.regrets[-1]
-    dearest = max(largest.ties, key=lambda tie: tie.nats - tie.margin, default=None)
-    small = largest.nats is not None and largest.nats <= tolerance.regret
-    if not small or dearest is None or dearest.nats - dearest.margin <= tolerance.regret:
+def _expensive_tie(found: Evidence, tolerance: float) -> str:
+    """A remark where the regret is small, but that of a value that ties at the smallest size is not; else empty."""
+    largest = found.regrets[-1]
+    other = max(largest.ties, key=lambda tie: (tie.nats or 0.0) - tie.ci_half_width, default=None)
+    if not _cheap(largest, tolerance) or other is None or not _expensive(other, tolerance):
         return ""
-    return f" (2^{dearest.value:g}, which ties at {evidence.optima[0].size}, would cost {dearest.nats:.3f})"
+    return f" (2^{other.value:g}, which ties at {found.optima[0].size}, would cost {other.nats:.3f})"
 
 
-def _noise_could_make(evidence: Evidence, tolerance: Tolerance) -> bool:
-    """Whether the noise is unknown, and an ordinary one would leave the regret within the tolerance."""
-    largest = evidence.regrets[-1]
-    return evidence.noise.deviation is None and _explaining(largest, tolerance) < ASSUMED_NOISE
+def _caveats(found: Evidence, slope_tolerance: float, regret_tolerance: float, *, drifts: bool) -> list[str]:
+    """What stands in the way of a verdict."""
+    slope, largest, axis = found.slope, found.regrets[-1], found.axis
+    if slope is None:
+        one = len(found.regrets) < 2
+        return ["there is only one size" if one else "there are fewer than two sizes with a finite loss"]
+    caveats = []
+    edges = [o.size for o in found.optima if o.edge]
+    if edges and not drifts:
+        caveats.append(f"at {axis} {', '.join(edges)} the best value is the last one tried, so widen the grid")
+    if lost := [r.size for r in found.regrets if r.size not in {o.size for o in found.optima}]:
+        caveats.append(f"nothing trained at {axis} {', '.join(lost)}")
+    if largest.why == "missing":
+        caveats.append(f"the best value of the smallest size was not tried at {axis} {largest.size}")
+    elif tie := _cheap_tie(found, regret_tolerance):
+        caveats.append(tie)
+    elif largest.nats is not None and largest.nats > regret_tolerance:
+        within = "one seed does not tell whether by noise" if found.noise.residual is None else "within the noise"
+        caveats.append(f"the regret is above {regret_tolerance:g}, but {within}: more seeds")
+    between = [r for r in found.regrets[:-1] if _expensive(r, regret_tolerance)]
+    if between and _cheap(largest, regret_tolerance):
+        cost = between[0].why or f"{between[0].nats:.3f} nats"
+        caveats.append(f"at {axis} {between[0].size} the regret is {cost}, although not at the largest")
+    if not drifts and not edges:
+        if slope.low is None or slope.high is None:
+            caveats.append("two sizes of one seed do not tell how sure the slope is: more sizes or seeds")
+        elif max(-slope.low, slope.high) > 2 * slope_tolerance or abs(slope.slope) > slope_tolerance:
+            caveats.append("the slope is too uncertain: more sizes, seeds or steps")
+    return caveats
 
 
-def _explaining(regret: Regret, tolerance: Tolerance) -> float:
-    """The standard deviation between seeds at which one seed's regret would no longer stand above the tolerance."""
-    return ((regret.nats or 0.0) - tolerance.regret) / (student_t(math.inf) * math.sqrt(2))
-
-
-def _end(regret: Regret) -> str:
-    return "diverges" if regret.why == "diverged" else "was stopped as hopeless"
+def _fate(regret: Regret) -> str:
+    """What becomes of a value at a size, as a predicate."""
+    if regret.nats is None:
+        return "diverges" if regret.why == "diverged" else "was stopped as hopeless"
+    return f"costs {_cost(regret)}"
 
 
 def _cost(regret: Regret) -> str:
-    return f"{'at least ' if regret.least else ''}{regret.nats:.3f} nats"
+    return f"{'at least ' if regret.at_least else ''}{regret.nats:.3f} nats"
 
 
-def _drift(evidence: Evidence, tolerance: Tolerance) -> str:
-    """In words, where the optimum moves faster than is tolerated, and surely moves; else empty."""
-    slope = evidence.slope
-    if slope is None or slope.low is None or slope.high is None:
-        return ""
-    falls = slope.slope < -tolerance.slope and slope.high < 0 and slope.bound in ("", "at most")
-    rises = slope.slope > tolerance.slope and slope.low > 0 and slope.bound in ("", "at least")
-    if not (falls or rises):
-        return ""
-    least = "at least " if slope.bound else ""
-    return (
-        f"the best value {'falls' if falls else 'rises'} by {least}{abs(slope.slope):.2f} powers of two for each "
-        f"doubling of the {_thing(evidence.axis)}"
-    )
-
-
-def _doubts(evidence: Evidence, tolerance: Tolerance, *, drifts: bool) -> list[str]:
-    """What keeps it from a verdict."""
-    slope, largest = evidence.slope, evidence.regrets[-1]
-    if slope is None:
-        have = "only one size" if len(evidence.sizes) < 2 else "fewer than two sizes with a finite loss"
-        return [f"there is {have}" if len(evidence.sizes) < 2 else f"there are {have}"]
-    found = []
-    edges = [o.size for o in evidence.optima if o.edge]
-    if edges and not drifts:
-        found.append(f"at {evidence.axis} {', '.join(edges)} the best value is the last one tried, so widen the grid")
-    lost = [size for size in evidence.sizes if size not in {o.size for o in evidence.optima}]
-    if lost:
-        found.append(f"nothing trained at {evidence.axis} {', '.join(lost)}")
-    if largest.why == "missing":
-        found.append(f"the best value of the smallest size was not tried at {evidence.axis} {evidence.sizes[-1]}")
-    elif coin := _coin_toss(evidence, tolerance):
-        found.append(coin)
-    elif largest.nats is not None and largest.nats > tolerance.regret:
-        within = "one seed does not tell whether by noise" if evidence.noise.deviation is None else "within the noise"
-        found.append(f"the regret is above {tolerance.regret:g}, but {within}: more seeds")
-    small = largest.nats is not None and largest.nats <= tolerance.regret
-    for regret in evidence.regrets[:-1] if small else ():
-        if regret.unlimited or (regret.nats is not None and regret.nats - regret.margin > tolerance.regret):
-            cost = regret.why if regret.nats is None else f"{regret.nats:.3f} nats"
-            found.append(f"at {evidence.axis} {regret.size} the regret is {cost}, although not at the largest")
-            break
-    if not drifts and not edges:
-        if slope.low is None or slope.high is None:
-            found.append("two sizes of one seed do not tell how sure the slope is: more sizes or seeds")
-        elif max(-slope.low, slope.high) > 2 * tolerance.slope or abs(slope.slope) > tolerance.slope:
-            found.append("the slope is too uncertain: more sizes, seeds or steps")
-    return found
-
-
-def _numbers(evidence: Evidence) -> str:
+def _facts(found: Evidence) -> str:
     """Slope, regret and noise in a few words."""
-    parts = []
-    slope, largest = evidence.slope, evidence.regrets[-1]
+    facts, largest, slope = [], found.regrets[-1], found.slope
     if slope is not None:
-        interval = "" if slope.low is None or slope.high is None else f" [{slope.low:+z.2f}, {slope.high:+z.2f}]"
-        bound = {"at most": "at most ", "at least": "at least "}.get(slope.bound, "")
-        parts.append(f"slope {bound}{slope.slope:+z.2f}{interval}")
+        bound = f"{slope.bound} " if slope.bound in ("at most", "at least") else ""
+        facts.append(f"slope {bound}{with_interval(slope)}")
     if largest.nats is not None:
-        parts.append(f"regret {_cost(largest)}")
-    elif largest.unlimited:
-        parts.append("regret without limit")
-    parts.append(f"noise {evidence.noise}")
-    return ", ".join(parts)
+        facts.append(f"regret {_cost(largest)}")
+    elif largest.infinite:
+        facts.append("regret without limit")
+    return ", ".join([*facts, f"noise {found.noise}"])
 
 
-def _thing(axis: str) -> str:
-    return {"both": "width and depth"}.get(axis, axis)
+def with_interval(slope: Slope) -> str:
+    """A slope with its interval where that is known, such as -0.05 [-0.16, +0.06]."""
+    if slope.low is None or slope.high is None:
+        return tables.signed(slope.slope)
+    return tables.interval(slope.slope, slope.low, slope.high)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from mup_lightning.errors import UserError
 from mup_lightning.studies.fit import student_t
-from mup_lightning.studies.transfer.transfer import Finding
-from mup_lightning.studies.transfer.transfer_slope import Slope
+from mup_lightning.studies.transfer.drift import Slope
+from mup_lightning.studies.transfer.transfer import Transfer
 from mup_lightning.studies.tune.transfer_tuned_doubts import doubts
 
 _TURNS = {"": set(), "at least": {1}, "at most": {-1}, "unknown": {-1, 1}}
@@ -93,7 +93,7 @@ class Tuned:
         return self.turns | signs
 
 
-def tuned(findings: Sequence[Finding], key: str, target: tuple[int, int], cautions: Sequence[str] = ()) -> Tuned:
+def tuned(findings: Sequence[Transfer], key: str, target: tuple[int, int], cautions: Sequence[str] = ()) -> Tuned:
     """Carry the best value over.
 
     Under the recipe it is the same at all sizes, so the mean over all proxies is taken. The measured drift is not
@@ -113,14 +113,14 @@ def tuned(findings: Sequence[Finding], key: str, target: tuple[int, int], cautio
     if not useful:
         raise UserError("fewer than two proxies of different size trained; lower the values, or add sizes")
     slopes = [slope for _, slope in useful]
-    log2 = sum(slope.at for slope in slopes) / len(slopes)
+    log2 = sum(slope.mean for slope in slopes) / len(slopes)
     # The axes share the base model, so their errors are not independent: no gain is claimed from there being two.
-    errors = [slope.error for slope in slopes if slope.error is not None]
+    errors = [slope.mean_se for slope in slopes if slope.mean_se is not None]
     half = math.inf
     if len(errors) == len(slopes):
-        half = math.sqrt(sum((student_t(s.freedom) * (s.error or 0.0)) ** 2 for s in slopes) / len(slopes))
+        half = math.sqrt(sum((student_t(s.dof) * (s.mean_se or 0.0)) ** 2 for s in slopes) / len(slopes))
         # Curves of all sizes lean to one side: more of them make it no better.
-        shapes = [o.shape for finding, _ in useful for o in finding.optima]
+        shapes = [o.shape_se for finding, _ in useful for o in finding.optima]
         half = math.hypot(half, student_t(math.inf) * sum(shapes) / len(shapes))
     turns = frozenset(o.edge for finding, _ in useful for o in finding.optima if o.edge)
     drifts = tuple(_drift(axis, useful, target) for axis in _axes([finding for finding, _ in useful]))
@@ -128,16 +128,16 @@ def tuned(findings: Sequence[Finding], key: str, target: tuple[int, int], cautio
     return Tuned(key, log2, half, turns, drifts, (*said, *cautions))
 
 
-def _axes(findings: Sequence[Finding]) -> list[str]:
+def _axes(findings: Sequence[Transfer]) -> list[str]:
     """Axes whose drifts add up to that of the target: what grows with both is no third one beside width and depth."""
-    found = list(dict.fromkeys(finding.group.axis for finding in findings))
+    found = list(dict.fromkeys(finding.axis for finding in findings))
     if "both" not in found or len(found) == 1:
         return found
     return [axis for axis in found if axis != "both"] if {"width", "depth"} <= set(found) else ["both"]
 
 
-def _drift(axis: str, useful: Sequence[tuple[Finding, Slope]], target: tuple[int, int]) -> Drift:
-    slopes = [slope for finding, slope in useful if finding.group.axis == axis]
+def _drift(axis: str, useful: Sequence[tuple[Transfer, Slope]], target: tuple[int, int]) -> Drift:
+    slopes = [slope for finding, slope in useful if finding.axis == axis]
     lows = [slope.low for slope in slopes if slope.low is not None]
     highs = [slope.high for slope in slopes if slope.high is not None]
     known = len(lows) == len(highs) == len(slopes)
@@ -151,7 +151,7 @@ def _drift(axis: str, useful: Sequence[tuple[Finding, Slope]], target: tuple[int
     )
 
 
-def _doublings(axis: str, findings: Sequence[Finding], target: tuple[int, int]) -> float:
+def _doublings(axis: str, findings: Sequence[Transfer], target: tuple[int, int]) -> float:
     """From the size that the value is the best one of, if it drifts evenly, to the target.
 
     The value is the mean over the findings of their mean optima, and on each axis the proxies of the others stand at
@@ -160,8 +160,8 @@ def _doublings(axis: str, findings: Sequence[Finding], target: tuple[int, int]) 
     """
     places = []
     for finding in findings:
-        fixed = finding.group.settings.get(axis, "")
-        if finding.group.axis == axis:
+        fixed = finding.settings.get(axis, "")
+        if finding.axis == axis:
             places.append(sum(o.position for o in finding.optima) / len(finding.optima))
         elif fixed:
             places.append(math.log2(float(fixed)))

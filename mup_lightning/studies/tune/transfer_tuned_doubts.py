@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from mup_lightning.studies.transfer.transfer import Finding
-from mup_lightning.studies.transfer.transfer_optimum import Optimum
+from mup_lightning.studies.transfer.estimate import Optimum
+from mup_lightning.studies.transfer.transfer import Transfer
 from mup_lightning.studies.transfer.verdict import TRANSFERS
 
 _HALF_A_POWER = 0.5
 """A drift of more than half a power of two would better be looked into before a long run."""
 
 
-def doubts(findings: Sequence[Finding], moved: Mapping[str, float], target: tuple[int, int]) -> list[str]:
+def doubts(findings: Sequence[Transfer], moved: Mapping[str, float], target: tuple[int, int]) -> list[str]:
     """All that speaks against the value.
 
     Args:
@@ -34,27 +34,27 @@ def doubts(findings: Sequence[Finding], moved: Mapping[str, float], target: tupl
     return [*found, *_not_varied(findings, target), *_another_proportion(findings, target)]
 
 
-def ends(finding: Finding, best: Optimum) -> frozenset[int]:
+def ends(finding: Transfer, best: Optimum) -> frozenset[int]:
     """Which ends of the values tried, -1 and +1, are as good as the best one: beyond them may be better ones."""
-    tried = next(list(curve.losses) for curve in finding.group.curves if curve.size == best.size)
-    touched = {-1: min(tried) in best.plateau, 1: max(tried) in best.plateau}
+    tried = next(curve.values for curve in finding.curves if curve.size == best.size)
+    touched = {-1: tried[0] in best.plateau, 1: tried[-1] in best.plateau}
     return frozenset(end for end, touches in touched.items() if touches)
 
 
-def _name(finding: Finding, findings: Sequence[Finding]) -> str:
+def _name(finding: Transfer, findings: Sequence[Transfer]) -> str:
     """The axis, and where the group stands on the other one if another group has the same axis."""
-    axis = finding.group.axis
-    if sum(other.group.axis == axis for other in findings) < 2:
+    axis = finding.axis
+    if sum(other.axis == axis for other in findings) < 2:
         return axis
-    place = [f"{key} {finding.group.settings[key]}" for key in ("width", "depth") if key in finding.group.settings]
+    place = [f"{key} {finding.settings[key]}" for key in ("width", "depth") if key in finding.settings]
     return f"{axis} at {', '.join(place)}" if place else axis
 
 
-def _of_optima(finding: Finding) -> list[str]:
+def _of_optima(finding: Transfer) -> list[str]:
     if not finding.optima:
         return []
     found = []
-    axis, first, last = finding.group.axis, finding.optima[0], finding.optima[-1]
+    axis, first, last = finding.axis, finding.optima[0], finding.optima[-1]
     if last is not first and last.loss >= first.loss:
         found.append(
             f"{axis} {last.size} is no better than {first.size} (loss {last.loss:.3f} and "
@@ -70,11 +70,11 @@ def _of_optima(finding: Finding) -> list[str]:
     return found
 
 
-def _not_varied(findings: Sequence[Finding], target: tuple[int, int]) -> list[str]:
+def _not_varied(findings: Sequence[Transfer], target: tuple[int, int]) -> list[str]:
     """A side of the target beyond all that trained, along which no two sizes did."""
     found = []
     for axis, side in zip(("width", "depth"), target, strict=True):
-        grown = any(len(f.optima) > 1 for f in findings if f.group.axis in (axis, "both"))
+        grown = any(len(f.optima) > 1 for f in findings if f.axis in (axis, "both"))
         sizes = sorted({size for finding in findings for size in _sides(finding, axis)})
         if not grown and sizes and not sizes[0] <= side <= sizes[-1]:
             have = _among(f"{size:g}" for size in sizes)
@@ -85,18 +85,18 @@ def _not_varied(findings: Sequence[Finding], target: tuple[int, int]) -> list[st
     return found
 
 
-def _sides(finding: Finding, axis: str) -> list[float]:
+def _sides(finding: Transfer, axis: str) -> list[float]:
     """The widths, or depths, of a group's models that trained, as far as the table tells."""
-    if finding.group.axis == axis:
+    if finding.axis == axis:
         return [round(2**o.position, 6) for o in finding.optima]
-    fixed = finding.group.settings.get(axis, "")
+    fixed = finding.settings.get(axis, "")
     return [float(fixed)] if fixed and finding.optima else []
 
 
-def _another_proportion(findings: Sequence[Finding], target: tuple[int, int]) -> list[str]:
+def _another_proportion(findings: Sequence[Transfer], target: tuple[int, int]) -> list[str]:
     """A target beside the line of proxies that grew in width and depth at once."""
     along = [finding for finding in findings if finding.slope is not None]
-    if not along or any(finding.group.axis != "both" for finding in along):
+    if not along or any(finding.axis != "both" for finding in along):
         return []
     pairs = [o.size.split("x") for finding in along for o in finding.optima]
     proportions = [float(width) / float(depth) for width, depth in (pair for pair in pairs if len(pair) == 2)]
