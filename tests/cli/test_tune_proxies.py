@@ -162,7 +162,7 @@ def test_another_tune_through_the_same_configurations_is_not_read(tmp_path):
     write(tmp_path / "results.csv", [*rows, *also, *grown], columns)
     cells = [SimpleNamespace(hash=row[-1], axes=("width",), value="recipe.weight_decay") for row in rows]
     (finding,) = tune._find(tmp_path, cells)
-    assert (finding.group.settings["value"], finding.group.axis) == ("recipe.weight_decay", "width")
+    assert (finding.settings["value"], finding.axis) == ("recipe.weight_decay", "width")
 
 
 def test_values_that_all_lie_below_the_floor_are_refused(corpus, tmp_path, capsys):

@@ -63,7 +63,7 @@ def run(settings: BestSettings) -> int:
     unigram = " or ".join(dict.fromkeys(f"{loss:.3f}" for loss in sorted({best.unigram_loss for best in found})))
     print(f"\n{steps} steps; a unigram model has {unigram} nats per token")
     if any(best.leveled for best in found):
-        print("Losses are means over seeds, adjusted where values were run with different seeds (docs/method/transfer.md)")
+        print("Losses are means, adjusted where values were run with different seeds (docs/method/transfer.md)")
     return 0
 
 

@@ -202,7 +202,7 @@ def optimum(curve: Curve, dof: float) -> Optimum | None:
 
     The parabola passes through the best value and its two neighbours. Where values tie with the best one within the
     noise, it is fitted by weighted least squares to all of these and one more on either side. The vertex stays within
-    what was tried. Its standard error is the spread over losses drawn again from the noise model (a parametric bootstrap);
+    what was tried. Its standard error is the spread over losses redrawn from the noise model (a parametric bootstrap);
     at an edge or cliff that of a value anywhere in one step of the grid is added, elsewhere `_SHAPE`.
 
     Args:
