@@ -410,7 +410,22 @@ _VERBS = (
         "mup_lightning.cli.assumptions:main",
         "argv",
     ),
-    Verb("report", "what a sweep's results say", "mup_lightning.cli.report:main", "argv"),
+    Verb(
+        "report transfer",
+        "whether the best value stays where it is while the model grows",
+        run=f"{_STUDIES}.transfer.report:run",
+        settings=f"{_STUDIES}.transfer.settings:TransferSettings",
+        positional="results",
+        example="mup-lightning report transfer runs/sweeps/lr_width --out runs/sweeps/lr_width",
+    ),
+    Verb(
+        "report best",
+        "the best value of every group of a sweep",
+        run=f"{_STUDIES}.transfer.best:run",
+        settings=f"{_STUDIES}.transfer.settings:BestSettings",
+        positional="results",
+        example="mup-lightning report best runs/sweeps/optimizers",
+    ),
     Verb(
         "figure",
         "draw feature norms from runs' TensorBoard logs",

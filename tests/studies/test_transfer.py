@@ -195,7 +195,7 @@ def test_one_size_in_one_group_alone_is_a_verdict(tmp_path):
     assert (sp["slope"], sp["slope_ci"]) == (None, None)
 
 
-def test_a_tie_at_the_smallest_size_is_a_coin_toss(tmp_path):
+def test_a_tie_at_the_smallest_size_proves_no_failure(tmp_path):
     """2^-5 and 2^-4 tie at width 64 by 0.003 of a noise of 0.01; at width 512 the one costs nothing, the other 0.08."""
     small, large = {-6: 2.1, -5: 2.003, -4: 2.0, -3: 2.1}, {-6: 2.08, -5: 2.0, -4: 2.08, -3: 2.3}
     shifts = {-6: (0, 0.01, -0.01), -5: (0.01, -0.01, 0), -4: (-0.01, 0, 0.01), -3: (0, -0.01, 0.01)}
@@ -212,7 +212,7 @@ def test_a_tie_at_the_smallest_size_is_a_coin_toss(tmp_path):
                                        "seeds at 64; the slope is too uncertain")  # fmt: skip
     lost = [(*row[:5], "") if row[2] == 512 and row[3] == -4 else row for row in rows]
     assert "at width 512 the first diverges and the second costs 0.000 nats" in report(tmp_path, lost)["verdict"]
-    worse = [(*row[:5], row[5] + 0.1) if row[2] == 512 and row[3] > -6 else row for row in rows]
+    worse = [(*row[:5], row[5] + 0.11) if row[2] == 512 and row[3] > -6 else row for row in rows]
     assert report(tmp_path, worse)["verdict"].startswith("does not transfer: ")
     other = [(*row[:5], row[5] - 0.006) if row[2] == 64 and row[3] == -5 else row for row in rows]
     verdict = report(tmp_path, other)["verdict"]

@@ -76,8 +76,8 @@ def transfer(
         raise UserError(f"no run has a loss, all {count} diverged or were stopped; lower the base values")
     found = []
     for (axis, settings), own in runs.groupby(["axis", "settings"], sort=False):
-        refuse_twice(own, ["position", "log2_value", "seed"])
         _refuse_two_shapes(own)
+        refuse_twice(own, ["position", "log2_value", "seed"])
         evidence = _estimate(axis, own, noise)
         steps = own["steps"][own["loss"].notna()].max()
         found.append(
