@@ -1,1 +1,1 @@
-"""`mup-lightning bench`: speed and memory, measured in interleaved rounds; `cases` is the table of what there is."""
+"""Our speed and memory against others' code; run by `python -m tests.benchmarks`, and collected by no test."""

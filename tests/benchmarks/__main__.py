@@ -1,23 +1,34 @@
-"""`python -m tests.benchmarks`: our speed and memory against a plain PyTorch loop."""
+"""`python -m tests.benchmarks`: our speed and memory against others' code."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 from mup_lightning.errors import UserError
+from mup_lightning.files import check_folder, write_json
+from tests.benchmarks.depth import DEPTH
+from tests.benchmarks.harness import Case, machine, run_case, table
+from tests.benchmarks.optimizers import OPTIMIZERS
+from tests.benchmarks.strategies import STRATEGY_CASE
+from tests.benchmarks.trainer import FEATURE_NORMS, SPECTRAL_NORMS, TRAINER
+
+CASES: dict[str, Case] = {
+    "trainer": TRAINER,
+    "depth": DEPTH,
+    "feature_norms": FEATURE_NORMS,
+    "spectral_norms": SPECTRAL_NORMS,
+    "optimizers": OPTIMIZERS,
+    "strategies": STRATEGY_CASE,
+}
+"""In the order in which they run."""
 
 
 def main(argv: list[str]) -> int:
     """Measure, and print tables or JSON."""
-    from tests.benchmarks.cases import CASES, run_case
-    from tests.benchmarks.machine import machine
-    from tests.benchmarks.table import heading, table
-
     described = "\n".join(f"  {name:<14} {case.description}" for name, case in CASES.items())
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
@@ -28,47 +39,47 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="what to measure (default: all)")
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - prints it instead of the tables")
-    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each contender (default: the case's own)")
-    parser.add_argument("--steps", type=int, metavar="N", help="timed steps in a turn (default: the case's own)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: 2)")
+    for name, what in (
+        ("rounds", "turns of each contender"),
+        ("steps", "timed steps in a turn"),
+        ("threads", "CPU threads of torch"),
+    ):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what} (default: the case's own)")
     parser.add_argument(
         "--patience",
         type=float,
+        default=0.0,
         metavar="MINUTES",
-        help="for so long, wait for other programs to leave the processor, and repeat rounds that they disturbed "
-        "(default: 0; time runs for each case anew)",
+        help="how long rounds that other programs disturbed are repeated, for each case (default: 0)",
     )
     parser.add_argument("--quick", action="store_true", help="tiny models and few steps: does it work?")
     options = parser.parse_args(argv)
-    for name in options.cases:
-        if name not in CASES:
-            parser.error(f"unknown case {name!r}; expected {', '.join(CASES)}")
-
-    if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
-        parser.error(f"--json is {options.json}, but there is no folder {Path(options.json).parent}; make it first")
-    if options.patience is not None and not 0 <= options.patience < math.inf:
-        parser.error(f"--patience is {options.patience}; expected minutes, 0 or more")
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+    given = {key: value for key in ("rounds", "steps", "threads") if (value := getattr(options, key)) is not None}
+    if unknown := [name for name in options.cases if name not in CASES]:
+        parser.error(f"unknown case {unknown[0]!r}; expected {', '.join(CASES)}")
+    if any(value < 1 for value in given.values()) or not options.patience >= 0:
+        parser.error("expected at least 1 of --rounds, --steps and --threads, and no negative --patience")
+    if options.json not in (None, "-"):
+        check_folder(Path(options.json).parent, "--json")
 
     where = machine()
-    say(heading(where))
-    if where["load"] > 0.3 * where["cores"]:
-        say(f"note: other programs are busy here (load {where['load']}); ranges and controls show how much it matters")
-    given = {key: getattr(options, key) for key in ("quick", "rounds", "steps", "threads", "patience")}
-    results = []
+    print(f"{where['processor']}, {where['cores']} cores; versions {where['versions']}", file=sys.stderr)
+    results = {}
     for name in options.cases or CASES:
-        results.append(run_case(name, say, **given))
+        case = CASES[name]
+        settings = replace(case.quick if options.quick else case.default, **given)
+
+        def say(text: str, name: str = name) -> None:
+            print(f"{name}, {text}", file=sys.stderr, flush=True)
+
+        results[name] = run_case(case, settings, say, 60 * options.patience)
         if options.json != "-":
-            print(f"\n{table(results[-1], aims=not options.quick)}\n", flush=True)
-    text = json.dumps(
-        {"quick": options.quick, "machine": where, "cases": [asdict(result) for result in results]}, indent=1
-    )
+            print(f"\n{table(name, results[name], aims=not options.quick)}\n", flush=True)
+    whole = {"quick": options.quick, "machine": where, "cases": results}
     if options.json == "-":
-        print(text)
+        print(json.dumps(whole, indent=1))
     elif options.json:
-        Path(options.json).write_text(text + "\n")
+        write_json(Path(options.json), whole)
     return 0
 
 

@@ -5,51 +5,46 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
 from mup_lightning.errors import UserError
+
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Maps every large tensor on its own, so that the kernel's high-water mark counts exactly what is alive."""
 
 _ALLOCATOR = ("THP_MEM_ALLOC_ENABLE", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Variables of the caller that would change a contender's allocator, by their beginnings."""
 
 
-def measure(function: str, arguments: dict[str, Any], threads: int, environment: dict[str, str] | None = None) -> Any:
-    """Call a function in a fresh Python, and return what it returns.
-
-    Args:
-        function: "module:name"; it takes the arguments by name and returns plain JSON values.
-        arguments: plain JSON values.
-        threads: CPU threads of torch.
-        environment: variables that the process shall have besides.
-
-    Raises:
-        UserError: the process failed; with its last words.
-    """
-    with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as folder:
-        return _answer(function, _start(function, arguments, Path(folder), threads, environment or {}), Path(folder))
-
-
-def measure_together(
-    function: str,
-    arguments: dict[str, Any],
-    processes: int,
+def measure(
+    function: Callable[..., Any],
+    *,
     threads: int,
+    processes: int = 1,
     environment: dict[str, str] | None = None,
+    **arguments: Any,
 ) -> list[Any]:
-    """Call a function in several Pythons at once, which find each other as torchrun's would (RANK, MASTER_ADDR, ...).
+    """Call a function in fresh Pythons, which find each other as torchrun's would (RANK, MASTER_ADDR, ...).
 
     Args:
-        function: as in `measure`; so are the others.
-        arguments: the same for all.
-        processes: how many.
-        threads: of each.
-        environment: of each.
+        function: at the top of a module; takes the arguments by name and returns plain JSON values.
+        threads: CPU threads of torch in each process.
+        processes: how many run at the same time.
+        environment: variables of each process.
+        arguments: plain JSON values.
 
     Returns:
         What each returned, in order of their ranks.
@@ -60,55 +55,107 @@ def measure_together(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "GROUP_RANK": "0"}
-    common |= {"LOCAL_WORLD_SIZE": str(processes), "TORCHELASTIC_RUN_ID": "bench", **(environment or {})}
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(_ALLOCATOR)}
+    variables |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    if processes > 1:
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+        variables |= {"LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "bench"}
+    name = f"{function.__module__}:{function.__qualname__}"
     with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as folder:
-        folders = [Path(folder) / str(rank) for rank in range(processes)]
+        answers = [Path(folder) / f"{rank}.json" for rank in range(processes)]
         running = []
         try:
-            for rank, own in enumerate(folders):
-                own.mkdir()
-                variables = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                running.append(_start(function, arguments, own, threads, variables))
+            for rank, answer in enumerate(answers):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+                with answer.with_suffix(".err").open("wb") as errors:
+                    command = [sys.executable, "-m", __name__, name, json.dumps(arguments), str(answer)]
+                    whole = variables | own | (environment or {})
+                    running.append(subprocess.Popen(command, env=whole, stdout=subprocess.DEVNULL, stderr=errors))
+            # The first failure ends all: the others would wait for it for minutes.
             while any(run.poll() is None for run in running) and not any(run.poll() for run in running):
-                time.sleep(0.1)
+                time.sleep(0.05)
+            failed = [rank for rank, run in enumerate(running) if run.poll()]
         finally:
-            # Without one of them the others would wait for minutes.
             for run in running:
-                if run.poll() is None:
-                    run.kill()
-        failed = sorted(range(processes), key=lambda rank: running[rank].wait() <= 0)  # who was killed says nothing
-        answers = {rank: _answer(function, running[rank], folders[rank]) for rank in failed}
-        return [answers[rank] for rank in range(processes)]
+                run.kill()
+                run.wait()
+        for rank in failed:
+            last = answers[rank].with_suffix(".err").read_text(errors="replace").splitlines()[-15:]
+            raise UserError(
+                f"benchmark process {name} ended with status {running[rank].returncode}:\n" + "\n".join(last)
+            )
+        return [json.loads(answer.read_text()) for answer in answers]
 
 
-def _start(
-    function: str, arguments: dict[str, Any], folder: Path, threads: int, environment: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    cleaned = {key: value for key, value in os.environ.items() if not key.startswith(_ALLOCATOR)}
-    cleaned |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-    with (folder / "stderr").open("wb") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-m", __name__, function, json.dumps(arguments), str(folder / "answer.json")],
-            env=cleaned | environment,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-        )
+def resident_mb() -> float:
+    """Resident memory of this process, in MB (10^6 bytes)."""
+    return psutil.Process().memory_info().rss / 1e6
 
 
-def _answer(function: str, run: subprocess.Popen[bytes], folder: Path) -> Any:
-    status, answer = run.wait(), folder / "answer.json"
-    if status != 0 or not answer.exists():
-        last = "\n".join((folder / "stderr").read_text(errors="replace").splitlines()[-15:])
-        raise UserError(f"the benchmark process {function} ended with status {status}:\n{last}")
-    return json.loads(answer.read_text())
+def peak_mb() -> float:
+    """The largest resident memory of this process since it began, or since `reset_peak`.
+
+    On Linux the kernel's high-water mark of this very program: `ru_maxrss` would begin with the parent's.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        words = status.read_text().split()
+        return int(words[words.index("VmHWM:") + 1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on a Mac
 
 
-def _main(function: str, arguments: str, answer: str) -> None:
-    module, name = function.split(":")
-    result = getattr(importlib.import_module(module), name)(**json.loads(arguments))
-    Path(answer).write_text(json.dumps(result))
+def reset_peak() -> bool:
+    """Let `peak_mb` count from now on. False where the system cannot (all but Linux), and nothing has changed."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+class StepClock:
+    """Times steps from one optimizer step to the next, so that all in between counts: batches, callbacks, logs.
+
+    Attributes:
+        peak_mb: peak memory at the end of the timed steps.
+        seconds: of each timed step.
+    """
+
+    def __init__(self, warmup: int, steps: int) -> None:
+        self.warmup, self.steps, self.peak_mb = warmup, steps, 0.0
+        self._ticks: list[float] = []
+
+    def tick(self, *_: Any) -> None:
+        """Note the beginning of an optimizer's step."""
+        self._ticks.append(time.perf_counter())
+        if len(self._ticks) == self.warmup + self.steps + 1:
+            self.peak_mb = peak_mb()
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each timed step."""
+        ticks = self._ticks[self.warmup : self.warmup + self.steps + 1]
+        if len(ticks) != self.steps + 1:
+            raise RuntimeError(f"{len(self._ticks)} steps were run; {self.warmup + self.steps + 1} are needed")
+        return [end - begin for begin, end in pairwise(ticks)]
+
+
+@contextmanager
+def step_clock(warmup: int, steps: int) -> Iterator[StepClock]:
+    """A clock that torch's own hook drives, at the beginning of any optimizer's step.
+
+    The loop must run `warmup + steps + 1` steps. What comes after the last one (our validation and checkpoint) is
+    neither in the times nor in the peak.
+    """
+    clock = StepClock(warmup, steps)
+    handle = register_optimizer_step_pre_hook(clock.tick)
+    try:
+        yield clock
+    finally:
+        handle.remove()
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    module, name = sys.argv[1].split(":")
+    result = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))
+    Path(sys.argv[3]).write_text(json.dumps(result))

@@ -1,34 +1,36 @@
 """Case `strategies`: what ZeRO costs and saves against ddp, and what sharing the work on matrices gains.
 
 Two processes, one thread each. Times: in every round one pair of processes trains under all strategies in turn, ddp
-first and last (the control); processor time stands beside wall time, because other programs hardly change it. Matrix
-work: the optimizer's step alone, shared, replicated, shared again. Memory: once, a pair of processes for each strategy.
+first and last (the control); processor time is given too, because other programs hardly change it. Matrix work: the
+optimizer's step alone, shared, replicated, shared again. Memory: once, a pair of processes for each strategy.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
+import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from tests.benchmarks.corpus import write_corpus
-from tests.benchmarks.memory import reset_peak
-from tests.benchmarks.optimizer_memory import MAPPED
-from tests.benchmarks.process import measure_together
-from tests.benchmarks.processor import OtherPrograms
-from tests.benchmarks.result import Quantity, quantity, ratio
-from tests.benchmarks.rounds import take_rounds
-from tests.benchmarks.settings import Settings
+from mup_lightning.callbacks.step import StepCallback, WatchedModule
+from mup_lightning.config.schema import Config
+from mup_lightning.model.gpt2 import build
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.plan.memory import Load, memory
+from mup_lightning.plan.rule_memory import rule_memory
+from mup_lightning.spectral.recipe import derive
+from tests.benchmarks.harness import Case, Quantity, Settings, Turn
+from tests.benchmarks.process import MAPPED, measure, peak_mb, reset_peak, resident_mb
+from tests.benchmarks.trainer import corpus_for
 
-TURNS = "tests.benchmarks.strategy_turns"
 PROCESSES = 2
-RULES = ("adamw", "muon_kimi")
 DDP, AGAIN = "ddp", "ddp again"
 AIMS = {"zero0": "at most 1.05", "zero1": "at most 1.15", "zero2": "at most 1.15", "zero3": "at most 1.15"}
 STRATEGIES = (DDP, *AIMS)
 SHARED, REPLICATED, SHARED_AGAIN = "shared", "replicated", "shared again"
+MATRICES = "optimizer's step, hidden matrices"
+PEAK_STEPS = 3
+"""The second is the first that finds gradients and states in place; after the last of them comes one unmeasured."""
 
 
 @dataclass(frozen=True)
@@ -36,97 +38,178 @@ class StrategySettings(Settings):
     """See `Settings`.
 
     Attributes:
-        rules: to train by.
-        memory: strategies whose memory is measured.
+        rules: optimizers to train with.
+        memory: strategies whose memory is measured, at twice the width and depth.
     """
 
-    rules: tuple[str, ...] = RULES
+    rules: tuple[str, ...] = ("adamw", "muon_kimi")
     memory: tuple[str, ...] = STRATEGIES
 
 
-_SHARED: dict[str, Any] = {"tokenizer": "bytes", "threads": 1}
-DEFAULT = StrategySettings(width=256, depth=4, context=256, batch=8, rounds=5, steps=5, warmup=2, **_SHARED)
-QUICK = StrategySettings(
-    **{"width": 32, "depth": 1, "context": 16, "batch": 2, "rounds": 1, "steps": 1, "warmup": 1, **_SHARED},
-    rules=("muon_kimi",),
-    memory=(DDP,),
-)
-
-
-def run(settings: Settings, say: Callable[[str], None]) -> list[Quantity]:
-    """Measure; see the module's text.
-
-    Args:
-        settings: shape, batch and amount of measuring; memory is measured at twice the width and depth.
-        say: is told of every round.
-    """
+def times(settings: Settings) -> Turn:
+    """One round. Of wall times the slowest process's counts, of processor times the sum."""
     assert isinstance(settings, StrategySettings)
-    with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as folder:
-        corpus = Path(folder) / "corpus"
-        write_corpus(corpus, settings.tokenizer, train=100_000, validation=settings.context + 1)
-        rounds = take_rounds(settings, lambda: _take(settings, str(corpus)), say)
-        return quantities(rounds, settings.rules) + _memory(settings, str(corpus), say)
+    found: Turn = {}
+    common: dict[str, Any] = {"threads": settings.threads, "processes": PROCESSES, "settings": asdict(settings)}
+    with corpus_for(settings) as corpus:
+        for rule in settings.rules:
+            ranks = measure(take_times, corpus=corpus, rule=rule, strategies=[*STRATEGIES, DDP], **common)
+            for name, kind, join in ((f"a step, {rule}", "wall", max), (f"processor time, {rule}", "processor", sum)):
+                values = map(join, zip(*(rank[kind] for rank in ranks), strict=True))
+                found[name] = dict(zip([*STRATEGIES, AGAIN], values, strict=True))
+    ranks = measure(take_matrices, **common)
+    return found | {MATRICES: {who: max(rank[who] for rank in ranks) for who in ranks[0]}}
 
 
-def _take(settings: StrategySettings, corpus: str) -> tuple[dict[str, dict[str, float]], float, str]:
-    """One round: rule, "rule, processor" or "matrices" -> contender -> milliseconds."""
-    found = {}
-    others = OtherPrograms()
-    contenders = [*STRATEGIES, AGAIN]
-    for rule in settings.rules:
-        arguments = {"corpus": corpus, "rule": rule, "settings": asdict(settings), "processes": PROCESSES}
-        arguments["strategies"] = [*STRATEGIES, DDP]
-        ranks = measure_together(f"{TURNS}:take_times", arguments, PROCESSES, settings.threads)
-        # Of wall times the slowest process's counts, of processor times the sum.
-        found[rule] = dict(zip(contenders, map(max, zip(*(rank["wall"] for rank in ranks), strict=True)), strict=True))
-        spent = map(sum, zip(*(rank["processor"] for rank in ranks), strict=True))
-        found[f"{rule}, processor"] = dict(zip(contenders, spent, strict=True))
-    ranks = measure_together(f"{TURNS}:take_matrices", {"settings": asdict(settings)}, PROCESSES, settings.threads)
-    found["matrices"] = {contender: max(rank[contender] for rank in ranks) for contender in ranks[0]}
-    told = "; ".join(
-        f"{name} " + ", ".join(f"{contender} {milliseconds:,.1f}" for contender, milliseconds in each.items())
-        for name, each in found.items()
-    )
-    return found, others.cores(), told
-
-
-def quantities(rounds: list[dict[str, dict[str, float]]], rules: Sequence[str] = RULES) -> list[Quantity]:
-    """The figures of all rounds; see `_take`."""
-
-    def of(name: str) -> dict[str, list[float]]:
-        return {contender: [found[name][contender] for found in rounds] for contender in rounds[0][name]}
-
-    result = []
-    for rule in rules:
-        for name, of_what in ((rule, ""), (f"{rule}, processor", "processor time of ")):
-            each = of(name)
-            ratios = [ratio(strategy, DDP, each, aim) for strategy, aim in AIMS.items()]
-            result.append(quantity(f"{of_what}a step, {rule}", "ms", each, [*ratios, ratio(AGAIN, DDP, each)]))
-    each = of("matrices")
-    gains = [ratio(REPLICATED, SHARED, each, "at least 1.7"), ratio(SHARED_AGAIN, SHARED, each)]
-    return [*result, quantity("optimizer's step, hidden matrices", "ms", each, gains)]
-
-
-def _memory(settings: StrategySettings, corpus: str, say: Callable[[str], None]) -> list[Quantity]:
-    """The peak of one process by strategy, and what `plan` says; nothing where the peak cannot be reset."""
-    if not reset_peak():
-        say("peak memory is measured on Linux alone; left out")
-        return []
+def peaks(settings: Settings) -> Turn:
+    """The peak memory of a process by strategy, and what `plan` says; nothing where the peak cannot be reset."""
+    assert isinstance(settings, StrategySettings)
+    found: Turn = {}
     large = replace(settings, width=2 * settings.width, depth=2 * settings.depth, batch=PROCESSES)
     large = replace(large, context=min(64, settings.context))
-    result = []
-    for rule in settings.rules:
-        arguments: dict[str, Any] = {"corpus": corpus, "rule": rule, "settings": asdict(large), "processes": PROCESSES}
-        ranks = {
-            strategy: measure_together(
-                f"{TURNS}:take_peak", {**arguments, "strategy": strategy}, PROCESSES, settings.threads, MAPPED
-            )
-            for strategy in settings.memory
+    with corpus_for(settings) as corpus:
+        for rule in settings.rules if reset_peak() else ():
+            found[f"peak memory of a process, {rule}"] = mine = {}
+            for strategy in settings.memory:
+                arguments = {"corpus": corpus, "rule": rule, "strategy": strategy, "settings": asdict(large)}
+                ranks = measure(take_peak, threads=1, processes=PROCESSES, environment=MAPPED, **arguments)
+                mine |= {strategy: max(rank["peak"] for rank in ranks), f"{strategy} by plan": ranks[0]["plan"]}
+    return found
+
+
+def make_config(settings: Settings, corpus: str, rule: str, strategy: str, steps: int) -> Config:
+    """A run of all processes, each with its share of the batch; no logs, feature norms or checkpoints."""
+    return Config.from_plain(
+        {
+            "model": {"width": settings.width, "depth": settings.depth, "context": settings.context},
+            "recipe": {"optimizer": rule, "lr": 2**-8},
+            "schedule": {"warmup_steps": 1},
+            "data": {
+                "path": corpus,
+                "tokenizer": settings.tokenizer,
+                "batch_size": settings.batch,
+                "micro_batch": settings.batch // PROCESSES,
+            },
+            "trainer": {
+                "max_steps": steps,
+                "accelerator": "cpu",
+                "strategy": strategy,
+                "devices": PROCESSES,
+                "validate_every": 0,
+                "feature_norms_every": 0,
+                "log_every": steps,
+            },
         }
-        each = {strategy: [max(rank["peak"] for rank in ranks[strategy])] for strategy in settings.memory}
-        planned = {f"{strategy} by plan": [ranks[strategy][0]["plan"]] for strategy in settings.memory}
-        ratios = [
-            ratio(strategy, f"{strategy} by plan", each | planned, "within 10 % of 1") for strategy in settings.memory
-        ]
-        result.append(quantity(f"peak memory of a process, {rule}", "MB", each | planned, ratios))
-    return result
+    )
+
+
+class Watch(StepCallback):
+    """Notes at the end of each step: the clock, this process's computing time (both in seconds), its peak in MB."""
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.processor: list[float] = []
+        self.peaks: list[float] = []
+
+    def on_step_end(self, trainer: Any, module: WatchedModule, step: int) -> None:
+        """See `StepCallback`."""
+        self.wall.append(time.perf_counter())
+        self.processor.append(time.process_time())
+        self.peaks.append(peak_mb())
+
+
+def take_times(corpus: str, rule: str, strategies: list[str], settings: dict[str, Any]) -> dict[str, list[float]]:
+    """Milliseconds of a step under each strategy, in their order, mean over the timed steps: "wall" and "processor"."""
+    from mup_lightning.training.hardware import tune_allocator
+
+    tune_allocator()
+    s = StrategySettings(**settings)
+    found: dict[str, list[float]] = {"wall": [], "processor": []}
+    for strategy in strategies:
+        # After the last step comes a validation.
+        watch = _train(make_config(s, corpus, rule, strategy, s.warmup + s.steps + 1))
+        for kind, ends in (("wall", watch.wall), ("processor", watch.processor)):
+            found[kind].append(1e3 * (ends[s.warmup + s.steps - 1] - ends[s.warmup - 1]) / s.steps)
+    return found
+
+
+def take_matrices(settings: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds of Muon-Kimi's step on the hidden matrices, the exchange included, by who does the work."""
+    import torch.distributed as dist
+
+    from tests.benchmarks.contenders import Workload
+
+    s = StrategySettings(**settings)
+    workload = Workload(s, lambda rows, columns: True, draws=1)
+    dist.init_process_group("gloo")
+    ours = {share: workload.ours("muon_kimi") for share in (True, False)}
+    for share, contender in ours.items():
+        cast(HybridOptimizer, contender.optimizer).share_work = share
+        contender.seconds(max(1, s.warmup))
+    found = {}
+    for name in (SHARED, REPLICATED, SHARED_AGAIN):
+        dist.barrier()
+        found[name] = 1e3 * ours[name != REPLICATED].seconds(s.steps)
+    dist.barrier()
+    dist.destroy_process_group()
+    return found
+
+
+def take_peak(corpus: str, rule: str, strategy: str, settings: dict[str, Any]) -> dict[str, float]:
+    """MB at the "peak" of some steps beyond what the process took before there was a model, and MB of the "plan"."""
+    s = StrategySettings(**settings)
+    small = replace(s, width=32, depth=1, context=8, batch=PROCESSES)
+    _train(make_config(small, corpus, rule, strategy, PEAK_STEPS + 1))  # libraries are loaded
+    before = resident_mb()
+    reset_peak()
+    config = make_config(s, corpus, rule, strategy, PEAK_STEPS + 1)
+    peak = _train(config).peaks[PEAK_STEPS - 1] - before
+    return {"peak": peak, "plan": planned_mb(config)}
+
+
+def planned_mb(config: Config) -> float:
+    """What `mup-lightning plan` says of a run, for this machine's CPU instead of a GPU."""
+    recipe = derive(config.recipe, config.model.width, config.model.depth)
+    model = build(config.model, recipe, 0)  # rules' batches are smaller on CPU than on the meta device
+    groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
+    load = Load(config.model, config.data.micro_batch, rule_memory(groups, half=False), half=False, device="cpu")
+    strategy = config.trainer.strategy
+    return memory(load, PROCESSES, int(strategy[-1]) if strategy.startswith("zero") else 0).total / 1e6
+
+
+def _train(config: Config) -> Watch:
+    from mup_lightning.training.train import train
+
+    watch = Watch()
+    train(config, callbacks=[watch], progress=False, keep=False)
+    return watch
+
+
+def _quantities(settings: Settings) -> list[Quantity]:
+    assert isinstance(settings, StrategySettings)
+    against = [*((strategy, DDP, aim) for strategy, aim in AIMS.items()), (AGAIN, DDP, "")]
+    planned = [(strategy, f"{strategy} by plan", "within 10 % of 1") for strategy in settings.memory]
+    return [
+        *(
+            Quantity(f"{what}, {rule}", "ms", against)
+            for rule in settings.rules
+            for what in ("a step", "processor time")
+        ),
+        Quantity(MATRICES, "ms", [(REPLICATED, SHARED, "at least 1.7"), (SHARED_AGAIN, SHARED, "")]),
+        *(Quantity(f"peak memory of a process, {rule}", "MB", planned) for rule in settings.rules),
+    ]
+
+
+_SHARED: dict[str, Any] = {"tokenizer": "bytes", "threads": 1}
+STRATEGY_CASE = Case(
+    "ZeRO against ddp on two processes: time and memory; matrix work shared against replicated",
+    StrategySettings(width=256, depth=4, context=256, batch=8, rounds=5, steps=5, warmup=2, **_SHARED),
+    StrategySettings(
+        **{"width": 32, "depth": 1, "context": 16, "batch": 2, "rounds": 1, "steps": 1, "warmup": 1, **_SHARED},
+        rules=("muon_kimi",),
+        memory=(DDP,),
+    ),
+    times,
+    _quantities,
+    peaks,
+)

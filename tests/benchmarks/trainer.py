@@ -1,86 +1,207 @@
-"""Case `trainer`: our trainer with its default callbacks against a bare PyTorch loop of the same model.
+"""Cases `trainer`, `feature_norms` and `spectral_norms`: the real trainer, on a synthetic corpus in the real format.
 
-Each turn is a fresh process, and the contenders take turns: ours, bare, ours again. "Ours again" is the control: its
-ratio to "ours" would be 1 on a quiet machine, and its range shows how far to trust the other ratio.
+`trainer` compares it, with its default callbacks, with a bare PyTorch loop of the same model. The other two ask what a
+monitor costs at its default interval: it measures in every third step, and each measured step is followed by two
+without, the first to compare with, the second as control. So steps of all three kinds lie side by side in one process.
+The cost at the interval N is (measured - plain) / plain / N.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from tests.benchmarks.corpus import write_corpus
-from tests.benchmarks.process import measure
-from tests.benchmarks.result import Quantity, Ratio, quantity, ratio
-from tests.benchmarks.rounds import take_rounds
-from tests.benchmarks.settings import Settings
+import numpy as np
+import torch
+import torch.nn.functional as F
 
-DEFAULT = Settings(width=256, depth=4, context=256, batch=8, tokenizer="gpt2", rounds=5, steps=10, warmup=3)
-QUICK = Settings(width=64, depth=2, context=32, batch=2, tokenizer="bytes", rounds=2, steps=3, warmup=1)
+from mup_lightning.config.schema import Config, DataConfig, ModelConfig, RunConfig, TrainerConfig, vocab_size
+from mup_lightning.model.gpt2 import build
+from mup_lightning.spectral.recipe import RecipeConfig, derive
+from tests.benchmarks.corpus import write_corpus
+from tests.benchmarks.harness import Case, Quantity, Settings, Turn
+from tests.benchmarks.process import measure, peak_mb, resident_mb, step_clock
 
 OURS, BARE, AGAIN = "ours", "bare", "ours again"
-_FUNCTIONS = {
-    OURS: "tests.benchmarks.ours:train",
-    BARE: "tests.benchmarks.bare:train",
-    AGAIN: "tests.benchmarks.ours:train",
-}
+WITH, WITHOUT, WITHOUT_AGAIN = "measured", "without", "without again"
 
 
-def run(settings: Settings, say: Callable[[str], None]) -> list[Quantity]:
-    """Measure speed and peak memory.
+def ours(corpus: str, settings: dict[str, Any], **every: int) -> dict[str, Any]:
+    """Train as `mup-lightning train` does, with all callbacks.
 
     Args:
-        settings: shape, batch and amount of measuring.
-        say: is told of every round.
+        corpus: a prepared corpus.
+        settings: of `Settings`, as a dict.
+        every: intervals of `trainer`, such as feature_norms_every; others have their defaults.
+
+    Returns:
+        "step_seconds" of each timed step, "peak_mb" up to the last of them, "imports_mb", resident once everything is
+        imported, and "whole_run_peak_mb", with validation and checkpoint at the end.
     """
+    from mup_lightning.training.hardware import tune_allocator
+
+    tune_allocator()
+    from mup_lightning.training.train import train
+
+    imports_mb = resident_mb()
+    s = Settings(**settings)
+    with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as runs, step_clock(s.warmup, s.steps) as clock:
+        data = DataConfig(path=corpus, tokenizer=s.tokenizer, batch_size=s.batch, micro_batch=s.batch)
+        config = Config(
+            model=ModelConfig(width=s.width, depth=s.depth, context=s.context),
+            recipe=RecipeConfig(optimizer="adamw", lr=2**-8),
+            data=data,
+            trainer=TrainerConfig(max_steps=s.warmup + s.steps + 1, accelerator="cpu", **every),
+            run=RunConfig(root=runs),
+        )
+        train(config)
+    return {
+        "step_seconds": clock.seconds,
+        "peak_mb": clock.peak_mb,
+        "imports_mb": imports_mb,
+        "whole_run_peak_mb": peak_mb(),
+    }
+
+
+def bare(corpus: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train the same architecture as one writes it without us: whole logits, torch's own loss, AdamW and allocator.
+
+    Args and returns as `ours`, without "whole_run_peak_mb".
+    """
+    s = Settings(**settings)
+    imports_mb = resident_mb()
+    config = ModelConfig(width=s.width, depth=s.depth, context=s.context, vocab_size=vocab_size(s.tokenizer))
+    model = build(config, derive(RecipeConfig(), s.width, s.depth), seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    tokens = np.memmap(f"{corpus}/train-00000.bin", dtype=np.uint16, mode="r")
+    with step_clock(s.warmup, s.steps) as clock:
+        for step in range(s.warmup + s.steps + 1):
+            starts = torch.randint(len(tokens) - s.context, (s.batch,)).tolist()
+            window = np.stack([tokens[start : start + s.context + 1] for start in starts]).astype(np.int64)
+            x, y = torch.from_numpy(window[:, :-1]), torch.from_numpy(window[:, 1:])
+            # The model's blocks; its own loss would do in chunks what is done at once here.
+            logits = model.features(x) @ model.output_matrix.t()
+            loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), y.reshape(-1))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if step % 10 == 0:
+                print(f"step {step}: loss {loss.item():.3f}", flush=True)
+    return {"step_seconds": clock.seconds, "peak_mb": clock.peak_mb, "imports_mb": imports_mb}
+
+
+@contextmanager
+def corpus_for(settings: Settings) -> Iterator[str]:
+    """A prepared corpus, as long as it is needed."""
     with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as folder:
         corpus = Path(folder) / "corpus"
         write_corpus(corpus, settings.tokenizer, train=1_000_000, validation=settings.tokens + 1)
-        return quantities(take_rounds(settings, lambda: _take(settings, corpus), say), settings)
+        yield str(corpus)
 
 
-def _take(settings: Settings, corpus: Path) -> tuple[dict[str, dict[str, Any]], float, str]:
-    """One round: contender -> what its process returned."""
+def against_bare(settings: Settings) -> Turn:
+    """One round of `trainer`: ours, bare, ours again (the control), each in a process of its own."""
     turns = {}
-    for contender, function in _FUNCTIONS.items():
-        data = {"shard": str(corpus / "train-00000.bin")} if contender == BARE else {"corpus": str(corpus)}
-        turns[contender] = measure(function, {**data, "settings": asdict(settings)}, settings.threads)
-    figures = ", ".join(
-        f"{contender} {_speed(turn, settings):,.0f} tokens/s and {turn['peak_mb']:,.0f} MB"
-        for contender, turn in turns.items()
-    )
-    return turns, max(turn["others"] for turn in turns.values()), figures
+    with corpus_for(settings) as corpus:
+        for who, function in ((OURS, ours), (BARE, bare), (AGAIN, ours)):
+            (turns[who],) = measure(function, threads=settings.threads, corpus=corpus, settings=asdict(settings))
+    seconds = {who: turn["step_seconds"] for who, turn in turns.items()}
+    return {
+        "speed": {who: settings.tokens * len(times) / sum(times) for who, times in seconds.items()},
+        "speed in the fastest step": {who: settings.tokens / min(times) for who, times in seconds.items()},
+        "peak memory": {who: turn["peak_mb"] for who, turn in turns.items()},
+        "peak memory above imports": {who: turn["peak_mb"] - turn["imports_mb"] for who, turn in turns.items()},
+        "peak memory with final save": {OURS: turns[OURS]["whole_run_peak_mb"]},
+    }
 
 
-def quantities(rounds: list[dict[str, dict[str, Any]]], settings: Settings) -> list[Quantity]:
-    """The figures of all rounds: contender -> what its process returned, in order."""
+def monitor_turn(settings: Settings, key: str, shapes: int = 1) -> Turn:
+    """One round of a monitor's cost.
 
-    def of(figure: Callable[[dict[str, Any]], float]) -> dict[str, list[float]]:
-        return {contender: [figure(turns[contender]) for turns in rounds] for contender in _FUNCTIONS}
+    Args:
+        settings: `steps` counts groups of three steps.
+        key: the interval, such as feature_norms_every; the other monitor is off.
+        shapes: 2: also at half the width and half the context.
+    """
+    off = dict.fromkeys({"feature_norms_every", "spectral_norms_every"} - {key}, 0)
+    every = getattr(TrainerConfig(), key)
+    found: Turn = {}
+    for shape in (settings, replace(settings, width=settings.width // 2, context=settings.context // 2))[:shapes]:
+        # Whole groups only, so that the first timed step is a measured one.
+        training = replace(shape, warmup=-(-shape.warmup // 3) * 3, steps=3 * shape.steps)
+        with corpus_for(shape) as corpus:
+            arguments = {"corpus": corpus, "settings": asdict(training), key: 3, **off}
+            (turn,) = measure(ours, threads=shape.threads, **arguments)
+        kinds = [turn["step_seconds"][place::3] for place in range(3)]
+        name = _name(shape)
+        found[f"{name}: a step"] = {
+            who: 1e3 * median(kind) for who, kind in zip((WITH, WITHOUT, WITHOUT_AGAIN), kinds, strict=True)
+        }
+        found[f"{name}: cost at every {every} steps"] = costs(turn["step_seconds"], every)
+    return found
 
-    speed = of(lambda turn: _speed(turn, settings))
-    best = of(lambda turn: settings.tokens / min(turn["step_seconds"]))
-    peak = of(lambda turn: turn["peak_mb"])
-    own = of(lambda turn: turn["peak_mb"] - turn["imports_mb"])
-    whole = {OURS: [turns[OURS]["whole_run_peak_mb"] for turns in rounds]}
 
-    def against(values: dict[str, list[float]], aim: str = "") -> list[Ratio]:
-        return [ratio(OURS, BARE, values, aim), ratio(OURS, AGAIN, values)]
-
-    return [
-        quantity("speed", "tokens/s", speed, against(speed, "at least 1.1")),
-        quantity("speed in the fastest step", "tokens/s", best, against(best)),
-        quantity("peak memory", "MB", peak, against(peak, "at most 0.5")),
-        quantity("peak memory above imports", "MB", own, against(own)),
-        quantity("peak memory with final save", "MB", whole, []),
-        quantity("other programs", "cores", of(lambda turn: turn["others"]), []),
-    ]
+def costs(step_seconds: list[float], every: int) -> dict[str, float]:
+    """Percent of a step, the median over groups of (measured, plain, plain again): of measuring, and of nothing."""
+    groups = list(zip(*(step_seconds[place::3] for place in range(3)), strict=True))
+    return {
+        WITH: 100 / every * median((measured - plain) / plain for measured, plain, _ in groups),
+        WITHOUT_AGAIN: 100 / every * median((again - plain) / plain for _, plain, again in groups),
+    }
 
 
-def _speed(turn: dict[str, Any], settings: Settings) -> float:
-    """Tokens per second over all timed steps, what happens between them included."""
-    seconds: list[float] = turn["step_seconds"]
-    return settings.tokens * len(seconds) / sum(seconds)
+def _name(shape: Settings) -> str:
+    return f"({shape.width}, {shape.depth}), {shape.tokens} tokens"
+
+
+def _monitor(key: str, aim: str, shapes: int) -> dict[str, Any]:
+    """`turn` and `quantities` of a monitor's case."""
+    every = getattr(TrainerConfig(), key)
+
+    def quantities(settings: Settings) -> list[Quantity]:
+        smaller = replace(settings, width=settings.width // 2, context=settings.context // 2)
+        found = []
+        for shape in (settings, smaller)[:shapes]:
+            found.append(Quantity(f"{_name(shape)}: a step", "ms"))
+            found.append(Quantity(f"{_name(shape)}: cost at every {every} steps", "%", aims={WITH: aim}))
+        return found
+
+    return {"turn": lambda settings: monitor_turn(settings, key, shapes), "quantities": quantities}
+
+
+_CONTROL = (OURS, AGAIN, "")
+_DEFAULT = Settings(width=256, depth=4, context=256, batch=8, tokenizer="gpt2", rounds=5, steps=10, warmup=3)
+_QUICK = Settings(width=64, depth=2, context=32, batch=2, tokenizer="bytes", rounds=1, steps=2, warmup=1)
+
+TRAINER = Case(
+    "our trainer with its default callbacks against a bare PyTorch loop",
+    _DEFAULT,
+    _QUICK,
+    against_bare,
+    lambda settings: [
+        Quantity("speed", "tokens/s", [(OURS, BARE, "at least 1.1"), _CONTROL]),
+        Quantity("speed in the fastest step", "tokens/s", [(OURS, BARE, ""), _CONTROL]),
+        Quantity("peak memory", "MB", [(OURS, BARE, "at most 0.5"), _CONTROL]),
+        Quantity("peak memory above imports", "MB", [(OURS, BARE, ""), _CONTROL]),
+        Quantity("peak memory with final save", "MB"),
+    ],
+)
+FEATURE_NORMS = Case(
+    "what the feature norms cost at their default interval",
+    replace(_DEFAULT, steps=8),
+    replace(_QUICK, warmup=3),
+    **_monitor("feature_norms_every", "at most 0.5", shapes=1),
+)
+SPECTRAL_NORMS = Case(
+    # At small batches, where a step is short and the cost, which does not depend on the batch, weighs most.
+    "what the spectral monitor costs at its default interval, at two shapes",
+    replace(_DEFAULT, batch=2, steps=8),
+    replace(_QUICK, warmup=3),
+    **_monitor("spectral_norms_every", "at most 1", shapes=2),
+)

@@ -1,7 +1,7 @@
 """Optimizers to be timed against each other: each on its own copy of the same weights, with the same gradients.
 
 The libraries' matrix rules know no blocks; so they are given Q, K and V as three matrices, and ours the fused one.
-Settings are such that equal rules do equal work (see docs/results/benchmarks.md); no weight decays.
+Settings are such that equal rules do equal work (see docs/method/benchmarks.md); no weight decays.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
-from tests.benchmarks.settings import Settings
+from tests.benchmarks.harness import Settings
 
 LR = 2**-8
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 DRAWS = 6
 """Sets of gradients, taken in turn: sums of GGᵀ then have full rank even where a side is four times the other."""
 
-Which = Callable[[int, int, Role], bool]
-"""Which parameters take part, by the rows, columns and role of a block."""
+Which = Callable[[int, int], bool]
+"""Which hidden matrices take part, by the rows and columns of a block."""
+Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
 class Contender:
@@ -66,23 +67,25 @@ class Contender:
 
 
 class Workload:
-    """A model's parameters, or some of them, and random gradients for them.
+    """A model's parameters, or some of its hidden matrices, and random gradients for them.
 
     Args:
         settings: shape of the model.
-        which: parameters to take; None for all.
+        which: hidden matrices to take; None for all parameters.
         draws: sets of gradients.
     """
 
     def __init__(self, settings: Settings, which: Which | None = None, draws: int = DRAWS) -> None:
-        symbols = vocab_size(settings.tokenizer)
+        tokens = vocab_size(settings.tokenizer)
         self.width, self.depth = settings.width, settings.depth
-        self.config = ModelConfig(width=self.width, depth=self.depth, context=settings.context, vocab_size=symbols)
-        self.model = build(self.config, derive(RecipeConfig(), self.width, self.depth), seed=0)
-        self.names = [
-            name for name, info in self.model.parameter_info.items() if which is None or self._is(info, which)
-        ]
-        self.blocks = [self.model.parameter_info[name].declaration.blocks for name in self.names]
+        config = ModelConfig(width=self.width, depth=self.depth, context=settings.context, vocab_size=tokens)
+        self.model = build(config, derive(RecipeConfig(), self.width, self.depth), seed=0)
+        self.blocks = {
+            name: info.declaration.blocks
+            for name, info in self.model.parameter_info.items()
+            if which is None
+            or (info.role is Role.HIDDEN and which(info.shape[0] // info.declaration.blocks, info.shape[1]))
+        }
         generator = torch.Generator().manual_seed(0)
         self.draws = [
             [torch.randn(weight.shape, generator=generator) for weight in self._weights()] for _ in range(draws)
@@ -93,25 +96,22 @@ class Workload:
         parameters = [torch.nn.Parameter(weight) for weight in self._weights()]
         eps = 1e-8 if rule == "shampoo" else RecipeConfig.eps
         recipe = derive(RecipeConfig(optimizer=cast(Any, rule), lr=LR, eps=eps), self.width, self.depth)
-        named = dict(zip(self.names, parameters, strict=True))
+        named = dict(zip(self.blocks, parameters, strict=True))
         groups = make_groups(named, self.model.parameter_info, recipe, options or RuleOptions())
         return Contender(parameters, self.draws, HybridOptimizer(groups, check=False))
 
-    def theirs(self, make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]) -> Contender:
+    def theirs(self, make: Make) -> Contender:
         """Another optimizer, which is given every block as a parameter of its own."""
-        parameters = [torch.nn.Parameter(weight) for weight in self._parted(self._weights())]
-        return Contender(parameters, [self._parted(draw) for draw in self.draws], make(parameters))
-
-    def _is(self, info: Any, which: Which) -> bool:
-        return len(info.shape) == 2 and which(info.shape[0] // info.declaration.blocks, info.shape[1], info.role)
+        parameters = [torch.nn.Parameter(weight) for weight in self._split(self._weights())]
+        return Contender(parameters, [self._split(draw) for draw in self.draws], make(parameters))
 
     def _weights(self) -> list[torch.Tensor]:
         named = dict(self.model.named_parameters())
-        return [named[name].detach().clone() for name in self.names]
+        return [named[name].detach().clone() for name in self.blocks]
 
-    def _parted(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        pairs = zip(tensors, self.blocks, strict=True)
-        return [part.clone() for tensor, blocks in pairs for part in tensor.chunk(blocks)]
+    def _split(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        pairs = zip(tensors, self.blocks.values(), strict=True)
+        return [block.clone() for tensor, blocks in pairs for block in tensor.chunk(blocks)]
 
 
 class PlainMuon(torch.optim.Optimizer):
@@ -144,59 +144,44 @@ def newton_schulz(G: torch.Tensor) -> torch.Tensor:
     return X.mT if G.shape[0] > G.shape[1] else X
 
 
-def torch_adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """torch's fused AdamW."""
-    return torch.optim.AdamW(parameters, lr=LR, betas=(0.9, 0.95), eps=1e-16, weight_decay=0.0, fused=True)
-
-
-def torch_muon(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """torch's Muon, which computes in bfloat16."""
-    return torch.optim.Muon(parameters, lr=LR, momentum=0.95, weight_decay=0.0)
-
-
-def library_shampoo(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """pytorch_optimizer's Shampoo of 2018: sums, SVD, no momentum."""
-    from pytorch_optimizer import Shampoo
-
-    return Shampoo(parameters, lr=LR, matrix_eps=1e-8, preconditioning_compute_steps=1)
-
-
-def library_scalable(use_svd: bool) -> Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]:
-    """pytorch_optimizer's ScalableShampoo without grafting, each matrix as one block."""
+def _library(name: str, **options: Any) -> Make:
+    """A class of pytorch_optimizer."""
 
     def make(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        from pytorch_optimizer import ScalableShampoo
+        import pytorch_optimizer
         from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
 
-        return ScalableShampoo(
-            parameters,
-            lr=LR,
-            betas=(0.95, 0.95),
-            moving_average_for_momentum=True,
-            start_preconditioning_step=1,
-            preconditioning_compute_steps=1,
-            block_size=20000,
-            no_preconditioning_for_layers_with_dim_gt=20000,
-            shape_interpretation=False,
-            graft_type=LayerWiseGrafting.NONE,
-            nesterov=False,
-            matrix_eps=1e-8,
-            use_svd=use_svd,
-        )
+        given = {"graft_type": LayerWiseGrafting.NONE} if name == "ScalableShampoo" else {}
+        return getattr(pytorch_optimizer, name)(parameters, lr=LR, **given, **options)
 
     return make
 
 
-def library_soap(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """pytorch_optimizer's SOAP, with our defaults."""
-    from pytorch_optimizer import SOAP
+_SHAMPOO: dict[str, Any] = {"matrix_eps": 1e-8, "preconditioning_compute_steps": 1}
+_SCALABLE = _SHAMPOO | {
+    "betas": (0.95, 0.95),
+    "moving_average_for_momentum": True,
+    "start_preconditioning_step": 1,
+    "block_size": 20000,  # each matrix is one block
+    "no_preconditioning_for_layers_with_dim_gt": 20000,
+    "shape_interpretation": False,
+    "nesterov": False,
+}
 
-    return SOAP(
-        parameters,
-        lr=LR,
+OTHERS: dict[str, Make] = {
+    "torch fused": lambda p: torch.optim.AdamW(p, lr=LR, betas=(0.9, 0.95), eps=1e-16, weight_decay=0.0, fused=True),
+    "torch": lambda p: torch.optim.Muon(p, lr=LR, momentum=0.95, weight_decay=0.0),  # computes in bfloat16
+    "plain": PlainMuon,
+    "pytorch_optimizer Shampoo": _library("Shampoo", **_SHAMPOO),  # of 2018: sums, SVD, no momentum
+    "pytorch_optimizer Scalable, SVD": _library("ScalableShampoo", use_svd=True, **_SCALABLE),
+    "pytorch_optimizer Scalable": _library("ScalableShampoo", use_svd=False, **_SCALABLE),
+    "pytorch_optimizer SOAP": _library(
+        "SOAP",
         betas=(0.95, 0.95),
         weight_decay=0.0,
         precondition_frequency=10,
         max_precondition_dim=10000,
         eps=1e-8,
-    )
+    ),
+}
+"""Contender -> how it is made."""
