@@ -156,7 +156,7 @@ def test_mistakes_are_one_line(make_run: MakeRun, tmp_path: Path, capsys, monkey
     for name in ("first", "second", "damaged", "strange", "empty"):
         make_run(name)
     (tmp_path / "damaged" / "config.yaml").write_text("model: [")
-    (tmp_path / "strange" / "config.yaml").write_text(yaml.safe_dump({"modle": {}}))
+    (tmp_path / "strange" / "config.yaml").write_text(yaml.safe_dump({"modle": {"width": 1}}))
     for file in (tmp_path / "empty" / "tensorboard").iterdir():
         file.unlink()
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -14,8 +15,11 @@ from matplotlib.ticker import MaxNLocator
 from mup_lightning.errors import UserError
 from mup_lightning.studies import style
 from mup_lightning.studies.features.runs import Row, Run, compare, in_order, other_differences, read_run, spread
+from mup_lightning.typed import Bound, Typed
 
-FORMATS = (".png", ".pdf", ".svg")
+Picture = Annotated[
+    Path, Bound("a file name that ends in .png, .pdf or .svg", lambda path: path.suffix in (".png", ".pdf", ".svg"))
+]
 
 STEPS_SHOWN = 12
 """Most lines in a panel over depth: more steps are thinned evenly."""
@@ -37,7 +41,7 @@ OVERVIEW = ("attention_scaled", "mlp_scaled", "residual", "embedding", "final_no
 
 
 @dataclass
-class FigureSettings:
+class FigureSettings(Typed, prefix="--"):
     """What is drawn: one run across depth at several steps, or several runs as one line per size over the steps.
 
     Attributes:
@@ -47,9 +51,9 @@ class FigureSettings:
         out: the picture, .png, .pdf or .svg; null: feature_norms.png, in the run's folder if there is one run.
     """
 
-    runs: list[str]
+    runs: list[Path]
     point: str | None = None
-    out: str | None = None
+    out: Picture | None = None
 
 
 def run(settings: FigureSettings) -> int:
@@ -59,11 +63,9 @@ def run(settings: FigureSettings) -> int:
         UserError: a folder is not a run, or the picture cannot be written there.
     """
     alone = len(settings.runs) == 1
-    out = Path(settings.out) if settings.out else Path(settings.runs[0] if alone else ".") / "feature_norms.png"
-    if out.suffix not in FORMATS:
-        raise UserError(f"--out is {out}; expected a file name that ends in {', '.join(FORMATS)}")
+    out = settings.out or (settings.runs[0] if alone else Path()) / "feature_norms.png"
     point = settings.point if alone else settings.point or "residual"
-    runs = [read_run(Path(folder), point) for folder in settings.runs]
+    runs = [read_run(folder, point) for folder in settings.runs]
     if not out.parent.is_dir():
         raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
     if point is None or alone:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
-from mup_lightning.files import read_yaml
 
 PREFIX = "features/"
 """Tags are features/<point>, and features/<point>/layer_<i> inside blocks; see callbacks/feature_norms.py."""
@@ -83,10 +83,7 @@ def read_run(folder: Path, point: str | None = None) -> Run:
         inside = ", ".join(sorted(path.parent.name for path in folder.glob("*/config.yaml")))
         hint = f"it holds the runs {inside}: name those" if inside else "expected a folder such as runs/nano-muon_kimi"
         raise UserError(f"{folder} is not a run, there is no {file}; {hint}")
-    try:
-        config = Config.from_plain(read_yaml(file, "a run's configuration"))
-    except UserError as error:
-        raise UserError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
+    config = build_config([file])
     norms: dict[str, dict[int | None, Curve]] = defaultdict(dict)
     for tag, curve in read_scalars(folder / "tensorboard").items():
         if tag.startswith(PREFIX):

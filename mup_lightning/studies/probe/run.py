@@ -33,7 +33,7 @@ def run(settings: ProbeSettings) -> int:
     Raises:
         UserError: an optimizer cannot be probed, or a folder cannot be written.
     """
-    base = Path(settings.out or "runs/probe")
+    base = settings.out or Path("runs/probe")
     names = list(FAMILIES) if settings.optimizer is None else [settings.optimizer]
     alone = settings.out is not None and not settings.all
     folders = {name: base if alone else base / name.replace(":", ".") for name in names}

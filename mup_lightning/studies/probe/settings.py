@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed
 
 LATER_FROM = 5
 """The first of the later steps, counted from 1."""
@@ -17,14 +19,31 @@ WINDOWS = {"first": "step 1", "later": "later steps"}
 AXES = {"width": "n", "depth": "L"}
 """What grows -> its symbol."""
 
-DEFAULTS: dict[str, Any] = {"widths": [64, 128, 256, 512], "depths": [2, 4, 8, 16, 32], "seeds": 8, "steps": 10}
-QUICK: dict[str, Any] = {"widths": [32, 64, 128], "depths": [2, 4, 8], "seeds": 4, "steps": 6}
+DEFAULTS: dict[str, Any] = {"widths": (64, 128, 256, 512), "depths": (2, 4, 8, 16, 32), "seeds": 8, "steps": 10}
+QUICK: dict[str, Any] = {"widths": (32, 64, 128), "depths": (2, 4, 8), "seeds": 4, "steps": 6}
 MATRIX_SEEDS = 4
 """Seeds of our whole-matrix families, whose exponents vary less and whose steps cost more."""
 
+Name = Annotated[
+    str,
+    Bound(
+        f"{', '.join(FAMILIES)}, or package.module:Class of a torch optimizer",
+        lambda name: name in FAMILIES or ":" in name,
+    ),
+]
+Sizes = Annotated[
+    tuple[PositiveInt, ...],
+    Bound(
+        "at least three whole numbers above 0, from small to large",
+        lambda sizes: not sizes or (len(sizes) > 2 and list(sizes) == sorted(set(sizes))),
+    ),
+]
+Seeds = Annotated[int, Bound("at least 2, or there is no interval", lambda value: value == 0 or value >= 2)]
+Steps = Annotated[int, Bound(f"at least {LATER_FROM}", lambda value: value == 0 or value >= LATER_FROM)]
+
 
 @dataclass
-class ProbeSettings:
+class ProbeSettings(Typed, prefix="--"):
     """What is probed, on which networks, and how strictly it is judged.
 
     Attributes:
@@ -43,51 +62,34 @@ class ProbeSettings:
         json: print JSON in place of the table (probe.json also holds every measurement).
     """
 
-    optimizer: str | None = None
+    optimizer: Name | None = None
     all: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     quick: bool = False
-    widths: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    branch_depth: int = 2
-    seeds: int = 0
-    steps: int = 0
-    batch: int = 32
-    tolerance: float = 0.15
-    out: str | None = None
+    widths: Sizes = ()
+    depths: Sizes = ()
+    branch_depth: PositiveInt = 2
+    seeds: Seeds = 0
+    steps: Steps = 0
+    batch: PositiveInt = 32
+    tolerance: PositiveFloat = 0.15
+    out: Path | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be probed. Sizes that were left out get their defaults, unless `all` leaves them open.
-
-        Raises:
-            UserError: naming the option, the value and what was expected.
-        """
+        """Give sizes that were left out their defaults; with `all` they depend on the optimizer, see `of`."""
+        super().__post_init__()
         if (self.optimizer is None) != self.all:
             raise UserError("expected either --optimizer NAME or --all")
         if self.all and self.arguments:
             raise UserError("--arguments goes with --optimizer: every optimizer has its own")
         if self.optimizer is not None:
-            if self.optimizer not in FAMILIES and ":" not in self.optimizer:
-                known = ", ".join(FAMILIES)
-                raise UserError(
-                    f"--optimizer is {self.optimizer!r}; expected {known}, or package.module:Class of a torch optimizer"
-                )
-            defaults = dict(QUICK if self.quick else DEFAULTS)
-            if self.optimizer in FAMILIES and FAMILIES[self.optimizer].whole_matrix:
-                defaults["seeds"] = MATRIX_SEEDS
+            family = FAMILIES.get(self.optimizer)
+            defaults = (QUICK if self.quick else DEFAULTS) | (
+                {"seeds": MATRIX_SEEDS} if family and family.whole_matrix else {}
+            )
             for key, value in defaults.items():
                 setattr(self, key, getattr(self, key) or value)
-        for key in ("widths", "depths"):
-            sizes = getattr(self, key)
-            if sizes and (len(sizes) < 3 or sizes != sorted(set(sizes)) or sizes[0] < 1):
-                given = ",".join(map(str, sizes))
-                raise UserError(f"--{key} is {given}; expected at least three whole numbers above 0, small to large")
-        least = {"seeds": 2, "steps": LATER_FROM, "branch_depth": 1, "batch": 1, "tolerance": 1e-6}
-        for key, value in least.items():
-            given = getattr(self, key)
-            if not (given >= value or (self.all and given == 0 and key in DEFAULTS)):
-                raise UserError(f"--{key.replace('_', '-')} is {given}; expected at least {value:g}")
 
     def of(self, optimizer: str) -> ProbeSettings:
         """The settings of one optimizer of `all`."""
@@ -104,11 +106,9 @@ class ProbeSettings:
         width, depth = self.base
         return [(n, depth) for n in self.widths] + [(width, L) for L in self.depths[1:]]
 
-    def line(self, axis: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def line(self, axis: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         """The sizes along an axis, and the (width, depth) of the networks that have them."""
         width, depth = self.base
-        return (
-            (self.widths, [(n, depth) for n in self.widths])
-            if axis == "width"
-            else (self.depths, [(width, L) for L in self.depths])
-        )
+        if axis == "width":
+            return self.widths, [(n, depth) for n in self.widths]
+        return self.depths, [(width, L) for L in self.depths]

@@ -102,7 +102,7 @@ class Probe:
             "exponents": exponents,
             "proposal": proposal,
             "facts": self.facts,
-            "settings": asdict(self.settings),
+            "settings": {key: value for key, value in asdict(self.settings).items() if key not in ("out", "json")},
             "networks": self.networks,
         }
 
