@@ -1,8 +1,9 @@
 """Dataclasses whose values are checked against the types of their fields, bounds included.
 
-The type of a field says what a value may be: `width: PositiveInt`, `dropout: UnitInterval`, `heads: PositiveInt | None`.
-So the same class serves Python, YAML files and the command line, and each mistake ends in the same line. The docstring's
-`Attributes:` are the help texts. Imports nothing heavy: the command line refuses and explains before torch is there.
+The type of a field says what a value may be: `width: PositiveInt`, `dropout: UnitInterval`,
+`heads: PositiveInt | None`. So the same class serves Python, YAML files and the command line, and each mistake ends in
+the same line. The docstring's `Attributes:` are the help texts. Imports nothing heavy: the command line refuses and
+explains before torch is there.
 """
 
 from __future__ import annotations

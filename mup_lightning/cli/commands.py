@@ -397,18 +397,20 @@ _VERBS = (
     Verb(
         "coord-check",
         "whether features keep their size while the model grows, with a verdict",
-        run="mup_lightning.cli.coord_check:run",
+        run=f"{_STUDIES}.coordinates.check:run",
         settings=f"{_STUDIES}.coordinates.settings:CheckSettings",
         config=True,
         positional="table",
         example="mup-lightning coord-check optimizer=muon_kimi experiment=coord_check --axis depth --depths 2,4,8,16\n"
+        "mup-lightning coord-check --all recipes/experiment/coordinates.yaml\n"
         "mup-lightning coord-check --table runs/coordinates/*",
     ),
     Verb(
         "assumptions",
         "measure over depth what the spectral condition assumes",
-        "mup_lightning.cli.assumptions:main",
-        "argv",
+        run=f"{_STUDIES}.assumptions.run:run",
+        settings=f"{_STUDIES}.assumptions.settings:AssumptionSettings",
+        example="mup-lightning assumptions --network mlp --optimizer sgd,lion --depths 4,16,64,256",
     ),
     Verb(
         "report transfer",

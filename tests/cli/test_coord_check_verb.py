@@ -1,28 +1,32 @@
-"""`mup-lightning coord-check`: what it trains, writes, says and refuses, and how it ends."""
+"""`mup-lightning coord-check`: what it trains, writes, prints and refuses, and how it ends."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from mup_lightning.cli.main import main
+from mup_lightning.errors import UserError
+from mup_lightning.studies.coordinates.check import name_of, read_list
+from mup_lightning.studies.coordinates.results import read_check, write_check
 from mup_lightning.studies.coordinates.settings import CheckSettings
-from tests.studies.coordinate_runs import write_result
+from tests.studies.coordinate_runs import result
+
+LIST = Path("recipes/experiment/coordinates.yaml")
 
 
-@pytest.fixture
-def argv(corpus, tmp_path):
+def options(corpus):
     """A check of seconds, in this process."""
-    options = {
-        "widths": "16,32,64",
-        "seeds": 2,
+    return {
         "workers": 0,
-        "out": tmp_path / "check",
+        "seeds": 2,
+        "widths": "16,32,64",
         "model.width": 16,
         "model.depth": 1,
         "model.context": 16,
         "recipe.base_width": 16,
         "recipe.base_depth": 1,
-        "data.path": corpus,
+        "data.path": str(corpus),
         "data.tokenizer": "bytes",
         "data.batch_size": 4,
         "data.micro_batch": 4,
@@ -30,69 +34,107 @@ def argv(corpus, tmp_path):
         "trainer.max_steps": 3,
         "trainer.accelerator": "cpu",
     }
-    return ["coord-check", *(item for key, value in options.items() for item in (f"--{key}", str(value)))]
+
+
+@pytest.fixture
+def argv(corpus, tmp_path):
+    values = options(corpus) | {"out": tmp_path / "check"}
+    return ["coord-check", *(item for key, value in values.items() for item in (f"--{key}", str(value)))]
 
 
 def test_one_check_and_its_files(argv, tmp_path, capsys):
     wide = [item for band in ("growth_at_init", "feature_band", "change_band") for item in (f"--{band}", "9")]
-    over_depth = ["--depths" if item == "--widths" else "1,2,4" if item == "16,32,64" else item for item in argv]
-    assert main([*over_depth, *wide, "--axis", "depth"]) == 0
-    printed = capsys.readouterr()
-    assert "depths 1, 2, 4, 2 seeds, 3 steps at a constant learning rate; 12 trainings in this process" in printed.out
-    assert "\nrecipe, k ≥ 2: PASS: no exponent" in printed.out
-    assert "\nSP: PASS" in printed.out
-    assert "[12/12] " in printed.err
-    result = json.loads((tmp_path / "check" / "coordinates.json").read_text())
-    assert (result["axis"], result["asked"], result["shapes"]) == ("depth", "mup", [[16, 1], [16, 2], [16, 4]])
-    assert len(result["runs"]) == 12
+    assert main([*argv, *wide, "--axis", "depth", "--depths", "1,2,4"]) == 0
+    printed = capsys.readouterr().out
+    assert "depths 1, 2, 4, 2 seeds, 3 steps at a constant learning rate; 12 trainings in this process" in printed
+    assert "\nrecipe, k ≥ 2: PASS: no exponent" in printed
+    assert "\nSP: PASS" in printed
+    found = read_check(tmp_path / "check" / "coordinates.json")
+    assert (found.settings.axis, list(found.sizes)) == ("depth", [(16, 1), (16, 2), (16, 4)])
+    assert len(found.runs) == 12
+    assert found.versions["torch"].startswith("2.")
     assert (tmp_path / "check" / "coordinates.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("bands", "status"), [("1e-9", "not 0"), ("9", "0")])
-def test_the_exit_status_is_the_verdict_of_what_was_asked_for(argv, tmp_path, bands, status):
+def test_the_exit_status_is_the_verdict_of_what_was_asked_for(argv, tmp_path, capsys):
     """SP alone, since it was asked for; with bands of nothing no exponent can stay inside."""
-    options = ["--recipe.parametrization", "sp", "--growth_at_init", bands, "--feature_band", bands]
-    code = main([*argv, *options, "--change_band", bands])
-    result = json.loads((tmp_path / "check" / "coordinates.json").read_text())
-    assert list(result["checks"]) == ["sp"]
-    assert code == {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}[result["checks"]["sp"]["verdict"]]
-    assert (code == 0) == (status == "0")
-
-
-def test_a_base_rate_that_diverges_is_exit_status_2(argv, capsys):
-    options = ["--alone", "--recipe.optimizer", "sgd", "--recipe.lr", "1e38"]
-    assert main([*argv, *options]) == 2
-    assert "INCONCLUSIVE: training diverges at the smallest size already" in capsys.readouterr().out
+    bands = [item for band in ("growth_at_init", "feature_band", "change_band") for item in (f"--{band}", "1e-9")]
+    code = main([*argv, *bands, "--recipe.parametrization", "sp"])
+    found = json.loads((tmp_path / "check" / "coordinates.json").read_text())["findings"]
+    assert list(found) == ["sp"]
+    assert code == {"FAIL": 3, "UNCLEAR": 4}[found["sp"]["verdict"]]
+    assert main([*argv, "--alone", "--recipe.optimizer", "sgd", "--recipe.lr", "1e38"]) == 4
+    assert "UNCLEAR: training diverges at the smallest size already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("more", "message"),
     [
         (["--widths", "16,32"], "--widths is 16,32; expected at least three"),
-        (["--axis", "width", "--depths", "2,4,8"], "--axis width takes no --depths; its sizes are --widths"),
-        (["--axis=both"], "--axis both takes no --widths; its sizes are --ratios"),
-        (["--axis", "sideways"], "--axis|axis"),
+        (["--axis", "sideways"], "--axis is sideways; expected one of width, depth, both"),
         (["--data.path", "nowhere"], "nowhere"),
         (["--wide", "64"], "unknown option"),
         (["--out", "FILE"], "FILE is not a folder; expected one"),
+        (["--table", "folder"], "--table and --all allow no other option than --out"),
     ],
 )
-def test_mistakes_are_told_apart_from_a_fail_by_their_first_word(argv, tmp_path, monkeypatch, capsys, options, message):
+def test_mistakes_end_in_one_line(argv, tmp_path, monkeypatch, capsys, more, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text("")
-    assert main([*argv, *options]) == 1
+    assert main([*argv, *more]) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ")
-    assert any(part in printed.err for part in message.split("|"))
+    assert message in printed.err
     assert printed.out == ""
 
 
-def test_the_table_of_checks(tmp_path, capsys):
-    write_result(tmp_path / "a")
-    write_result(tmp_path / "b", CheckSettings(axis="depth", depths=[2, 4, 8]))
-    assert main(["coord-check", "--table", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+def test_the_table_of_finished_checks(tmp_path, capsys):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    write_check(result(), folders[0] / "coordinates.json")
+    write_check(result(CheckSettings(axis="depth", depths=[2, 4, 8])), folders[1] / "coordinates.json")
+    assert main(["coord-check", "--table", *map(str, folders)]) == 0
     assert capsys.readouterr().out.count("| muon_kimi |") == 2
     assert main(["coord-check", "--table", str(tmp_path)]) == 1
-    assert "there is no" in capsys.readouterr().err
-    assert main(["coord-check", "--table"]) == 1
-    assert "--table needs folders" in capsys.readouterr().err
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_list_of_checks_is_run_once_and_ends_in_a_table(corpus, tmp_path, capsys):
+    (tmp_path / "common.yaml").write_text(json.dumps(options(corpus) | {"widths": [16, 32, 64]}))
+    checks = [{"optimizer": "adamw", "alone": True}, {"optimizer": "sgd", "recipe.lr": 1e38, "alone": True}]
+    file = tmp_path / "list.yaml"
+    file.write_text(json.dumps({"configs": [str(tmp_path / "common.yaml")], "checks": checks}))
+    words = ["coord-check", "--all", str(file), "--out", str(tmp_path / "out")]
+    assert main(words) == 0  # whatever the verdicts
+    assert capsys.readouterr().out.count("trainings in this process") == 2
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| adamw | width 16 to 64 |" in table
+    assert "**UNCLEAR**: training diverges" in table
+    (tmp_path / "out" / "adamw-width-k2" / "coordinates.png").unlink()
+    assert main(words) == 0
+    assert capsys.readouterr().out == table
+    assert not (tmp_path / "out" / "adamw-width-k2" / "coordinates.png").exists()  # it was not repeated
+
+
+def test_the_shipped_list_has_every_optimizer_over_width_and_depth():
+    checks = read_list(LIST)
+    names = [name_of(settings, config) for settings, config in checks]
+    optimizers = {file.stem for file in Path("recipes/optimizer").glob("*.yaml")}
+    assert len(names) == len(set(names))
+    assert set(names) == {f"{name}-{way}" for name in optimizers for way in ("width-k2", "depth-k2", "depth-k1")}
+    assert {settings.alone for settings, config in checks if config.recipe.branch_depth == 1} == {True}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "is not a list of coordinate checks"),
+        ("{configs: [], checks: [{axis: width}]}", "is not a list of coordinate checks"),
+        ("{configs: [], checks: [{optimizer: adamw}, {optimizer: adam}]}", "list.yaml, check 2: there is no"),
+        ("{configs: [], checks: [{optimizer: adamw, seeds: 1}]}", "check 1: --seeds is 1; expected"),
+        ("{configs: [], checks: [{optimizer: adamw, modle.width: 1}]}", "check 1: unknown option modle.width"),
+    ],
+)
+def test_lists_are_checked(tmp_path, content, message):
+    (tmp_path / "list.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_list(tmp_path / "list.yaml")

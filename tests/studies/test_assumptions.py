@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from mup_lightning.studies.assumptions.measure import build, measure
-from mup_lightning.studies.assumptions.quantities import (
+from mup_lightning.errors import UserError
+from mup_lightning.studies.assumptions.measure import (
     activation_ratio,
     alignment,
     feature_ratio,
     first_steps,
+    measure,
     own_gradients,
     weight_ratios,
 )
+from mup_lightning.studies.assumptions.networks import build_network
+from mup_lightning.studies.assumptions.run import trainings
 from mup_lightning.studies.assumptions.settings import AssumptionSettings
-from mup_lightning.studies.assumptions.tape import Tape
 
 NETWORKS = ("mlp", "gpt2")
 
@@ -25,8 +27,19 @@ NETWORKS = ("mlp", "gpt2")
 @pytest.fixture(scope="module")
 def small(corpus):
     return AssumptionSettings(
-        depths=(2, 3, 4), width=16, seeds=2, steps=4, batch=6, sequences=3, context=8, data=str(corpus)
+        depths=[2, 3, 4], width=16, seeds=2, steps=4, batch=6, sequences=3, context=8, data=str(corpus)
     )
+
+
+def one(network, optimizer, depth, seed, settings):
+    """The training of this network."""
+    settings = replace(settings, network=network, optimizer=[optimizer])
+    found = [training for training in trainings(settings) if training.config.model.depth == depth]
+    return next(training for training in found if training.config.seed == seed)
+
+
+def build(*what):
+    return build_network(what[0], one(*what).config)
 
 
 def group(rule, **options):
@@ -92,34 +105,29 @@ def test_a_relu_of_a_gaussian_halves_the_square():
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_sample_s_gradient_is_that_of_its_own_loss(network, small):
-    """The tape's, from one backward pass, against a loop of backward passes over samples alone, in float64."""
-    subject, *_ = build(network, "adamw", 2, 0, small)
-    subject.model.double()
-    batch = next(subject.batches())
-    tape = Tape()
+    """As observed in one backward pass, against a loop of backward passes over samples alone, in float64."""
+    subject = build(network, "adamw", 2, 0, small)
+    model = subject.model.double()
+    batch = next(subject.batches)
     if network == "mlp":
         batch = (batch[0].double(), batch[1])
-    subject.loss(batch, tape).backward()
-    named = dict(subject.model.named_parameters())
-    mean = {name: parameter.grad.clone() for name, parameter in named.items()}
-    found, alone = {}, {}
+    loss, seen = subject.observed_loss(batch)
+    loss.backward()
+    found = {}
     for matrix in subject.matrices:
-        for place in matrix.places(2):
-            transposed = place[1] is None
-            own = own_gradients(tape.inputs[place], tape.delta(matrix, place), transposed=transposed)
-            found[place] = own
-            expected = matrix.cut(mean[matrix.parameter_at(place)], 0)
-            torch.testing.assert_close(own.mean(0), expected, rtol=1e-9, atol=1e-12)
+        transposed = matrix.block is None
+        inputs = seen.inputs[matrix.name, matrix.block]
+        found[matrix] = own_gradients(inputs, seen.delta(matrix), transposed=transposed)
+        expected = matrix.cut(model.get_parameter(matrix.parameter).grad, 0)
+        torch.testing.assert_close(found[matrix].mean(0), expected, rtol=1e-9, atol=1e-12)
     assert len(found) == (1 + 2 * 2 if network == "mlp" else 1 + 2 * 4)
-    count = len(batch[0]) if network == "mlp" else len(batch)
-    for i in range(count):
-        one = tuple(part[i : i + 1] for part in batch) if network == "mlp" else batch[i : i + 1]
-        subject.model.zero_grad()
-        subject.loss(one).backward()
+    for i in range(len(batch[0]) if network == "mlp" else len(batch)):
+        alone = tuple(part[i : i + 1] for part in batch) if network == "mlp" else batch[i : i + 1]
+        model.zero_grad()
+        subject.loss(alone).backward()
         for matrix in subject.matrices:
-            for place in matrix.places(2):
-                alone = matrix.cut(named[matrix.parameter_at(place)].grad, 0)
-                torch.testing.assert_close(found[place][i], alone, rtol=1e-9, atol=1e-12)
+            expected = matrix.cut(model.get_parameter(matrix.parameter).grad, 0)
+            torch.testing.assert_close(found[matrix][i], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_sgd_s_own_updates_add_up_to_the_batch_s():
@@ -171,24 +179,30 @@ def test_samples_that_cancel_have_no_alignment_and_dead_ones_are_left_out():
     assert alignment(group("sgd"), torch.zeros(2, 3).double(), x, delta) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [("soap", "its first step changes nothing"), ("sophia", "its first step needs a Hessian for every sample")],
+)
+def test_optimizers_without_a_step_of_single_samples_are_refused(optimizer, message, small):
+    with pytest.raises(UserError, match=f"{optimizer} cannot be checked: {message}"):
+        measure(one("mlp", optimizer, 2, 0, small))
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_measured_step_is_the_step_that_training_makes(network, small):
     """Measuring changes nothing: the same losses as a plain loop; and what is recorded is what the step did."""
-    settings = replace(small, steps=4, warmup=2)
-    result = measure(network, "muon_kimi", 3, 1, settings)
-    subject, stepper, schedule = build(network, "muon_kimi", 3, 1, settings)
-    data, losses = subject.batches(), []
+    what = (network, "muon_kimi", 3, 1, replace(small, warmup=0))
+    found = measure(one(*what))
+    subject, losses = build(*what), []
     for step in range(5):
-        batch = next(data)
-        stepper.zero_grad()
-        loss = subject.loss(batch)
+        subject.optimizer.zero_grad()
+        loss = subject.loss(next(subject.batches))
         loss.backward()
         before = {name: p.detach().double().numpy().copy() for name, p in subject.model.named_parameters()}
-        stepper.step()
-        schedule.step()
+        subject.optimizer.step()
         losses.append(loss.item())
         if step in (0, 2, 4):
-            found = result["times"][{0: "start", 2: "middle", 4: "end"}[step]]
+            ratios = found.times[{0: "start", 2: "middle", 4: "end"}[step]]
             after = {name: p.detach().double().numpy() for name, p in subject.model.named_parameters()}
             matrix, name, rows = {
                 "mlp": ("second", "branches.1.layers.1.weight", slice(None)),
@@ -196,17 +210,17 @@ def test_a_measured_step_is_the_step_that_training_makes(network, small):
             }[network]
             W, new = before[name][rows], after[name][rows]
             norms = [np.linalg.norm(X, 2) for X in (new, W, new - W)]
-            assert found["weights"][matrix][1] == pytest.approx(norms[0] / (norms[1] + norms[2]), rel=1e-5)
-            assert found["weights_step"][matrix][1] == pytest.approx(norms[2] / norms[1], rel=1e-4)
-    assert result["losses"] == pytest.approx(losses, rel=1e-5)
+            assert ratios["weights"][matrix][1] == pytest.approx(norms[0] / (norms[1] + norms[2]), rel=1e-5)
+            assert ratios["weights_step"][matrix][1] == pytest.approx(norms[2] / norms[1], rel=1e-4)
+    assert found.losses == pytest.approx(losses, rel=1e-5)
 
 
 def test_the_mlp_s_features_and_activations_by_hand(small):
     """The network of the docstring, written out in numpy, before and after the first step."""
-    settings = replace(small, warmup=0)
-    found = measure("mlp", "adamw", 2, 0, settings)["times"]["start"]
-    subject, stepper, _ = build("mlp", "adamw", 2, 0, settings)
-    batch = next(subject.batches())
+    what = ("mlp", "adamw", 2, 0, replace(small, warmup=0))
+    found = measure(one(*what)).times["start"]
+    subject = build(*what)
+    batch = next(subject.batches)
     x = batch[0].double().numpy()
 
     def forward():
@@ -227,7 +241,7 @@ def test_the_mlp_s_features_and_activations_by_hand(small):
 
     before = forward()
     subject.loss(batch).backward()
-    stepper.step()
+    subject.optimizer.step()
     after = forward()
     size = lambda h: np.linalg.norm(h, axis=1)  # noqa: E731
     for name, features in before.items():
@@ -240,50 +254,38 @@ def test_the_mlp_s_features_and_activations_by_hand(small):
         assert found["activation"]["first"][block] == pytest.approx(expected, rel=1e-4)
 
 
-def test_gpt2_s_places(small):
-    """V and not Q or K, the stream behind each block, and GELU after the up matrix."""
-    found = measure("gpt2", "adamw", 2, 0, small)["times"]["start"]
+def test_what_gpt2_shows(small):
+    """V and not Q or K, the stream after each block, and GELU after the up matrix."""
+    found = measure(one("gpt2", "adamw", 2, 0, small)).times["start"]
     assert set(found["weights"]) == {"token", "value", "out", "up", "down"}
     assert set(found["features"]) == {"token", "value", "out", "up", "down", "stream"}
     assert set(found["activation"]) == {"value", "up"}
     assert {len(values) for name, values in found["features"].items() if name != "token"} == {2}
-    subject, *_ = build("gpt2", "adamw", 2, 0, small)
-    batch, tape = next(subject.batches()), Tape()
-    subject.loss(batch, tape)
-    model = subject.model
+    subject = build("gpt2", "adamw", 2, 0, small)
+    batch, model = next(subject.batches), subject.model
+    _, seen = subject.observed_loss(batch)
+    matrices = {(matrix.name, matrix.block): matrix for matrix in subject.matrices}
     h = model.token(batch[:, :-1]) + model.position.weight
+    torch.testing.assert_close(seen.output(subject.first), h.detach())
     block = model.blocks[0]
     assert block.attention.heads == 1
     query, key, value = (block.attention_norm(h) @ block.attention.qkv.weight.T).split(16, dim=2)
-    matrices = {matrix.name: matrix for matrix in subject.matrices}
-    torch.testing.assert_close(tape.output(matrices["value"], ("value", 0)), value.detach())
+    torch.testing.assert_close(seen.output(matrices["value", 0]), value.detach())
     future = torch.full((8, 8), -torch.inf).triu(1)
     mixed = (query @ key.mT / 16**0.5 + future).softmax(2) @ value
-    torch.testing.assert_close(tape.inputs["out", 0], mixed.detach())
-    torch.testing.assert_close(tape.streams[-1], h_last(model, batch))
-    up = tape.output(matrices["up"], ("up", 0))
-    torch.testing.assert_close(tape.inputs["down", 0], torch.nn.functional.gelu(up, approximate="tanh"))
-
-
-def h_last(model, batch):
-    x = model.token(batch[:, :-1]) + model.position.weight
+    torch.testing.assert_close(seen.inputs["out", 0], mixed.detach())
     for block in model.blocks:
-        x = block(x)
-    return x.detach()
+        h = block(h)
+    assert len(seen.streams) == 2
+    torch.testing.assert_close(seen.streams[-1], h.detach())
+    up = seen.output(matrices["up", 0])
+    torch.testing.assert_close(seen.inputs["down", 0], torch.nn.functional.gelu(up, approximate="tanh"))
 
 
-def test_the_learning_rate_rises_as_asked_and_then_stays(small):
-    """SGD's step is proportional to its rate: after 3 steps of warm-up, a quarter, then all of it to the end."""
-    _, stepper, schedule = build("mlp", "sgd", 2, 0, replace(small, steps=8, warmup=3))
-    peak = [group["initial_lr"] for group in stepper.param_groups]
-    seen = []
-    for _ in range(9):
-        seen.append(stepper.param_groups[0]["lr"] / peak[0])
-        stepper.step()
-        schedule.step()
-    assert seen == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 6)
+def test_the_learning_rate_rises_as_asked(small):
+    """SGD's step is proportional to its rate: with 3 steps of warm-up the first one is a quarter."""
     slow, fast = (
-        measure("mlp", "sgd", 2, 0, replace(small, warmup=warmup))["times"]["start"]["weights_step"]["second"]
+        measure(one("mlp", "sgd", 2, 0, replace(small, warmup=warmup))).times["start"]["weights_step"]["second"]
         for warmup in (3, 0)
     )
     assert slow == pytest.approx([value / 4 for value in fast], rel=1e-3)

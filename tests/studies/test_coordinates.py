@@ -1,30 +1,28 @@
 """The coordinate check at work: what it measures, and that it leaves no trace."""
 
-import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from mup_lightning.config.schema import Config
 from mup_lightning.data.shards import TokenStore
 from mup_lightning.errors import UserError
 from mup_lightning.model.taps import POINTS
-from mup_lightning.studies.coordinates.cells import Cell, cells
-from mup_lightning.studies.coordinates.check import FeatureProbe, measure, observe
-from mup_lightning.studies.coordinates.recorder import ChangeRecorder
-from mup_lightning.studies.coordinates.run import FILE, Check
+from mup_lightning.studies.coordinates.check import check, trainings
+from mup_lightning.studies.coordinates.measure import ChangeRecorder, FeatureProbe, measure, observe
 from mup_lightning.studies.coordinates.settings import CheckSettings
-from mup_lightning.studies.result_write import write
+from mup_lightning.training.evaluate import load_model
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
 
 SMALL = CheckSettings(widths=[16, 32, 64], seeds=2, workers=0, alone=True)
 
 
-def one_cell(config, seed=1):
-    return next(cell for cell in cells(config, SMALL) if (cell.width, cell.seed) == (32, seed))
+def middle(config):
+    """The training at width 32, seed 1."""
+    return next(one for one in trainings(SMALL, config) if (one.config.model.width, one.config.seed) == (32, 1))
 
 
 def test_the_recorder_compares_with_what_it_saw_first():
@@ -33,16 +31,10 @@ def test_the_recorder_compares_with_what_it_saw_first():
         recorder.feature("mlp", 1, feature)
         recorder.feature("mlp_scaled", 1, feature, 0.5)
     rms = [float(t.square().mean().sqrt()) for t in (x, y, y - x)]
-    assert recorder.norms["mlp/1"] == pytest.approx([rms[0], rms[0], rms[1]])
-    assert recorder.changes["mlp/1"] == pytest.approx([0, 0, rms[2]])
-    assert recorder.norms["mlp_scaled/1"] == pytest.approx([rms[0] / 2, rms[0] / 2, rms[1] / 2])
-    assert recorder.changes["mlp_scaled/1"] == pytest.approx([0, 0, rms[2] / 2])
-
-
-def test_the_recorder_keeps_what_is_changed_in_place_later():
-    recorder, x = ChangeRecorder(), torch.ones(4)
+    assert recorder.norms == {"mlp/1": pytest.approx([rms[0], rms[0], rms[1]])}
+    assert recorder.changes == {"mlp/1": pytest.approx([0, 0, rms[2]])}
     recorder.feature("residual", 0, x)
-    recorder.feature("residual", 0, x.add_(2.0))
+    recorder.feature("residual", 0, x.add_(2.0))  # the model may overwrite a feature
     assert recorder.changes["residual/0"] == pytest.approx([0.0, 2.0])
 
 
@@ -63,47 +55,55 @@ def test_logits_are_whole_and_the_model_s_own(tiny):
     assert {point for point, _ in seen} == set(POINTS)
 
 
+def windows(config):
+    """The first 512 validation tokens, read from the shards by hand."""
+    store = TokenStore.open(config.data.path, "val")
+    return torch.from_numpy(store.windows(torch.arange(512 // 16).numpy() * 16, 16))
+
+
+def rms(x):
+    return pytest.approx(float(x.square().mean().sqrt()), rel=1e-4)
+
+
 def test_the_start_is_the_initialisation_on_the_first_validation_windows(tiny):
-    """Against hooks on a model built anew, and windows read from the shards by hand."""
-    cell = one_cell(tiny(**{"model.dropout": 0.3}))
-    run = measure(cell)
+    """Against hooks on a model built anew."""
+    training = middle(tiny(**{"model.dropout": 0.3}))
+    run = measure(training)
     found = {}
-    module = GPT2Module(cell.config).eval()  # without dropout
-    for i, block in enumerate(module.model.blocks):
-        block.register_forward_hook(lambda _, __, out, i=i: found.update({f"residual/{i}": out}))
-        block.mlp.register_forward_hook(lambda _, __, out, i=i: found.update({f"mlp/{i}": out}))
-    store = TokenStore.open(cell.config.data.path, "val")
-    windows = torch.from_numpy(store.windows(torch.arange(512 // 16).numpy() * 16, 16))
+    module = GPT2Module(training.config).eval()  # without dropout
+    for place, block in zip(("first", "last"), module.model.blocks, strict=True):
+        name = f"residual, {place} block"
+        block.register_forward_hook(lambda _, __, out, name=name: found.update({name: out}))
+        name = f"mlp, {place} block"
+        block.mlp.register_forward_hook(lambda _, __, out, name=name: found.update({name: out}))
     with torch.no_grad():
-        found["logits"] = module.model(windows)
-    for tap, feature in found.items():
-        assert run["norms"][tap][0] == pytest.approx(float(feature.square().mean().sqrt()), rel=1e-4)
-        assert run["changes"][tap][0] == 0
+        found["logits"] = module.model(windows(training.config))
+    assert len(found) == 5
+    for name, feature in found.items():
+        assert run.norms[name][0] == rms(feature)
+        assert run.changes[name][0] == 0
+    assert run.norms["mlp, largest"] == list(map(max, run.norms["mlp, first block"], run.norms["mlp, last block"]))
 
 
 def test_the_change_is_that_of_the_trained_weights(tiny):
     """The last round against a run of the same configuration that was saved and loaded from its checkpoint."""
-    from pathlib import Path
-
     from mup_lightning.training import checkpoint as checkpoints
-    from mup_lightning.training.evaluate import load_model
 
-    config = one_cell(tiny()).config
-    run = measure(Cell("mup", 32, 2, 1, config, 1.0, 1))
+    training = middle(tiny())
+    config = training.config
+    run = measure(training)
     start = GPT2Module(config).model
     result = train(config, progress=False)
     trained = load_model(checkpoints.read(Path(result.checkpoint)), config)
-    store = TokenStore.open(config.data.path, "val")
-    windows = torch.from_numpy(store.windows(torch.arange(32).numpy() * 16, 16))
     with torch.no_grad():
-        before, after = start(windows), trained(windows)
-    assert run["norms"]["logits"][-1] == pytest.approx(float(after.square().mean().sqrt()), rel=1e-4)
-    assert run["changes"]["logits"][-1] == pytest.approx(float((after - before).square().mean().sqrt()), rel=1e-4)
-    assert len(run["norms"]["logits"]) == config.trainer.max_steps + 1 == len(run["losses"]) + 1
+        before, after = start(windows(config)), trained(windows(config))
+    assert run.norms["logits"][-1] == rms(after)
+    assert run.changes["logits"][-1] == rms(after - before)
+    assert len(run.norms["logits"]) == config.trainer.max_steps + 1 == len(run.losses) + 1
 
 
 def test_measuring_leaves_no_trace_in_the_training(tiny):
-    config = one_cell(tiny(**{"model.dropout": 0.3})).config
+    config = middle(tiny(**{"model.dropout": 0.3})).config
 
     class Weights(FeatureProbe):
         def on_train_end(self, trainer, pl_module):
@@ -122,31 +122,28 @@ def test_measuring_leaves_no_trace_in_the_training(tiny):
     assert all(torch.equal(weight, blind.weights[name]) for name, weight in seeing.weights.items())
 
 
-def test_cells_differ_in_size_seed_and_parametrization_alone(tiny):
+def test_trainings_differ_in_size_seed_and_parametrization_alone(tiny):
     config = tiny()
-    settings = CheckSettings(axis="depth", depths=[1, 2, 4], seeds=2)
-    found = cells(config, settings)
-    assert {(c.parametrization, c.width, c.depth, c.seed) for c in found} == {
+    found = [one.config for one in trainings(CheckSettings(axis="depth", depths=[1, 2, 4], seeds=2), config)]
+    assert {(c.recipe.parametrization, c.model.width, c.model.depth, c.seed) for c in found} == {
         (parametrization, 32, depth, seed)
         for parametrization in ("mup", "sp")
         for depth in (1, 2, 4)
         for seed in (1, 2)
     }
-    assert [c.depth for c in found] == sorted((c.depth for c in found), reverse=True)  # the longest first
-    for cell in found:
-        values, base = asdict(cell.config), asdict(config)
+    depths = [c.model.depth for c in found]
+    assert depths == sorted(depths, reverse=True)  # the longest first
+    for values, base in ((asdict(c), asdict(config)) for c in found):
         assert values["schedule"] == {"warmup_steps": 0, "min_lr": config.recipe.lr}  # a constant rate
-        assert (values["model"]["depth"], values["seed"]) == (cell.depth, cell.seed)
-        assert values["recipe"] == base["recipe"] | {"parametrization": cell.parametrization}
+        assert values["recipe"] | {"parametrization": "mup"} == base["recipe"]
         assert values["rules"] == base["rules"]
-    assert {c.parametrization for c in cells(tiny(**{"recipe.parametrization": "sp"}), settings)} == {"sp"}
 
 
 def test_sp_has_fewer_seeds_as_a_control_but_not_where_it_was_asked_for(tiny):
     def seeds(parametrization):
         settings = CheckSettings(widths=[16, 32, 64], seeds=4, control_seeds=2)
-        found = cells(tiny(**{"recipe.parametrization": parametrization}), settings)
-        return Counter((cell.parametrization, cell.width) for cell in found)
+        found = [one.config for one in trainings(settings, tiny(**{"recipe.parametrization": parametrization}))]
+        return Counter((c.recipe.parametrization, c.model.width) for c in found)
 
     assert seeds("mup") == {("mup", n): 4 for n in (16, 32, 64)} | {("sp", n): 2 for n in (16, 32, 64)}
     assert seeds("sp") == {("sp", n): 4 for n in (16, 32, 64)}
@@ -162,40 +159,27 @@ def test_sp_has_fewer_seeds_as_a_control_but_not_where_it_was_asked_for(tiny):
 )
 def test_what_training_would_refuse_is_refused_before_any_training(tiny, changes, message):
     with pytest.raises(UserError, match=message):
-        Check(tiny(**changes), SMALL)
+        trainings(SMALL, tiny(**changes))
 
 
-def test_a_base_rate_that_diverges_is_inconclusive(tiny):
-    result = Check(tiny(**{"recipe.lr": 1e38, "recipe.optimizer": "sgd"}), SMALL).run()
-    check = result["checks"]["mup"]
-    assert check["verdict"] == "INCONCLUSIVE"
-    assert "the base learning rate is too large" in check["sentence"]
-    assert len(check["diverged"]) == 6
-    json.dumps(result, allow_nan=False)
+def test_a_base_rate_that_diverges_is_unclear(tiny):
+    found = check(SMALL, tiny(**{"recipe.lr": 1e38, "recipe.optimizer": "sgd"})).asked
+    assert found.verdict == "UNCLEAR"
+    assert "the base learning rate is too large" in found.sentence
+    assert len(found.diverged) == 6
 
 
 def test_a_loss_that_only_rises_has_diverged_too(tiny):
     """At this rate the features stay finite, and the loss."""
-    run = measure(one_cell(tiny(**{"recipe.lr": 3.0, "trainer.max_steps": 4})))
-    assert len(run["losses"]) == 4
-    assert max(run["losses"]) > run["losses"][0] + 1
-    assert "the loss is" in run["diverged"]
+    run = measure(middle(tiny(**{"recipe.lr": 3.0, "trainer.max_steps": 4})))
+    assert len(run.losses) == 4
+    assert max(run.losses) > run.losses[0] + 1
+    assert "the loss is" in run.diverged
 
 
-def test_worker_processes_find_the_same(tiny, tmp_path):
-    done = []
+def test_worker_processes_find_the_same(tiny):
     config = tiny(**{"trainer.max_steps": 2})
-    here = Check(config, SMALL).run(lambda cell, run: done.append(cell.label))
-    settings = CheckSettings(widths=[16, 32, 64], seeds=2, workers=2, alone=True)
-    check = Check(config, settings)
-    assert check.workers == 2
-    there = check.run()
-    assert len(done) == 6
-    for ours, theirs in zip(here["runs"], there["runs"], strict=True):
-        assert ours | {"seconds": 0} == theirs | {"seconds": 0}
-    assert not write(there, tmp_path / "deep" / "folder" / FILE)
-    assert write(there, tmp_path / "deep" / "folder" / FILE)
-    saved = json.loads((tmp_path / "deep" / "folder" / "coordinates.json").read_text())
-    assert Config.from_plain(saved["config"]).model.width == 16
-    assert saved["checks"] == there["checks"]
-    assert saved["versions"]["torch"].startswith("2.")
+    here, there = (check(replace(SMALL, workers=workers), config) for workers in (0, 2))
+    assert len(here.runs) == 6
+    assert here.runs == there.runs
+    assert here.findings == there.findings

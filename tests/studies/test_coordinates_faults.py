@@ -11,7 +11,7 @@ import pytest
 from mup_lightning.config.schema import Config
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.coordinates.run import Check
+from mup_lightning.studies.coordinates.check import check as run_check
 from mup_lightning.studies.coordinates.settings import CheckSettings
 from mup_lightning.training import module
 
@@ -47,8 +47,7 @@ def check(corpus):
         }
         sizes = {f"{axis}s": list(SIZES[axis])}
         settings = CheckSettings(axis=axis, seeds=seeds, workers=0, alone=True, **BANDS, **sizes)
-        result = Check(Config.from_plain(values), settings).run()
-        return result["checks"][result["asked"]]
+        return run_check(settings, Config.from_plain(values)).asked
 
     return run
 
@@ -57,7 +56,7 @@ def check(corpus):
 @pytest.mark.parametrize("axis", SIZES)
 def test_the_recipe_passes(check, axis, bias):
     found = check(axis, bias, seeds=2 * SEEDS)  # a PASS asks for the narrower interval
-    assert found["verdict"] == "PASS", found["sentence"]
+    assert found.verdict == "PASS", found.sentence
 
 
 BRANCH = ("attention", "mlp", "residual")
@@ -89,15 +88,15 @@ FAULTS = [
     ("depth", "init_std", Role.HIDDEN, 0.5, True, BRANCH),
     ("depth", "init_std", Role.HIDDEN, -0.5, True, BRANCH),
 ]
-"""Biases hide the learning rate of the matrices beside them; without them tiny branches hide behind the embedding."""
+"""Biases hide the learning rate of the matrices next to them; without them tiny branches hide behind the embedding."""
 
 
 @pytest.mark.parametrize(("axis", "what", "role", "power", "bias", "names"), FAULTS)
 def test_one_wrong_factor_fails_by_name(check, monkeypatch, axis, what, role, power, bias, names):
     monkeypatch.setattr(module, "derive", faulty(axis, what, role, power))
     found = check(axis, bias=bias)
-    assert found["verdict"] == "FAIL", found["sentence"]
-    assert found["worst"]["feature"].split(",")[0] in names, found["sentence"]
+    assert found.verdict == "FAIL", found.sentence
+    assert found.worst[0].split(",")[0] in names, found.sentence
 
 
 ADAMW = {"optimizer": "adamw", "lr": 2**-9}
@@ -107,7 +106,7 @@ ADAMW = {"optimizer": "adamw", "lr": 2**-9}
 @pytest.mark.parametrize("axis", SIZES)
 def test_adamw_does_not_fail(check, axis):
     found = check(axis, False, **ADAMW)
-    assert found["verdict"] != "FAIL", found["sentence"]
+    assert found.verdict != "FAIL", found.sentence
 
 
 @pytest.mark.parametrize("power", [0.5, -1.0])
@@ -115,18 +114,18 @@ def test_adamw_does_not_fail(check, axis):
 def test_a_wrong_hidden_rate_fails_with_adamw_too(check, monkeypatch, axis, power):
     monkeypatch.setattr(module, "derive", faulty(axis, "lr", Role.HIDDEN, power))
     found = check(axis, False, **ADAMW)
-    assert found["verdict"] == "FAIL", found["sentence"]
-    assert found["worst"]["feature"].split(",")[0] in BRANCH, found["sentence"]
+    assert found.verdict == "FAIL", found.sentence
+    assert found.worst[0].split(",")[0] in BRANCH, found.sentence
 
 
 @pytest.mark.parametrize("axis", SIZES)
 def test_sp_fails(check, axis):
-    assert check(axis, parametrization="sp")["verdict"] == "FAIL"
+    assert check(axis, parametrization="sp").verdict == "FAIL"
 
 
 def test_k_1_fails_over_depth_because_its_branches_stop_learning(check):
     """A Transformer's branches have two matrices and more: at k = 1 their own change shrinks like 1/√L."""
     found = check("depth", branch_depth=1)
-    assert found["verdict"] == "FAIL"
-    assert "shrinks as L^-0." in found["sentence"]
-    assert found["worst"]["feature"].split(",")[0] in ("mlp", "attention")
+    assert found.verdict == "FAIL"
+    assert "shrinks as L^-0." in found.sentence
+    assert found.worst[0].split(",")[0] in ("mlp", "attention")

@@ -1,169 +1,232 @@
-"""One network: trained by our own optimizer under the recipe, and measured at the start, the middle and the end."""
+"""Trains one network under the recipe, and measures the four ratios at the start, the middle and the end.
+
+All are ratios of norms of tensors of one shape, so that ‖·‖_R may be taken as ‖·‖₂: the factor √(n_in/n_out) of a
+matrix and 1/√n of a vector cancel. Source: arXiv 2603.00541, appendix G.
+
+Shapes: B samples, T positions in a sample, I and O a matrix's inputs and outputs, C any width.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
-from mup_lightning.config.optimizers import RuleOptions
-from mup_lightning.config.schema import ScheduleConfig
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
-from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.norms import spectral_norms
+from mup_lightning.optim.optimizer import RULES
+from mup_lightning.optim.rule import Group, Item
 from mup_lightning.optim.schedule import make_schedule
-from mup_lightning.spectral.recipe import derive
-from mup_lightning.studies.assumptions.gpt2 import GPT2Subject
-from mup_lightning.studies.assumptions.mlp import MLPSubject, base_values
-from mup_lightning.studies.assumptions.networks import Subject, recipe_config
-from mup_lightning.studies.assumptions.quantities import (
-    activation_ratio,
-    alignment,
-    feature_ratio,
-    weight_ratios,
-)
-from mup_lightning.studies.assumptions.settings import AssumptionSettings
-from mup_lightning.studies.assumptions.tape import Matrix, Place, Tape
+from mup_lightning.studies.assumptions.networks import Activations, Matrix, Network, build_network
+from mup_lightning.studies.assumptions.verdict import Ratios, Run
 
-Found = dict[str, dict[str, list[float]]]
-"""Quantity -> matrix -> a value for every block."""
+Pairs = list[tuple[float, float]]
 
 
-def measure(network: str, optimizer: str, depth: int, seed: int, settings: AssumptionSettings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Training:
+    """A network to be trained and measured.
+
+    Attributes:
+        network: mlp or gpt2.
+        config: its shape, recipe, data, length and seed.
+        measured_at: time -> steps done when it is measured.
+    """
+
+    network: str
+    config: Config
+    measured_at: dict[str, int]
+
+
+def measure(training: Training) -> Run:
     """Train one network and measure it.
 
-    After the warm-up the learning rate is constant: at a schedule's end steps are so small that nothing can cancel.
-
-    Args:
-        network: mlp or gpt2.
-        optimizer: its name.
-        depth: L.
-        seed: of weights and data.
-        settings: see there.
-
-    Returns:
-        Plain values: "network", "optimizer", "depth", "seed", "losses" (before each step) and "times": time ->
-        quantity -> matrix -> a value for every block. The quantities are the four, "weights", "features",
-        "activation" and "alignment", and the sizes of the step relative to what it changes, "weights_step" and
-        "features_step". The features are the matrices' outputs, and "stream", the residual stream behind each block.
+    After the warm-up the learning rate is constant: at the end of a schedule steps are too small to cancel anything.
 
     Raises:
-        UserError: the training is not finite, or the corpus cannot be read.
+        UserError: the training diverges, the corpus cannot be read, or a ratio is not defined for the optimizer.
     """
-    subject, stepper, schedule = build(network, optimizer, depth, seed, settings)
-    when = {steps: time for time, steps in settings.measured_at.items()}
-    times: dict[str, Found] = {}
+    config, recipe = training.config, training.config.recipe
+    network = build_network(training.network, config)
+    if network.optimizer.wants_hessian():
+        raise UserError(f"{recipe.optimizer} cannot be checked: its first step needs a Hessian for every sample alone")
+    schedule = make_schedule(network.optimizer, config.schedule, recipe.lr, config.trainer.max_steps)
+    time_at = {steps: time for time, steps in training.measured_at.items()}
+    times: dict[str, Ratios] = {}
     losses = []
-    data = subject.batches()
-    for step in range(settings.steps + 1):
-        batch = next(data)
-        stepper.zero_grad()
+    for step in range(config.trainer.max_steps):
+        batch = next(network.batches)
+        network.optimizer.zero_grad()
         try:
-            if step in when:
-                loss, times[when[step]] = measured_step(subject, stepper, batch, depth)
+            if step in time_at:
+                loss, times[time_at[step]] = measured_step(network, batch)
             else:
-                loss = subject.loss(batch)
+                loss = network.loss(batch)
                 loss.backward()
-                stepper.step()
+                network.optimizer.step()
         except FloatingPointError:
             raise UserError(
-                f"{optimizer} diverged in step {step + 1} of a {network} of width {settings.width} and depth {depth} "
-                f"(seed {seed}), so its assumptions cannot be checked; leave it out of --optimizer, or give fewer "
-                f"--steps or a longer --warmup"
+                f"{recipe.optimizer} diverged in step {step + 1} of a {training.network} of width {config.model.width} "
+                f"and depth {config.model.depth} (seed {config.seed}), so its assumptions cannot be checked; leave it "
+                f"out of --optimizer, or give fewer --steps or a longer --warmup"
             ) from None
         schedule.step()
-        losses.append(loss.item())
-    return {
-        "network": network,
-        "optimizer": optimizer,
-        "depth": depth,
-        "seed": seed,
-        "losses": [_short(loss) for loss in losses],
-        "times": times,
-    }
+        losses.append(_short(loss.item()))
+    return Run(training.network, recipe.optimizer, config.model.depth, config.seed, losses, times)
 
 
-def build(
-    network: str, optimizer: str, depth: int, seed: int, settings: AssumptionSettings
-) -> tuple[Subject, HybridOptimizer, LambdaLR]:
-    """A network, its optimizer and its schedule: roles -> recipe -> groups, as in training."""
-    config = recipe_config(network, optimizer, **(base_values(settings) if network == "mlp" else {}))
-    recipe = derive(config, settings.width, depth)
-    kind = MLPSubject if network == "mlp" else GPT2Subject
-    subject: Subject = kind(settings, recipe, depth, seed)
-    named = dict(subject.model.named_parameters())
-    stepper = HybridOptimizer(make_groups(named, subject.infos, recipe, RuleOptions()))
-    warmup = settings.steps // 10 if settings.warmup is None else settings.warmup
-    constant = ScheduleConfig(warmup_steps=warmup, min_lr=config.lr)
-    return subject, stepper, make_schedule(stepper, constant, config.lr, settings.steps + 1)
+def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
+    """One step of training, and what it does.
 
-
-def measured_step(subject: Subject, stepper: HybridOptimizer, batch: Any, depth: int) -> tuple[torch.Tensor, Found]:
-    """One step of training, and what it does. Returns the loss before it, and the quantities.
+    Returns:
+        The loss before it, and quantity -> matrix -> a value for every block. The quantities are the four ratios, and
+        "weights_step" and "features_step", the size of the step relative to what it changes. The features are the
+        matrices' outputs, and "stream", the residual stream after each block.
 
     Raises:
-        FloatingPointError: gradients or the features after the step are not finite.
+        FloatingPointError: gradients, or features after the step, are not finite.
     """
-    before, after = Tape(), Tape()
-    loss = subject.loss(batch, before)
+    loss, before = network.observed_loss(batch)
     loss.backward()
-    places = {matrix: matrix.places(depth) for matrix in subject.matrices}
-    weights = _weights(subject, places)
-    aligned = {
-        place: _alignment(subject, stepper, matrix, place, weights[place], before)
-        for matrix in places
-        for place in places[matrix]
-    }
-    stepper.step()
+    weights = network.weights()
+    aligned = {matrix: _alignment(network, matrix, weights[matrix], before) for matrix in network.matrices}
+    network.optimizer.step()
     with torch.no_grad():
-        subject.loss(batch, after)
+        _, after = network.observed_loss(batch)
+    stepped = network.weights()
 
-    stepped = _weights(subject, places)
-    found: Found = {name: {} for name in ("weights", "weights_step", "features", "features_step")}
+    found: Ratios = {name: {} for name in ("weights", "weights_step", "features", "features_step")}
     found |= {"activation": {}, "alignment": {}}
-    for matrix, mine in places.items():
-        name = matrix.name
-        moved = weight_ratios([weights[place] for place in mine], [stepped[place] for place in mine])
-        features = [feature_ratio(before.output(matrix, place), after.output(matrix, place)) for place in mine]
+    for name in dict.fromkeys(matrix.name for matrix in network.matrices):
+        mine = [matrix for matrix in network.matrices if matrix.name == name]
+        moved = weight_ratios([weights[matrix] for matrix in mine], [stepped[matrix] for matrix in mine])
         found["weights"][name], found["weights_step"][name] = _columns(moved)
-        found["features"][name], found["features_step"][name] = _columns(features)
-        found["alignment"][name] = [_short(aligned[place]) for place in mine]
-        if matrix.feeds is not None:
-            pairs = [(before.output(matrix, (name, block)), before.inputs[matrix.feeds, block]) for _, block in mine]
+        changed = [feature_ratio(before.output(matrix), after.output(matrix)) for matrix in mine]
+        found["features"][name], found["features_step"][name] = _columns(changed)
+        found["alignment"][name] = [_short(aligned[matrix]) for matrix in mine]
+        if following := mine[0].next_matrix:
+            pairs = [(before.output(matrix), before.inputs[following, matrix.block]) for matrix in mine]
             found["activation"][name] = [_short(activation_ratio(pre, post)) for pre, post in pairs]
     streams = [feature_ratio(h, new) for h, new in zip(before.streams, after.streams, strict=True)]
     found["features"]["stream"], found["features_step"]["stream"] = _columns(streams)
     if not all(math.isfinite(value) for by in found.values() for values in by.values() for value in values):
-        raise FloatingPointError("a quantity is not finite")
+        raise FloatingPointError("a ratio is not finite")
     return loss, found
 
 
-def _weights(subject: Subject, places: dict[Matrix, list[Place]]) -> dict[Place, torch.Tensor]:
-    """Copies of all measured matrices."""
-    named = dict(subject.model.named_parameters())
-    return {
-        place: matrix.cut(named[matrix.parameter_at(place)].detach(), 0).clone()
-        for matrix, mine in places.items()
-        for place in mine
-    }
+def _alignment(network: Network, matrix: Matrix, weight: torch.Tensor, seen: Activations) -> float:
+    parameter = network.model.get_parameter(matrix.parameter)
+    group = next(group for group in network.optimizer.param_groups if any(p is parameter for p in group["params"]))
+    transposed = network.infos[matrix.parameter].declaration.transposed
+    inputs = seen.inputs[matrix.name, matrix.block]
+    return alignment(group, weight, inputs, seen.delta(matrix), transposed=transposed)
 
 
-def _alignment(
-    subject: Subject, stepper: HybridOptimizer, matrix: Matrix, place: Place, weight: torch.Tensor, tape: Tape
-) -> float:
-    name = matrix.parameter_at(place)
-    group = next(group for group in stepper.param_groups if name in group["names"])
-    transposed = subject.infos[name].declaration.transposed
-    return alignment(group, weight, tape.inputs[place], tape.delta(matrix, place), transposed=transposed)
-
-
-def _columns(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+def _columns(pairs: Pairs) -> tuple[list[float], list[float]]:
     first, second = zip(*pairs, strict=True)
     return [_short(value) for value in first], [_short(value) for value in second]
 
 
 def _short(value: float) -> float:
-    """Six digits: more would only make the file larger."""
+    """Six digits; more would only make the file larger."""
     return float(f"{value:.6g}")
+
+
+def weight_ratios(before: list[torch.Tensor], after: list[torch.Tensor]) -> Pairs:
+    """‖W+ΔW‖/(‖W‖+‖ΔW‖) and ‖ΔW‖/‖W‖ of matrices before and after a step.
+
+    The first is 1 where the step lies along W's leading singular vectors; it cannot be smaller than (1-s)/(1+s), with
+    s the second.
+    """
+    # In float64: a step is small against its weight, and the Gram matrix squares its rounding.
+    W = [weight.double() for weight in before]
+    new = [weight.double() for weight in after]
+    change = [second - first for first, second in zip(W, new, strict=True)]
+    norms = spectral_norms([*W, *new, *change])
+    n = len(W)
+    sizes = zip(norms[:n], norms[n : 2 * n], norms[2 * n :], strict=True)
+    return [(total / (size + step), step / size) for size, total, step in sizes]
+
+
+def feature_ratio(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
+    """‖h+Δh‖/(‖h‖+‖Δh‖) and ‖Δh‖/‖h‖ of (B, T, C) features before and after a step, each averaged over all vectors."""
+    h, new = before.double(), after.double()
+    size, total, step = (torch.linalg.vector_norm(x, dim=-1) for x in (h, new, new - h))
+    return float((total / (size + step)).mean()), float((step / size).mean())
+
+
+def activation_ratio(before: torch.Tensor, after: torch.Tensor) -> float:
+    """‖φ(Wh)‖/‖Wh‖ of Wh and φ(Wh), (B, T, C), averaged over all vectors."""
+    pre, post = (torch.linalg.vector_norm(x.double(), dim=-1) for x in (before, after))
+    return float((post / pre).mean())
+
+
+def own_gradients(inputs_BTI: torch.Tensor, deltas_BTO: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
+    """G_(i), the gradient of sample i's own loss, for every sample of a batch.
+
+    Exact: the batch's loss is the mean over its samples and no sample sees another, so the gradient of the batch is the
+    sum of the samples' contributions, and the gradient of a sample's own loss is B times its contribution.
+
+    Args:
+        inputs_BTI: h, what went into the matrix.
+        deltas_BTO: gradient of the batch's mean loss with respect to W h.
+        transposed: the matrix is stored (I, O).
+
+    Returns:
+        (B, O, I), or (B, I, O); their mean over B is the batch's gradient.
+    """
+    gradients_BOI = torch.einsum("bto,bti->boi", deltas_BTO, inputs_BTI) * len(inputs_BTI)
+    return gradients_BOI.mT if transposed else gradients_BOI
+
+
+def first_steps(
+    group: Group, weight: torch.Tensor, gradients: list[torch.Tensor], *, transposed: bool = False
+) -> list[torch.Tensor]:
+    """ΔW that the group's rule makes of each gradient as its first step, with no momentum or preconditioner yet."""
+    items = [Item(weight.clone(), gradient.contiguous(), {}, 1, transposed) for gradient in gradients]
+    RULES[group["rule"]].update(group, items)
+    return [item.parameter - weight for item in items]
+
+
+def alignment(
+    group: Group, weight: torch.Tensor, inputs_BTI: torch.Tensor, deltas_BTO: torch.Tensor, *, transposed: bool = False
+) -> float:
+    """‖ΔW h(x_i)‖ / ‖(1/B) ΔW_(i) h(x_i)‖, averaged over the batch: do the samples' updates add up, or cancel?
+
+    ΔW_(i) is the update that the optimizer would make if sample i were the whole batch. Both it and ΔW are first steps,
+    from the weights as they are and an empty optimizer state, for two reasons: the theory's raw direction has no
+    momentum; and ΔW_(i) depends on sample i alone. With the state of training, momentum, common to all of them, would
+    be most of every ΔW_(i), and the ratio close to B whatever the samples do.
+
+    SGD: ΔW is the mean of all ΔW_(i); the ratio is B where all samples agree, and 1 where only sample i moves its own
+    feature. An optimizer that normalises (a sign, U Vᵀ) makes each ΔW_(i) as large as ΔW, whatever the samples do, and
+    the ratio is B where ΔW moves a feature as far as its own update would. The theory needs it to stay constant while
+    the depth grows. A sample's h is all its positions together, (T, I), and its norm that of all its entries.
+
+    Args:
+        group: of the optimizer, with the rule and its hyper-parameters.
+        weight: (O, I), or (I, O) where transposed.
+        inputs_BTI: h, what went into the matrix.
+        deltas_BTO: gradient of the batch's mean loss with respect to W h.
+        transposed: see above.
+
+    Returns:
+        The mean over the samples whose own update moves their feature at all (all of them, unless a ReLU is dead).
+
+    Raises:
+        UserError: a first step of this optimizer changes nothing.
+    """
+    gradients = own_gradients(inputs_BTI, deltas_BTO, transposed=transposed)
+    step, *own = first_steps(group, weight, [gradients.mean(0), *gradients], transposed=transposed)
+    own_BOI = torch.stack(own)
+    if gradients.any() and not own_BOI.any():
+        raise UserError(f"{group['rule']} cannot be checked: its first step changes nothing")
+    if transposed:
+        step, own_BOI = step.mT, own_BOI.mT
+    together_B = torch.linalg.vector_norm(inputs_BTI @ step.mT, dim=(1, 2))
+    alone_B = torch.linalg.vector_norm(inputs_BTI @ own_BOI.mT, dim=(1, 2)) / len(inputs_BTI)
+    moved_B = alone_B > 0
+    return float((together_B[moved_B] / alone_B[moved_B]).mean())

@@ -1,54 +1,230 @@
-"""A network whose assumptions are checked: what the measuring needs to know of it, and its recipe."""
+"""The networks whose assumptions are checked, with their optimizers and data: a residual MLP and our GPT-2.
+
+The MLP is the probe's, h_l = h_{l-1} + α W₂ φ(W₁ h_{l-1}), on the probe's task; its biases start at 0. The GPT-2 reads
+bytes of a prepared corpus, and a sequence is a sample. Its branches' matrices are V and the output projection of
+attention (between which attention's averaging takes the place of a nonlinearity), and the MLP's up and down matrices.
+Its embeddings are not tied: a tied matrix would be input and output at once, and its update the sum of both.
+
+Shapes: B samples, T positions in a sample (1 for the MLP), I and O a matrix's inputs and outputs, C width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from mup_lightning.config.schema import Config
+from mup_lightning.data.datamodule import TokenDataModule
+from mup_lightning.model.layers import Block
 from mup_lightning.model.parameters import ParameterInfo
-from mup_lightning.spectral.recipe import RecipeConfig
-from mup_lightning.studies.assumptions.settings import BASE, BASE_EPS, BASE_LR
-from mup_lightning.studies.assumptions.tape import Matrix, Tape
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.spectral.recipe import derive
+from mup_lightning.studies.probe.network import Branch, ResidualMLP, batches
+from mup_lightning.training.module import build_training
+
+INPUTS, CLASSES = 16, 8
+"""Sizes of the MLP's task."""
 
 
-class Subject(Protocol):
-    """A network with its data. Samples of a batch never see each other."""
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix that the assumptions are about.
+
+    Attributes:
+        name: its name in results, the same in every block.
+        parameter: name of the parameter that holds it.
+        block: index of its block; None for the input matrix.
+        part: (index, count) where `count` matrices are stacked along the rows, as Q, K and V are.
+        factor: between its own product and the output that is recorded.
+        next_matrix: name of the matrix that receives its output through a nonlinearity.
+    """
+
+    name: str
+    parameter: str
+    block: int | None = None
+    part: tuple[int, int] = (0, 1)
+    factor: float = 1.0
+    next_matrix: str | None = None
+
+    def cut(self, rows: torch.Tensor, dim: int) -> torch.Tensor:
+        """Its own rows of a tensor whose dimension `dim` runs over the stacked ones."""
+        index, count = self.part
+        return rows.chunk(count, dim)[index]
+
+
+@dataclass
+class Activations:
+    """What one forward and backward pass shows of the measured matrices, by (name, block).
+
+    Attributes:
+        inputs: what went in, (B, T, I).
+        outputs: what came out, with bias and factor, (B, T, O); it has .grad after the backward pass.
+        streams: the residual stream after every block, (B, T, C).
+    """
+
+    inputs: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict)
+    outputs: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict)
+    streams: list[torch.Tensor] = field(default_factory=list)
+
+    def record(self, matrix: Matrix, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Keep a matrix's input and output, and make the backward pass keep the output's gradient."""
+        if y.requires_grad:
+            y.retain_grad()
+        self.inputs[matrix.name, matrix.block], self.outputs[matrix.name, matrix.block] = x.detach(), y
+
+    def output(self, matrix: Matrix) -> torch.Tensor:
+        """What came out of this matrix alone, (B, T, O)."""
+        return matrix.cut(self.outputs[matrix.name, matrix.block].detach(), -1)
+
+    def delta(self, matrix: Matrix) -> torch.Tensor:
+        """Gradient of the batch's mean loss with respect to the matrix's own product, (B, T, O)."""
+        gradient = self.outputs[matrix.name, matrix.block].grad
+        assert gradient is not None, "the backward pass comes first"
+        return matrix.cut(gradient, -1) * matrix.factor
+
+
+@dataclass
+class Network:
+    """A network with its optimizer and its data, in which the samples of a batch never see each other.
+
+    Attributes:
+        model: the network.
+        infos: what it recorded of its parameters.
+        optimizer: over all its parameters.
+        first: the input matrix.
+        layers: every other measured matrix -> the linear layer that holds it.
+        stops: the modules that the residual stream enters: every block, and what comes after the last one.
+        batches: endless, a pure function of the seed.
+        inputs: batch -> what enters the input matrix, (B, T, I).
+        loss: batch -> mean loss over its samples, all of equal weight.
+    """
+
+    model: nn.Module
+    infos: dict[str, ParameterInfo]
+    optimizer: HybridOptimizer
+    first: Matrix
+    layers: dict[Matrix, nn.Module]
+    stops: list[nn.Module]
+    batches: Iterator[Any]
+    inputs: Callable[[Any], torch.Tensor]
+    loss: Callable[[Any], torch.Tensor]
 
     @property
-    def model(self) -> nn.Module:
-        """The network."""
-        ...
+    def matrices(self) -> list[Matrix]:
+        """All measured matrices."""
+        return [self.first, *self.layers]
 
-    @property
-    def infos(self) -> dict[str, ParameterInfo]:
-        """What it recorded of its parameters."""
-        ...
+    def weights(self) -> dict[Matrix, torch.Tensor]:
+        """Copies of all measured matrices."""
+        named = dict(self.model.named_parameters())
+        return {matrix: matrix.cut(named[matrix.parameter].detach(), 0).clone() for matrix in self.matrices}
 
-    @property
-    def matrices(self) -> tuple[Matrix, ...]:
-        """What is measured."""
-        ...
+    def observed_loss(self, batch: Any) -> tuple[torch.Tensor, Activations]:
+        """The loss, and what the forward pass shows. Nothing here is compiled, which would lose the hooks."""
+        seen = Activations()
 
-    def batches(self) -> Iterator[Any]:
-        """Endless batches, a pure function of the seed."""
-        ...
+        def stream(number: int, h_BTC: torch.Tensor) -> None:
+            if number == 0:
+                seen.record(self.first, self.inputs(batch), h_BTC)
+            else:
+                seen.streams.append(h_BTC.detach())
 
-    def loss(self, batch: Any, tape: Tape | None = None) -> torch.Tensor:
-        """Mean loss over a batch's samples, all of equal weight; the tape is told of every matrix and stream."""
-        ...
+        with ExitStack() as hooks:
+            for number, stop in enumerate(self.stops):
+                handle = stop.register_forward_pre_hook(lambda _, x, number=number: stream(number, x[0]))
+                hooks.callback(handle.remove)
+            for matrix, layer in self.layers.items():
+                handle = layer.register_forward_hook(lambda _, x, y, matrix=matrix: seen.record(matrix, x[0], y))
+                hooks.callback(handle.remove)
+            return self.loss(batch), seen
 
 
-def recipe_config(network: str, optimizer: str, **changes: float) -> RecipeConfig:
-    """The recipe of both networks: μP at k >= 2, without weight decay."""
-    width, depth = BASE[network]
-    eps = {"eps": BASE_EPS[optimizer]} if optimizer in BASE_EPS else {}
-    return RecipeConfig(
-        optimizer=optimizer,  # type: ignore[arg-type]
-        lr=BASE_LR[network][optimizer],
-        base_width=width,
-        base_depth=depth,
-        **(eps | changes),  # type: ignore[arg-type]
+def build_network(network: str, config: Config) -> Network:
+    """The network "mlp" or "gpt2" of this width, depth and seed, under this recipe."""
+    return _mlp(config) if network == "mlp" else _gpt2(config)
+
+
+def _mlp(config: Config) -> Network:
+    """Samples are (B, 1, D): one position each."""
+    # On the condition: layers keep the size of their input, branches are 1/L, and the logits start small.
+    std = config.recipe.base_width**-0.5
+    base = replace(
+        config.recipe,
+        init_std=std,
+        input_multiplier=1 / (std * INPUTS**0.5),
+        residual_multiplier=1 / config.recipe.base_depth,
+        output_multiplier=0.25,
     )
+    recipe = derive(base, config.model.width, config.model.depth)
+    model = ResidualMLP(
+        config.model.width,
+        config.model.depth,
+        branch_depth=2,
+        inputs=INPUTS,
+        classes=CLASSES,
+        multipliers=recipe.multipliers,
+        init_std={role: values.init_std for role, values in recipe.values.items()},
+        seed=config.seed,
+    )
+    layers: dict[Matrix, nn.Module] = {}
+    for block, branch in enumerate(model.branches):
+        assert isinstance(branch, Branch)
+        for number, (name, following) in enumerate((("first", "second"), ("second", None))):
+            parameter = f"branches.{block}.layers.{number}.weight"
+            layers[Matrix(name, parameter, block, next_matrix=following)] = branch.layers[number]
+    return Network(
+        model=model,
+        infos=model.infos,
+        optimizer=HybridOptimizer(make_groups(dict(model.named_parameters()), model.infos, recipe, config.rules)),
+        first=Matrix("input", "input", factor=recipe.multipliers.input),
+        layers=layers,
+        stops=[*model.branches, model.output],
+        batches=batches(config.seed, config.data.batch_size, INPUTS, CLASSES),
+        inputs=lambda batch: batch[0].unsqueeze(1),
+        loss=lambda batch: F.cross_entropy(model(batch[0].unsqueeze(1)).squeeze(1), batch[1]),
+    )
+
+
+def _gpt2(config: Config) -> Network:
+    """A batch is (B, T + 1) tokens. The embedding is a matrix like any other: tokens count as one-hot vectors."""
+    model, optimizer = build_training(config)
+    layers: dict[Matrix, nn.Module] = {}
+    for number, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        prefix = f"blocks.{number}"
+        layers |= {
+            Matrix("value", f"{prefix}.attention.qkv.weight", number, (2, 3), next_matrix="out"): block.attention.qkv,
+            Matrix("out", f"{prefix}.attention.out.weight", number): block.attention.out,
+            Matrix("up", f"{prefix}.mlp.up.weight", number, next_matrix="down"): block.mlp.up,
+            Matrix("down", f"{prefix}.mlp.down.weight", number): block.mlp.down,
+        }
+    rows = model.token.weight.shape[0]
+    return Network(
+        model=model,
+        infos=model.parameter_info,
+        optimizer=optimizer,
+        first=Matrix("token", "token.weight", factor=model.multipliers.input),
+        layers=layers,
+        stops=[*model.blocks, model.final_norm],
+        batches=(batch["tokens"] for batch in open_corpus(config).train_dataloader()),
+        inputs=lambda tokens: F.one_hot(tokens[:, :-1], rows).to(model.token.weight.dtype),
+        loss=model.loss,
+    )
+
+
+def open_corpus(config: Config) -> TokenDataModule:
+    """The corpus of the GPT-2, checked.
+
+    Raises:
+        UserError: there is none, or it is not in bytes.
+    """
+    data = TokenDataModule(config.data, config.model.context, config.seed, config.trainer.max_steps)
+    data.setup()
+    return data

@@ -1,92 +1,129 @@
-"""The checks from beginning to end: all networks in worker processes, fits, verdicts; one plain result."""
+"""`mup-lightning assumptions`: measures over depth what the spectral condition assumes, while small networks train."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 
-from mup_lightning.studies.assumptions.settings import BASE, BASE_LR, AssumptionSettings
-from mup_lightning.studies.assumptions.verdict import ASSUMPTIONS, as_plain, cells, overall, sentence, worst
-from mup_lightning.studies.assumptions.workers import Task, each
+from tqdm import tqdm
+
+from mup_lightning.config.load import build_config, preset
+from mup_lightning.config.schema import Config
+from mup_lightning.files import check_folder, read_yaml, write_atomic, write_json
+from mup_lightning.studies.assumptions.measure import Training, measure
+from mup_lightning.studies.assumptions.networks import open_corpus
+from mup_lightning.studies.assumptions.report import AssumptionResult, draw, markdown, text
+from mup_lightning.studies.assumptions.settings import AssumptionSettings
+from mup_lightning.studies.assumptions.verdict import FORMULAS, conclude
+from mup_lightning.studies.fit import overall
+from mup_lightning.studies.sweep.pool import cores
+from mup_lightning.studies.workers import each
 from mup_lightning.versions import versions
 
-FILE = "assumptions.json"
+BASE = {"mlp": (64, 4), "gpt2": (256, 4)}
+"""The (width, depth) at which each network's learning rates are given."""
 
 _WORK = {"mlp": 1.0, "gpt2": 6.0}
 """Time of a block of either network, relative to the MLP's."""
 
 
-def tasks_of(settings: AssumptionSettings) -> list[Task]:
-    """Every network that is trained, the longest first, so that no worker is left alone with a long one."""
-    tasks = [
-        Task(network, optimizer, depth, seed)
-        for network in settings.networks
-        for optimizer in settings.optimizers
-        for depth in settings.depths
-        for seed in range(settings.seeds)
-    ]
-    return sorted(tasks, key=work_of, reverse=True)
-
-
-def work_of(task: Task) -> float:
-    """How long a network takes, in some unit."""
-    return _WORK[task.network] * task.depth
-
-
-def check(
-    settings: AssumptionSettings, workers: int, on_done: Callable[[Task], object] = lambda task: None
-) -> dict[str, Any]:
-    """Check all assumptions.
-
-    Args:
-        settings: networks, depths, optimizers, thresholds.
-        workers: processes; 0: in this one.
-        on_done: told of every network that is done.
+def run(settings: AssumptionSettings) -> int:
+    """Check, write, draw, and print what was found.
 
     Returns:
-        Plain values: "verdict" (the worst of all), "verdicts" (a list of network, optimizer, assumption, verdict,
-        sentence and "cells", the lines over depth that it rests on), "settings", "base" and "base_lr" of each network,
-        "versions", and "runs": everything measured.
+        The exit status of the verdict over all assumptions.
+    """
+    out = Path(settings.out)
+    check_folder(out)
+    result = check(settings)
+    write_json(out / "assumptions.json", asdict(result))
+    write_atomic(out / "table.md", f"{markdown(result)}\n")
+    figures = ", ".join(file.name for file in draw(result, out))
+    if settings.json:
+        print(json.dumps({key: value for key, value in asdict(result).items() if key != "runs"}, indent=1))
+    else:
+        print(f"{text(result)}\n\nwrote {out / 'assumptions.json'}, table.md, {figures}")
+    return overall(finding.verdict for finding in result.findings).exit_code
+
+
+def check(settings: AssumptionSettings) -> AssumptionResult:
+    """Check all assumptions.
 
     Raises:
-        UserError: the corpus cannot be read, or a training diverged.
+        UserError: the corpus cannot be read, a training diverged, or an optimizer cannot be checked.
     """
-    found: dict[Task, dict[str, Any]] = {}
-    tasks = tasks_of(settings)
-    for task, run in each(tasks, settings, workers):
-        found[task] = run
-        on_done(task)
-    return judged(settings, [found[task] for task in sorted(tasks)])
+    todo = trainings(settings)
+    workers = cores() if settings.workers is None else settings.workers
+    runs = []
+    work = sum(map(_work, todo))
+    with tqdm(total=work, desc="assumptions", bar_format=_BAR, leave=False, disable=None) as bar:
+        for training, found in each(measure, todo, workers):
+            runs.append(found)
+            bar.update(_work(training))
+    runs.sort(key=lambda found: (found.depth, found.seed))
+    findings = [
+        conclude([one for one in runs if (one.network, one.optimizer) == (network, optimizer)], assumption, settings)
+        for network in settings.networks
+        for optimizer in settings.optimizer
+        for assumption in FORMULAS
+    ]
+    base_lr: dict[str, dict[str, float]] = {network: {} for network in settings.networks}
+    for training in todo:
+        base_lr[training.network][training.config.recipe.optimizer] = training.config.recipe.lr
+    return AssumptionResult(settings, base_lr, findings, versions(), runs)
 
 
-def judged(settings: AssumptionSettings, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result, as `check` returns it, of networks that have been measured."""
-    verdicts: list[dict[str, Any]] = []
+_BAR = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
+
+
+def trainings(settings: AssumptionSettings) -> list[Training]:
+    """Every network that is trained, the longest first, so that no worker is left alone with a long one."""
+    result = []
     for network in settings.networks:
-        for optimizer in settings.optimizers:
-            mine = [run for run in runs if (run["network"], run["optimizer"]) == (network, optimizer)]
-            for assumption in ASSUMPTIONS:
-                lines = cells(mine, assumption, settings)
-                verdicts.append(
-                    {
-                        "network": network,
-                        "optimizer": optimizer,
-                        "assumption": assumption,
-                        "verdict": overall(lines),
-                        "sentence": sentence(assumption, lines, settings),
-                        "cells": as_plain(lines),
-                    }
-                )
-    return {
-        "verdict": worst(verdict["verdict"] for verdict in verdicts),
-        "verdicts": verdicts,
-        "settings": asdict(settings),
-        "measured_at": settings.measured_at,
-        "base": {network: BASE[network] for network in settings.networks},
-        "base_lr": {
-            network: {name: BASE_LR[network][name] for name in settings.optimizers} for network in settings.networks
-        },
-        "versions": versions(),
-        "runs": runs,
-    }
+        for optimizer in settings.optimizer:
+            config = base_config(network, optimizer, settings)
+            if network == "gpt2":
+                open_corpus(config)  # refused now rather than in a worker
+            for depth in settings.depths:
+                sized = replace(config, model=replace(config.model, depth=depth))
+                for seed in range(settings.seeds):
+                    result.append(Training(network, replace(sized, seed=seed), settings.measured_at))
+    return sorted(result, key=_work, reverse=True)
+
+
+def _work(training: Training) -> float:
+    return _WORK[training.network] * training.config.model.depth
+
+
+def base_config(network: str, optimizer: str, settings: AssumptionSettings) -> Config:
+    """Everything but depth and seed: μP at k >= 2 without weight decay, and after the warm-up a constant rate.
+
+    The base learning rate is that of `settings.rates`, or of the optimizer's recipe.
+    """
+    rates = read_yaml(Path(settings.rates), "base learning rates: {mlp: {OPTIMIZER: LR, ...}, gpt2: {...}}")
+    config = build_config([preset("optimizer", optimizer)])
+    lr = rates[network].get(optimizer, config.recipe.lr)
+    width, depth = BASE[network]
+    samples = settings.batch if network == "mlp" else settings.sequences
+    return build_config(
+        [
+            preset("optimizer", optimizer),
+            {
+                "model.width": settings.width,
+                "model.context": settings.context,
+                "model.tied": False,
+                "recipe.lr": lr,
+                "recipe.base_width": width,
+                "recipe.base_depth": depth,
+                "schedule.warmup_steps": settings.steps // 10 if settings.warmup is None else settings.warmup,
+                "schedule.min_lr": lr,
+                "data.path": settings.data,
+                "data.tokenizer": "bytes",
+                "data.batch_size": samples,
+                "data.micro_batch": samples,
+                "data.verify": False,
+                "trainer.max_steps": settings.steps + 1,
+            },
+        ]
+    )

@@ -1,41 +1,68 @@
-"""Do the assumptions hold? Exponents of depth and smallest ratios, cell by cell; then one sentence for each."""
+"""Judges each ratio by its exponent of depth and its smallest value, then each assumption. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from mup_lightning import tables
 from mup_lightning.studies.assumptions.settings import TIMES, AssumptionSettings
-from mup_lightning.studies.fit import Fit, Verdict, fit, judge
+from mup_lightning.studies.fit import Fit, Verdict, fit, judge, overall
 
-HOLDS, FAILS, UNCLEAR, NOT_JUDGED = "holds", "does not hold", "unclear", "not judged"
+Ratios = dict[str, dict[str, list[float]]]
+"""Quantity -> matrix -> a value for every block."""
 
-ASSUMPTIONS = ("weights", "features", "activation", "alignment")
-"""‖W+ΔW‖/(‖W‖+‖ΔW‖), ‖h+Δh‖/(‖h‖+‖Δh‖), ‖φ(Wh)‖/‖Wh‖, ‖ΔW h‖/‖(1/B) ΔW_(i) h‖."""
+FORMULAS = {
+    "weights": "‖W+ΔW‖ / (‖W‖+‖ΔW‖)",
+    "features": "‖h+Δh‖ / (‖h‖+‖Δh‖)",
+    "activation": "‖φ(Wh)‖ / ‖Wh‖",
+    "alignment": "‖ΔW h(x_i)‖ / ‖(1/B) ΔW_(i) h(x_i)‖",
+}
+"""Assumption -> its ratio; all norms are RMS norms."""
 
 NEAR_ONE = ("weights", "features")
-"""Those of which the theory says that they stay near 1; the others only have to be flat in depth."""
+"""Assumptions whose ratios should stay near 1; the others only have to be flat in depth."""
 
 NO_CLAIM = {("activation", "value")}
-"""Measured, but not judged: attention's averaging of V stands where a nonlinearity would, but the theory, whose
-branches are plain products, says nothing of it."""
+"""Measured, but not judged: attention's averaging of V takes the place of a nonlinearity, but the theory, whose
+branches are plain products, makes no claim about it."""
 
 BROAD = ("only", "mean")
 """Positions that stand for all blocks."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One line over depth.
+class Run:
+    """The measurements of one training.
 
     Attributes:
-        matrix: see `tape.Matrix`, or "stream".
-        time: start, middle or end.
+        network: mlp or gpt2.
+        optimizer: its name.
+        depth: L.
+        seed: of weights and data.
+        losses: before each step.
+        times: time -> the ratios then; see `measure.measured_step`.
+    """
+
+    network: str
+    optimizer: str
+    depth: int
+    seed: int
+    losses: list[float]
+    times: dict[str, Ratios]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One ratio against depth.
+
+    Attributes:
+        matrix: name of the matrix, or "stream".
+        time: one of `TIMES`.
         position: first, middle, last or mean (over blocks); only, for a matrix outside blocks.
         means: the ratio at every depth, averaged over the seeds.
-        fit: of its exponent in depth.
-        verdict: holds, does not hold, unclear or not judged.
+        fit: its exponent of depth.
+        verdict: None where nothing is claimed.
     """
 
     matrix: str
@@ -43,100 +70,113 @@ class Cell:
     position: str
     means: list[float]
     fit: Fit
-    verdict: str
+    verdict: Verdict | None
+
+    @property
+    def where(self) -> str:
+        """Matrix, time and position in words."""
+        place = {"only": "", "mean": ", mean over blocks"}.get(self.position, f", {self.position} block")
+        return f"{self.matrix}, {self.time}{place}"
+
+    @property
+    def exponent(self) -> str:
+        """The exponent in words."""
+        return tables.plus_minus(self.fit.exponent, self.fit.half_width)
 
 
-def positions(values: Sequence[float], inside: bool) -> dict[str, float]:
+@dataclass(frozen=True)
+class Finding:
+    """The conclusion about one assumption, for one network and optimizer, and the lines that it rests on."""
+
+    network: str
+    optimizer: str
+    assumption: str
+    verdict: Verdict
+    sentence: str
+    lines: list[Line]
+
+    @property
+    def judged(self) -> list[Line]:
+        """The lines about which something is claimed."""
+        return [line for line in self.lines if line.verdict]
+
+
+def steepest(lines: Sequence[Line]) -> Line:
+    """The line with the largest exponent, of those that stand for all blocks."""
+    return max((line for line in lines if line.position in BROAD), key=lambda line: abs(line.fit.exponent))
+
+
+def extremes(lines: Sequence[Line]) -> tuple[float, float]:
+    """Smallest and largest ratio."""
+    return min(min(line.means) for line in lines), max(max(line.means) for line in lines)
+
+
+def positions(values: Sequence[float]) -> dict[str, float]:
     """Position -> value, of a value for every block (or the only one)."""
-    if not inside:
+    if len(values) == 1:
         return {"only": values[0]}
     middle = values[len(values) // 2]
     return {"first": values[0], "middle": middle, "last": values[-1], "mean": sum(values) / len(values)}
 
 
-def judge_cell(assumption: str, means: list[float], found: Fit, settings: AssumptionSettings) -> str:
-    """Fails where a ratio that should be near 1 is below `least`, or the exponent's interval is wholly outside of ±
-    tolerance; holds where it is wholly inside; else unclear."""
-    if assumption in NEAR_ONE and min(means) < settings.least:
-        return FAILS
-    judged = judge((), found, (-settings.tolerance, settings.tolerance)).verdict
-    return {Verdict.PASS: HOLDS, Verdict.FAIL: FAILS}.get(judged, UNCLEAR)
-
-
-def cells(runs: list[dict[str, Any]], assumption: str, settings: AssumptionSettings) -> list[Cell]:
-    """Judge every line of one assumption.
+def conclude(runs: list[Run], assumption: str, settings: AssumptionSettings) -> Finding:
+    """Judge one assumption.
 
     Args:
         runs: of one network and one optimizer, all depths and seeds.
-        assumption: which.
-        settings: depths, seeds, thresholds.
+        assumption: one of `FORMULAS`.
+        settings: depths, seeds and thresholds.
     """
-    by_size = {(run["depth"], run["seed"]): run["times"] for run in runs}
-    result = []
-    for matrix, blocks in runs[0]["times"][TIMES[0]][assumption].items():
-        inside = len(blocks) > 1
+    by_size = {(run.depth, run.seed): run.times for run in runs}
+    lines = []
+    for matrix in runs[0].times[TIMES[0]][assumption]:
         for time in TIMES:
-            lines = {size: positions(times[time][assumption][matrix], inside) for size, times in by_size.items()}
-            for position in lines[settings.depths[0], 0]:
-                values = [[lines[L, seed][position] for L in settings.depths] for seed in range(settings.seeds)]
-                found = fit(settings.depths, values)
-                means = [sum(column) / settings.seeds for column in zip(*values, strict=True)]
-                verdict = judge_cell(assumption, means, found, settings)
-                if (assumption, matrix) in NO_CLAIM:
-                    verdict = NOT_JUDGED
-                result.append(Cell(matrix, time, position, means, found, verdict))
-    return result
+            at = {size: positions(times[time][assumption][matrix]) for size, times in by_size.items()}
+            for position in at[settings.depths[0], 0]:
+                values = [[at[L, seed][position] for L in settings.depths] for seed in range(settings.seeds)]
+                lines.append(_judge(assumption, matrix, time, position, values, settings))
+    # Single blocks are noisy: their lines can refute an assumption, but not leave it unclear.
+    counted = (line.verdict for line in lines if line.verdict and (line.position in BROAD or line.verdict == "FAIL"))
+    verdict = overall(counted)
+    judged = [line for line in lines if line.verdict]
+    return Finding(
+        runs[0].network, runs[0].optimizer, assumption, verdict, _sentence(assumption, verdict, judged, settings), lines
+    )
 
 
-def worst(verdicts: Iterable[str]) -> str:
-    """Fails where one does, else unclear where one is, else holds."""
-    found = set(verdicts)
-    return next((verdict for verdict in (FAILS, UNCLEAR) if verdict in found), HOLDS)
+def _judge(
+    assumption: str, matrix: str, time: str, position: str, values: list[list[float]], settings: AssumptionSettings
+) -> Line:
+    """A line of values by seed and depth. FAIL also where a ratio that should be near 1 is below `least`."""
+    found = fit(settings.depths, values)
+    means = [sum(column) / len(values) for column in zip(*values, strict=True)]
+    verdict: Verdict | None = judge((), found, (-settings.tolerance, settings.tolerance)).verdict
+    if assumption in NEAR_ONE and min(means) < settings.least:
+        verdict = Verdict.FAIL
+    if (assumption, matrix) in NO_CLAIM:
+        verdict = None
+    return Line(matrix, time, position, means, found, verdict)
 
 
-def overall(judged: Sequence[Cell]) -> str:
-    """The verdict of one assumption. Single blocks are noisy: their lines can refute it, but not leave it unclear."""
-    return worst(cell.verdict for cell in judged if cell.verdict == FAILS or cell.position in BROAD)
-
-
-def sentence(assumption: str, judged: Sequence[Cell], settings: AssumptionSettings) -> str:
-    """The verdict with its numbers, in plain words."""
-    verdict = overall(judged)
-    judged = [cell for cell in judged if cell.verdict != NOT_JUDGED]
-    low, high = min(min(cell.means) for cell in judged), max(max(cell.means) for cell in judged)
-    steepest = max((cell for cell in judged if cell.position in BROAD), key=lambda cell: abs(cell.fit.exponent))
-    parts = [f"{verdict}: ratio between {low:.2f} and {high:.2f} at all depths, steepest exponent {_words(steepest)}"]
+def _sentence(assumption: str, verdict: Verdict, lines: list[Line], settings: AssumptionSettings) -> str:
+    low, high = extremes(lines)
+    worst = steepest(lines)
+    parts = [
+        f"{verdict}: ratio between {low:.2f} and {high:.2f} at all depths, steepest exponent {worst.exponent} "
+        f"({worst.where})"
+    ]
     beyond = f"beyond ±{settings.tolerance:g}"
-    if verdict == FAILS:
-        below = [cell for cell in judged if assumption in NEAR_ONE and min(cell.means) < settings.least]
-        steep = [
-            cell
-            for cell in judged
-            if judge((), cell.fit, (-settings.tolerance, settings.tolerance)).verdict is Verdict.FAIL
-        ]
+    if verdict is Verdict.FAIL:
+        below = [line for line in lines if assumption in NEAR_ONE and min(line.means) < settings.least]
+        steep = [line for line in lines if line.fit.low > settings.tolerance or line.fit.high < -settings.tolerance]
         if below:
-            lowest = min(below, key=lambda cell: min(cell.means))
-            parts.append(f"below {settings.least:g} in {len(below)} of {len(judged)} lines (least: {_where(lowest)})")
+            least = min(below, key=lambda line: min(line.means))
+            parts.append(f"below {settings.least:g} in {len(below)} of {len(lines)} lines (lowest: {least.where})")
         if steep:
-            parts.append(f"exponent {beyond} in {len(steep)} of {len(judged)} lines ({_where(steep[0])})")
+            parts.append(f"exponent {beyond} in {len(steep)} of {len(lines)} lines ({steep[0].where})")
         else:
             parts.append(f"yet no exponent lies {beyond}")
-    elif verdict == UNCLEAR:
-        vague = [cell for cell in judged if cell.verdict == UNCLEAR and cell.position in BROAD]
-        parts.append(f"the interval reaches {beyond} in {len(vague)} of {len(judged)} lines ({_where(vague[0])})")
+    elif verdict is Verdict.UNCLEAR:
+        vague = [line for line in lines if line.verdict is Verdict.UNCLEAR and line.position in BROAD]
+        parts.append(f"the interval reaches {beyond} in {len(vague)} of {len(lines)} lines ({vague[0].where})")
     return "; ".join(parts)
-
-
-def as_plain(judged: Sequence[Cell]) -> list[dict[str, Any]]:
-    """The cells as plain values."""
-    return [asdict(cell) for cell in judged]
-
-
-def _words(cell: Cell) -> str:
-    half = (cell.fit.high - cell.fit.low) / 2
-    return f"{round(cell.fit.exponent, 2) + 0.0:+.2f} ± {half:.2f} ({_where(cell)})"
-
-
-def _where(cell: Cell) -> str:
-    place = {"only": "", "mean": ", mean over blocks"}.get(cell.position, f", {cell.position} block")
-    return f"{cell.matrix}, {cell.time}{place}"

@@ -1,136 +1,192 @@
-"""One training of a coordinate check, with a look at the same few windows before the first step and after every one."""
+"""`mup-lightning coord-check`: one check (train every size and seed, fit, judge), a list of them, or their table."""
 
 from __future__ import annotations
 
-import math
 import time
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
-import lightning.pytorch as pl
-import torch
+from tqdm import tqdm
 
-from mup_lightning.callbacks.step import StepCallback, WatchedModule
-from mup_lightning.errors import Diverged
-from mup_lightning.model.taps import LOGITS, Recorder
-from mup_lightning.studies.coordinates.cells import Cell
-from mup_lightning.studies.coordinates.recorder import ChangeRecorder
+from mup_lightning.config.load import Layer, merge, preset
+from mup_lightning.config.schema import Config
+from mup_lightning.errors import UserError
+from mup_lightning.files import check_folder, read_yaml, write_atomic
+from mup_lightning.studies.coordinates.measure import Training, measure
+from mup_lightning.studies.coordinates.report import draw, markdown, text
+from mup_lightning.studies.coordinates.results import FILE, CheckResult, Finding, read_check, write_check
+from mup_lightning.studies.coordinates.settings import CheckSettings
+from mup_lightning.studies.coordinates.verdict import conclude
+from mup_lightning.studies.sweep.check import Checker
+from mup_lightning.studies.sweep.pool import fitting, threads
+from mup_lightning.studies.workers import each
+from mup_lightning.training.hardware import tune_allocator
+from mup_lightning.versions import versions
 
-PROBE_TOKENS = 512
-"""Features are measured on so many validation tokens, in whole windows."""
+FOLDER = Path("runs/coordinates")
 
-ALLOWED_RISE = 1.0
-"""Nats per token by which a loss may exceed the first one, or that of a model that knows nothing."""
-
-
-class FeatureProbe(StepCallback):
-    """Measures features in forward passes of its own, which leave no trace in the training.
-
-    Attributes:
-        recorder: what was found, a round before the first step and one after every step.
-        losses: training loss of every step, nats per token.
-    """
-
-    def __init__(self) -> None:
-        self.recorder = ChangeRecorder()
-        self.losses: list[float] = []
-        self._windows: torch.Tensor | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The first round: what later ones are compared with."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        windows = data.val_windows(max(1, PROBE_TOKENS // data.context))
-        self._windows = next(windows).to(pl_module.device)
-        self._look(pl_module)
-
-    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """See `StepCallback`."""
-        self.losses.append(float(module.step_loss()))
-        self._look(module)
-
-    @torch.no_grad()
-    def _look(self, module: Any) -> None:
-        assert self._windows is not None
-        was_training = module.training
-        module.eval()  # no dropout
-        # In float32 whatever the training's precision: small changes shall not drown in rounding.
-        with torch.autocast(module.device.type, enabled=False), torch.compiler.set_stance("force_eager"):
-            observe(module.model, self._windows[:, :-1], self.recorder)
-        module.train(was_training)
+Parametrization = Literal["sp", "mup"]
 
 
-def observe(model: Any, tokens_BT: torch.Tensor, recorder: Recorder) -> None:
-    """Show a recorder all features of a `GPT2`, the logits too: whole, and without padding symbols."""
-    features_BTC = model.features(tokens_BT, recorder)
-    logits_BTV = (features_BTC @ model.output_matrix.t())[..., : model.vocab_size]
-    recorder.feature(LOGITS, None, logits_BTV)
-
-
-def measure(cell: Cell) -> dict[str, Any]:
-    """Train a cell.
+def run(settings: CheckSettings, config: Config) -> int:
+    """Run one check, or all checks of a list, or print the table of finished ones.
 
     Returns:
-        Plain values: "parametrization", "width", "depth", "seed", "norms" and "changes" (tap -> a number after 0, 1,
-        ... steps), "losses" (of each step), "diverged" (null, or in which step, and what was seen), "seconds". Of a run
-        whose numbers did not stay finite, the steps before.
+        The exit status: of one check that of its verdict; 0 for many, whose verdicts are in their table.
     """
-    from mup_lightning.training.train import train
+    if not (settings.table or settings.all):
+        return run_one(settings, config).asked.verdict.exit_code
+    if (replace(settings, table=[], all=None, out=None), config) != (CheckSettings(), Config()):
+        raise UserError("--table and --all allow no other option than --out: the checks have options of their own")
+    out = Path(settings.out or FOLDER)
+    folders = list(settings.table)
+    for mine, checked in read_list(settings.all) if settings.all else []:
+        folder = out / name_of(mine, checked)
+        if not (folder / FILE).exists():
+            run_one(replace(mine, out=str(folder)), checked)
+        folders.append(folder)
+    table = markdown([read_check(folder / FILE) for folder in folders])
+    print(table)
+    if settings.all:
+        write_atomic(out / "table.md", f"{table}\n")
+    return 0
 
-    begin = time.perf_counter()
-    probe = FeatureProbe()
-    diverged: str | None = None
+
+def run_one(settings: CheckSettings, config: Config) -> CheckResult:
+    """Run one check, print what was found, and write coordinates.json and coordinates.png."""
+    folder = Path(settings.out or FOLDER / name_of(settings, config))
+    check_folder(folder)
+    tune_allocator()
+    result = check(settings, config)
+    write_check(result, folder / FILE)
+    draw(result, folder / "coordinates.png")
+    print(f"{text(result)}\nwrote {folder / FILE} and coordinates.png", flush=True)
+    return result
+
+
+def read_list(file: Path) -> list[tuple[CheckSettings, Config]]:
+    """The checks of a file such as recipes/experiment/coordinates.yaml.
+
+    Its `configs` are recipe files that hold for all checks. Each of `checks` names an optimizer, whose recipe is added,
+    and sets options of this verb and dotted keys of the configuration.
+
+    Raises:
+        UserError: it cannot be read, or one of the checks is not valid.
+    """
+    expected = "configs (a list of recipe files) and checks, such as recipes/experiment/coordinates.yaml has"
+    content = read_yaml(file, expected)
+    result = []
     try:
-        result = train(cell.config, callbacks=[probe], progress=False, keep=False)
-    except Diverged as error:
-        diverged = f"step {error.step}: {str(error).splitlines()[0].partition(' in step')[0]}"
-    else:
-        if not result.finished:  # a signal ended it between two steps
-            raise KeyboardInterrupt
-    rounds = _finite_rounds(probe.recorder)
-    if diverged is None and rounds < len(probe.losses) + 1:
-        diverged = f"step {rounds}: a feature is no longer finite"
-    losses = probe.losses[: max(0, rounds - 1)]
-    if diverged is None:
-        assert cell.config.model.vocab_size is not None
-        diverged = risen(losses, cell.config.model.vocab_size)
-    return {
-        "parametrization": cell.parametrization,
-        "width": cell.width,
-        "depth": cell.depth,
-        "seed": cell.seed,
-        "norms": _rounded(probe.recorder.norms, rounds),
-        "changes": _rounded(probe.recorder.changes, rounds),
-        "losses": losses,
-        "diverged": diverged,
-        "seconds": round(time.perf_counter() - begin, 2),
-    }
+        for values in content["checks"]:
+            own = {key: value for key, value in values.items() if key != "optimizer"}
+            layers: list[Layer] = [*map(Path, content["configs"]), preset("optimizer", values["optimizer"]), own]
+            merged = merge(layers, [CheckSettings, Config])
+            mine = {key: merged.pop(key) for key in list(merged) if key in CheckSettings.__dataclass_fields__}
+            result.append((CheckSettings(**mine), Config.from_plain(merged)))
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} is not a list of coordinate checks; expected {expected}") from None
+    except UserError as error:
+        raise UserError(f"{file}, check {len(result) + 1}: {error}") from None
+    return result
 
 
-def risen(losses: list[float], symbols: int) -> str | None:
-    """Whether training has made the model worse, though all numbers are finite: features may well be level then.
+def name_of(settings: CheckSettings, config: Config) -> str:
+    """A check's folder, such as adamw-depth-k2."""
+    recipe = config.recipe
+    parametrization = "sp" if recipe.parametrization == "sp" else f"k{min(recipe.branch_depth, 2)}"
+    without = "" if config.model.layer_norm else "-noln"
+    return f"{recipe.optimizer}-{settings.axis}-{parametrization}{without}"
+
+
+def check(settings: CheckSettings, config: Config) -> CheckResult:
+    """Train every size and seed, and judge.
 
     Args:
-        losses: of the steps, nats per token; the first is that of the initialisation.
-        symbols: of the vocabulary, V; a model that knows nothing has a loss of ln V.
+        settings: sizes, seeds and thresholds.
+        config: the model that sizes start from, and the recipe.
 
-    Returns:
-        The first step whose loss is above the first step's, and by more than a nat above it or above ln V; else None.
+    Raises:
+        UserError: one of the sizes cannot be trained, or a worker died.
     """
-    limit = max(losses[0], min(losses[0], math.log(symbols)) + ALLOWED_RISE) if losses else 0.0
-    for step, loss in enumerate(losses[1:], start=2):
-        if loss > limit:
-            return (
-                f"step {step}: the loss is {loss:.4g}; it was {losses[0]:.4g} in step 1, "
-                f"and a model that knows nothing has {math.log(symbols):.4g}"
-            )
-    return None
+    begin = time.perf_counter()
+    sizes = settings.sizes(config.model.width, config.model.depth)
+    todo = trainings(settings, config)
+    workers = workers_for(settings, todo)
+    what = {"width": "widths", "depth": "depths", "both": "width and depth times"}[settings.axis]
+    print(
+        f"coordinate check of {config.recipe.optimizer}: {what} {', '.join(f'{size:g}' for size in sizes.values())}, "
+        f"{settings.seeds} seeds, {config.trainer.max_steps} steps at a constant learning rate; {len(todo)} trainings "
+        + (f"on {workers} worker processes" if workers else "in this process"),
+        flush=True,
+    )
+    runs = []
+    with tqdm(total=sum(one.work for one in todo), desc="training", bar_format=_BAR, disable=None) as bar:
+        for training, found in each(measure, todo, workers, threads(workers)):
+            runs.append(found)
+            bar.set_postfix_str(f", {len(runs)}/{len(todo)} trainings")
+            bar.update(training.work)
+    findings: dict[str, Finding] = {
+        name: conclude(
+            [found for found in runs if found.parametrization == name],
+            sizes,
+            settings,
+            layer_norm=config.model.layer_norm,
+        )
+        for name in parametrizations(settings, config)
+    }
+    runs.sort(key=lambda found: (found.parametrization, found.shape, found.seed))
+    return CheckResult(settings, config, findings, runs, versions(), round(time.perf_counter() - begin, 1))
 
 
-def _finite_rounds(recorder: ChangeRecorder) -> int:
-    """Rounds before the first one in which anything was not finite."""
-    columns = list(zip(*recorder.norms.values(), *recorder.changes.values(), strict=True))
-    return next((n for n, column in enumerate(columns) if not all(map(math.isfinite, column))), len(columns))
+_BAR = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}{postfix}]"
 
 
-def _rounded(curves: dict[str, list[float]], rounds: int) -> dict[str, list[float]]:
-    """Six digits are more than anybody needs, and half of the file."""
-    return {name: [float(f"{value:.6g}") for value in curve[:rounds]] for name, curve in curves.items()}
+def parametrizations(settings: CheckSettings, config: Config) -> list[Parametrization]:
+    """What is trained: the parametrization that was asked for, and SP for comparison."""
+    asked = config.recipe.parametrization
+    return [asked] if asked == "sp" or settings.alone else [asked, "sp"]
+
+
+def trainings(settings: CheckSettings, config: Config) -> list[Training]:
+    """All trainings, checked as `train` would, the most work first.
+
+    Raises:
+        UserError: one of the sizes cannot be trained.
+    """
+    checker = Checker()
+    result = []
+    for name in parametrizations(settings, config):
+        asked = name == config.recipe.parametrization
+        seeds = settings.seeds if asked else min(settings.seeds, settings.control_seeds)
+        for width, depth in settings.sizes(config.model.width, config.model.depth):
+            try:
+                sized = _sized(config, name, width, depth)
+                checked = checker.check(sized, None)
+            except UserError as error:
+                raise UserError(f"at width {width}, depth {depth}: {error}") from None
+            data = replace(sized.data, verify=False)  # just verified
+            for seed in range(1, seeds + 1):
+                seeded = replace(sized, data=data, seed=seed)
+                result.append(Training(seeded, settings.axis, checked.work, checked.memory))
+    return sorted(result, key=lambda one: -one.work)
+
+
+def _sized(config: Config, parametrization: Parametrization, width: int, depth: int) -> Config:
+    """The configuration at another size, at a constant learning rate, and with nothing on that only costs time."""
+    return replace(
+        config,
+        model=replace(config.model, width=width, depth=depth),
+        recipe=replace(config.recipe, parametrization=parametrization),
+        schedule=replace(config.schedule, warmup_steps=0, min_lr=config.recipe.lr),
+        trainer=replace(config.trainer, validate_every=0, feature_norms_every=0, update_check_every=0),
+    )
+
+
+def workers_for(settings: CheckSettings, todo: list[Training]) -> int:
+    """Worker processes: as asked, or one per core as far as memory allows; a GPU is shared only if asked."""
+    if settings.workers is not None:
+        return min(settings.workers, len(todo))
+    if todo[0].config.trainer.accelerator == "gpu":
+        return 1
+    return fitting(max(one.memory for one in todo), len(todo))
