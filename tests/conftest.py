@@ -9,6 +9,17 @@ import pytest
 # Tiny models gain nothing from threads, and tests that share the cores with other processes lose much by them.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+SLOW_FOLDERS = ("benchmarks", "distributed", "slurm")
+"""Tests that start processes by the dozen; `make test-fast` leaves them out, as it does those marked slow."""
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of the slow folders."""
+    for item in items:
+        if item.path.parent.name in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
+
+
 WORDS = "the cat sat on a mat and saw that it was good for one very long day in may".split()
 
 

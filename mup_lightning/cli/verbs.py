@@ -1,0 +1,335 @@
+"""The verbs that belong to no study: their options and what they call. Imports no torch until one runs."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import io
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import yaml
+
+from mup_lightning import signals
+from mup_lightning.errors import UserError
+from mup_lightning.files import read_yaml
+from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.published import PUBLISHED
+from mup_lightning.spectral.recipe import OptimizerName, variant_of
+from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed, build
+
+if TYPE_CHECKING:
+    from mup_lightning.config.schema import Config
+    from mup_lightning.slurm.options import SubmitSettings
+
+
+@dataclass
+class EvaluateSettings(Typed, prefix="--"):
+    """Validation loss of a checkpoint on a prepared corpus.
+
+    Attributes:
+        checkpoint: a checkpoint's folder, or a run's folder (its newest checkpoint).
+        data: folder of a prepared corpus; null: the one that the run was trained on.
+        batch: windows in one forward pass.
+        val_tokens: only the first this many tokens; null: all.
+        json: print JSON.
+    """
+
+    checkpoint: Path
+    data: str | None = None
+    batch: PositiveInt = 8
+    val_tokens: PositiveInt | None = None
+    json: bool = False
+
+
+@dataclass
+class ExportSettings(Typed, prefix="--"):
+    """Write the weights of a checkpoint, whatever strategy saved it, into a folder.
+
+    Attributes:
+        checkpoint: a checkpoint's folder, or a run's folder (its newest checkpoint).
+        out: folder, which is made and must not exist.
+        format: hf: a plain Hugging Face GPT-2, multipliers folded in, for GPT2LMHeadModel.from_pretrained(FOLDER);
+            plain: this package's own parameters in one safetensors file, with configuration and multipliers.
+    """
+
+    checkpoint: Path
+    out: Path
+    format: Literal["hf", "plain"] = "hf"
+
+
+@dataclass
+class PlanSettings(Typed, prefix="--"):
+    """Prints every parameter's values, operations, tokens and GPU memory; needs neither GPU nor data.
+
+    Attributes:
+        gpus: numbers of GPUs to estimate memory for.
+        gpu_memory: GB (10^9 bytes) of one GPU; * marks what exceeds it.
+        json: print JSON, with every parameter; memory in bytes.
+    """
+
+    gpus: tuple[PositiveInt, ...] = (1, 8, 64, 512, 4096)
+    gpu_memory: PositiveFloat = 80.0
+    json: bool = False
+
+
+PublishedName = Annotated[str, Bound(f"one of {', '.join(PUBLISHED)}", lambda name: name in PUBLISHED)]
+
+
+@dataclass
+class RecipeSettings(Typed, prefix="--"):
+    """Prints the tables that follow from the spectral condition, or their differences to a published parametrization.
+
+    Attributes:
+        optimizer: one optimizer's table; null: all, compact.
+        branch_depth: k, matrices in a residual branch: 1, or 2 and more.
+        variant: measured: with the update that `mup-lightning probe` found, where it found another.
+        diff: compare with a published parametrization, cell by cell (optimizer: adamw unless given).
+        json: print JSON; exponents are strings such as -1/2.
+    """
+
+    optimizer: OptimizerName | None = None
+    branch_depth: PositiveInt = 2
+    variant: Literal["published", "measured"] = "published"
+    diff: PublishedName | None = None
+    json: bool = False
+
+
+@dataclass
+class PrepareSettings(Typed, prefix="--"):
+    """Tokenise the data set of a card into shards; a stopped preparation continues.
+
+    Attributes:
+        card: YAML card of the data set (see data/README.md).
+        out: folder to write; null: data/prepared/CARD-TOKENIZER.
+        tokenizer: vocabulary.
+        force: overwrite whatever corpus the folder holds.
+        quiet: no progress bar.
+    """
+
+    card: Path
+    out: Path | None = None
+    tokenizer: Literal["gpt2", "bytes"] = "gpt2"
+    force: bool = False
+    quiet: bool = False
+
+
+@dataclass
+class CorpusSettings(Typed, prefix="--"):
+    """A prepared corpus.
+
+    Attributes:
+        folder: the corpus.
+        json: print JSON.
+    """
+
+    folder: Path
+    json: bool = False
+
+
+@dataclass
+class SeriesSettings(Typed, prefix="--"):
+    """Runs a verb once for each entry of a file; an entry whose result is there is not repeated.
+
+    Attributes:
+        file: YAML file with verb, words (of every run), done (a result file) and runs (name: words); {name} stands for
+            the name of the run in words and done. recipes/experiment/coordinates.yaml is one.
+        only: run the entries whose names match this pattern, such as adamw-*.
+    """
+
+    file: Path
+    only: str = "*"
+
+
+@dataclass
+class Series(Typed):
+    """The content of a series' file: the words of its runs are those of a command line."""
+
+    verb: str
+    words: str
+    done: str
+    runs: dict[str, str]
+
+
+def train(config: Config) -> int:
+    """Train, and print at the end what came of it."""
+    from mup_lightning.training.hardware import is_first_process, tune_allocator
+
+    tune_allocator()
+    from mup_lightning.training import summary
+    from mup_lightning.training.train import train
+
+    if is_first_process():
+        print(summary.before(config), flush=True)
+    result = train(config)
+    if is_first_process():
+        print(summary.after(config, result), flush=True)
+    if result.finished:
+        return 0
+    if not signals.in_job():
+        return 130
+    if not is_first_process():  # an exit status other than 0 would make srun kill the process that requeues
+        return 0
+
+    from mup_lightning.slurm.requeue import requeue
+
+    return 0 if requeue(result.steps, result.first_step) else 130
+
+
+def evaluate(settings: EvaluateSettings) -> int:
+    """Print the validation loss of a checkpoint."""
+    from mup_lightning.training.hardware import tune_allocator
+
+    tune_allocator()
+    from mup_lightning.training.evaluate import evaluate
+
+    result = evaluate(settings.checkpoint, settings.data, batch=settings.batch, val_tokens=settings.val_tokens)
+    if settings.json:
+        print(json.dumps(result, indent=1))
+        return 0
+    own = result["run_val_tokens"]
+    if own not in (None, settings.val_tokens) and settings.data is None:
+        print(f"note: the run itself was validated on the first {own:,} tokens (--val-tokens {own})", file=sys.stderr)
+    print(
+        f"{result['checkpoint']} on {result['data']}:\n"
+        f"  validation loss  {result['validation_loss']:.4f} nats per token over {result['tokens']:,} tokens\n"
+        f"  unigram model    {result['unigram_loss']:.4f} nats per token"
+    )
+    return 0
+
+
+def export(settings: ExportSettings) -> int:
+    """Write a checkpoint's weights for use elsewhere."""
+    from mup_lightning.training.export import export
+
+    print(export(settings.checkpoint, settings.out, settings.format))
+    return 0
+
+
+def plan(settings: PlanSettings, config: Config) -> int:
+    """Print what a run would use and cost."""
+    from mup_lightning.plan.plan import plan
+    from mup_lightning.plan.screen import screen
+
+    result = plan(config, settings.gpus)
+    print(json.dumps(result.plain(), indent=1) if settings.json else screen(config, result, settings.gpu_memory))
+    return 0
+
+
+def recipe(settings: RecipeSettings) -> int:
+    """Print the recipe's tables, or how it differs from what is used elsewhere."""
+    from mup_lightning.spectral import comparison, tables
+
+    optimizer, k = settings.optimizer, settings.branch_depth
+    if settings.variant == "measured":
+        if settings.diff:
+            raise UserError("--diff compares the published rules; leave --variant measured out")
+        if optimizer and FAMILIES[optimizer].measured is None:
+            differing = ", ".join(family.name for family in FAMILIES.values() if family.measured)
+            raise UserError(
+                f"--variant is measured, but {optimizer} was measured as it is published "
+                f"(docs/results/probe.md); leave --variant out, or choose --optimizer {differing}"
+            )
+    families = {name: variant_of(family, settings.variant) for name, family in FAMILIES.items()}
+    if settings.diff:
+        compared = (settings.diff, optimizer or "adamw", k)
+        print(json.dumps(comparison.as_plain(*compared), indent=1) if settings.json else comparison.as_text(*compared))
+    elif settings.json:
+        plain = {name: tables.as_plain(family, k) for name, family in families.items()}
+        print(json.dumps(plain[optimizer] if optimizer else list(plain.values()), indent=1))
+    else:
+        print(tables.as_text(families[optimizer], k) if optimizer else tables.all_as_text(k, families))
+    return 0
+
+
+def submit(settings: SubmitSettings, config: Config) -> int:
+    """Submit a training, or a sweep as an array job."""
+    from mup_lightning.config.schema import Config
+    from mup_lightning.slurm import submit as slurm
+
+    if settings.sweep is None:
+        settings.slurm.checked_gpus()
+        return slurm.submit_training(config, settings.slurm, dry=settings.dry)
+    if config != Config():
+        raise UserError(
+            "--sweep takes no keys of a configuration: a sweep's values are in its file; use --set KEY=VALUE"
+        )
+    assert settings.tasks is not None
+    from mup_lightning.cli import sweep
+    from mup_lightning.studies.sweep.spec import load
+
+    out = settings.out or Path("runs") / "sweeps" / load(str(settings.sweep)).name
+    for name, what in ((str(out), "--out"), (str(Path.cwd()), "the working directory")):
+        slurm.name_is_plain(name, what)
+    command = ["sweep", str(settings.sweep), "--out", str(out)]
+    command += ["--workers", str(settings.workers)] if settings.workers is not None else []
+    command += [item for setting in settings.set for item in ("--set", setting)]
+    with contextlib.redirect_stdout(io.StringIO()):  # builds and checks every configuration as the sweep itself will
+        sweep.main([*command[1:], "--dry-run"])
+    asked = replace(settings.slurm, gpus=settings.slurm.gpus or 0)  # small models need no GPU unless one is asked for
+    return slurm.submit_sweep(settings.sweep, command, asked, out=out, tasks=settings.tasks, dry=settings.dry)
+
+
+def config(config: Config) -> int:
+    """Print the whole configuration as YAML."""
+    plain = json.loads(json.dumps(asdict(config)))  # YAML has no tuples
+    print(yaml.safe_dump(plain, sort_keys=False), end="")
+    return 0
+
+
+def series(settings: SeriesSettings) -> int:
+    """Run a verb once for each entry of a file. A verdict of FAIL or UNCLEAR is a result, not an error."""
+    content = build(Series, read_yaml(settings.file, "a series: verb, words, done, runs"), f"{settings.file}: ")
+    names = fnmatch.filter(content.runs, settings.only)
+    if not names:
+        raise UserError(f"--only is {settings.only}; expected a pattern of {', '.join(content.runs)}")
+    for name in names:
+        if Path(content.done.format(name=name)).is_file():
+            continue
+        words = shlex.split(f"{content.words} {content.runs[name]}".format(name=name))
+        print(f"{name}: mup-lightning {content.verb} {shlex.join(words)}", flush=True)
+        ended = subprocess.run([sys.executable, "-m", "mup_lightning.cli.main", content.verb, *words], check=False)
+        if not Path(content.done.format(name=name)).is_file():
+            return ended.returncode
+    return 0
+
+
+def prepare(settings: PrepareSettings) -> int:
+    """Tokenise a corpus."""
+    from mup_lightning.data.card import load_card
+    from mup_lightning.data.prepare import prepare, summary
+    from mup_lightning.data.shards import MANIFEST
+
+    card = load_card(settings.card)
+    folder = settings.out or Path("data/prepared") / f"{card.name}-{settings.tokenizer}"
+    was_there = (folder / MANIFEST).exists() and not settings.force
+    manifest = prepare(card, folder, settings.tokenizer, progress=not settings.quiet, force=settings.force)
+    print("already prepared, nothing to do" if was_there else "prepared", f"({folder})")
+    print(summary(manifest))
+    return 0
+
+
+def verify(settings: CorpusSettings) -> int:
+    """Read every shard of a corpus and compare it with the manifest."""
+    from mup_lightning.data.prepare import summary
+    from mup_lightning.data.shards import SPLITS, TokenStore
+
+    for split in SPLITS:
+        store = TokenStore.open(settings.folder, split, verify=True)
+    print(f"{summary(store.manifest)}\nevery shard matches the manifest")
+    return 0
+
+
+def show(settings: CorpusSettings) -> int:
+    """Print what a prepared corpus holds."""
+    from mup_lightning.data.prepare import facts, summary
+    from mup_lightning.data.shards import Manifest
+
+    manifest = Manifest.load(settings.folder)
+    print(json.dumps(facts(manifest), indent=1, ensure_ascii=False) if settings.json else summary(manifest))
+    return 0
