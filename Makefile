@@ -28,11 +28,10 @@ PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version
 CORPUS := $(if $(filter DATA,$(GIVEN)),,$(DATA)/manifest.json)
 AUSTEN := data/prepared/austen-bytes/manifest.json data/prepared/austen-gpt2/manifest.json
 $(if $(and $(filter CARD,$(GIVEN)),$(filter DATA,$(GIVEN))),$(error error: give CARD= to prepare a corpus, or DATA=))
+table = $(patsubst %/results.csv,%,$(or $(RESULTS),runs/sweeps/$(EXPERIMENT)))
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
-
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@sed -n 's/^# Variables: /  /p' Makefile
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1:\t\2/p; s/^# Variables: /  /p' Makefile | expand -t 22
 setup: $(VENV)/.run ## make the virtual environment and install pinned dependencies
 	@echo "ready: make train, or after 'source $(BIN)/activate' mup-lightning VERB"
 data: $(VENV)/.run ## tokenise the corpus of CARD
@@ -50,7 +49,8 @@ sweep: $(VENV)/.run $(AUSTEN) ## run every configuration of recipes/experiment/E
 tune: $(VENV)/.run $(CORPUS) ## find the base learning rate for SIZE and OPT on small models, and write it down
 	@$(MUP) tune $(if $(findstring --results,$(ARGS)),,sweep=recipes/experiment/$(or $(PROXY),tune).yaml) $(call training,PROXY)
 report: $(VENV)/.run ## does the best value stay where it is? RESULTS=FILE, or the sweep EXPERIMENT; figures too
-	@$(MUP) report transfer $(or $(RESULTS),runs/sweeps/$(EXPERIMENT)) $(call given,RESULTS EXPERIMENT)
+	@$(MUP) report transfer $(table) out=$(if $(filter %.csv %.json,$(table)),runs/reports/$(basename $(notdir $(table))),$(table)) \
+	  $(call given,RESULTS EXPERIMENT)
 probe: $(VENV)/.run ## measure whether optimizer OPT steps as its family declares; ARGS=--all: all of them
 	@$(MUP) probe $(if $(findstring --all,$(ARGS)),,optimizer=$(OPT)) $(call given,OPT)
 assumptions: $(VENV)/.run $(firstword $(AUSTEN)) ## measure over depth what the recipe's theory assumes; OPT=NAME,.. checks other optimizers

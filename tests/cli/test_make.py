@@ -46,8 +46,9 @@ def last(installed, *words):
         ("sweep EXPERIMENT=lr_width SEED=7", "sweep experiment=lr_width seed=7"),  # which the program refuses
         ("submit EXPERIMENT=lr_width TASKS=8", "submit slurm=default sweep=recipes/experiment/lr_width.yaml tasks=8"),
         ("tune SIZE=xl PROXY=tune_wd", "tune sweep=recipes/experiment/tune_wd.yaml -c recipes/gpt2.yaml size=xl "),
-        ("report EXPERIMENT=lr_width", "report transfer runs/sweeps/lr_width"),
-        ("report RESULTS=mine.csv ARGS=--json", "report transfer mine.csv --json"),
+        ("report EXPERIMENT=lr_width", "report transfer runs/sweeps/lr_width out=runs/sweeps/lr_width"),
+        ("report RESULTS=some/mine.csv ARGS=--json", "report transfer some/mine.csv out=runs/reports/mine --json"),
+        ("report RESULTS=mine/results.csv", "report transfer mine out=mine"),
         ("probe OPT=adamw", "probe optimizer=adamw"),
         ("probe ARGS=--all", "probe --all"),
         ("coord-check OPT=sgd LN=0", "coord-check optimizer=sgd experiment=coord_check model.layer_norm=0"),
