@@ -67,8 +67,8 @@ export: $(VENV)/.run ## write RUN's newest weights to exported/RUN as a plain Hu
 figure: $(VENV)/.run ## draw RUN's feature norms over depth and time
 	@$(MUP) figure runs/$(RUN) $(call given,RUN SIZE OPT PARAM)
 picture: $(VENV)/.run $(firstword $(AUSTEN)) ## train 16 tiny models and draw the README's picture of their feature norms
-	@$(MUP) series recipes/experiment/picture.yaml $(call given)
-	@$(MUP) figure runs/picture/*x* out=docs/figures/feature_norms.png
+	@$(MUP) sweep experiment=readme_picture $(call given)
+	@$(MUP) figure runs/sweeps/readme_picture/runs/* out=docs/figures/feature_norms.png
 tensorboard: $(VENV)/.run ## look at all runs in a browser; PORT=6006
 	@echo "open http://localhost:$(or $(PORT),6006)/#custom_scalars (is it learning, stable, does the condition hold?); Ctrl-C ends it"
 	@$(BIN)/tensorboard --logdir runs --port $(or $(PORT),6006) --window_title mup_lightning

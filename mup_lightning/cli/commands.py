@@ -96,14 +96,6 @@ _VERBS = (
         example="mup-lightning plan size=xl optimizer=muon_kimi --gpus 8,64 --gpu-memory 40",
     ),
     Verb(
-        "series",
-        "run a verb once for each entry of a file",
-        run=f"{_OWN}:series",
-        settings=f"{_OWN}:SeriesSettings",
-        positional="file",
-        example='mup-lightning series recipes/experiment/coordinates.yaml --only "adamw-*"',
-    ),
-    Verb(
         "data prepare",
         "tokenise the data set of a card",
         run=f"{_OWN}:prepare",

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import io
 import json
-import shlex
-import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,11 +14,10 @@ import yaml
 
 from mup_lightning import signals
 from mup_lightning.errors import UserError
-from mup_lightning.files import read_yaml
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.published import PUBLISHED
 from mup_lightning.spectral.recipe import OptimizerName, variant_of
-from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed, build
+from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed
 
 if TYPE_CHECKING:
     from mup_lightning.config.schema import Config
@@ -130,30 +126,6 @@ class CorpusSettings(Typed, prefix="--"):
 
     folder: Path
     json: bool = False
-
-
-@dataclass
-class SeriesSettings(Typed, prefix="--"):
-    """Runs a verb once for each entry of a file; an entry whose result is there is not repeated.
-
-    Attributes:
-        file: YAML file with verb, words (of every run), done (a result file) and runs (name: words); {name} stands for
-            the name of the run in words and done. recipes/experiment/coordinates.yaml is one.
-        only: run the entries whose names match this pattern, such as adamw-*.
-    """
-
-    file: Path
-    only: str = "*"
-
-
-@dataclass
-class Series(Typed):
-    """The content of a series' file: the words of its runs are those of a command line."""
-
-    verb: str
-    words: str
-    done: str
-    runs: dict[str, str]
 
 
 def train(config: Config) -> int:
@@ -279,23 +251,6 @@ def config(config: Config) -> int:
     """Print the whole configuration as YAML."""
     plain = json.loads(json.dumps(asdict(config)))  # YAML has no tuples
     print(yaml.safe_dump(plain, sort_keys=False), end="")
-    return 0
-
-
-def series(settings: SeriesSettings) -> int:
-    """Run a verb once for each entry of a file. A verdict of FAIL or UNCLEAR is a result, not an error."""
-    content = build(Series, read_yaml(settings.file, "a series: verb, words, done, runs"), f"{settings.file}: ")
-    names = fnmatch.filter(content.runs, settings.only)
-    if not names:
-        raise UserError(f"--only is {settings.only}; expected a pattern of {', '.join(content.runs)}")
-    for name in names:
-        if Path(content.done.format(name=name)).is_file():
-            continue
-        words = shlex.split(f"{content.words} {content.runs[name]}".format(name=name))
-        print(f"{name}: mup-lightning {content.verb} {shlex.join(words)}", flush=True)
-        ended = subprocess.run([sys.executable, "-m", "mup_lightning.cli.main", content.verb, *words], check=False)
-        if not Path(content.done.format(name=name)).is_file():
-            return ended.returncode
     return 0
 
 
