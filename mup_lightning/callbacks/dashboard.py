@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mup_lightning import tables
 from mup_lightning.callbacks.gradient_norms import AFTER, TAG
 from mup_lightning.callbacks.spectral_monitor import BRANCHES, PRODUCTS
-from mup_lightning.config.schema import Config, TrainerConfig
+from mup_lightning.config.schema import Config, TrainerConfig, leaves
 from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.model.taps import LAYER_POINTS
 from mup_lightning.spectral.families import FAMILIES
@@ -151,28 +152,13 @@ def pages(config: Config, model: GPT2) -> dict[str, str]:
     tokens = trainer.max_steps * config.data.batch_size * shape.context
     facts = [
         ["this run", config.run.name],
-        [
-            "model",
-            f"GPT-2, width {shape.width}, depth {shape.depth}, context {shape.context}, {parameters:,} parameters",
-        ],
-        ["optimizer", base.optimizer],
-        ["parametrization", f"mup: the spectral condition, k {'= 1' if base.branch_depth == 1 else '>= 2'}"],
-        [
-            "base values",
-            f"learning rate {base.lr:.6g}, weight decay {base.weight_decay:g}, ε {base.eps:g}, init std "
-            f"{base.init_std:g}; tuned at width {base.base_width}, depth {base.base_depth}",
-        ],
-        ["data", f"`{config.data.path}`, {config.data.batch_size} sequences of {shape.context} tokens a step"],
+        ["model", f"GPT-2, width {shape.width}, depth {shape.depth}, context {shape.context}"],
+        ["parameters", f"{parameters:,}"],
         ["length", f"{trainer.max_steps:,} steps, {tokens:,} tokens"],
-        [
-            "runs on",
-            f"{trainer.devices * trainer.nodes} x {trainer.accelerator}, {trainer.precision}, strategy "
-            f"{trainer.strategy}",
-        ],
+        *([key, str(value)] for key, value in leaves(asdict(config)).items()),
     ]
     if base.parametrization == "sp":
-        facts[3][1] = "sp, the standard parametrization: base values at every size"
-        scaling = "Under sp no value depends on width or depth."
+        scaling = "Under sp, the standard parametrization, no value depends on width or depth."
     else:
         family = variant_of(FAMILIES[base.optimizer], base.variant)
         families = [family, *([FAMILIES["adamw"]] if family.whole_matrix else [])]

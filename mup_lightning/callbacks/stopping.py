@@ -13,63 +13,37 @@ from mup_lightning import signals
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 
 
-def vote(trainer: pl.Trainer, stop: bool) -> None:
-    """End the run after this step if any process wants to; called by all processes together."""
-    if trainer.strategy.reduce_boolean_decision(stop, all=False):
-        trainer.should_stop = True
+class Stopping(StepCallback):
+    """A signal only sets a flag; after every step the processes vote, and stop together if any of them has it set.
 
+    A signal may reach one process only, or some a step earlier than others, and may come in the middle of anything. In
+    a SLURM job it is caught by `signals`. Elsewhere this takes Ctrl-C and SIGTERM: the first one asks for a stop, a
+    second one acts at once, as it would without us.
 
-class Interrupt(StepCallback):
-    """Ctrl-C and SIGTERM at a terminal: the first one sets a flag, a second one acts at once as it would without us."""
+    In a job, from the start of a step to the start of the next one, a process that received SIGTERM does not wait for
+    the others forever. That covers the callbacks after this one, which exchange losses and norms, but not validation
+    and saving, which may take long (`signals.unhurried`).
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self._requested = False
         self._previous: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals, after Lightning has installed its own handlers."""
-        for number in self.SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._requested = True
-        self._restore()
-
-    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """Agree on stopping after the same step."""
-        vote(trainer, self._requested)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)
-
-
-class Preemption(StepCallback):
-    """SLURM's signals: reads the flag of `signals` where a step ends, and nowhere else.
-
-    A signal in a forward or backward pass, in the optimizer or while saving changes nothing but the flag. It may reach
-    one process only, or some a step earlier than others: the processes vote after every step.
-
-    From the start of a step to the start of the next one, a process that received SIGTERM does not wait for the others
-    forever. That covers the callbacks after this one, which exchange losses and norms, but not validation and saving,
-    which may take long (`signals.unhurried`).
-    """
-
-    def __init__(self) -> None:
         self._begin = 0.0
         self._warmed_up = False
         self._longest: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make no step at all where a signal has come while the processes started up."""
-        vote(trainer, signals.received())
+        """Take over the signals, after Lightning; make no step at all where one has come during start-up."""
+        if not signals.in_job():
+            for number in self.SIGNALS:
+                self._previous[number] = signal.signal(number, self._handle)
+        self._vote(trainer)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
+        self._restore()
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Set how long this step may take after SIGTERM; unknown until two are done, as the first one compiles."""
@@ -78,7 +52,7 @@ class Preemption(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Agree on stopping after the same step, and learn how long a step takes."""
-        vote(trainer, signals.received())
+        self._vote(trainer)
         if self._warmed_up:
             self._longest = max(self._longest or 0.0, time.monotonic() - self._begin)
         self._warmed_up = True
@@ -86,3 +60,16 @@ class Preemption(StepCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Expect no further step."""
         signals.expect(None)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _vote(self, trainer: pl.Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(self._requested or signals.received(), all=False):
+            trainer.should_stop = True
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler)

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from mup_lightning.config.schema import Config
+from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
 from mup_lightning.files import make_folder, read_json, sync_folder, write_atomic, write_json
 
@@ -263,16 +263,14 @@ def _free(folder: Path, name: str) -> Path:
     return next(path for path in map(folder.joinpath, names) if not path.exists())
 
 
-def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Compare two nested dicts: one line for every key whose values differ."""
-    lines = []
-    for key in sorted(saved.keys() | now.keys()):
-        before, after = saved.get(key), now.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before} in the checkpoint, {after} now")
-    return lines
+def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Compare two identities: one line for every key whose values differ."""
+    a, b = leaves(saved), leaves(now)
+    return [
+        f"{key}: {a.get(key)} in the checkpoint, {b.get(key)} now"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
 
 
 def plain(value: Any) -> Any:

@@ -63,7 +63,7 @@ def resolve_precision(trainer: TrainerConfig) -> None:
 def _check_compiler(accelerator: str) -> None:
     """torch.compile makes C++ on a CPU and Triton kernels on a GPU, and would fail only in the first step."""
     if accelerator == "cpu":
-        found, needed = any(map(shutil.which, ("g++", "clang++", "c++"))), "a C++ compiler (g++ or clang++)"
+        found, needed = any(map(shutil.which, ("g++", "clang++", "c++"))), "C++ compiler (g++ or clang++)"
     else:
         from torch.utils._triton import has_triton
 

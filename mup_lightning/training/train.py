@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import lightning.pytorch as pl
 
-from mup_lightning import signals, versions
+from mup_lightning import versions
 from mup_lightning.callbacks.dashboard import Dashboard, pages, panels
 from mup_lightning.callbacks.divergence import Divergence
 from mup_lightning.callbacks.feature_norms import FeatureNorms
@@ -16,7 +16,7 @@ from mup_lightning.callbacks.gradient_norms import GradientNorms
 from mup_lightning.callbacks.losses import Losses, Validation
 from mup_lightning.callbacks.progress import ProgressBar
 from mup_lightning.callbacks.spectral_monitor import SpectralNorms
-from mup_lightning.callbacks.stopping import Interrupt, Preemption
+from mup_lightning.callbacks.stopping import Stopping
 from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.callbacks.update_check import UpdateCheck
 from mup_lightning.config.schema import Config
@@ -159,8 +159,7 @@ def default_callbacks(
     """
     trainer, every = config.trainer, config.trainer.log_every
     losses = Losses(every, trainer.checkpoint_every if keep else 0, throughput.tokens_per_step)
-    stopping = Preemption() if signals.in_job() else Interrupt()
-    found: list[pl.Callback] = [stopping, throughput, losses, validation]
+    found: list[pl.Callback] = [Stopping(), throughput, losses, validation]
     if keep:
         found.append(GradientNorms(every))
         if start is None or not folder.has_logs():

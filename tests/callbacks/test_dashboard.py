@@ -93,7 +93,7 @@ def test_the_texts_say_what_training_uses(tiny):
 
 def test_a_standard_run_says_that_it_is_one(tiny):
     pages = texts(train(tiny(**{"recipe.parametrization": "sp"}), progress=False))
-    assert "sp, the standard parametrization" in pages["2_this_run/text_summary"][0]
+    assert "| recipe.parametrization | sp |" in pages["2_this_run/text_summary"][0]
     assert "no value depends on width or depth" in pages["3_its_values/text_summary"][0]
 
 

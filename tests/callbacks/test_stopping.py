@@ -7,7 +7,7 @@ import pytest
 from mup_lightning import signals
 from mup_lightning.callbacks import stopping
 from mup_lightning.callbacks.step import StepCallback
-from mup_lightning.callbacks.stopping import Preemption
+from mup_lightning.callbacks.stopping import Stopping
 from mup_lightning.training import saving
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
@@ -26,7 +26,7 @@ def test_the_first_step_says_nothing_of_how_long_a_step_may_take(monkeypatch, cl
     expected = []
     monkeypatch.setattr(stopping.signals, "expect", expected.append)
     trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision))
-    callback = Preemption()
+    callback = Stopping()
     for seconds in (60.0, 0.5, 2.0, 1.0):
         callback.on_step_start(trainer, None, 1)
         clock[0] += seconds

@@ -196,9 +196,14 @@ def test_a_run_folder_that_holds_another_run_is_refused(tiny):
         ({"data.batch_size": 9}, r"data\.batch_size = 9 .* 8 or 12"),
         ({"schedule.warmup_steps": 10}, r"schedule\.warmup_steps is 10"),
         ({"trainer.accelerator": "gpu"}, r"no GPU here"),
+        (
+            {"trainer.compile": "on"},
+            r"trainer\.compile is on, but there is no C\+\+ compiler .*set trainer\.compile off",
+        ),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_is_written(tiny, changes, message):
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(tiny, monkeypatch, changes, message):
+    monkeypatch.setenv("PATH", "")  # so that there is no compiler
     if "trainer.accelerator" in changes and torch.cuda.is_available():
         changes, message = (
             {"trainer.accelerator": "gpu", "trainer.devices": 999, "trainer.strategy": "ddp"},
