@@ -74,7 +74,7 @@ def test_interrupted_and_killed_runs_resume_bit_identically(tiny, tmp_path):
     code, out, err = finish(process)
     assert code == 130, err
     assert "stopped by a signal" in out
-    assert "--run.resume last" in out
+    assert "resume=last" in out
     stopped = max(path.name for path in folder.glob("step_*"))
 
     process = start(config, tmp_path, "--run.resume", "last")
