@@ -190,7 +190,7 @@ def test_an_optimizer_that_starts_late_is_measured_later():
         ("Nowhere", {}, "has no torch optimizer class 'Nowhere'"),
         ("Sign", {"speed": 3}, r"cannot be built: TypeError.*'speed'"),
         ("Sign", {"weight_decay": 0.1}, "'weight_decay', which the probe sets itself"),
-        ("nowhere:Adam", {}, "cannot import nowhere"),
+        ("nowhere:Adam", {}, "cannot import nowhere: ModuleNotFoundError"),
     ],
 )
 def test_what_cannot_be_probed_is_refused(path, arguments, message):

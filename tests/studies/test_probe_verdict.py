@@ -45,7 +45,7 @@ def test_every_family_is_judged_by_its_own_declaration(optimizer, branch_depth):
     ("exponent", "half", "wanted"),
     [
         (1.0, 0.1, "does not step as its family declares: 1 of 12 exponents are off by more than 0.15"),
-        (0.1, 0.1, "contradicts its family in no exponent, but 1 of 12 cannot be told within 0.15 without more"),
+        (0.1, 0.1, "1 of 12 exponents may or may not agree with its family within 0.15"),
     ],
 )
 def test_the_sentence_names_what_is_off(exponent, half, wanted):
@@ -53,7 +53,7 @@ def test_the_sentence_names_what_is_off(exponent, half, wanted):
     fits["later", Role.HIDDEN, "width"] = Fit(exponent, exponent - half, exponent + half, exponent)
     words = sentence(judged("muon", fits))
     assert wanted in words
-    assert words.endswith(f"(hidden in width, later steps: +{exponent:.2f}, declared 0).")
+    assert f"(hidden in width, later steps: +{exponent:.2f}, declared 0)" in words
 
 
 @pytest.mark.parametrize("optimizer", FAMILIES)

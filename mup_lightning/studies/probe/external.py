@@ -10,9 +10,8 @@ import importlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -65,7 +64,12 @@ class ExternalOptimizer:
 
     def __init__(self, path: str, arguments: dict[str, Any]) -> None:
         self.path, self.arguments = path, arguments
-        self.kind = self._load()
+        self.grouping, self.dtype = ALL, torch.float64
+        module, _, name = path.partition(":")
+        with self._own_words(f"cannot import {module}"):
+            self.kind: Any = getattr(importlib.import_module(module), name, None)
+        if not (isinstance(self.kind, type) and issubclass(self.kind, torch.optim.Optimizer)):
+            raise self.refusal(f"{module} has no torch optimizer class {name!r}")
         parameters = inspect.signature(self.kind).parameters
         closure = inspect.signature(self.kind.step).parameters.get("closure")
         if "lr" not in parameters:
@@ -80,20 +84,11 @@ class ExternalOptimizer:
             if name == "weight_decay"
             or (("weight_decay" in name or name.endswith("_wd")) and type(parameter.default) in (int, float))
         ]
-        self.grouping, self.dtype = ALL, torch.float64
         if taken := sorted({"lr", *self.decays} & arguments.keys()):
             raise UserError(f"--arguments has {taken[0]!r}, which the probe sets itself; leave it out")
 
-    def refusal(self, reason: str) -> UserError:
-        """The error that says why it cannot be probed."""
-        return UserError(f"--optimizer {self.path} cannot be probed: {reason}")
-
     def build(self, network: ResidualMLP, lr: float, decay: float = 0.0) -> list[torch.optim.Optimizer]:
-        """The optimizer on a network, and an AdamW for the vectors where it takes matrices alone.
-
-        Raises:
-            UserError: its constructor fails; with its own words.
-        """
+        """The optimizer on a network, and an AdamW for the vectors if it takes matrices alone."""
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in network.parameters() if parameter.ndim == 1]
         given: Any = {
@@ -103,13 +98,13 @@ class ExternalOptimizer:
         }[self.grouping]
         decays: dict[str, Any] = {name: decay if name == "weight_decay" else 0.0 for name in self.decays}
         with self._own_words("it cannot be built"):
-            optimizers = [self.kind(given, lr=lr, **decays, **self.arguments)]  # type: ignore[call-arg]
+            optimizers = [self.kind(given, lr=lr, **decays, **self.arguments)]
         if self.grouping == MATRICES:
             optimizers.append(torch.optim.AdamW(vectors, lr=lr, eps=1e-16, weight_decay=0.0))
         return optimizers
 
     def step(self, optimizers: list[torch.optim.Optimizer]) -> Step:
-        """One step of all of them. Raises UserError, with the optimizer's own words, if it fails."""
+        """A step of all of them from gradients alone."""
 
         def step(*_: Any) -> None:
             for optimizer in optimizers:
@@ -118,18 +113,9 @@ class ExternalOptimizer:
 
         return step
 
-    def _load(self) -> type[torch.optim.Optimizer]:
-        module_name, _, name = self.path.partition(":")
-        try:
-            kind = getattr(importlib.import_module(module_name), name, None)
-        except ImportError as error:
-            raise UserError(
-                f"--optimizer {self.path}: cannot import {module_name} ({error}); expected package.module:Class of an "
-                f"installed package, such as torch.optim:RMSprop"
-            ) from error
-        if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-            raise self.refusal(f"{module_name} has no torch optimizer class {name!r}")
-        return kind
+    def refusal(self, reason: str) -> UserError:
+        """The error that says why it cannot be probed."""
+        return UserError(f"--optimizer {self.path} cannot be probed: {reason}")
 
     @contextmanager
     def _own_words(self, what: str) -> Iterator[None]:
@@ -141,15 +127,10 @@ class ExternalOptimizer:
             raise self.refusal(f"{what}: {words}") from error
 
 
-@dataclass(frozen=True)
-class Update:
-    """The first step that moved a matrix.
+class Update(NamedTuple):
+    """The first step that moved a matrix: its number, from 1, and by parameter name the value before and the change.
 
-    Attributes:
-        number: which step it was, from 1.
-        before: parameter name -> its value before.
-        change: parameter name -> what the step added.
-        state: parameter name -> the tensors that the optimizer keeps for it, after the step.
+    `state` holds the tensors that the optimizer keeps for each parameter after the step.
     """
 
     number: int
@@ -170,7 +151,7 @@ def first_update(external: ExternalOptimizer, settings: ProbeSettings, lr: float
         optimizers = external.build(network, lr, decay)
         steps = updates(external.path, network, external.step(optimizers), settings, seed=0)
         for number, (_, before, change) in enumerate(steps, 1):
-            if any(added.ndim > 1 and added.abs().max() > 0 for added in change.values()):
+            if any(added.ndim > 1 and added.any() for added in change.values()):
                 state = {
                     name: {key: value for key, value in optimizer.state[parameter].items() if torch.is_tensor(value)}
                     for optimizer in optimizers
@@ -231,17 +212,18 @@ def _choose_grouping(external: ExternalOptimizer, settings: ProbeSettings) -> Up
 
 def _refuse_copies(external: ExternalOptimizer, once: Update) -> None:
     """Refuse an optimizer that keeps its own copy of the weights: the probe sets them, and it would not notice."""
-    for name, tensors in once.state.items():
-        weight = once.before[name]
-        for key, tensor in tensors.items():
+    for name, weight in once.before.items():
+        for key, tensor in once.state.get(name, {}).items():
             if weight.ndim < 2 or tensor.shape != weight.shape:
                 continue
-            for known in (weight, weight + once.change[name]):
-                if float((tensor.to(weight) - known).norm()) <= 1e-5 * float(known.norm()):
-                    raise external.refusal(
-                        f"it keeps its own copy of the weights (its state {key!r}), as lookahead, averaging and "
-                        f"schedule-free optimizers do, and does not see that the probe sets them after every step"
-                    )
+            if any(
+                (tensor.to(weight) - known).norm() <= 1e-5 * known.norm()
+                for known in (weight, weight + once.change[name])
+            ):
+                raise external.refusal(
+                    f"it keeps its own copy of the weights (its state {key!r}), as lookahead, averaging and "
+                    f"schedule-free optimizers do, and does not see that the probe sets them after every step"
+                )
 
 
 def _learning_rate(external: ExternalOptimizer, settings: ProbeSettings, once: Update) -> dict[str, Any]:

@@ -180,23 +180,19 @@ def sentence(probe: Probe) -> str:
         if proposal.off == 0:
             return f"{name} steps as declared of {known}; that recipe is proposed."
         return (
-            f"{name} steps as is declared of none of ours (nearest: {known}; off by {proposal.off:g} in the worst "
-            f"exponent); a recipe of its own is proposed."
+            f"{name} steps like none of ours (nearest: {known}, off by {proposal.off:g}); its own recipe is proposed."
         )
-    if probe.verdict is Verdict.PASS:
-        return f"{name} steps as its family declares: all {total} exponents agree within {tolerance}."
     cells = [cell for cell, judged in probe.judgements.items() if judged.verdict is probe.verdict]
     words = [
         f"{role} in {axis}, {WINDOWS[window]}: {signed(probe.fits[window, role, axis].exponent)}, declared "
         f"{declared(probe.judgements[window, role, axis])}"
         for window, role, axis in cells[:4]
     ]
-    if len(cells) > 4:
-        words.append(f"and {len(cells) - 4} more")
-    found = {
-        Verdict.FAIL: f"does not step as its family declares: {len(cells)} of {total} exponents are off by more than "
-        f"{tolerance}",
-        Verdict.UNCLEAR: f"contradicts its family in no exponent, but {len(cells)} of {total} cannot be told within "
-        f"{tolerance} without more --seeds or a wider range of sizes",
-    }
-    return f"{name} {found[Verdict(probe.verdict)]} ({'; '.join(words)})."
+    some = f"({'; '.join(words)}{'; ...' if len(cells) > 4 else ''})"
+    return {
+        Verdict.PASS: f"{name} steps as its family declares: all {total} exponents agree within {tolerance}.",
+        Verdict.FAIL: f"{name} does not step as its family declares: {len(cells)} of {total} exponents are off by more "
+        f"than {tolerance} {some}.",
+        Verdict.UNCLEAR: f"{name}: {len(cells)} of {total} exponents may or may not agree with its family within "
+        f"{tolerance} {some}; more --seeds or a wider range of sizes would tell.",
+    }[Verdict(probe.verdict)]
