@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -132,7 +133,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             return converted
         raise _MismatchError
     if origin in (Union, UnionType):
-        for member in sorted(arguments, key=lambda member: member is str):  # null and numbers before text
+        # Null and numbers come before text and mappings.
+        for member in sorted(arguments, key=lambda member: member is str or is_dataclass(member)):
             with suppress(_MismatchError):
                 return _convert(value, member, key)
         raise _MismatchError
@@ -156,6 +158,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             return origin(_convert(item, member, key) for item, member in zip(value, members, strict=True))
     elif origin is dict and isinstance(value, Mapping):
         return {str(name): _convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
+    elif isinstance(hint, type) and issubclass(hint, Enum) and value in list(hint):
+        return hint(value)
     elif hint is Any or (hint is NoneType and value is None):
         return value
     elif hint is bool and (isinstance(value, bool) or (type(value) is int and value in (0, 1))):

@@ -46,8 +46,9 @@ LINES: tuple[tuple[Any, str], ...] = (
     ("--", "s"),
     (":", "^"),
     ("-.", "D"),
-    ((0, (5, 1, 1, 1, 1, 1)), "v"),
-    ((0, (1, 3)), "P"),
+    ("-", "v"),
+    ("--", "P"),
+    (":", "X"),
 )
 """Line and marker of each optimizer in turn."""
 
@@ -85,18 +86,8 @@ def text(result: AssumptionResult) -> str:
 
 def markdown(result: AssumptionResult) -> str:
     """A row for each assumption, network and optimizer; "pass" counts the lines over depth that pass."""
-    rows = [
-        [
-            "assumption",
-            "network",
-            "optimizer",
-            "verdict",
-            "ratio",
-            "size of the step",
-            "steepest exponent of L",
-            "pass",
-        ]
-    ]
+    head = "assumption, network, optimizer, verdict, ratio, size of the step, steepest exponent of L, pass"
+    rows = [head.split(", ")]
     for assumption, formula in FORMULAS.items():
         for finding in result.of(assumption):
             low, high = extremes(finding.judged)
@@ -138,9 +129,7 @@ def picture(result: AssumptionResult, assumption: str) -> Figure:
     """A row for each network, a column for each of its matrices; the mean over blocks, and the range of the seeds."""
     networks = result.settings.networks
     columns = {
-        network: list(
-            dict.fromkeys(line.matrix for finding in result.of(assumption, network) for line in finding.lines)
-        )
+        network: list(dict.fromkeys(line.matrix for line in next(result.of(assumption, network)).lines))
         for network in networks
     }
     most = max(map(len, columns.values()))
@@ -171,7 +160,7 @@ def _draw(ax: Axes, result: AssumptionResult, network: str, assumption: str, mat
     settings = result.settings
     if assumption in NEAR_ONE:
         ax.axhline(settings.least, color="0.6", linewidth=0.9, linestyle=":")
-    for (dashes, marker), optimizer in _lines(settings):
+    for (dashes, marker), optimizer in zip(LINES * 2, settings.optimizer, strict=False):
         for color, time in zip(style.SERIES, settings.measured_at, strict=False):
             values = np.array(by_depth(result, network, optimizer, assumption, matrix, time))
             ax.fill_between(settings.depths, values.min(1), values.max(1), color=color, alpha=0.15, linewidth=0)
@@ -197,10 +186,6 @@ def by_depth(
     return list(found.values())
 
 
-def _lines(settings: AssumptionSettings) -> Iterator[tuple[tuple[Any, str], str]]:
-    return zip(LINES * 2, settings.optimizer, strict=False)
-
-
 def _legend(result: AssumptionResult) -> list[Line2D]:
     at = result.settings.measured_at
     times = [
@@ -209,6 +194,6 @@ def _legend(result: AssumptionResult) -> list[Line2D]:
     ]
     optimizers = [
         Line2D([], [], color="0.3", linestyle=dashes, marker=marker, markersize=4, label=optimizer)
-        for (dashes, marker), optimizer in _lines(result.settings)
+        for (dashes, marker), optimizer in zip(LINES * 2, result.settings.optimizer, strict=False)
     ]
     return times + optimizers

@@ -23,12 +23,15 @@ _Names = Annotated[list[str], Bound("one or more optimizers", lambda names: len(
 
 @dataclass
 class AssumptionSettings(Typed, prefix="--"):
-    """Networks, training and thresholds of the checks.
+    """Trains small networks of several depths, and measures whether a step cancels its weight or its features, whether
+    nonlinearities keep the size of features, and whether the updates of single samples add up.
+
+    Exit status: 0 PASS, 3 FAIL, 4 UNCLEAR.
 
     Attributes:
         network: a residual MLP (mlp), our GPT-2 (gpt2), or both.
         depths: L, from small to large.
-        optimizer: names of optimizers. Not soap and sophia: what one sample alone would do is not defined for them.
+        optimizer: names of optimizers; not soap and sophia, for which the update of one sample alone is not defined.
         rates: file of base learning rates, by network and optimizer; others have that of recipes/optimizer/NAME.yaml.
         width: n, of all networks.
         seeds: repetitions, each with its own weights and data, the same ones at every depth.

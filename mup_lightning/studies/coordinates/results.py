@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_json, write_json
 from mup_lightning.studies.coordinates.settings import CheckSettings, Shape
-from mup_lightning.studies.fit import Fit, Judgement, Verdict
+from mup_lightning.studies.fit import Judgement, Verdict
+from mup_lightning.typed import build
 
 FILE = "coordinates.json"
 
@@ -101,22 +101,6 @@ def read_check(file: Path) -> CheckResult:
     expected = "a result of this version of mup-lightning coord-check"
     content = read_json(file, expected)
     try:
-        return CheckResult(
-            settings=CheckSettings(**content["settings"]),
-            config=Config.from_plain(content["config"]),
-            findings={name: _finding(values) for name, values in content["findings"].items()},
-            runs=[Run(**values | {"shape": tuple(values["shape"])}) for values in content["runs"]],
-            versions=content["versions"],
-            seconds=content["seconds"],
-        )
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{file} is something else or of another version; expected {expected}: run it again") from None
-
-
-def _finding(values: dict[str, Any]) -> Finding:
-    exponents = [
-        Judgement(tuple(one["label"]), one["fit"] and Fit(**one["fit"]), tuple(one["band"]), Verdict(one["verdict"]))
-        for one in values["exponents"]
-    ]
-    shapes = {"lost": [tuple(shape) for shape in values["lost"]], "verdict": Verdict(values["verdict"])}
-    return Finding(**values | shapes | {"exponents": exponents})
+        return build(CheckResult, content)
+    except UserError as error:
+        raise UserError(f"{file} is not {expected}: {error}") from None

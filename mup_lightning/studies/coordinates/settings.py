@@ -24,7 +24,10 @@ _REPEATED = Bound("a whole number of at least 2, or there is no interval", lambd
 
 @dataclass
 class CheckSettings(Typed, prefix="--"):
-    """Sizes and thresholds of a coordinate check.
+    """Trains models of several sizes and seeds for a few steps, at a constant learning rate without warm-up, fits how
+    the RMS norm of every feature, and of its change, grows with size, and ends with a verdict.
+
+    Exit status: 0 PASS, 3 FAIL, 4 UNCLEAR (too noisy, or the base learning rate diverges); with --all or --table 0.
 
     Attributes:
         axis: what grows: width (at model.depth), depth (at model.width), or both in proportion (from model.width and
@@ -32,7 +35,7 @@ class CheckSettings(Typed, prefix="--"):
         widths: sizes of --axis width, from small to large.
         depths: sizes of --axis depth, from small to large.
         ratios: sizes of --axis both: factors on model.width and model.depth, from small to large.
-        seeds: repetitions of every size, with seeds 1, 2, ...
+        seeds: repetitions of every size, with the seeds from 1 on.
         control_seeds: repetitions of SP where it is trained for comparison; at most as many.
         growth_at_init: largest exponent of a feature's norm before the first step; also how far it may fall below what
             a sum of random terms has.
