@@ -83,5 +83,5 @@ def _gradients(optimizer: HybridOptimizer, parameters: list[torch.Tensor]) -> li
             found.append(parameter.grad)
             continue
         for fragment in optimizer.layouts[parameter].ranks[rank_and_world()[0]]:
-            found.append(parameter.grad[fragment.offset : fragment.offset + fragment.length])
+            found.append(fragment.of_flat(parameter.grad))
     return found

@@ -81,8 +81,8 @@ def matrices(model: GPT2) -> list[Matrix]:
     for name, info in model.parameter_info.items():
         if info.role.is_vector:
             continue
-        blocks, (rows, columns) = info.declaration.blocks, info.shape
-        n_in, n_out = (rows, columns) if info.declaration.transposed else (columns, rows // blocks)
+        rows, columns = info.block_shape
+        n_in, n_out = (rows, columns) if info.transposed else (columns, rows)
         label = re.sub(r"^blocks\.\d+\.|\.weight$", "", name).replace(".", "_")
         for block, each in enumerate(STACKED.get(label, [label])):
             found.append(Matrix((name, block), info.role, each, (n_in / n_out) ** 0.5))

@@ -11,10 +11,10 @@ import torch
 
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 from mup_lightning.errors import UserError
-from mup_lightning.optim.matrices import part
+from mup_lightning.model.parameters import ParameterInfo
 from mup_lightning.optim.muon import Muon
-from mup_lightning.optim.optimizer import RULES
-from mup_lightning.optim.rule import Group, Item
+from mup_lightning.optim.registry import RULES
+from mup_lightning.optim.rule import Group, Item, split_blocks
 from mup_lightning.optim.spectral_norm import largest_singular_values
 
 BOUNDS = (0.6, 1.3)
@@ -59,13 +59,13 @@ class UpdateCheck(StepCallback):
                 f"converge; choose another trainer.strategy or rules.muon.dtype float32"
             )
 
-    def _measure(self, group: Group, names: list[str], items: list[Item], before: list[torch.Tensor]) -> None:
+    def _measure(self, group: Group, infos: list[ParameterInfo], items: list[Item], before: list[torch.Tensor]) -> None:
         rule = RULES[group["rule"]]
         if not isinstance(rule, Muon) or not group["lr"]:
             return
         kept = 1.0 - group["lr"] * group["weight_decay"]
-        for name, item, old in list(zip(names, items, before, strict=True))[:SAMPLE]:
-            direction_krs = part((kept * old - item.parameter) / group["lr"], item.blocks)
+        for info, item, old in list(zip(infos, items, before, strict=True))[:SAMPLE]:
+            direction_krs = split_blocks((kept * old - item.parameter) / group["lr"], item.blocks)
             if item.gradient.any():
                 size = rule.scale(*direction_krs.shape[1:])
-                self.largest[name] = float(largest_singular_values(direction_krs)[0].max()) / size
+                self.largest[info.name] = float(largest_singular_values(direction_krs).max()) / size

@@ -195,7 +195,7 @@ def plan(settings: PlanSettings, config: Config) -> int:
 
 def recipe(settings: RecipeSettings) -> int:
     """Print the recipe's tables, or how it differs from what is used elsewhere."""
-    from mup_lightning.spectral import comparison, tables
+    from mup_lightning.spectral import published, tables
 
     optimizer, k = settings.optimizer, settings.branch_depth
     if settings.variant == "measured":
@@ -210,7 +210,7 @@ def recipe(settings: RecipeSettings) -> int:
     families = {name: variant_of(family, settings.variant) for name, family in FAMILIES.items()}
     if settings.diff:
         compared = (settings.diff, optimizer or "adamw", k)
-        print(json.dumps(comparison.as_plain(*compared), indent=1) if settings.json else comparison.as_text(*compared))
+        print(json.dumps(published.as_plain(*compared), indent=1) if settings.json else published.as_text(*compared))
     elif settings.json:
         plain = {name: tables.as_plain(family, k) for name, family in families.items()}
         print(json.dumps(plain[optimizer] if optimizer else list(plain.values()), indent=1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.recipe import RecipeConfig
 from mup_lightning.typed import (
@@ -251,7 +250,7 @@ class Config(Typed):
     Attributes:
         model: shape and switches of the model.
         recipe: parametrization and the base values that all hyper-parameters are derived from.
-        rules: options of the update rules themselves.
+        rules: options of the update rules that differ from their defaults, rules.RULE.OPTION.
         schedule: learning rate over time.
         data: the prepared corpus and the batch.
         trainer: length, devices and intervals.
@@ -261,7 +260,7 @@ class Config(Typed):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    rules: RuleOptions = field(default_factory=RuleOptions)
+    rules: dict[str, dict[str, Any]] = field(default_factory=dict)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -1,18 +1,21 @@
 """What processes send each other so that whole-matrix rules get whole matrices, each worked on by one process.
 
 Two cases: all processes hold everything (single process, ddp, ZeRO 0), or each holds fragments (ZeRO 1 to 3). Either
-way a rule sees whole parameters, gradients and states and does not know of processes. A matrix's state lives at its
-owner alone.
+way a rule sees whole parameters, gradients and states and knows nothing about processes. A matrix's state is kept by
+its owner alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 
 from mup_lightning.distributed.layout import Fragment, Layout
+
+Fragments = Sequence[Sequence[Fragment]]
+"""For every peer, the fragments that are sent to it or received from it."""
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -20,8 +23,8 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-def share(parameters: list[torch.Tensor], owners: list[int]) -> None:
-    """Give every process its fellow processes' new values, in one exchange.
+def broadcast_from_owners(parameters: list[torch.Tensor], owners: list[int]) -> None:
+    """Give every process the values that the owners have, in one exchange.
 
     Args:
         parameters: the same on all processes; each is overwritten by its owner's values.
@@ -32,7 +35,7 @@ def share(parameters: list[torch.Tensor], owners: list[int]) -> None:
         return
     owned = [[p for p, owner in zip(parameters, owners, strict=True) if owner == peer] for peer in range(world_size)]
     sizes = [sum(p.numel() for p in theirs) for theirs in owned]
-    # All parts must be equally long: the shorter ones are padded.
+    # All shares must be equally long: the shorter ones are padded.
     mine = parameters[0].new_zeros(max(sizes))
     if owned[rank]:
         torch.cat([parameter.flatten() for parameter in owned[rank]], out=mine[: sizes[rank]])
@@ -40,18 +43,17 @@ def share(parameters: list[torch.Tensor], owners: list[int]) -> None:
     dist.all_gather_single(gathered.view(-1), mine)
     for peer in range(world_size):
         if peer != rank:
-            pieces = gathered[peer, : sizes[peer]].split([parameter.numel() for parameter in owned[peer]])
-            for parameter, piece in zip(owned[peer], pieces, strict=True):
-                parameter.copy_(piece.view_as(parameter))
+            arrived = gathered[peer, : sizes[peer]].split([parameter.numel() for parameter in owned[peer]])
+            for parameter, values in zip(owned[peer], arrived, strict=True):
+                parameter.copy_(values.view_as(parameter))
 
 
-def with_whole(
+def update_at_owners(
     layout: Layout,
     owners: dict[str, int],
     weight: torch.Tensor,
     gradient: torch.Tensor,
-    shapes: dict[str, tuple[int, ...]],
-    update: Callable[[list[str], list[torch.Tensor], list[torch.Tensor]], None],
+    update: Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None],
 ) -> None:
     """Bring each parameter's fragments to its owner, update it there, and send the new values back.
 
@@ -63,44 +65,29 @@ def with_whole(
         owners: parameter -> rank.
         weight: this process's flat weights, updated in place.
         gradient: its flat gradients.
-        shapes: parameter -> shape.
-        update: called once with the names of the parameters that this process owns, their weights (to be updated in
-            place) and their gradients, whole.
+        update: called once with the weights (to be updated in place) and the gradients of the parameters that this
+            process owns, each whole and flat, by name.
     """
     rank, world_size = rank_and_world()
     travels = {name for name, counts in layout.held.items() if counts[owners[name]] != sum(counts)}
-    out = [(owners[f.name], f) for f in layout.ranks[rank] if f.name in travels]
-    sends = [[f for owner, f in out if owner == peer] for peer in range(world_size)]
-    receives = [
-        [f for f in layout.ranks[peer] if f.name in travels and owners[f.name] == rank] for peer in range(world_size)
-    ]
+    mine = [fragment for fragment in layout.ranks[rank] if fragment.name in travels]
+    sends = [[f for f in mine if owners[f.name] == peer] for peer in range(world_size)]
+    receives = [[f for f in theirs if f.name in travels and owners[f.name] == rank] for theirs in layout.ranks]
     owned = [name for name, owner in owners.items() if owner == rank]
-    weights, gradients = {}, {}
-    for fragment in layout.ranks[rank]:
-        if owners[fragment.name] == rank and fragment.name not in travels:
-            weights[fragment.name], gradients[fragment.name] = (_cut(flat, fragment) for flat in (weight, gradient))
-    for flat, whole in ((weight, weights), (gradient, gradients)):
-        for name in owned:
-            if name in travels:
-                whole[name] = flat.new_empty(sum(layout.held[name]))
-        if travels:
-            _swap(flat, sends, receives, whole)
-    update(
-        owned,
-        [weights[name].view(shapes[name]) for name in owned],
-        [gradients[name].view(shapes[name]) for name in owned],
+    stay = {f.name: f for f in layout.ranks[rank] if f.name not in travels and owners[f.name] == rank}
+    weights, gradients = (
+        {name: stay[name].of_flat(flat) if name in stay else flat.new_empty(sum(layout.held[name])) for name in owned}
+        for flat in (weight, gradient)
     )
-    if not travels:
-        return
-    flat_out = [weights[f.name][f.start : f.start + f.length] for peer in receives for f in peer]
-    back = _exchange(
-        torch.cat(flat_out) if flat_out else weight.new_empty(0),
-        [sum(f.length for f in peer) for peer in receives],
-        [sum(f.length for f in peer) for peer in sends],
-    )
-    pieces = back.split([f.length for peer in sends for f in peer])
-    for fragment, piece in zip([f for peer in sends for f in peer], pieces, strict=True):
-        _cut(weight, fragment).copy_(piece)
+    if travels:
+        for flat, whole in ((weight, weights), (gradient, gradients)):
+            _to_owners(flat, sends, receives, whole)
+    update(weights, gradients)
+    if travels:
+        outgoing = [f.of_whole(weights[f.name]) for peer in receives for f in peer]
+        returned = _all_to_all(weight, outgoing, receives, sends)
+        for fragment, values in zip([f for peer in sends for f in peer], returned, strict=True):
+            fragment.of_flat(weight).copy_(values)
 
 
 def gather(layout: Layout, name: str, owner: int, flat: torch.Tensor) -> torch.Tensor | None:
@@ -113,40 +100,34 @@ def gather(layout: Layout, name: str, owner: int, flat: torch.Tensor) -> torch.T
         flat: this process's.
 
     Returns:
-        All numbers of the parameter, flat, at its owner; None elsewhere.
+        The whole parameter, flat, at its owner; None elsewhere.
     """
     rank, world_size = rank_and_world()
     pieces = layout.pieces[name]
     sends = [pieces[rank] if peer == owner else [] for peer in range(world_size)]
     receives = pieces if rank == owner else [[] for _ in range(world_size)]
     whole = {name: flat.new_empty(sum(layout.held[name]))} if rank == owner else {}
-    _swap(flat, sends, receives, whole)
+    _to_owners(flat, sends, receives, whole)
     return whole.get(name)
 
 
-def _swap(
-    flat: torch.Tensor, sends: list[list[Fragment]], receives: list[list[Fragment]], whole: dict[str, torch.Tensor]
-) -> None:
-    """Send every peer its fragments of a flat tensor, and put what comes from the peers into whole, flat parameters."""
-    out = [_cut(flat, fragment) for peer in sends for fragment in peer]
-    arrived = _exchange(
-        torch.cat(out) if out else flat.new_empty(0),
-        [sum(f.length for f in peer) for peer in sends],
-        [sum(f.length for f in peer) for peer in receives],
-    )
-    fragments = [f for peer in receives for f in peer]
-    for fragment, piece in zip(fragments, arrived.split([f.length for f in fragments]), strict=True):
-        whole[fragment.name][fragment.start : fragment.start + fragment.length] = piece
+def _to_owners(flat: torch.Tensor, sends: Fragments, receives: Fragments, whole: dict[str, torch.Tensor]) -> None:
+    """Send every peer its fragments of a flat tensor, and put what the peers send into whole, flat parameters."""
+    outgoing = [fragment.of_flat(flat) for peer in sends for fragment in peer]
+    arrived = _all_to_all(flat, outgoing, sends, receives)
+    for fragment, values in zip([f for peer in receives for f in peer], arrived, strict=True):
+        fragment.of_whole(whole[fragment.name]).copy_(values)
 
 
-def _exchange(out: torch.Tensor, out_sizes: list[int], in_sizes: list[int]) -> torch.Tensor:
-    """One all-to-all of flat tensors."""
+def _all_to_all(
+    like: torch.Tensor, outgoing: list[torch.Tensor], sends: Fragments, receives: Fragments
+) -> Sequence[torch.Tensor]:
+    """One all-to-all: the values of the fragments in `sends`, in order, for those of the fragments in `receives`."""
+    out_sizes, in_sizes = ([sum(f.length for f in peer) for peer in side] for side in (sends, receives))
+    out = torch.cat(outgoing) if outgoing else like.new_empty(0)
     arrived = out.new_empty(sum(in_sizes))
     if len(out_sizes) == 1:
-        return arrived.copy_(out)
-    dist.all_to_all_single(arrived, out, in_sizes, out_sizes)
-    return arrived
-
-
-def _cut(flat: torch.Tensor, fragment: Fragment) -> torch.Tensor:
-    return flat[fragment.offset : fragment.offset + fragment.length]
+        arrived.copy_(out)
+    else:
+        dist.all_to_all_single(arrived, out, in_sizes, out_sizes)
+    return arrived.split([f.length for peer in receives for f in peer])

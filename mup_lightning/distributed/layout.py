@@ -1,4 +1,4 @@
-"""Where the numbers of the parameters lie when processes share them: ZeRO's flat tensors, and who owns which matrix."""
+"""Where the elements of parameters are when processes share them: ZeRO's flat tensors, and who owns which matrix."""
 
 from __future__ import annotations
 
@@ -6,24 +6,34 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+import torch
+
 Key = TypeVar("Key", int, str)
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Consecutive numbers of one parameter, as one process holds them.
+    """Consecutive elements of one parameter, as one process holds them.
 
     Attributes:
         name: the parameter's.
-        start: of the first number in the flattened parameter.
+        start: of the first element in the flattened parameter.
         length: how many.
-        offset: of the first number in the process's flat tensor.
+        offset: of the first element in the process's flat tensor.
     """
 
     name: str
     start: int
     length: int
     offset: int
+
+    def of_flat(self, flat: torch.Tensor) -> torch.Tensor:
+        """The fragment as a view of the process's flat tensor."""
+        return flat[self.offset : self.offset + self.length]
+
+    def of_whole(self, whole: torch.Tensor) -> torch.Tensor:
+        """The fragment as a view of the flattened parameter."""
+        return whole[self.start : self.start + self.length]
 
 
 @dataclass(frozen=True)
@@ -38,15 +48,6 @@ class Layout:
     ranks: tuple[tuple[Fragment, ...], ...]
 
     @cached_property
-    def held(self) -> dict[str, list[int]]:
-        """Parameter -> how many of its numbers each process holds."""
-        held: dict[str, list[int]] = {}
-        for rank, fragments in enumerate(self.ranks):
-            for fragment in fragments:
-                held.setdefault(fragment.name, [0] * len(self.ranks))[rank] += fragment.length
-        return held
-
-    @cached_property
     def pieces(self) -> dict[str, list[list[Fragment]]]:
         """Parameter -> its fragments in each process."""
         pieces: dict[str, list[list[Fragment]]] = {}
@@ -55,52 +56,57 @@ class Layout:
                 pieces.setdefault(fragment.name, [[] for _ in self.ranks])[rank].append(fragment)
         return pieces
 
+    @cached_property
+    def held(self) -> dict[str, list[int]]:
+        """Parameter -> how many of its elements each process holds."""
+        return {name: [sum(f.length for f in mine) for mine in ranks] for name, ranks in self.pieces.items()}
+
 
 def contiguous(offsets: dict[str, tuple[int, int]], size: int, world_size: int) -> Layout:
-    """All parameters one after another, cut into equal parts, as ZeRO 1 and 2 do.
+    """All parameters one after another, cut into equal partitions, as ZeRO 1 and 2 do.
 
     Args:
-        offsets: parameter -> its (offset, numbers) in the whole.
-        size: of one process's part.
+        offsets: parameter -> its (offset, numel) in the whole.
+        size: of one process's partition.
         world_size: processes.
     """
     ranks = []
     for rank in range(world_size):
         begin, end = rank * size, (rank + 1) * size
         fragments = []
-        for name, (offset, numbers) in offsets.items():
-            first, last = max(begin, offset), min(end, offset + numbers)
+        for name, (offset, numel) in offsets.items():
+            first, last = max(begin, offset), min(end, offset + numel)
             if first < last:
                 fragments.append(Fragment(name, first - offset, last - first, first - begin))
         ranks.append(tuple(sorted(fragments, key=lambda fragment: fragment.offset)))
     return Layout(tuple(ranks))
 
 
-def each_cut(numbers: dict[str, int], world_size: int) -> Layout:
-    """Every parameter cut into equal parts of its own, as ZeRO 3 does; the last part may be short.
+def each_cut(numels: dict[str, int], world_size: int) -> Layout:
+    """Every parameter cut into equal partitions of its own, as ZeRO 3 does; the last one may be short.
 
     Args:
-        numbers: parameter -> its numbers, in their order in the flat tensors.
+        numels: parameter -> its elements, in their order in the flat tensors.
         world_size: processes.
     """
     ranks = []
     for rank in range(world_size):
         fragments, offset = [], 0
-        for name, count in numbers.items():
-            part = -(-count // world_size)
-            length = min(part, count - rank * part)
+        for name, numel in numels.items():
+            size = -(-numel // world_size)
+            length = min(size, numel - rank * size)
             if length > 0:
-                fragments.append(Fragment(name, rank * part, length, offset))
-            offset += part
+                fragments.append(Fragment(name, rank * size, length, offset))
+            offset += size
         ranks.append(tuple(fragments))
     return Layout(tuple(ranks))
 
 
 def assign(costs: dict[Key, float], world_size: int, held: dict[Key, list[int]] | None = None) -> dict[Key, int]:
-    """Choose who works on which matrix: equal shares of the cost, and where that allows it, where the numbers are.
+    """Choose who works on which matrix: equal shares of the cost and, where that allows it, where the elements are.
 
-    The dearest come first. Each goes to the process that holds most of it, unless that one has its share already; then
-    to the one with the least to do. The same on all processes.
+    The most expensive come first. Each goes to the process that holds most of it, unless that one has its share
+    already; then to the one with the least to do. The same on all processes.
 
     Args:
         costs: matrix -> cost.

@@ -68,7 +68,7 @@ class GPT2(nn.Module):
         for name, parameter in self.named_parameters():
             info = self.parameter_info[name]
             std = recipe.values[info.role].init_std
-            if gpt2_residual_init and info.declaration.closes_branch:
+            if gpt2_residual_init and info.closes_branch:
                 std *= (2 * self.config.depth) ** -0.5
             initialise(parameter, info, std, seed)
 

@@ -1,21 +1,78 @@
-"""One Transformer block: two residual branches, each under the same multiplier."""
+"""One Transformer block and its two residual branches, each under the same multiplier.
+
+Shapes: B batch, T positions, C width, H heads, D head dimension (C = H·D), F hidden units (F = mlp_ratio·C).
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mup_lightning.config.schema import ModelConfig
 from mup_lightning.model import taps
-from mup_lightning.model.attention import Attention
-from mup_lightning.model.mlp import MLP
-from mup_lightning.model.parameters import Declaration, layer_norm
+from mup_lightning.model.parameters import Declaration, layer_norm, linear
 from mup_lightning.spectral.roles import Role
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
     """A LayerNorm over the width, or the identity where the model has none."""
     return nn.LayerNorm(config.width, bias=config.bias) if config.layer_norm else nn.Identity()
+
+
+class Attention(nn.Module):
+    """x (B, T, C) -> (B, T, C), without the residual sum."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.width // config.head_dim, config.head_dim
+        self.scale = self.head_dim ** (-0.5 if config.attention_scale == "1/sqrt(d)" else -1.0)
+        self.qk_norm, self.dropout = config.qk_norm, config.dropout
+        # Q, K and V in one product; they are three matrices stacked along the rows, and declared as such.
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+
+    def declarations(self) -> dict[str, Declaration]:
+        """See `parameters.Declares`."""
+        return linear(self.qkv, "qkv", blocks=3) | linear(self.out, "out", closes_branch=True)
+
+    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """Attend."""
+        B, T, C = x_BTC.shape
+        qkv_BTHD = (part.view(B, T, self.heads, self.head_dim) for part in self.qkv(x_BTC).split(C, dim=2))
+        q_BHTD, k_BHTD, v_BHTD = (part.transpose(1, 2) for part in qkv_BTHD)
+        if self.qk_norm:
+            q_BHTD = F.rms_norm(q_BHTD, (self.head_dim,))
+            k_BHTD = F.rms_norm(k_BHTD, (self.head_dim,))
+        y_BHTD = F.scaled_dot_product_attention(
+            q_BHTD,
+            k_BHTD,
+            v_BHTD,
+            is_causal=True,
+            scale=self.scale,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out(y_BHTD.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """x (B, T, C) -> (B, T, C), without the residual sum."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.up = nn.Linear(config.width, config.mlp_ratio * config.width, bias=config.bias)
+        self.down = nn.Linear(config.mlp_ratio * config.width, config.width, bias=config.bias)
+
+    def declarations(self) -> dict[str, Declaration]:
+        """See `parameters.Declares`."""
+        return linear(self.up, "up") | linear(self.down, "down", closes_branch=True)
+
+    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """Up, nonlinearity, down."""
+        h_BTF = self.up(x_BTC)
+        h_BTF = F.gelu(h_BTF, approximate="tanh") if self.activation == "gelu" else F.relu(h_BTF)
+        return self.down(h_BTF)
 
 
 class Block(nn.Module):

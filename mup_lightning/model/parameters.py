@@ -1,10 +1,12 @@
-"""What is known of each parameter, recorded once when the model is built.
+"""What is known about each parameter, recorded once when the model is built.
 
 Wrappers later flatten, shard or rename parameters; nothing after this point guesses a role from a name or an ndim.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,14 +18,14 @@ from mup_lightning.spectral.roles import Role
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a module says of one of its own parameters.
+    """What a module declares about one of its own parameters.
 
     Attributes:
         role: the parameter's role in the spectral condition.
         blocks: how many matrices of equal shape are stacked along dim 0 (3 for a fused QKV): whole-matrix
             optimizers treat each on its own.
-        constant: the value that a vector starts at; None for matrices, which are drawn.
-        closes_branch: it is the last matrix of a residual branch (GPT-2's extra init factor applies to it).
+        constant: initial value of a vector; None for matrices, which are drawn.
+        closes_branch: the last matrix of a residual branch (GPT-2's extra init factor applies to it).
     """
 
     role: Role
@@ -33,22 +35,32 @@ class Declaration:
 
     @property
     def transposed(self) -> bool:
-        """Whether it is stored as (n_in, n_out): the embeddings, whose rows are picked, and not multiplied."""
+        """Whether it is stored as (n_in, n_out): the embeddings, whose rows are looked up rather than multiplied."""
         return self.role is Role.INPUT
 
 
-@dataclass(frozen=True)
-class ParameterInfo:
-    """One parameter of the whole model: its name, true shape and declaration."""
+@dataclass(frozen=True, kw_only=True)
+class ParameterInfo(Declaration):
+    """All that is known of one parameter of the whole model; travels whole from the model to its checkpoints.
+
+    Attributes:
+        name: in the model.
+        shape: true shape, before any wrapper flattens or shards it.
+    """
 
     name: str
     shape: tuple[int, ...]
-    declaration: Declaration
 
     @property
-    def role(self) -> Role:
-        """The parameter's role in the spectral condition."""
-        return self.declaration.role
+    def numel(self) -> int:
+        """Elements of the parameter."""
+        return math.prod(self.shape)
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """(rows, columns) of one of the matrices stacked in it; a vector is one column."""
+        rows, columns = self.shape if len(self.shape) == 2 else (self.shape[0], 1)
+        return rows // self.blocks, columns
 
 
 class Declares(Protocol):
@@ -63,7 +75,7 @@ def collect(model: nn.Module) -> dict[str, ParameterInfo]:
     """Gather the declarations of all modules and check that they cover every parameter exactly once.
 
     Returns:
-        Parameter name -> what is known of it, in the order of `model.named_parameters()`.
+        Parameter name -> its info, in the order of `model.named_parameters()`.
 
     Raises:
         RuntimeError: a parameter is declared by no module or by two, or a declared one does not exist. This is a
@@ -82,7 +94,7 @@ def collect(model: nn.Module) -> dict[str, ParameterInfo]:
     if declared.keys() != shapes.keys():
         missing, extra = sorted(shapes.keys() - declared.keys()), sorted(declared.keys() - shapes.keys())
         raise RuntimeError(f"every parameter needs exactly one declaration; undeclared: {missing}; not there: {extra}")
-    return {name: ParameterInfo(name, shape, declared[name]) for name, shape in shapes.items()}
+    return {name: ParameterInfo(name=name, shape=shape, **vars(declared[name])) for name, shape in shapes.items()}
 
 
 def linear(layer: nn.Linear, name: str, **declaration: bool | int) -> dict[str, Declaration]:
@@ -107,18 +119,16 @@ def layer_norm(layer: nn.Module, name: str, role: Role) -> dict[str, Declaration
 def initialise(parameter: torch.Tensor, info: ParameterInfo, std: float, seed: int) -> None:
     """Fill one parameter: vectors with their constant, matrices with N(0, std²).
 
-    The numbers are a pure function of (seed, name, shape): they depend neither on the order in which parameters are
-    made nor on the device, so that a model built in shards or on another machine starts from the same weights.
+    The values are a pure function of (seed, name, shape). They depend neither on the order in which parameters are
+    made nor on the device, so a model built in shards or on another machine starts from the same weights.
     """
-    if info.declaration.constant is not None:
-        parameter.fill_(info.declaration.constant)
+    if info.constant is not None:
+        parameter.fill_(info.constant)
         return
-    generator = torch.Generator().manual_seed(_mix(seed, info.name))
+    generator = torch.Generator().manual_seed(stable_seed(f"{seed}:{info.name}"))
     parameter.copy_(torch.randn(info.shape, generator=generator, dtype=torch.float32).mul_(std))
 
 
-def _mix(seed: int, text: str) -> int:
-    """A 63-bit seed from a number and a name, stable across processes (unlike `hash`)."""
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8], "little") >> 1
+def stable_seed(text: str) -> int:
+    """A 63-bit seed from a text, the same in all processes (unlike `hash`)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -6,36 +6,44 @@ faster than torch's default.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch.optim.adamw import adamw
 
-from mup_lightning.config.optimizers import RuleOptions
-from mup_lightning.optim.rule import Group, Item
+from mup_lightning.optim.rule import Group, Item, Rule
+from mup_lightning.typed import Typed, UnitInterval
 
 
-class AdamW:
+class AdamW(Rule):
     """State of a parameter: `step` (0-dim float32), `exp_avg` and `exp_avg_sq` of its shape."""
 
     name = "adamw"
-    whole_matrix = False
 
-    def hyperparameters(self, options: RuleOptions) -> dict[str, Any]:
-        """See `Rule`."""
-        return {"beta1": options.adamw.beta1, "beta2": options.adamw.beta2}
+    @dataclass
+    class Options(Typed, prefix="rules.adamw."):
+        """AdamW.
 
-    def cost(self, rows: int, columns: int) -> float:
-        """See `Rule`."""
-        return rows * columns
+        Attributes:
+            beta1: decay of the gradient's moving average.
+            beta2: decay of the squared gradient's moving average.
+        """
 
-    def update(self, group: Group, items: list[Item]) -> None:
-        """See `Rule`. Decay is decoupled: W <- (1 - ηλ)W first, then -η m̂/(√v̂ + ε)."""
-        for item in items:
-            if not item.state:
-                item.state["step"] = torch.zeros((), dtype=torch.float32, device=item.parameter.device)
-                item.state["exp_avg"] = torch.zeros_like(item.parameter)
-                item.state["exp_avg_sq"] = torch.zeros_like(item.parameter)
+        beta1: UnitInterval = 0.9
+        beta2: UnitInterval = 0.95
+
+    def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
+        """None: the kernel is fused."""
+        return 0
+
+    def start(self, group: Group, item: Item) -> None:
+        """Two averages of zero."""
+        item.state["step"] = torch.zeros((), dtype=torch.float32, device=item.parameter.device)
+        item.state["exp_avg"] = torch.zeros_like(item.parameter)
+        item.state["exp_avg_sq"] = torch.zeros_like(item.parameter)
+
+    def step(self, group: Group, items: list[Item]) -> None:
+        """Decay is decoupled: W <- (1 - ηλ)W first, then -η m̂/(√v̂ + ε)."""
         adamw(
             [item.parameter for item in items],
             [item.gradient for item in items],

@@ -9,36 +9,40 @@ Own code, because torch has no Lion.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from mup_lightning.config.optimizers import RuleOptions
-from mup_lightning.optim.pieces import pieces
-from mup_lightning.optim.rule import Group, Item
+from mup_lightning.optim.rule import Group, Item, Rule, chunks, move
+from mup_lightning.typed import Typed, UnitInterval
 
 
-class Lion:
+class Lion(Rule):
     """State of a parameter: `momentum` of its shape."""
 
     name = "lion"
-    whole_matrix = False
 
-    def hyperparameters(self, options: RuleOptions) -> dict[str, Any]:
-        """See `Rule`."""
-        return {"beta1": options.lion.beta1, "beta2": options.lion.beta2}
+    @dataclass
+    class Options(Typed, prefix="rules.lion."):
+        """Lion.
 
-    def cost(self, rows: int, columns: int) -> float:
-        """See `Rule`."""
-        return rows * columns
+        Attributes:
+            beta1: share of the momentum, against the gradient, in what the sign is taken of.
+            beta2: decay of the momentum.
+        """
 
-    def update(self, group: Group, items: list[Item]) -> None:
-        """See `Rule`. Piece by piece, so that only a piece of a direction exists at a time."""
+        beta1: UnitInterval = 0.9
+        beta2: UnitInterval = 0.99
+
+    def start(self, group: Group, item: Item) -> None:
+        """A momentum of zero."""
+        item.state["momentum"] = torch.zeros_like(item.parameter)
+
+    def step(self, group: Group, items: list[Item]) -> None:
+        """Chunk by chunk, so that only a chunk of a direction exists at a time."""
         for item in items:
-            if not item.state:
-                item.state["momentum"] = torch.zeros_like(item.parameter)
-            for weight, G, M in pieces(item.parameter, item.gradient, item.state["momentum"]):
+            for weight, G, M in chunks(item.parameter, item.gradient, item.state["momentum"]):
                 direction = torch.lerp(M, G, 1.0 - group["beta1"]).sign_()
                 M.lerp_(G, 1.0 - group["beta2"])
-                weight.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
-                del direction  # or the next one would be made beside it
+                move(group, weight, direction)
+                del direction  # or the next one would be made before this one is freed

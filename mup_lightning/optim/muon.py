@@ -1,7 +1,7 @@
-"""Muon: A = U Vᵀ of the momentum, by Newton-Schulz (Jordan et al. 2024, "Muon").
+"""Muon and Muon-Kimi: A = scale · U Vᵀ of the momentum, by Newton-Schulz (Jordan et al. 2024, "Muon").
 
     M <- μM + G
-    A  = scale · NewtonSchulz(G + μM)      (Nesterov; without it NewtonSchulz(M)), scale = 1
+    A  = scale · NewtonSchulz(G + μM)      (Nesterov; without it NewtonSchulz(M))
     W <- W - η(A + λW)
 
 Own code, because torch.optim.Muon computes in bfloat16 alone (30 times slower on CPU), one matrix at a time, takes
@@ -10,66 +10,96 @@ a fused QKV for one matrix, and scales by √max(1, n_out/n_in), which is not th
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from mup_lightning.config.optimizers import RuleOptions
-from mup_lightning.optim.matrices import arithmetic, equal_shapes, part, per_item, room
-from mup_lightning.optim.newton_schulz import orthogonalise
-from mup_lightning.optim.rule import Group, Item
+from mup_lightning.optim.newton_schulz import operations, orthogonalise, scratch
+from mup_lightning.optim.rule import Group, Item, Rule, batches, empty_batch, move, split_blocks, split_items
+from mup_lightning.typed import PositiveInt, Typed, UnitInterval
 
 
-class Muon:
-    """State of a parameter: `momentum` of its shape."""
+class Muon(Rule):
+    """State of a parameter: `momentum` of its shape. The scale is 1."""
 
     name = "muon"
-    whole_matrix = True
+
+    @dataclass
+    class Options(Typed, prefix="rules.muon."):
+        """Muon and Muon-Kimi.
+
+        Attributes:
+            momentum: decay of the gradient's accumulation.
+            nesterov: look one step ahead along the momentum.
+            steps: Newton-Schulz iterations.
+            coefficients: a, b, c of one iteration X <- aX + b(XXᵀ)X + c(XXᵀ)²X.
+            dtype: of the iteration; auto is bfloat16 on GPU and float32 on CPU, where bfloat16 is slow.
+        """
+
+        momentum: UnitInterval = 0.95
+        nesterov: bool = True
+        steps: PositiveInt = 5
+        coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @staticmethod
     def scale(rows: int, columns: int) -> float:
-        """The factor on U Vᵀ of one (rows, columns) matrix."""
+        """The factor on U Vᵀ of one (rows, columns) matrix: A's largest singular value."""
         return 1.0
 
-    def hyperparameters(self, options: RuleOptions) -> dict[str, Any]:
-        """See `Rule`."""
-        muon = options.muon
-        return {
-            "momentum": muon.momentum,
-            "nesterov": muon.nesterov,
-            "steps": muon.steps,
-            "coefficients": tuple(muon.coefficients),
-            "dtype": muon.dtype,
-        }
+    def operations(self, group: Group, rows: int, columns: int) -> int | None:
+        """Those of Newton-Schulz."""
+        return operations(rows, columns, group["steps"])
 
-    def cost(self, rows: int, columns: int) -> float:
-        """See `Rule`."""
-        return rows * columns * min(rows, columns)
+    def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
+        """That of Newton-Schulz."""
+        return scratch(items, iteration_dtype(group["dtype"], device, torch.float32), device)
 
-    def update(self, group: Group, items: list[Item]) -> None:
-        """See `Rule`. Matrices of equal shape are iterated as one batch."""
-        for batch in equal_shapes(items):
-            self._update(group, batch)
+    def start(self, group: Group, item: Item) -> None:
+        """A momentum of zero."""
+        item.state["momentum"] = torch.zeros_like(item.parameter)
 
-    def _update(self, group: Group, batch: list[Item]) -> None:
-        own = batch[0].parameter
-        dtype = arithmetic(group["dtype"], own.device, own.dtype)
-        # No name here holds the sources: they are freed as soon as a narrower copy takes their place.
-        directions = orthogonalise(_sources(group, batch), group["steps"], group["coefficients"], dtype)
-        step = -group["lr"] * self.scale(*directions.shape[1:])
-        for item, direction in zip(batch, per_item(directions, batch), strict=True):
-            weight = part(item.parameter, item.blocks)
-            weight.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(direction, alpha=step)
+    def step(self, group: Group, items: list[Item]) -> None:
+        """Matrices of equal shape are iterated as one batch."""
+        for batch in batches(items):
+            own = batch[0].parameter
+            dtype = iteration_dtype(group["dtype"], own.device, own.dtype)
+            # No name here holds the sources: they are freed as soon as a narrower copy takes their place.
+            directions = orthogonalise(_sources(group, batch), group["steps"], group["coefficients"], dtype)
+            scale = self.scale(*directions.shape[1:])
+            for item, direction in zip(batch, split_items(directions, batch), strict=True):
+                move(group, split_blocks(item.parameter, item.blocks), direction, scale)
+            del directions
+
+
+class MuonKimi(Muon):
+    """Muon in Moonlight's form: scale = 0.2·√max(n_in, n_out) (Liu et al. 2025, arXiv 2502.16982).
+
+    The factor gives the update AdamW's usual RMS size, so that both can share one base learning rate.
+    """
+
+    name = "muon_kimi"
+
+    @staticmethod
+    def scale(rows: int, columns: int) -> float:
+        """See `Muon`."""
+        return 0.2 * max(rows, columns) ** 0.5
+
+
+def iteration_dtype(name: str, device: torch.device, own: torch.dtype) -> torch.dtype:
+    """The dtype to iterate in: `auto` is float32 on CPU and bfloat16 elsewhere; float64 parameters keep float64."""
+    if name == "bfloat16" or (name == "auto" and device.type != "cpu"):
+        return torch.bfloat16
+    return torch.promote_types(own, torch.float32)
 
 
 def _sources(group: Group, batch: list[Item]) -> torch.Tensor:
     """Update M and return what is to be orthogonalised, (b, r, s)."""
-    sources = room(batch, torch.promote_types(batch[0].parameter.dtype, torch.float32))
-    for item, source in zip(batch, per_item(sources, batch), strict=True):
-        if not item.state:
-            item.state["momentum"] = torch.zeros_like(item.parameter)
+    sources = empty_batch(batch, torch.promote_types(batch[0].parameter.dtype, torch.float32))
+    for item, source in zip(batch, split_items(sources, batch), strict=True):
         momentum = item.state["momentum"].mul_(group["momentum"]).add_(item.gradient)
-        M, G = part(momentum, item.blocks), part(item.gradient, item.blocks)
+        M, G = split_blocks(momentum, item.blocks), split_blocks(item.gradient, item.blocks)
         if group["nesterov"]:
             torch.add(G, M, alpha=group["momentum"], out=source)
         else:

@@ -3,7 +3,7 @@
 X <- aX + b(XXᵀ)X + c(XXᵀ)²X drives every singular value towards 1 (Jordan et al. 2024, "Muon"). With Muon's
 coefficients (3.4445, -4.7750, 2.0315) five steps leave them between about 0.7 and 1.2: fast, and as good for training.
 
-All work is done in the batch's own memory and in at most twice as much beside it, however many the steps.
+All work is done in the batch's own memory and in at most twice as much again, however many the steps.
 
 Shapes: b matrices in a batch, r rows, s columns; n the shorter side.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+
+from mup_lightning.optim.rule import Item, batches
 
 Coefficients = tuple[float, float, float]
 
@@ -41,6 +43,27 @@ def orthogonalise(
     matrices_brs.div_(norms(matrices_brs))
     matrices_brs = matrices_brs.to(dtype)  # rebound, so that the wider ones are freed
     return iterate(matrices_brs, [coefficients] * steps)
+
+
+def operations(rows: int, columns: int, steps: int) -> int:
+    """Floating-point operations of iterations on X (rows, columns): XXᵀ, (XXᵀ)², and their sum times X."""
+    short, long = sorted((rows, columns))
+    return steps * (2 * short * short * long + 2 * short**3 + 2 * short * short * long)
+
+
+def scratch(items: list[Item], dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes made at most while the matrices of float32 items are iterated on, batch by batch.
+
+    X and its next value, and the Gram matrices that have no room in the latter: one, or two where three steps at a time
+    are done on matrices of 1:2 to 1:3 (see `iterate`). In bfloat16 the float32 source next to X is as much as all that.
+    """
+    most = 0
+    for batch in batches(items, device):
+        numel = sum(item.parameter.numel() for item in batch)
+        short, long = sorted(batch[0].block_shape)
+        grams = 2 if 2 * short <= long < 3 * short else 1
+        most = max(most, 6 * numel if dtype == torch.bfloat16 else 4 * (2 * numel + grams * numel * short // long))
+    return most
 
 
 def norms(matrices_brs: torch.Tensor) -> torch.Tensor:

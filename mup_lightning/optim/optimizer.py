@@ -2,80 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from mup_lightning.distributed import collectives as exchange
+from mup_lightning.distributed.collectives import broadcast_from_owners, rank_and_world, update_at_owners
 from mup_lightning.distributed.layout import Layout, assign
-from mup_lightning.optim.adamw import AdamW
-from mup_lightning.optim.lion import Lion
-from mup_lightning.optim.muon import Muon
-from mup_lightning.optim.muon_kimi import MuonKimi
+from mup_lightning.model.parameters import ParameterInfo
+from mup_lightning.optim.registry import RULES, Overrides, options_in_force
 from mup_lightning.optim.rule import Group, Item, Rule, State
-from mup_lightning.optim.sgd import SGD
-from mup_lightning.optim.shampoo import Shampoo
-from mup_lightning.optim.soap import SOAP
-from mup_lightning.optim.sophia import Sophia
-from mup_lightning.optim.sso import SSO
+from mup_lightning.spectral.recipe import Recipe
 
-RULES: dict[str, Rule] = {
-    rule.name: rule for rule in (AdamW(), MuonKimi(), Muon(), SGD(), Lion(), Sophia(), Shampoo(), SOAP(), SSO())
-}
+Watch = Callable[[Group, list[ParameterInfo], list[Item], list[torch.Tensor]], None]
+"""Called with a group, the parameters that were stepped, as the rule saw them, and their values before the step."""
 
 
-Watch = Callable[[Group, list[str], list[Item], list[torch.Tensor]], None]
-"""Told of a group, the names of parameters, what was stepped, and the parameters before."""
+def build_optimizer(
+    parameters: Mapping[str, torch.Tensor],
+    infos: Mapping[str, ParameterInfo],
+    recipe: Recipe,
+    rules: Overrides,
+    *,
+    check: bool = True,
+) -> HybridOptimizer:
+    """Turn roles and recipe into one optimizer; see `make_groups`, and `HybridOptimizer` for `check`."""
+    return HybridOptimizer(make_groups(parameters, infos, recipe, rules), check=check)
+
+
+def make_groups(
+    parameters: Mapping[str, torch.Tensor],
+    infos: Mapping[str, ParameterInfo],
+    recipe: Recipe,
+    rules: Overrides,
+) -> list[Group]:
+    """Turn roles and recipe into torch parameter groups.
+
+    Parameters with equal hyper-parameters share a group, because every group costs time in every step. Besides torch's
+    "params" a group holds their "infos" in the same order, the name of the "rule", lr, weight_decay, eps (the recipe's)
+    and the rule's options.
+
+    Args:
+        parameters: of the model, by name.
+        infos: what the model recorded of them.
+        recipe: values by role.
+        rules: options that differ from the rules' defaults, `Config.rules`.
+
+    Raises:
+        RuntimeError: a parameter has no info, or a whole-matrix rule would be given something else than the matrix.
+        UserError: an option has a value that defines no update.
+    """
+    groups: dict[tuple[Any, ...], Group] = {}
+    for name, parameter in parameters.items():
+        if name not in infos:
+            raise RuntimeError(f"parameter {name} was not declared by the model; declared are {sorted(infos)}")
+        info = infos[name]
+        values = recipe.values[info.role]
+        rule = RULES[values.rule]
+        if rule.whole_matrix and tuple(parameter.shape) != info.shape:
+            raise RuntimeError(f"{rule.name} needs {name} whole, {info.shape}; it is {tuple(parameter.shape)}")
+        common = {"rule": rule.name, "lr": values.lr, "weight_decay": values.weight_decay, "eps": values.eps}
+        group = groups.setdefault(tuple(common.values()), {"params": [], "infos": [], **common})
+        group["params"].append(parameter)
+        group["infos"].append(info)
+    for group in groups.values():
+        group |= options_in_force(rules, RULES[group["rule"]].section)
+    return list(groups.values())
+
+
+@dataclass
+class Held:
+    """All that the optimizer knows of one parameter.
+
+    Attributes:
+        tensor: the parameter as the model holds it.
+        info: recorded when the model was built.
+        rule: that steps it.
+        flat: ZeRO's flat tensor that has taken its place in its group; None where the group holds the tensor itself.
+        owner: rank of the process that steps it and keeps its state; None: all of them do, each what it holds.
+        hessian: estimate of the Hessian's diagonal for the coming step, where its rule wants one.
+    """
+
+    tensor: torch.Tensor
+    info: ParameterInfo
+    rule: Rule
+    flat: torch.Tensor | None = None
+    owner: int | None = None
+    hessian: torch.Tensor | None = None
+
+    @property
+    def cost(self) -> float:
+        """Of one step; see `Rule.cost`."""
+        return self.info.blocks * self.rule.cost(*self.info.block_shape)
 
 
 class HybridOptimizer(Optimizer):
     """Steps every group by the rule that its key "rule" names, in one process or in many.
 
     Where all processes hold all parameters, each process works on its share of the matrices and sends the others the
-    new weights; a matrix's state lives at its owner alone. Where ZeRO has replaced a group's parameters by a flat part
-    of them (`set_layout`), elementwise rules step that part, and matrices come together at their owners.
+    new weights; a matrix's state is kept by its owner alone. Where ZeRO has replaced a group's parameters by a flat
+    partition of them (`set_layout`), elementwise rules step that partition, and matrices come together at their owners.
 
     Args:
-        groups: from `groups.make_groups`: dicts with "params", "names", "blocks", "transposed", "rule", "lr",
-            "weight_decay", "eps" and the rule's own hyper-parameters.
-        check: refuse gradients that are not finite before any rule sees one. That is one pass over them; whoever has
-            checked them already may leave it out.
+        groups: see `make_groups`.
+        check: refuse gradients that are not finite before any rule sees one. That is one pass over them; a caller that
+            has checked them already may leave it out.
         share_work: whether processes share the work on matrices; without it each does all of it.
 
     Attributes:
-        originals: parameter by name, as the model holds it.
+        held: every parameter by name.
+        layouts: flat tensor -> its layout; empty where groups hold the parameters themselves.
         before_update: called in every step when gradients are there, just before weights change. (torch's pre-hooks
             come before the closure, which Lightning trains in.)
-        watch: if set, told of every step of whole parameters, in the process that made it.
-        layouts: flat tensor -> its layout; empty where groups hold the parameters themselves.
-        matrix_states: a matrix's state by name, where groups hold flat tensors.
+        watch: if set, called after every step of whole parameters, in the process that made it.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, check: bool = True, share_work: bool = True) -> None:
+    def __init__(self, groups: list[Group], *, check: bool = True, share_work: bool = True) -> None:
         super().__init__(groups, defaults={})
         self.check, self.share_work = check, share_work
-        for group in self.param_groups:
-            # Recorded before any wrapper flattens them.
-            group["shapes"] = [tuple(parameter.shape) for parameter in group["params"]]
-            group.setdefault("transposed", [False] * len(group["params"]))
-        self.originals: dict[str, torch.Tensor] = {
-            name: parameter
+        # Recorded before any wrapper flattens them.
+        self.held: dict[str, Held] = {
+            info.name: Held(parameter, info, RULES[group["rule"]])
             for group in self.param_groups
-            for name, parameter in zip(group["names"], group["params"], strict=True)
+            for parameter, info in zip(group["params"], group["infos"], strict=True)
         }
+        self.layouts: dict[torch.Tensor, Layout] = {}
         self.before_update: Callable[[], None] | None = None
         self.watch: Watch | None = None
-        self.layouts: dict[torch.Tensor, Layout] = {}
-        self.matrix_states: dict[str, State] = {}
-        self._hessians: dict[torch.Tensor, torch.Tensor] = {}
-        self._owners: dict[Any, dict[str, int]] = {}
+        self._assigned = False
 
     def set_layout(self, flat: torch.Tensor, layout: Layout) -> None:
-        """Say what a flat tensor, which has taken the place of a group's parameters, is made of."""
+        """Record the layout of a flat tensor, which has taken the place of a group's parameters."""
         self.layouts[flat] = layout
+        for name in layout.held:
+            self.held[name].flat = flat
+        self._assigned = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -93,18 +157,9 @@ class HybridOptimizer(Optimizer):
         for group in self.param_groups:
             self._refuse_parts(group)
         if self.check:
-            self._refuse({p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None})
-        missing = [
-            original
-            for original, held in self._due()
-            if original not in self._hessians and (held in self.layouts or held.grad is not None)
-            if any(held is parameter for group in self.param_groups for parameter in group["params"])
-        ]
-        if missing:
-            raise RuntimeError(
-                f"{self._names(missing)} need an estimate of the Hessian's diagonal before this step: make it with "
-                f"hessian.estimate and hand it in with give_hessian"
-            )
+            self._refuse_not_finite(self._gradients())
+        self._refuse_without_hessian()
+        self._assign_owners()
         if self.before_update:
             self.before_update()
         for group in self.param_groups:
@@ -117,174 +172,192 @@ class HybridOptimizer(Optimizer):
 
     def _step_whole(self, group: Group) -> None:
         """Step parameters that all processes hold, each process its share where the rule works on matrices."""
-        rank, _ = exchange.rank_and_world()
-        owners = self._owners_in(group, None)
-        present = [index for index, parameter in enumerate(group["params"]) if parameter.grad is not None]
-        mine = [index for index in present if owners is None or owners[group["names"][index]] == rank]
-        items = [
-            Item(
-                parameter,
-                parameter.grad,
-                self.state[parameter],
-                group["blocks"][index],
-                group["transposed"][index],
-                self._hessians.pop(parameter, None),
-            )
-            for index, parameter in ((index, group["params"][index]) for index in mine)
+        rank, _ = rank_and_world()
+        present = [
+            (self.held[info.name], parameter)
+            for info, parameter in zip(group["infos"], group["params"], strict=True)
+            if parameter.grad is not None
         ]
-        self._update(group, [group["names"][index] for index in mine], items)
-        if owners is not None:
-            parameters = [group["params"][index] for index in present]
-            exchange.share(parameters, [owners[group["names"][index]] for index in present])
+        mine = [(held, parameter) for held, parameter in present if held.owner in (None, rank)]
+        items = [self._item(held, parameter, parameter.grad, self.state[parameter]) for held, parameter in mine]
+        self._update(group, [held.info for held, _ in mine], items)
+        owned = [(parameter, held.owner) for held, parameter in present if held.owner is not None]
+        if owned:
+            broadcast_from_owners([parameter for parameter, _ in owned], [owner for _, owner in owned])
 
     def _step_flat(self, group: Group, flat: torch.Tensor) -> None:
-        """Step a flat part of a group, as ZeRO hands it over."""
+        """Step a flat partition of a group, as ZeRO hands it over."""
         rule, layout = RULES[group["rule"]], self.layouts[flat]
         assert flat.grad is not None
         if not rule.whole_matrix:
-            rule.update(group, [Item(flat, flat.grad, self.state[flat], 1, False, self._flat_hessian(group, flat))])
+            rule.update(group, [Item(flat, flat.grad, self.state[flat], hessian=self._flat_hessian(layout, flat))])
             return
-        owners = self._owners_in(group, flat)
-        assert owners is not None
-        places = {name: index for index, name in enumerate(group["names"])}
 
-        def update(names: list[str], weights: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+        def update(weights: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> None:
+            mine = [self.held[name] for name in weights]
             items = [
-                Item(
-                    weight,
-                    gradient,
-                    self.matrix_states.setdefault(name, {}),
-                    group["blocks"][places[name]],
-                    group["transposed"][places[name]],
-                )
-                for name, weight, gradient in zip(names, weights, gradients, strict=True)
+                self._item(held, weight.view(held.info.shape), gradient.view(held.info.shape), self.state[held.tensor])
+                for held, weight, gradient in zip(mine, weights.values(), gradients.values(), strict=True)
             ]
-            self._update(group, names, items)
+            self._update(group, [held.info for held in mine], items)
 
-        shapes = dict(zip(group["names"], group["shapes"], strict=True))
-        exchange.with_whole(layout, owners, flat, flat.grad, shapes, update)
+        owners = {name: self.held[name].owner or 0 for name in layout.held}
+        update_at_owners(layout, owners, flat, flat.grad, update)
 
-    def _update(self, group: Group, names: list[str], items: list[Item]) -> None:
+    @staticmethod
+    def _item(held: Held, parameter: torch.Tensor, gradient: torch.Tensor, state: State) -> Item:
+        """A whole parameter for its rule; takes the estimate of the Hessian out of `held`."""
+        hessian, held.hessian = held.hessian, None
+        return Item(parameter, gradient, state, held.info.blocks, held.info.transposed, hessian)
+
+    def _update(self, group: Group, infos: list[ParameterInfo], items: list[Item]) -> None:
         """Let the rule step whole parameters, under the eyes of `watch`."""
         if not items:
             return
         before = [item.parameter.clone() for item in items] if self.watch else []
         RULES[group["rule"]].update(group, items)
         if self.watch:
-            self.watch(group, names, items, before)
+            self.watch(group, infos, items, before)
 
-    def _owners_in(self, group: Group, flat: torch.Tensor | None) -> dict[str, int] | None:
-        """Who works on which matrix of a group, or of a flat part of it; None: every process steps all that it has."""
-        rule, world_size = RULES[group["rule"]], exchange.rank_and_world()[1]
-        if not rule.whole_matrix or (flat is None and not (self.share_work and world_size > 1)):
-            return None
-        # Over all parameters, with a gradient or without: an owner keeps the state, so it must not change.
-        held = None if flat is None else self.layouts[flat].held
-        names = group["names"] if held is None else list(held)
-        key = (flat, names[0])
-        if key not in self._owners:
-            costs = {name: _cost(rule, group, group["names"].index(name)) for name in names}
-            self._owners[key] = assign(costs, world_size, held)
-        return self._owners[key]
+    def _assign_owners(self) -> None:
+        """Decide who steps which matrix, once: an owner keeps the state, so it must not change.
+
+        Over all parameters of a group or of a flat tensor, with a gradient or without; the same in all processes.
+        """
+        if self._assigned:
+            return
+        _, world_size = rank_and_world()
+        for group in () if self.layouts else self.param_groups:
+            mine = {info.name: self.held[info.name].cost for info in group["infos"]}
+            if RULES[group["rule"]].whole_matrix and self.share_work and world_size > 1:
+                self._set_owners(assign(mine, world_size))
+        for layout in self.layouts.values():
+            costs = {name: self.held[name].cost for name in layout.held}
+            if self.held[next(iter(costs))].rule.whole_matrix:
+                self._set_owners(assign(costs, world_size, layout.held))
+        self._assigned = True
+
+    def _set_owners(self, owners: dict[str, int]) -> None:
+        for name, owner in owners.items():
+            self.held[name].owner = owner
 
     def kept(self, rank: int, *, once: bool = False) -> dict[str, tuple[torch.Tensor, State]]:
         """The parameters whose whole state this process keeps: name -> the parameter as the model holds it, its state.
 
         Args:
             rank: this process's.
-            once: leave out, but on rank 0, what every process keeps.
+            once: leave out, except on rank 0, what every process keeps.
         """
-        kept: dict[str, tuple[torch.Tensor, State]] = {}
-        for group in self.param_groups if not self.layouts else ():
-            owners = self._owners_in(group, None)
-            for name, parameter in zip(group["names"], group["params"], strict=True):
-                if (not once or rank == 0) if owners is None else owners[name] == rank:
-                    kept[name] = (parameter, self.state[parameter])
-        for flat in self.layouts:
-            for name, owner in (self._owners_in(self._group_of(flat), flat) or {}).items():
-                if owner == rank:
-                    kept[name] = (self.originals[name], self.matrix_states.setdefault(name, {}))
-        return kept
+        self._assign_owners()
+        mine = (None, rank) if rank == 0 or not once else (rank,)
+        return {
+            name: (held.tensor, self.state[held.tensor])
+            for name, held in self.held.items()
+            if held.owner in mine and (held.flat is None or held.owner is not None)
+        }
 
     def elementwise_flats(self) -> dict[torch.Tensor, Layout]:
         """The flat tensors that elementwise rules step; their states are as flat."""
-        return {f: layout for f, layout in self.layouts.items() if not RULES[self._group_of(f)["rule"]].whole_matrix}
+        return {
+            flat: layout
+            for flat, layout in self.layouts.items()
+            if not self.held[next(iter(layout.held))].rule.whole_matrix
+        }
 
-    def _group_of(self, flat: torch.Tensor) -> Group:
-        some = next(iter(self.layouts[flat].held))
-        return next(group for group in self.param_groups if some in group["names"])
-
-    def _flat_hessian(self, group: Group, flat: torch.Tensor) -> torch.Tensor | None:
-        """The estimate of the Hessian's diagonal for this process's part, if one was given."""
-        originals = {name: self.originals[name] for name in self.layouts[flat].held}
-        if not any(original in self._hessians for original in originals.values()):
-            return None
-        part = torch.zeros_like(flat)
-        for fragment in self.layouts[flat].ranks[exchange.rank_and_world()[0]]:
-            diagonal = self._hessians[originals[fragment.name]].flatten()
-            part[fragment.offset : fragment.offset + fragment.length] = diagonal[fragment.start :][: fragment.length]
-        for original in originals.values():
-            self._hessians.pop(original, None)
-        return part
-
-    def wants_hessian(self) -> list[torch.Tensor]:
+    def wants_hessian(self) -> dict[str, torch.Tensor]:
         """The parameters whose rule needs an estimate of the Hessian's diagonal before the coming step; mostly none."""
-        return [original for original, _ in self._due()]
+        return {name: held.tensor for name, held in self._due().items()}
 
-    def _due(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The parameters of `wants_hessian`, each with the tensor that is stepped in its place."""
-        return [
-            (original, held)
-            for group in self.param_groups
-            if "hessian_every" in group
-            for original, held in self._members(group)
-            if self.state.get(held, {}).get("step", 0) % group["hessian_every"] == 0
-        ]
+    def _due(self) -> dict[str, Held]:
+        """The parameters of `wants_hessian`."""
+        due = {}
+        for group in self.param_groups:
+            for info in group["infos"] if "hessian_every" in group else ():
+                held = self.held[info.name]
+                state = self.state.get(held.tensor if held.flat is None else held.flat, {})
+                if state.get("step", 0) % group["hessian_every"] == 0:
+                    due[info.name] = held
+        return due
 
-    def _members(self, group: Group) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """A group's parameters as the model holds them, each with the tensor that is stepped in its place."""
-        if not self.layouts:
-            return [(parameter, parameter) for parameter in group["params"]]
-        flats = {name: flat for flat, layout in self.layouts.items() for name in layout.held}
-        return [(self.originals[name], flats[name]) for name in group["names"]]
-
-    def give_hessian(self, parameters: list[torch.Tensor], diagonals: list[torch.Tensor]) -> None:
-        """Hand in estimates for the coming step, each of its parameter's shape.
+    def give_hessian(self, estimates: Mapping[str, torch.Tensor]) -> None:
+        """Hand in estimates for the coming step by the parameters' names, each of its parameter's shape.
 
         Raises:
             FloatingPointError: an estimate holds a NaN or an infinity; none was taken.
         """
-        estimates = dict(zip(parameters, diagonals, strict=True))
-        self._refuse(estimates)
-        self._hessians = estimates
+        self._refuse_not_finite({f"the estimate of the Hessian of {name}": t for name, t in estimates.items()})
+        for name, estimate in estimates.items():
+            self.held[name].hessian = estimate
+
+    def _flat_hessian(self, layout: Layout, flat: torch.Tensor) -> torch.Tensor | None:
+        """The estimates of the Hessian's diagonal for this process's partition, if they were given."""
+        members = [self.held[name] for name in layout.held]
+        if all(held.hessian is None for held in members):
+            return None
+        partition = torch.zeros_like(flat)
+        for fragment in layout.ranks[rank_and_world()[0]]:
+            diagonal = self.held[fragment.name].hessian
+            assert diagonal is not None
+            fragment.of_flat(partition).copy_(fragment.of_whole(diagonal.flatten()))
+        for held in members:
+            held.hessian = None
+        return partition
+
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        """Every gradient that is there, by what it is of."""
+        found = {}
+        for group in self.param_groups:
+            for index, parameter in enumerate(group["params"]):
+                flat = self.layouts.get(parameter)
+                label = group["infos"][index].name if flat is None else _listed(flat.held)
+                if parameter.grad is not None:
+                    found[f"the gradient of {label}"] = parameter.grad
+        return found
 
     def _refuse_parts(self, group: Group) -> None:
-        """Refuse to hand a whole-matrix rule anything but whole matrices: it would be another algorithm."""
+        """Refuse to hand a rule anything but whole parameters, or flat ones whose layout is known.
+
+        Raises:
+            RuntimeError: a matrix rule would be another algorithm, and no rule's state would find its parameter.
+        """
         found = [tuple(parameter.shape) for parameter in group["params"] if parameter not in self.layouts]
-        if RULES[group["rule"]].whole_matrix and found and found != group["shapes"]:
+        if found and found != [info.shape for info in group["infos"]]:
+            info = group["infos"][0]
             raise RuntimeError(
-                f"{group['rule']} works on whole matrices, but {group['names'][0]} and others of its group have become "
-                f"{found[0]}; they were {group['shapes'][0]}. The strategy has to say how it parts them (set_layout)"
+                f"{group['rule']} works on whole parameters, but {info.name} and others of its group have become "
+                f"{found[0]}; they were {info.shape}. The strategy has to report its partitions (set_layout)"
             )
 
-    def _refuse(self, tensors: dict[torch.Tensor, torch.Tensor]) -> None:
+    def _refuse_without_hessian(self) -> None:
+        """Without its estimate a step would be sign descent under another name."""
+        # DeepSpeed steps one group after the other: only what is in a group now.
+        stepped = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        missing = [
+            name
+            for name, held in self._due().items()
+            if held.hessian is None
+            and (held.flat is not None or held.tensor.grad is not None)
+            and id(held.tensor if held.flat is None else held.flat) in stepped
+        ]
+        if missing:
+            raise RuntimeError(
+                f"{_listed(missing)} need an estimate of the Hessian's diagonal before this step: make it with "
+                f"sophia.estimate and hand it in with give_hessian"
+            )
+
+    @staticmethod
+    def _refuse_not_finite(tensors: dict[str, torch.Tensor]) -> None:
         """Raise if a value is not finite. Only where the norm, the quickest pass, is not: it may have overflowed."""
         if torch.isfinite(get_total_norm(tensors.values())):
             return
-        bad = [parameter for parameter, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-        if not bad:
-            return
-        raise FloatingPointError(
-            f"the gradient, or the estimate of the Hessian, of {self._names(bad)} holds a NaN or an infinity; expected "
-            f"finite numbers. No parameter and no state was changed: lower the learning rate, or skip this batch"
-        )
-
-    def _names(self, parameters: list[torch.Tensor]) -> str:
-        names = [name for name, original in self.originals.items() if any(original is p for p in parameters)]
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        bad = [label for label, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise FloatingPointError(
+                f"{_listed(bad)}: NaN or infinity; expected finite numbers. No parameter and no state was changed: "
+                f"lower the learning rate, or skip this batch"
+            )
 
 
-def _cost(rule: Rule, group: Group, index: int) -> float:
-    rows, columns = group["shapes"][index]
-    blocks = group["blocks"][index]
-    return blocks * rule.cost(rows // blocks, columns)
+def _listed(names: Iterable[str]) -> str:
+    every = list(names)
+    return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")

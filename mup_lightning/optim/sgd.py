@@ -1,4 +1,4 @@
-"""SGD with momentum, as torch.optim.SGD does it, but with decoupled weight decay.
+"""SGD with momentum, as torch.optim.SGD, but with decoupled weight decay.
 
     M <- μM + G
     A  = M      (with Nesterov G + μM)
@@ -10,36 +10,53 @@ momentum both kinds are the same.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch.optim.sgd import sgd
 
-from mup_lightning.config.optimizers import RuleOptions
-from mup_lightning.optim.rule import Group, Item
+from mup_lightning.errors import UserError
+from mup_lightning.optim.rule import Group, Item, Rule
+from mup_lightning.typed import Typed, UnitInterval
 
 
-class SGD:
+class SGD(Rule):
     """State of a parameter: `momentum` of its shape; none where the momentum is 0."""
 
     name = "sgd"
-    whole_matrix = False
 
-    def hyperparameters(self, options: RuleOptions) -> dict[str, Any]:
-        """See `Rule`."""
-        return {"momentum": options.sgd.momentum, "nesterov": options.sgd.nesterov}
+    @dataclass
+    class Options(Typed, prefix="rules.sgd."):
+        """SGD.
 
-    def cost(self, rows: int, columns: int) -> float:
-        """See `Rule`."""
-        return rows * columns
+        Attributes:
+            momentum: decay of the gradient's accumulation; 0: none.
+            nesterov: look one step ahead along the momentum.
+        """
 
-    def update(self, group: Group, items: list[Item]) -> None:
-        """See `Rule`."""
+        momentum: UnitInterval = 0.9
+        nesterov: bool = False
+
+        def __post_init__(self) -> None:
+            """Raise UserError for Nesterov without momentum."""
+            super().__post_init__()
+            if self.nesterov and not self.momentum:
+                raise UserError("rules.sgd.nesterov is true, but rules.sgd.momentum is 0; expected a momentum above 0")
+
+    def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
+        """None: the kernel is fused."""
+        return 0
+
+    def start(self, group: Group, item: Item) -> None:
+        """A momentum of zero, where there is one."""
+        if group["momentum"]:
+            item.state["momentum"] = torch.zeros_like(item.parameter)
+
+    def step(self, group: Group, items: list[Item]) -> None:
+        """Decay first, then the fused kernel."""
         for item in items:
             if group["weight_decay"]:
                 item.parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-            if group["momentum"] and not item.state:
-                item.state["momentum"] = torch.zeros_like(item.parameter)
         sgd(
             [item.parameter for item in items],
             [item.gradient for item in items],

@@ -15,49 +15,69 @@ Own code, because torch has no Shampoo.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.errors import UserError
-from mup_lightning.optim.matrices import part
-from mup_lightning.optim.rule import Group, Item, State
+from mup_lightning.optim.rule import Group, Item, Rule, State, split_blocks
+from mup_lightning.typed import PositiveInt, Typed, UnitInterval
 
 
-class Shampoo:
+class Shampoo(Rule):
     """State of a parameter of k blocks of (r, s).
 
     `step` (steps done), `momentum` of its shape, `left` and `left_root` (k, r, r), `right` and `right_root` (k, s, s).
     """
 
     name = "shampoo"
-    whole_matrix = True
 
-    def hyperparameters(self, options: RuleOptions) -> dict[str, Any]:
-        """See `Rule`."""
-        shampoo = options.shampoo
-        return {
-            "beta1": shampoo.beta1,
-            "beta2": shampoo.beta2,
-            "precondition_every": shampoo.precondition_every,
-            "max_dimension": shampoo.max_dimension,
-        }
+    @dataclass
+    class Options(Typed, prefix="rules.shampoo."):
+        """Shampoo. Its stabiliser is recipe.eps, which the recipe scales.
+
+        Attributes:
+            beta1: decay of the gradient's moving average.
+            beta2: decay of the preconditioners' moving averages.
+            precondition_every: steps from one inverse root to the next.
+            max_dimension: sides longer than this are not preconditioned.
+        """
+
+        beta1: UnitInterval = 0.95
+        beta2: UnitInterval = 0.95
+        precondition_every: PositiveInt = 1
+        max_dimension: PositiveInt = 20000
 
     def cost(self, rows: int, columns: int) -> float:
-        """See `Rule`."""
+        """Two eigendecompositions."""
         return rows**3 + columns**3
 
-    def update(self, group: Group, items: list[Item]) -> None:
-        """See `Rule`.
+    def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
+        """Four float64 squares of a block's longer side (eigh), and after them one direction."""
+        return max(max(32 * max(item.block_shape) ** 2, 4 * item.parameter.numel()) for item in items)
+
+    def start(self, group: Group, item: Item) -> None:
+        """Averages of zero, and memory for the roots.
 
         Raises:
             UserError: both sides of a matrix are longer than max_dimension.
         """
+        blocks, rows, columns = split_blocks(item.parameter, item.blocks).shape
+        if min(rows, columns) > group["max_dimension"]:
+            raise UserError(
+                f"rules.shampoo.max_dimension is {group['max_dimension']}, below both sides of a {rows} x {columns} "
+                f"matrix, which would leave it without preconditioner; expected at least {min(rows, columns)}"
+            )
+        item.state["step"], item.state["momentum"] = 0, torch.zeros_like(item.parameter)
+        for side, length in (("left", rows), ("right", columns)):
+            if length <= group["max_dimension"]:
+                item.state[side] = item.parameter.new_zeros(blocks, length, length)
+                item.state[side + "_root"] = torch.empty_like(item.state[side])
+
+    def step(self, group: Group, items: list[Item]) -> None:
+        """One matrix after the other."""
         for item in items:
-            G_krs, state = part(item.gradient, item.blocks), item.state
-            if not state:
-                _start(state, item, G_krs, group["max_dimension"])
+            G_krs, state = split_blocks(item.gradient, item.blocks), item.state
             state["step"] += 1
             state["momentum"].lerp_(item.gradient, 1.0 - group["beta1"])
             power = -0.25 if "left" in state and "right" in state else -0.5
@@ -71,9 +91,9 @@ class Shampoo:
 
 
 def _move(group: Group, item: Item) -> None:
-    """Step the weight. The last product goes straight into it, so that one direction at most exists beside it."""
-    state, W_krs = item.state, part(item.parameter, item.blocks)
-    A_krs = part(state["momentum"], item.blocks)
+    """Step the weight. The last product goes straight into it, so that no more than one direction exists."""
+    state, W_krs = item.state, split_blocks(item.parameter, item.blocks)
+    A_krs = split_blocks(state["momentum"], item.blocks)
     step = -group["lr"] / (1.0 - group["beta1"] ** state["step"])
     keep = 1.0 - group["lr"] * group["weight_decay"]
     if "left" in state and "right" in state:
@@ -84,23 +104,8 @@ def _move(group: Group, item: Item) -> None:
         W_krs.baddbmm_(state["left_root"], A_krs, beta=keep, alpha=step)
 
 
-def _start(state: State, item: Item, G_krs: torch.Tensor, max_dimension: int) -> None:
-    blocks, rows, columns = G_krs.shape
-    if min(rows, columns) > max_dimension:
-        raise UserError(
-            f"rules.shampoo.max_dimension is {max_dimension}, below both sides of a {rows} x {columns} matrix, which "
-            f"would leave it without preconditioner; expected at least {min(rows, columns)}"
-        )
-    state["step"], state["momentum"] = 0, torch.zeros_like(item.parameter)
-    for side, length in (("left", rows), ("right", columns)):
-        if length <= max_dimension:
-            state[side] = G_krs.new_zeros(blocks, length, length)
-
-
 def _refresh(state: State, side: str, weight: float, eps: float, power: float) -> None:
-    """The root of (sums/weight + εI) of every block, one at a time, into the memory of the root before."""
-    if side + "_root" not in state:
-        state[side + "_root"] = torch.empty_like(state[side])
+    """The root of (sums/weight + εI) of every block, one at a time, into the memory of the previous root."""
     for sums, root in zip(state[side], state[side + "_root"], strict=True):
         root.copy_(_power(sums.to(torch.float64, copy=True).div_(weight), eps, power))
 

@@ -14,18 +14,17 @@ Own code, because torch has no SOAP.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from mup_lightning.config.optimizers import RuleOptions
-from mup_lightning.optim.matrices import part
-from mup_lightning.optim.rule import Group, Item, State
+from mup_lightning.optim.rule import Group, Item, Rule, State, move, split_blocks
+from mup_lightning.typed import PositiveFloat, PositiveInt, Typed, UnitInterval
 
 _SIDES = ("left", "right")
 
 
-class SOAP:
+class SOAP(Rule):
     """State of a parameter of k blocks of (r, s).
 
     `step` (steps done), `exp_avg` of its shape, `exp_avg_sq` of its shape but in the eigenbasis, `left` and
@@ -33,65 +32,82 @@ class SOAP:
     """
 
     name = "soap"
-    whole_matrix = True
 
-    def hyperparameters(self, options: RuleOptions) -> dict[str, Any]:
-        """See `Rule`."""
-        soap = options.soap
-        return {
-            "beta1": soap.beta1,
-            "beta2": soap.beta2,
-            "adam_eps": soap.eps,
-            "precondition_every": soap.precondition_every,
-            "max_dimension": soap.max_dimension,
-        }
+    @dataclass
+    class Options(Typed, prefix="rules.soap."):
+        """SOAP.
+
+        Attributes:
+            beta1: decay of the gradient's moving average.
+            beta2: decay of the squared gradient's and the preconditioners' moving averages.
+            eps: Adam's, in the eigenbasis.
+            precondition_every: steps from one refresh of the eigenbasis to the next.
+            max_dimension: sides longer than this keep their own basis.
+        """
+
+        beta1: UnitInterval = 0.95
+        beta2: UnitInterval = 0.95
+        eps: PositiveFloat = 1e-8
+        precondition_every: PositiveInt = 10
+        max_dimension: PositiveInt = 10000
 
     def cost(self, rows: int, columns: int) -> float:
-        """See `Rule`."""
+        """Two QR decompositions."""
         return rows**3 + columns**3
 
-    def update(self, group: Group, items: list[Item]) -> None:
-        """See `Rule`. The first step changes state alone."""
+    def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
+        """Three float32 squares of the longer side (QR), and after them two rotated matrices."""
+        return max(max(12 * item.blocks * max(item.block_shape) ** 2, 8 * item.parameter.numel()) for item in items)
+
+    def start(self, group: Group, item: Item) -> None:
+        """Averages of zero, and memory for the bases."""
+        blocks, *lengths = split_blocks(item.parameter, item.blocks).shape
+        item.state["step"] = 0
+        item.state["exp_avg"], item.state["exp_avg_sq"] = (torch.zeros_like(item.parameter) for _ in range(2))
+        for side, length in zip(_SIDES, lengths, strict=True):
+            if length <= group["max_dimension"]:
+                item.state[side] = item.parameter.new_zeros(blocks, length, length)
+                item.state[side + "_basis"] = torch.empty_like(item.state[side])
+
+    def step(self, group: Group, items: list[Item]) -> None:
+        """The first step of a matrix changes state alone."""
         for item in items:
-            G_krs, state = part(item.gradient, item.blocks), item.state
-            if not state:
-                _start(state, item, G_krs, group)
-                continue
+            G_krs, state = split_blocks(item.gradient, item.blocks), item.state
             t = state["step"]
             state["step"] = t + 1
+            if t == 0:
+                _accumulate(state, G_krs, group["beta2"])
+                _take_bases(state)
+                continue
             state["exp_avg"].lerp_(item.gradient, 1.0 - group["beta1"])
             _move(group, item, t)
             _accumulate(state, G_krs, group["beta2"])
             if t % group["precondition_every"] == 0:
-                _refresh(state, part(state["exp_avg_sq"], item.blocks))
+                _refresh(state, split_blocks(state["exp_avg_sq"], item.blocks))
 
 
 def _move(group: Group, item: Item, t: int) -> None:
-    """Step V and the weight. Two matrices of the weight's size exist beside it at most."""
+    """Step V and the weight, with at most two matrices of the weight's size for the rotations."""
     state = item.state
     V_krs, M_krs, G_krs, W_krs = (
-        part(tensor, item.blocks) for tensor in (state["exp_avg_sq"], state["exp_avg"], item.gradient, item.parameter)
+        split_blocks(tensor, item.blocks)
+        for tensor in (state["exp_avg_sq"], state["exp_avg"], item.gradient, item.parameter)
     )
     rotated, spare = _rotate(state, G_krs, *(torch.empty_like(G_krs) for _ in range(2)))
     V_krs.mul_(group["beta2"]).addcmul_(rotated, rotated, value=1.0 - group["beta2"])
     rotated, spare = _rotate(state, M_krs, rotated, spare)
-    rotated.div_(torch.sqrt(V_krs, out=spare).add_(group["adam_eps"]))
+    rotated.div_(torch.sqrt(V_krs, out=spare).add_(group["eps"]))
     rotated, _ = _rotate(state, rotated, spare, rotated, back=True)
     correction = (1.0 - group["beta2"] ** t) ** 0.5 / (1.0 - group["beta1"] ** t)
-    W_krs.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(rotated, alpha=-group["lr"] * correction)
+    move(group, W_krs, rotated, correction)
 
 
-def _start(state: State, item: Item, G_krs: torch.Tensor, group: Group) -> None:
-    state["step"] = 1
-    state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(item.parameter) for _ in range(2))
-    for side, length in zip(_SIDES, G_krs.shape[1:], strict=True):
-        if length <= group["max_dimension"]:
-            state[side] = G_krs.new_zeros(item.blocks, length, length)
-    _accumulate(state, G_krs, group["beta2"])
+def _take_bases(state: State) -> None:
+    """The eigenvectors of the preconditioners, largest eigenvalue first."""
     for side in _SIDES:
         if side in state:
-            wide = torch.promote_types(G_krs.dtype, torch.float32)
-            state[side + "_basis"] = torch.linalg.eigh(state[side].to(wide)).eigenvectors.flip(-1).to(G_krs.dtype)
+            wide = torch.promote_types(state[side].dtype, torch.float32)
+            state[side + "_basis"].copy_(torch.linalg.eigh(state[side].to(wide)).eigenvectors.flip(-1))
 
 
 def _accumulate(state: State, G_krs: torch.Tensor, beta: float) -> None:

@@ -5,58 +5,157 @@
     A  = clip(M / max(ρh, ε), -1, 1)       each entry
     W <- W - η(A + λW)
 
-ĥ is an estimate of the Hessian's diagonal that training makes and hands in (`hessian.estimate`,
-`HybridOptimizer.give_hessian`). The rule does not ask which estimator made it: Sophia-G and Sophia-H are this same
-update. Where h is small or negative the entry is ±1, which is what the recipe counts on.
+ĥ is an estimate of the Hessian's diagonal that training makes and hands in (`HybridOptimizer.give_hessian`). The rule
+does not ask which estimator made it: Sophia-G and Sophia-H are this same update. Where h is small or negative the entry
+is ±1, which is what the recipe counts on. Own code, because torch has no Sophia.
 
-Own code, because torch has no Sophia.
+The estimator here is Gauss-Newton-Bartlett:
+
+    y' ~ softmax(logits) for each of B tokens,  ĝ = gradient of the mean loss against y',  ĥ = B · ĝ ⊙ ĝ
+
+Labels drawn from the model itself make the scores of different tokens independent with mean 0; so ĥ is, in expectation,
+the diagonal of the Gauss-Newton matrix, and never negative. B counts tokens, because each one's label is a draw. It is
+the whole batch, with draws that depend only on a sample's place in the run: so the estimate is the same however the
+batch is split over micro-batches and processes.
+
+Shapes: N tokens, C width, V padded vocabulary, K tokens in a chunk.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from mup_lightning.config.optimizers import RuleOptions
-from mup_lightning.optim.pieces import pieces
-from mup_lightning.optim.rule import Group, Item
+from mup_lightning.model.loss import default_chunk
+from mup_lightning.model.parameters import stable_seed
+from mup_lightning.optim.rule import Group, Item, Rule, chunks, move
+from mup_lightning.typed import PositiveFloat, PositiveInt, Typed, UnitInterval
 
 
-class Sophia:
+class Sophia(Rule):
     """State of a parameter: `step` (steps done), `momentum` and `hessian` of its shape."""
 
     name = "sophia"
-    whole_matrix = False
 
-    def hyperparameters(self, options: RuleOptions) -> dict[str, Any]:
-        """See `Rule`."""
-        sophia = options.sophia
-        return {
-            "beta1": sophia.beta1,
-            "beta2": sophia.beta2,
-            "rho": sophia.rho,
-            "clip_eps": sophia.eps,
-            "hessian_every": sophia.hessian_every,
-        }
+    @dataclass
+    class Options(Typed, prefix="rules.sophia."):
+        """Sophia.
 
-    def cost(self, rows: int, columns: int) -> float:
-        """See `Rule`."""
-        return rows * columns
+        Attributes:
+            beta1: decay of the gradient's moving average.
+            beta2: decay of the Hessian's moving average, per estimate.
+            rho: size of the Hessian in the denominator (the paper's gamma): the larger, the fewer entries are clipped.
+            hessian_every: steps from one estimate of the Hessian to the next.
+            eps: least denominator.
+        """
 
-    def update(self, group: Group, items: list[Item]) -> None:
-        """See `Rule`. Piece by piece, so that only a piece of a direction exists at a time."""
+        beta1: UnitInterval = 0.965
+        beta2: UnitInterval = 0.99
+        rho: PositiveFloat = 0.05
+        hessian_every: PositiveInt = 10
+        eps: PositiveFloat = 1e-12
+
+    def operations(self, group: Group, rows: int, columns: int) -> int | None:
+        """The estimates of the Hessian are not counted."""
+        return None
+
+    def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
+        """Before some steps an estimate of the Hessian: a second gradient, and its square."""
+        return 8 * sum(item.parameter.numel() for item in items)
+
+    def start(self, group: Group, item: Item) -> None:
+        """Two averages of zero."""
+        item.state["step"] = 0
+        item.state["momentum"], item.state["hessian"] = (torch.zeros_like(item.parameter) for _ in range(2))
+
+    def step(self, group: Group, items: list[Item]) -> None:
+        """Chunk by chunk, so that only a chunk of a direction exists at a time."""
         for item in items:
             state = item.state
-            if not state:
-                state["step"] = 0
-                state["momentum"], state["hessian"] = (torch.zeros_like(item.parameter) for _ in range(2))
             state["step"] += 1
             if item.hessian is not None:
                 state["hessian"].lerp_(item.hessian, 1.0 - group["beta2"])
-            for weight, G, M, h in pieces(item.parameter, item.gradient, state["momentum"], state["hessian"]):
+            for weight, G, M, h in chunks(item.parameter, item.gradient, state["momentum"], state["hessian"]):
                 M.lerp_(G, 1.0 - group["beta1"])
-                size = h.mul(group["rho"]).clamp_min_(group["clip_eps"])
+                size = h.mul(group["rho"]).clamp_min_(group["eps"])
                 direction = torch.div(M, size, out=size).clamp_(-1.0, 1.0)
-                weight.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
-                del size, direction  # or the next ones would be made beside them
+                move(group, weight, direction)
+                del size, direction  # or the next ones would be made before these are freed
+
+
+def estimate(
+    loss_fns: list[Callable[[], torch.Tensor]],
+    parameters: list[torch.Tensor],
+    draws: int,
+    average: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> list[torch.Tensor]:
+    """Estimate the diagonal of the Gauss-Newton matrix. No parameter's .grad is touched.
+
+    Args:
+        loss_fns: one for each micro-batch, equal in size: its mean loss (0-dim) over labels drawn from the model's own
+            predictions.
+        parameters: what to differentiate by; the losses must depend on each.
+        draws: B, the number of labels in all micro-batches of all processes.
+        average: mean of a tensor over the processes; None: there is one.
+
+    Returns:
+        One tensor of its parameter's shape each, not negative.
+    """
+    totals: list[torch.Tensor] = []
+    for loss_fn in loss_fns:
+        with torch.enable_grad():
+            gradients = list(torch.autograd.grad(loss_fn() / len(loss_fns), parameters))
+        totals = [t + g for t, g in zip(totals, gradients, strict=True)] if totals else gradients
+    return [(average(total) if average else total).square_().mul_(draws) for total in totals]
+
+
+@torch.no_grad()
+def sample_labels(
+    features_NC: torch.Tensor,
+    weight_VC: torch.Tensor,
+    vocab_size: int,
+    uniforms_N: torch.Tensor,
+    *,
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """Draw a label for each token from softmax(features · weightᵀ) over the first `vocab_size` tokens.
+
+    Args:
+        features_NC: (N, C) features, already times the output multiplier.
+        weight_VC: (V, C) output matrix, V >= vocab_size.
+        vocab_size: size of the vocabulary; padding is never drawn.
+        uniforms_N: a number from [0, 1) for each token, which decides its label.
+        chunk: tokens whose logits exist at once; None for the loss's own default.
+
+    Returns:
+        (N,) int64.
+    """
+    chunk = chunk or default_chunk(weight_VC.shape[0], weight_VC.device)
+    drawn = []
+    for x_KC, u_K in zip(features_NC.split(chunk), uniforms_N.to(features_NC.device).split(chunk), strict=True):
+        cumulative_KV = (x_KC @ weight_VC[:vocab_size].t()).float().softmax(-1).cumsum(-1)
+        # Rounding leaves the last one a little off 1.
+        threshold_K1 = u_K.to(cumulative_KV).unsqueeze(1) * cumulative_KV[:, -1:]
+        drawn.append(torch.searchsorted(cumulative_KV, threshold_K1, right=True).clamp_(max=vocab_size - 1).squeeze(1))
+    return torch.cat(drawn)
+
+
+def uniforms(seed: int, step: int, counters: list[int], tokens: int) -> torch.Tensor:
+    """Numbers from [0, 1) for every token of some samples: a pure function of the samples' places in the run.
+
+    Args:
+        seed: of the run.
+        step: of the run.
+        counters: the samples' places in the global order.
+        tokens: of one sample.
+
+    Returns:
+        (len(counters) · tokens,) float64.
+    """
+    drawn = []
+    for counter in counters:
+        generator = torch.Generator().manual_seed(stable_seed(repr((seed, step, counter))))
+        drawn.append(torch.rand(tokens, generator=generator, dtype=torch.float64))
+    return torch.cat(drawn)

@@ -15,15 +15,15 @@ Own code, because torch has no SSO, and pytorch_optimizer's leaves out R and the
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from mup_lightning.config.optimizers import RuleOptions
-from mup_lightning.optim.matrices import equal_shapes, part, per_item, room
-from mup_lightning.optim.newton_schulz import iterate, norms
-from mup_lightning.optim.rule import Group, Item
-from mup_lightning.optim.singular import leading, root
+from mup_lightning.optim.newton_schulz import iterate, norms, scratch
+from mup_lightning.optim.rule import Group, Item, Rule, batches, empty_batch, split_blocks, split_items
+from mup_lightning.optim.spectral_norm import leading
+from mup_lightning.typed import PositiveFloat, PositiveInt, Typed, UnitInterval
 
 POLAR_EXPRESS = (
     (8.2051, -22.9019, 16.4607),
@@ -38,55 +38,67 @@ POLAR_EXPRESS = (
 """a, b, c of the first eight steps; all later ones repeat the last."""
 
 
-class SSO:
+class SSO(Rule):
     """State of a parameter: `momentum` of its shape."""
 
     name = "sso"
-    whole_matrix = True
 
-    def hyperparameters(self, options: RuleOptions) -> dict[str, Any]:
-        """See `Rule`."""
-        sso = options.sso
-        return {"momentum": sso.momentum, "radius": sso.radius, "steps": sso.steps, "tolerance": sso.tolerance}
+    @dataclass
+    class Options(Typed, prefix="rules.sso."):
+        """Spectral Sphere Optimizer.
 
-    def cost(self, rows: int, columns: int) -> float:
-        """See `Rule`."""
-        return rows * columns * min(rows, columns)
+        Attributes:
+            momentum: decay of the gradient's moving average.
+            radius: the sphere's radius in units of sqrt(n_out / n_in).
+            steps: Newton-Schulz iterations of one orthogonalisation.
+            tolerance: how far from tangent to the sphere a step may be, |<u v^T, direction>|.
+        """
 
-    def update(self, group: Group, items: list[Item]) -> None:
-        """See `Rule`. Matrices of equal shape are solved as one batch."""
+        momentum: UnitInterval = 0.9
+        radius: PositiveFloat = 1.0
+        steps: PositiveInt = 8
+        tolerance: PositiveFloat = 2e-4
+
+    def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
+        """That of Newton-Schulz; W's power iteration (a copy and two Gram matrices) comes before, and takes no more."""
+        return scratch(items, torch.float32, device)
+
+    def start(self, group: Group, item: Item) -> None:
+        """A momentum of zero."""
+        item.state["momentum"] = torch.zeros_like(item.parameter)
+
+    def step(self, group: Group, items: list[Item]) -> None:
+        """Matrices of equal shape are solved as one batch."""
         for item in items:
-            if not item.state:
-                item.state["momentum"] = torch.zeros_like(item.parameter)
             item.state["momentum"].lerp_(item.gradient, 1.0 - group["momentum"])
-        for batch in equal_shapes(items):
+        for batch in batches(items):
             _update(group, batch)
 
 
 def _update(group: Group, batch: list[Item]) -> None:
     wide = torch.promote_types(batch[0].parameter.dtype, torch.float32)
     norm_b11, u_br1, v_bs1 = leading(_weights(batch, wide))
-    momenta = [part(item.state["momentum"], item.blocks) for item in batch]
+    momenta = [split_blocks(item.state["momentum"], item.blocks) for item in batch]
     phi_brs = tangent(momenta, u_br1, v_bs1, group["steps"], group["tolerance"])
     radius_b11 = group["radius"] * _side_ratios(batch, norm_b11) ** 0.5
     decay = 1.0 - group["lr"] * group["weight_decay"]
     factor_b11 = torch.where(norm_b11 > 0, radius_b11 / norm_b11, 1.0) * decay
     phi_brs.mul_(group["lr"] * radius_b11)
-    for item, factor, move in zip(batch, per_item(factor_b11, batch), per_item(phi_brs, batch), strict=True):
-        part(item.parameter, item.blocks).mul_(factor).sub_(move)
+    for item, factor, move in zip(batch, split_items(factor_b11, batch), split_items(phi_brs, batch), strict=True):
+        split_blocks(item.parameter, item.blocks).mul_(factor).sub_(move)
 
 
 def _weights(batch: list[Item], dtype: torch.dtype) -> torch.Tensor:
     """A copy of a batch's weights, (b, r, s)."""
-    weights = room(batch, dtype)
-    for item, weight in zip(batch, per_item(weights, batch), strict=True):
-        weight.copy_(part(item.parameter, item.blocks))
+    weights = empty_batch(batch, dtype)
+    for item, weight in zip(batch, split_items(weights, batch), strict=True):
+        weight.copy_(split_blocks(item.parameter, item.blocks))
     return weights
 
 
 def _side_ratios(items: list[Item], like: torch.Tensor) -> torch.Tensor:
     """n_out/n_in of each matrix in a batch, as (b, 1, 1)."""
-    _, rows, columns = part(items[0].parameter, items[0].blocks).shape
+    _, rows, columns = split_blocks(items[0].parameter, items[0].blocks).shape
     ratio = rows / columns
     ratios = [1 / ratio if item.transposed else ratio for item in items for _ in range(item.blocks)]
     return like.new_tensor(ratios)[:, None, None]
@@ -101,7 +113,7 @@ def tangent(
     of Θ, or of low rank.
 
     Args:
-        momenta: M, in pieces of (k, r, s) that make up the batch.
+        momenta: M, in chunks of (k, r, s) that make up the batch.
         u_br1: of norm 1 or 0.
         v_bs1: likewise.
         steps: of Newton-Schulz.
@@ -125,3 +137,32 @@ def tangent(
         return (u_br1.mT @ (sign(multiplier_b) @ v_bs1))[:, 0, 0]
 
     return sign(root(residual, norm_b11.new_zeros(len(norm_b11)), tolerance))
+
+
+def root(function: Callable[[torch.Tensor], torch.Tensor], start_b: torch.Tensor, tolerance: float) -> torch.Tensor:
+    """Roots of increasing functions, one an entry, by regula falsi with the Illinois rule: about 8 evaluations.
+
+    Args:
+        function: (b,) -> (b,), each entry increasing in its own argument alone and changing sign somewhere.
+        start_b: where to begin.
+        tolerance: |function| at which an entry is done. After 60 evaluations the best found so far is taken.
+    """
+    a, f_a = start_b, function(start_b)
+    best, f_best = a, f_a
+    towards = -f_a.sign()
+    b = a + towards
+    f_b = function(b)
+    for _ in range(60):
+        better = f_b.abs() < f_best.abs()
+        best, f_best = torch.where(better, b, best), torch.where(better, f_b, f_best)
+        if f_best.abs().max() <= tolerance:
+            break
+        crossed = f_a * f_b <= 0
+        between = b - f_b * (b - a) / (f_b - f_a)
+        between = torch.where(torch.isfinite(between), between, (a + b) / 2)
+        step = torch.where(crossed, between, a + 2 * (b - a))
+        f_step = function(step)
+        # The end that stays has its value halved, or it would stay for ever.
+        a, f_a = torch.where(f_step * f_b <= 0, b, a), torch.where(f_step * f_b <= 0, f_b, f_a * 0.5)
+        b, f_b = step, f_step
+    return best

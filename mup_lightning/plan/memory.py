@@ -1,26 +1,26 @@
 """GPU memory of training, estimated before any GPU is booked. Bytes per GPU; N parameters, P GPUs.
 
-Weights are float32 under every strategy; bf16 is autocast. DeepSpeed 0.19 takes no account of that: at stages 1 to 3
-its optimizer works on a copy of its part of the weights, although both are float32.
+Weights are float32 under every strategy; bf16 is autocast. DeepSpeed 0.19 does not know that: at stages 1 to 3 its
+optimizer works on a copy of its partition of the weights, although both are float32.
 
                 weights   gradients   optimizer     exchange      while stepping
     single      4N        4N          S             -             D
     ddp, ZeRO 0 4N        4N          E + M/P       4N            the larger of D and 4m(1 + 1/P)
-    ZeRO 1      4N        4N          (4N + S)/P    B             8N/P + D - 4N: other parts have gone by then
+    ZeRO 1      4N        4N          (4N + S)/P    B             8N/P + D - 4N: other partitions are freed by then
     ZeRO 2      4N        4N/P        (4N + S)/P    B             4N/P + D
     ZeRO 3      4N/P      4N/P        (4N + S)/P    3B            4N/P + B + the larger of 8m/P + D and 16m/P
 
 S is the optimizer's state: E of elementwise rules and M of whole-matrix rules, which one process keeps for each matrix
-under every strategy; D is what a rule makes while it steps (`rule_memory`), and m the numbers of its matrices: they
-travel to their owners (`optim/exchange.py`). Shards are taken as even, but no share of a whole-matrix rule's state is
-smaller than its largest matrix's. B is DeepSpeed's bucket (`zero.BUCKET`), or 4N where that is less. The exchange of
-ddp is its second step's: buckets are laid out anew while the old ones still hold gradients. Gradients are counted
-beside activations, as they are in all but the first of several micro-batches.
+under every strategy; D is what a rule makes while it steps (`Rule.scratch`), and m the elements of its matrices, which
+travel to their owners (`distributed/collectives.py`). Shards are assumed even, but no share of a whole-matrix rule's
+state is smaller than its largest matrix's. B is DeepSpeed's bucket (`ZERO_BUCKET`), or 4N where that is less. The
+exchange of ddp is its second step's: buckets are laid out anew while the old ones still hold gradients. Gradients are
+counted on top of activations, as they are in all but the first of several micro-batches.
 
-Under ZeRO 3 two blocks stand whole beside the embeddings: one that computes and one that is fetched ahead.
+Under ZeRO 3 two blocks are gathered besides the embeddings: one that computes and one that is fetched ahead.
 
 The spectral monitor (`trainer.spectral_norms_every`) keeps a copy of the matrices, each in one process, while a
-measured step updates them: 4m'/P more there, m' the numbers of all matrices, embeddings and head too.
+measured step updates them: 4m'/P more there, m' the elements of all matrices, embeddings and head too.
 
 The peak has the larger of activations with exchange, and the last column, never both.
 
@@ -40,7 +40,57 @@ import torch
 
 from mup_lightning.config.schema import ModelConfig
 from mup_lightning.model.loss import default_chunk
-from mup_lightning.plan.rule_memory import RuleMemory
+from mup_lightning.optim.registry import RULES
+from mup_lightning.optim.rule import Group, Item
+
+ZERO_BUCKET = 1 << 23
+"""Elements that DeepSpeed reduces, or fetches ahead, at once: 32 MB. Its own 2 GB are more than most models have."""
+
+
+@dataclass(frozen=True)
+class RuleMemory:
+    """The memory of one rule over all its parameters, in bytes.
+
+    Attributes:
+        numel: elements of all parameters that it updates (a count, not bytes).
+        state: that it keeps.
+        step: that it makes at most while it steps.
+        largest: elements of the largest parameter of a whole-matrix rule, which is never divided; else 0.
+        largest_state: state of that parameter; else 0.
+    """
+
+    numel: int = 0
+    state: int = 0
+    step: int = 0
+    largest: int = 0
+    largest_state: int = 0
+
+
+def rule_memory(groups: list[Group], device: str = "cuda") -> dict[str, RuleMemory]:
+    """The memory of every rule that the groups name. States are those of `Rule.start` on the meta device.
+
+    Args:
+        groups: of the optimizer.
+        device: "cuda" or "cpu": sizes of batches and Newton-Schulz's dtype depend on it.
+    """
+    result: dict[str, RuleMemory] = {}
+    for group in groups:
+        rule = RULES[group["rule"]]
+        tensors = [(torch.empty(info.shape, device="meta"), info) for info in group["infos"]]
+        items = [Item(tensor, tensor, {}, info.blocks, info.transposed) for tensor, info in tensors]
+        for item in items:
+            rule.start(group, item)
+        states = [sum(v.nbytes for v in item.state.values() if torch.is_tensor(v) and v.ndim) for item in items]
+        numels = [item.parameter.numel() for item in items]
+        before = result.get(rule.name, RuleMemory())
+        result[rule.name] = RuleMemory(
+            numel=before.numel + sum(numels),
+            state=before.state + sum(states),
+            step=max(before.step, rule.scratch(group, items, torch.device(device))),
+            largest=max(before.largest, *numels) if rule.whole_matrix else 0,
+            largest_state=max(before.largest_state, *states) if rule.whole_matrix else 0,
+        )
+    return result
 
 
 @dataclass(frozen=True)
@@ -53,7 +103,7 @@ class Load:
         rules: rule -> what it needs.
         half: bf16 rather than float32.
         device: decides the chunk of the loss: "cuda" or "cpu".
-        watched: numbers of all matrices that the spectral monitor copies, and of the largest one; 0 where it is off.
+        watched: elements of all matrices that the spectral monitor copies, and of the largest one; 0 where it is off.
     """
 
     model: ModelConfig
@@ -73,7 +123,7 @@ class Memory:
         zero: stage, 0 to 3.
         weights: as the forward pass uses them.
         gradients: of the step before while the next one's loss is computed, too.
-        optimizer: state, and DeepSpeed's copy of a part of the weights.
+        optimizer: state, and DeepSpeed's copy of its partition of the weights.
         activations: what a forward pass keeps for its backward, with casts or gathered weights and the loss's buffers.
         exchange: buffers in which processes send each other weights and gradients in the backward pass.
         step: what the optimizer needs while it steps, when the activations are gone, beyond the gradients.
@@ -103,15 +153,15 @@ def memory(load: Load, gpus: int, zero: int) -> Memory:
         zero: stage; see the module's text. Stage 0 on one GPU is strategy single.
     """
     rules = load.rules.values()
-    n = sum(rule.numbers for rule in rules)
-    parts = gpus if zero else 1
+    n = sum(rule.numel for rule in rules)
+    shards = gpus if zero else 1
     state = sum(
-        max(_shard(rule.state, gpus), rule.largest_state) if rule.largest else _shard(rule.state, parts)
+        max(_shard(rule.state, gpus), rule.largest_state) if rule.largest else _shard(rule.state, shards)
         for rule in rules
     )
     gradients = 4 * _shard(n, gpus if zero >= 2 else 1)
-    bucket = min(BUCKET, 4 * n)
-    gone = gradients - 4 * _shard(n, gpus) if zero else 0  # at stage 1: the other processes' parts
+    bucket = 4 * min(ZERO_BUCKET, n)
+    gone = gradients - 4 * _shard(n, gpus) if zero else 0  # at stage 1: the other processes' partitions
     step = max((_step(rule, gpus, zero, load.device) for rule in rules), default=0)
     step += 4 * max(_shard(load.watched[0], gpus), load.watched[1])
     return Memory(
@@ -126,21 +176,17 @@ def memory(load: Load, gpus: int, zero: int) -> Memory:
     )
 
 
-BUCKET = 4 << 23
-"""Bytes of `zero.BUCKET`; that module imports Lightning, which would cost the plan seconds."""
-
-
 def _step(rule: RuleMemory, gpus: int, zero: int, device: str) -> int:
     """Bytes of one rule, for itself and for the exchange of its matrices (see the module's text)."""
-    matrices, part = rule.numbers if rule.largest else 0, 4 * _shard(rule.numbers, gpus)
+    matrices, partition = rule.numel if rule.largest else 0, 4 * _shard(rule.numel, gpus)
     if not zero:
         gathered = (2 if device == "cpu" else 1) * 4 * matrices  # gloo makes a copy
         return max(rule.step, gathered + 4 * _shard(matrices, gpus) if gpus > 1 else 0)
     if zero < 3 or gpus == 1:
-        # Most matrices lie whole where they are worked on. Gloo copies the weights that it gathers at the end.
-        return max(part + rule.step, 4 * rule.numbers - part if device == "cpu" else 0)
+        # Most matrices are whole where they are worked on. Gloo copies the weights that it gathers at the end.
+        return max(partition + rule.step, 4 * rule.numel - partition if device == "cpu" else 0)
     whole = 4 * max(_shard(matrices, gpus), rule.largest)
-    return part + max(2 * whole + rule.step, 4 * whole if matrices else 0)
+    return partition + max(2 * whole + rule.step, 4 * whole if matrices else 0)
 
 
 def _shard(total: int, gpus: int) -> int:
@@ -154,7 +200,7 @@ def activations(load: Load, *, gathered: bool = False) -> int:
 
     Args:
         load: the model and its micro-batch.
-        gathered: ZeRO 3: weights stand whole beside the shards (see the module's text).
+        gathered: ZeRO 3: whole weights on top of the shards (see the module's text).
     """
     model, tokens = load.model, load.sequences * load.model.context
     C, V, low = model.width, model.padded_vocab, 2 if load.half else 4
@@ -175,7 +221,7 @@ def block_activations(load: Load) -> int:
     (C, C, C, mlp_ratio·C), Q, K and V (3C) and GELU's input (mlp_ratio·C), all at a; one float32 per head (the log of
     the softmax's sum). ReLU keeps its output alone, which the next product keeps anyway. qk_norm adds the normalised Q
     and K, a copy of attention's output, and in bf16 the float32 Q and K (torch's composite form; the fused kernel
-    spares these). Dropout adds a byte for every number that it masks.
+    spares these). Dropout adds a byte for every element that it masks.
     """
     model, tokens = load.model, load.sequences * load.model.context
     C, f, heads = model.width, model.mlp_ratio, model.width // model.head_dim

@@ -12,11 +12,12 @@ from mup_lightning.config.schema import Config
 from mup_lightning.data.sampler import accumulation_steps
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2, build
-from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.optimizer import make_groups
+from mup_lightning.optim.registry import RULES, resolve_rules
+from mup_lightning.optim.rule import Group
 from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.plan.flops import Flops, flops
-from mup_lightning.plan.memory import Load, Memory, memory
-from mup_lightning.plan.rule_memory import rule_memory
+from mup_lightning.plan.memory import Load, Memory, memory, rule_memory
 from mup_lightning.spectral.recipe import Multipliers, Recipe, derive
 from mup_lightning.spectral.roles import Role
 
@@ -36,7 +37,7 @@ class ParameterPlan:
         init_std: standard deviation of its entries; 0 for vectors, which start at a constant.
         lr: peak learning rate.
         weight_decay: decoupled; a step at the peak removes lr x weight_decay.
-        eps: the rule's stabiliser; None where it has none.
+        eps: ε that the recipe gives the rule; None where it gives none.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Plan:
         flops: operations per token.
         groups: of the optimizer, in order.
         parameters: in the model's order.
-        accumulation: GPUs -> micro-batches per step on each, or None where the batch cannot be shared out.
+        accumulation: GPUs -> micro-batches per step on each, or None where the batch cannot be divided among them.
         memory: for every number of GPUs and ZeRO stage.
         notes: what the numbers do not say.
     """
@@ -99,10 +100,11 @@ class Plan:
 
 
 def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> Plan:
-    """Plan a run. Takes no GPU, no data and no memory to speak of.
+    """Plan a run. Takes no GPU, no data and hardly any memory.
 
     Args:
-        config: of the run; precision auto counts as bf16, because a GPU is what is planned for.
+        config: of the run; precision auto counts as bf16, because a GPU is what is planned for. Its section `rules` is
+            resolved in place.
         gpus: numbers of GPUs to estimate memory for.
         device: "cuda", or "cpu" for processes without a GPU.
 
@@ -114,46 +116,52 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> 
             f"the numbers of GPUs are {', '.join(map(str, gpus)) or 'empty'}; expected numbers of at least 1"
         )
     warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)
+    resolve_rules(config)
     recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
     model = build(config.model, recipe, config.seed, device="meta")
-    named = dict(model.named_parameters())
-    groups = make_groups(named, model.parameter_info, recipe, config.rules)
-    half = config.trainer.precision != "fp32"
-    matrices = [parameter.numel() for parameter in named.values() if parameter.ndim == 2]
-    watched = (sum(matrices), max(matrices)) if config.trainer.spectral_norms_every else (0, 0)
-    load = Load(config.model, config.data.micro_batch, rule_memory(groups, half=half), half, device, watched)
+    infos = model.parameter_info
+    groups = make_groups(dict(model.named_parameters()), infos, recipe, config.rules)
+    matrices = [info.numel for info in infos.values() if len(info.shape) == 2]
+    load = Load(
+        config.model,
+        config.data.micro_batch,
+        rule_memory(groups, device),
+        half=config.trainer.precision != "fp32",
+        device=device,
+        watched=(sum(matrices), max(matrices)) if config.trainer.spectral_norms_every else (0, 0),
+    )
     tokens_per_step = config.data.batch_size * config.model.context
     return Plan(
-        parameter_count=sum(parameter.numel() for parameter in named.values()),
+        parameter_count=sum(info.numel for info in infos.values()),
         tokens=config.trainer.max_steps * tokens_per_step,
         flops=_flops(config, model, groups, tokens_per_step),
-        groups=[_group(group, model) for group in groups],
-        parameters=_parameters(config, model, groups, recipe),
+        groups=[_group(group, recipe) for group in groups],
+        parameters=_parameters(config, model, recipe),
         accumulation={number: _accumulation(config, number) for number in gpus},
         memory=[memory(load, number, zero) for number in gpus for zero in STAGES],
-        notes=_notes(config, load),
+        notes=_notes(config, groups),
     )
 
 
-def _parameters(config: Config, model: GPT2, groups: list[dict[str, Any]], recipe: Recipe) -> list[ParameterPlan]:
-    group_of = {name: group for group in groups for name in group["names"]}
+def _parameters(config: Config, model: GPT2, recipe: Recipe) -> list[ParameterPlan]:
     result = []
     for name, info in model.parameter_info.items():
-        std = 0.0 if info.role.is_vector else recipe.values[info.role].init_std
-        if config.recipe.gpt2_residual_init and info.declaration.closes_branch:
+        values = recipe.values[info.role]
+        std = 0.0 if info.role.is_vector else values.init_std
+        if config.recipe.gpt2_residual_init and info.closes_branch:
             std *= (2 * config.model.depth) ** -0.5
-        group = group_of[name]
+        multiplier = _multiplier(info.role, recipe.multipliers)
         result.append(
             ParameterPlan(
-                name=name,
-                shape=info.shape,
-                role=str(info.role),
-                rule=group["rule"],
-                multiplier=_multiplier(info.role, recipe.multipliers),
-                init_std=std,
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
+                name,
+                info.shape,
+                str(info.role),
+                values.rule,
+                multiplier,
+                std,
+                values.lr,
+                values.weight_decay,
+                values.eps,
             )
         )
     return result
@@ -165,36 +173,29 @@ def _multiplier(role: Role, multipliers: Multipliers) -> float:
     return multipliers.residual if role.in_branch else by_role[role]
 
 
-def _group(group: dict[str, Any], model: GPT2) -> GroupPlan:
+def _group(group: Group, recipe: Recipe) -> GroupPlan:
+    infos = group["infos"]
     return GroupPlan(
-        roles=tuple(dict.fromkeys(str(model.parameter_info[name].role) for name in group["names"])),
-        tensors=len(group["names"]),
-        parameters=sum(parameter.numel() for parameter in group["params"]),
+        roles=tuple(dict.fromkeys(str(info.role) for info in infos)),
+        tensors=len(infos),
+        parameters=sum(info.numel for info in infos),
         rule=group["rule"],
         lr=group["lr"],
         weight_decay=group["weight_decay"],
-        eps=group["eps"],
+        eps=recipe.values[infos[0].role].eps,
     )
 
 
-def _flops(config: Config, model: GPT2, groups: list[dict[str, Any]], tokens_per_step: int) -> Flops:
-    shapes = {info.name: info.shape for info in model.parameter_info.values()}
+def _flops(config: Config, model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
     lookups = {"position.weight"} | (set() if config.model.tied else {"token.weight"})
-    parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if name not in lookups)
-    matrices = [
-        (shape[0], shape[1])
-        for name, shape in shapes.items()
-        if not model.parameter_info[name].role.is_vector and name not in lookups
-    ]
-    orthogonalised = [
-        (parameter.shape[0] // blocks, parameter.shape[1])
+    counted = [info for name, info in model.parameter_info.items() if name not in lookups]
+    newton_schulz = sum(
+        info.blocks * (RULES[group["rule"]].operations(group, *info.block_shape) or 0)
         for group in groups
-        if group["rule"] in ("muon", "muon_kimi")
-        for parameter, blocks in zip(group["params"], group["blocks"], strict=True)
-        for _ in range(blocks)
-    ]
-    steps = config.rules.muon.steps
-    return flops(config.model, parameters, matrices, orthogonalised, steps, tokens_per_step)
+        for info in group["infos"]
+    )
+    matrices = sum(info.numel for info in counted if not info.role.is_vector)
+    return flops(config.model, sum(info.numel for info in counted), matrices, newton_schulz, tokens_per_step)
 
 
 def _accumulation(config: Config, gpus: int) -> int | None:
@@ -204,14 +205,14 @@ def _accumulation(config: Config, gpus: int) -> int | None:
         return None
 
 
-def _notes(config: Config, load: Load) -> list[str]:
+def _notes(config: Config, groups: list[Group]) -> list[str]:
     notes = ["init_std 0: vectors start at a constant, gains of LayerNorms at 1 and biases at 0"]
     if config.model.tied:
         notes.append(
             "the output matrix is the token embedding (model.tied): one parameter, with the input's values; where it "
             "makes the logits, the output multiplier applies instead of the input's"
         )
-    uncounted = sorted({"shampoo", "soap", "sso", "sophia"} & load.rules.keys())
+    uncounted = {group["rule"] for group in groups if RULES[group["rule"]].operations(group, 1, 1) is None}
     if uncounted:
-        notes.append(f"the operations of {', '.join(uncounted)} itself are not in the FLOPs")
+        notes.append(f"the operations of {', '.join(sorted(uncounted))} itself are not in the FLOPs")
     return notes

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.condition import solve
@@ -17,8 +17,10 @@ from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import ONE, Scale
 from mup_lightning.typed import NonNegativeFloat, PositiveFloat, PositiveInt, Typed
 
-OptimizerName = Literal["muon_kimi", "adamw", "muon", "sgd", "lion", "sophia", "shampoo", "soap", "sso"]
-"""The families of families.py, each with an update rule in mup_lightning.optim."""
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(FAMILIES)]
 
 SHAMPOO_LEAST_EPS = 1e-12
 """Measured: at 1e-12 Shampoo's steps are nearly what the theory says, at 1e-16 they grow with depth and width."""
@@ -29,8 +31,8 @@ class RecipeConfig(Typed, prefix="recipe."):
     """What is tuned on the base model, and the shape that it was tuned at. Everything else is derived.
 
     Attributes:
-        optimizer: muon_kimi, muon, shampoo, soap and sso update the matrices inside blocks, and AdamW all else; adamw,
-            lion, sophia and sgd update everything.
+        optimizer: the update rule. One that needs whole matrices (muon, soap, ...) updates the matrices inside blocks
+            and leaves all else to AdamW; any other (adamw, lion, ...) updates everything.
         pure: a matrix optimizer updates embeddings and head too; AdamW keeps the vectors, which are no matrices.
         variant: what is known of the optimizer's update: as the paper has it (published), or as `mup-lightning probe`
             has measured the implementation here (measured), where the two differ.

@@ -3,11 +3,15 @@
 DeepSpeed sees float32 everywhere: with precision bf16 the forward pass runs under autocast, as in every other strategy,
 and weights, gradients and what processes exchange stay float32. So all strategies are the same mathematics, and none of
 the traps of DeepSpeed's own bf16 mode applies (a phantom first step at stage 0, a residual stream rounded to bf16).
+
+Three things are added to it: the optimizer learns where its parameters have gone (`layouts`), gradients are reduced in
+the same order on all processes (`InOrder`), and a step whose gradients are not finite ends the run.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,20 +19,17 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import nn
 from torch.optim import Optimizer
 
+from mup_lightning.distributed.layout import Fragment, Layout, contiguous, each_cut
 from mup_lightning.optim.optimizer import HybridOptimizer
-from mup_lightning.training.gradient_order import InOrder
+from mup_lightning.plan.memory import ZERO_BUCKET
 from mup_lightning.training.module import GPT2Module
-from mup_lightning.training.zero_layout import layouts
-
-BUCKET = 1 << 23
-"""Numbers that are reduced, or fetched ahead, at once: 32 MB. DeepSpeed's own 2 GB are more than most models."""
 
 
 class ZeROStrategy(DeepSpeedStrategy):
     """DeepSpeed with a ZeRO stage, around one `HybridOptimizer`.
 
     Args:
-        stage: 0 (as ddp), 1 (optimizer states parted), 2 (gradients too), 3 (weights too).
+        stage: 0 (as ddp), 1 (optimizer states partitioned), 2 (gradients too), 3 (weights too).
         clip: largest norm of the raw gradients, 0 for none. At stages 1 to 3 DeepSpeed clips, because it alone holds
             the gradients; at stage 0 the module does.
 
@@ -43,7 +44,7 @@ class ZeROStrategy(DeepSpeedStrategy):
 
     @property
     def parts_gradients(self) -> bool:
-        """Whether a process holds a part of the gradients only."""
+        """Whether a process holds only a part of the gradients."""
         return self.stage > 0
 
     def setup_environment(self) -> None:
@@ -62,11 +63,11 @@ class ZeROStrategy(DeepSpeedStrategy):
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
     ) -> tuple[Any, Any]:
-        """Wrap model and optimizer, and tell the optimizer where its parameters have gone."""
+        """Wrap model and optimizer, and record in the optimizer where its parameters have gone."""
         import deepspeed
 
         assert isinstance(optimizer, HybridOptimizer)
-        names = {id(parameter): name for name, parameter in optimizer.originals.items()}
+        names = {id(held.tensor): name for name, held in optimizer.held.items()}
         if self.stage == 3:
             assert self.config is not None
             self.config["zero_optimization"]["stage3_max_live_parameters"] = _gathered_at_once(model)
@@ -92,7 +93,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Any, model: Any = None, **kwargs: Any) -> Any:
-        """See `Strategy`. DeepSpeed would skip a step whose gradients are not finite, and say nothing."""
+        """See `Strategy`. DeepSpeed would skip a step whose gradients are not finite, silently."""
         last_of_step = self.deepspeed_engine.is_gradient_accumulation_boundary()
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
         if self.parts_gradients and last_of_step:
@@ -112,7 +113,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         return DDPStrategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Nothing: weights are saved by `shards`, by every process its own."""
+        """Nothing: every process saves its own weights (`tensors.held`)."""
         return {}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
@@ -121,10 +122,10 @@ class ZeROStrategy(DeepSpeedStrategy):
 
 
 def _gathered_at_once(model: nn.Module) -> int:
-    """Numbers of gathered weights up to which DeepSpeed fetches more ahead: two blocks, this one and the next.
+    """Elements of gathered weights up to which DeepSpeed fetches more ahead: two blocks, this one and the next.
 
-    Its own 1e9 are all of most models: every layer fetches a bucket more, from the end of the forward pass on those of
-    the backward pass, and what is there already is not given back.
+    Its own 1e9 is more than most models have: every layer fetches a bucket more, from the end of the forward pass on
+    those of the backward pass, and what is there already is not released.
     """
     assert isinstance(model, GPT2Module)
     return 2 * sum(parameter.numel() for parameter in model.model.blocks[0].parameters())
@@ -136,12 +137,92 @@ def _config(stage: int, clip: float) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": stage,
-            "reduce_bucket_size": BUCKET,
+            "reduce_bucket_size": ZERO_BUCKET,
             "reduce_scatter": stage == 3,  # at 1 and 2 it is an all-reduce in any case, by way of one more copy
-            "stage3_prefetch_bucket_size": BUCKET,
+            "stage3_prefetch_bucket_size": ZERO_BUCKET,
             "stage3_max_reuse_distance": 0,  # a layer's whole weights go after its forward pass, and come again
         },
         "gradient_clipping": clip if stage > 0 else 0.0,
         "train_micro_batch_size_per_gpu": 1,  # only for DeepSpeed's own logs
         "steps_per_print": 1 << 60,
     }
+
+
+def layouts(wrapped: Any, names: dict[int, str], stage: int, world_size: int) -> Iterator[tuple[torch.Tensor, Layout]]:
+    """The flat tensors that DeepSpeed hands to the optimizer, and what they are made of.
+
+    Args:
+        wrapped: DeepSpeed's optimizer of stage 1, 2 or 3.
+        names: id of a parameter -> its name.
+        stage: of ZeRO.
+        world_size: processes.
+
+    Raises:
+        RuntimeError: what is there is not what should be: another version of DeepSpeed lays it out differently.
+    """
+    rank = torch.distributed.get_rank()
+    if stage == 3:
+        for flat, group in zip(wrapped.fp32_partitioned_groups_flat, wrapped.fp16_groups, strict=True):
+            layout = each_cut({names[id(parameter)]: parameter.ds_numel for parameter in group}, world_size)
+            mine = {names[id(parameter)]: parameter.ds_tensor.flatten() for parameter in group}
+            _check(flat, {fragment: mine[fragment.name][: fragment.length] for fragment in layout.ranks[rank]})
+            yield flat, layout
+        return
+    for index, flat in enumerate(wrapped.single_partition_of_fp32_groups):
+        group, offsets = wrapped.round_robin_bit16_groups[index], wrapped.round_robin_bit16_offsets[index]
+        places = {names[id(p)]: (offset, p.numel()) for p, offset in zip(group, offsets, strict=True)}
+        layout = contiguous(places, wrapped.partition_size[index], world_size)
+        whole = {names[id(parameter)]: parameter.detach().flatten() for parameter in group}
+        _check(flat, {fragment: fragment.of_whole(whole[fragment.name]) for fragment in layout.ranks[rank]})
+        yield flat, layout
+
+
+def _check(flat: torch.Tensor, expected: dict[Fragment, torch.Tensor]) -> None:
+    """Compare a flat tensor with the values that its fragments should have."""
+    for fragment, values in expected.items():
+        held = fragment.of_flat(flat.detach())
+        if not torch.equal(held, values.to(held)):
+            raise RuntimeError(
+                f"DeepSpeed has not put {fragment.name} where this version expects it; install the pinned deepspeed"
+            )
+
+
+class InOrder:
+    """Makes DeepSpeed reduce gradients in the backward order of the parameters, whatever order they arrive in.
+
+    At stages 2 and 3 DeepSpeed (0.19.8) puts gradients into buckets as the backward pass makes them, and adds up the
+    processes' buckets element by element. It assumes that they arrive in the same order everywhere, which holds in
+    eager mode. A compiled block hands out all its gradients at once, in an order that differs between processes:
+    gradients of different parameters are then added to each other, silently. At stage 3 a bucket is sorted, but which
+    gradients are in it depends on the order too.
+
+    A gradient that arrives early waits until those before it have arrived; where blocks are compiled, those of one
+    block. What still waits when the backward pass is over (behind a parameter without a gradient) goes then, in order.
+
+    Args:
+        wrapped: DeepSpeed's optimizer of stage 2 or 3; two of its methods are replaced.
+        parameters: of the model, in the order of the forward pass.
+    """
+
+    def __init__(self, wrapped: Any, parameters: list[torch.Tensor]) -> None:
+        self._order = {id(parameter): place for place, parameter in enumerate(reversed(parameters))}
+        self._waiting: dict[int, tuple[Any, ...]] = {}
+        self._next = 0
+        self._reduce = wrapped.reduce_ready_partitions_and_remove_grads
+        self._finish = wrapped.overlapping_partition_gradients_reduce_epilogue
+        wrapped.reduce_ready_partitions_and_remove_grads = self._arrived
+        wrapped.overlapping_partition_gradients_reduce_epilogue = self._end
+
+    def _arrived(self, parameter: torch.Tensor, *more: Any) -> None:
+        """A parameter's gradient is there."""
+        self._waiting[self._order[id(parameter)]] = (parameter, *more)
+        while self._next in self._waiting:
+            self._reduce(*self._waiting.pop(self._next))
+            self._next += 1
+
+    def _end(self) -> None:
+        """The backward pass is over."""
+        for place in sorted(self._waiting):
+            self._reduce(*self._waiting.pop(place))
+        self._next = 0
+        self._finish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -15,11 +14,11 @@ from mup_lightning.config.schema import Config
 from mup_lightning.errors import Diverged
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.model.loss import cross_entropy
+from mup_lightning.model.parameters import stable_seed
 from mup_lightning.model.taps import Recorder
-from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.hessian import estimate, sample_labels, uniforms
-from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
 from mup_lightning.optim.schedule import make_schedule
+from mup_lightning.optim.sophia import estimate, sample_labels, uniforms
 from mup_lightning.spectral.recipe import derive
 
 
@@ -39,8 +38,8 @@ def build_training(config: Config, device: str = "cpu") -> tuple[GPT2, HybridOpt
     recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
     residual_init = config.recipe.gpt2_residual_init
     model = build(config.model, recipe, config.seed, device=device, gpt2_residual_init=residual_init)
-    groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
-    return model, HybridOptimizer(groups)
+    named = dict(model.named_parameters())
+    return model, build_optimizer(named, model.parameter_info, recipe, config.rules)
 
 
 class GPT2Module(pl.LightningModule):
@@ -84,7 +83,7 @@ class GPT2Module(pl.LightningModule):
             self._batches.clear()
         if self.config.model.dropout > 0:
             # Dropout's mask is a pure function of the place in the run too: there is no generator's state to save.
-            torch.manual_seed(_mix(self.config.seed, batch_idx, self.global_rank))
+            torch.manual_seed(stable_seed(repr((self.config.seed, batch_idx, self.global_rank))))
         self._batches.append(batch)
         recorder, self.recorder = self.recorder, None
         # Recording would be compiled anew, and differently: a measured step runs uncompiled.
@@ -133,19 +132,19 @@ class GPT2Module(pl.LightningModule):
         A second forward and backward pass that touches no .grad, and so none of the hooks that average gradients over
         processes.
         """
-        parameters = self.hybrid.wants_hessian()
-        if not parameters:
+        wanting = self.hybrid.wants_hessian()
+        if not wanting:
             return
         context, reduce = self.config.model.context, self.trainer.strategy.reduce
         draws = partial(uniforms, self.config.seed, self.trainer.global_step)
         with self._autocast():
             diagonals = estimate(
                 [partial(self, b["tokens"], draws(b["counters"].tolist(), context)) for b in self._batches],
-                parameters,
+                list(wanting.values()),
                 self.config.data.batch_size * context,
                 lambda gradient: reduce(gradient, reduce_op="mean"),
             )
-        self.hybrid.give_hessian(parameters, diagonals)
+        self.hybrid.give_hessian(dict(zip(wanting, diagonals, strict=True)))
 
     def forward(self, window_BT1: torch.Tensor, uniforms_N: torch.Tensor | None = None) -> torch.Tensor:
         """Mean cross-entropy of (B, T + 1) tokens; given (B·T,) draws, of labels from the model's own predictions."""
@@ -218,8 +217,3 @@ def loss_sums(
             sums[1] += tokens
     model.train(was_training)
     return sums
-
-
-def _mix(*values: int) -> int:
-    """A 63-bit seed from a few integers."""
-    return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:8], "little") >> 1

@@ -20,6 +20,7 @@ from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.config.schema import Config
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
+from mup_lightning.optim.registry import used_sections
 from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.checkpoint import Checkpoint, RunFolder, plain
@@ -31,8 +32,14 @@ T = TypeVar("T")
 
 
 def identity_of(config: Config, manifest: Manifest) -> dict[str, Any]:
-    """What must be equal for a run to be continued exactly, as plain nested values."""
-    return plain(config.identity()) | {"corpus": manifest_hash(manifest)}
+    """What must be equal for a run to be continued exactly, as plain nested values.
+
+    Args:
+        config: of the run, its section `rules` resolved; those of rules that the run does not use are left out.
+        manifest: of the corpus.
+    """
+    identity = plain(config.identity()) | {"corpus": manifest_hash(manifest)}
+    return identity | {"rules": {name: identity["rules"][name] for name in used_sections(config.recipe.optimizer)}}
 
 
 def resume_from(config: Config, folder: RunFolder, identity: dict[str, Any], *, keep: bool = True) -> Checkpoint | None:
@@ -68,7 +75,8 @@ def _check(start: Checkpoint, config: Config, folder: RunFolder, identity: dict[
             f"{start.path} was set aside when its run went back to an older checkpoint, and that run has other steps "
             f"now; continue it as another one (--run.name NAME)"
         )
-    differing = checkpoints.differences(start.identity, identity)
+    used = {name: options for name, options in start.identity["rules"].items() if name in identity["rules"]}
+    differing = checkpoints.differences(start.identity | {"rules": used}, identity)
     if differing:
         lines = "".join(f"\n  {line}" for line in differing)
         raise UserError(

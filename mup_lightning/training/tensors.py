@@ -78,7 +78,7 @@ def held(optimizer: HybridOptimizer, rank: int) -> dict[str, torch.Tensor]:
     """
     tensors: dict[str, torch.Tensor] = {}
     if not optimizer.layouts and rank == 0:
-        tensors |= {f"{WEIGHT}/{name}": parameter for name, parameter in optimizer.originals.items()}
+        tensors |= {f"{WEIGHT}/{name}": held.tensor for name, held in optimizer.held.items()}
     for flat, layout in optimizer.layouts.items():
         tensors |= _fragments(WEIGHT, flat, layout, rank)
         for quantity, value in optimizer.state.get(flat, {}).items():
@@ -93,10 +93,7 @@ def held(optimizer: HybridOptimizer, rank: int) -> dict[str, torch.Tensor]:
 
 
 def _fragments(quantity: str, flat: torch.Tensor, layout: Layout, rank: int) -> dict[str, torch.Tensor]:
-    return {
-        f"{quantity}/{fragment.name}@{fragment.start}": flat[fragment.offset : fragment.offset + fragment.length]
-        for fragment in layout.ranks[rank]
-    }
+    return {f"{quantity}/{fragment.name}@{fragment.start}": fragment.of_flat(flat) for fragment in layout.ranks[rank]}
 
 
 class Shards:
@@ -167,7 +164,7 @@ class Shards:
                     value = torch.zeros_like(flat)
                     for fragment in layout.ranks[rank]:
                         part = self.read_part(quantity, fragment.name, fragment.start, fragment.length)
-                        value[fragment.offset : fragment.offset + fragment.length] = part
+                        fragment.of_flat(value).copy_(part)
                     optimizer.state[flat][quantity] = value
                 else:
                     optimizer.state[flat][quantity] = _restored(self.read(quantity, some), flat)

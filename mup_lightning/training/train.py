@@ -24,6 +24,7 @@ from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.sampler import accumulation_steps
 from mup_lightning.data.shards import Manifest, check_vocabulary
 from mup_lightning.model.gpt2 import GPT2
+from mup_lightning.optim.registry import resolve_rules
 from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.plan.plan import plan
 from mup_lightning.training.checkpoint import Checkpoint, RunFolder
@@ -72,7 +73,7 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
     Everything that can be wrong with the configuration is refused before anything is written.
 
     Args:
-        config: is resolved in place (`auto` becomes what this machine has).
+        config: is resolved in place (`auto` becomes what this machine has; `rules` has all options in force).
         callbacks: more of them; they run before the run's own progress bar and checkpoints.
         progress: show the progress bar.
         keep: make a run folder, with logs and checkpoints; False writes nothing at all.
@@ -86,6 +87,7 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
     """
     begin = time.perf_counter()
     resolve(config.trainer)
+    resolve_rules(config)
     world_size = config.trainer.devices * config.trainer.nodes
     accumulation = accumulation_steps(config.data.batch_size, config.data.micro_batch, world_size)
     warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)  # refuses an impossible schedule

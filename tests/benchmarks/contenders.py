@@ -12,11 +12,9 @@ from typing import Any, cast
 
 import torch
 
-from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.config.schema import ModelConfig, vocab_size
 from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
 from tests.benchmarks.harness import Settings
@@ -63,7 +61,7 @@ class Contender:
         self._done += 1
         if isinstance(self.optimizer, HybridOptimizer):
             due = self.optimizer.wants_hessian()
-            self.optimizer.give_hessian(due, [p.grad.square() for p in due if p.grad is not None])
+            self.optimizer.give_hessian({name: p.grad.square() for name, p in due.items() if p.grad is not None})
 
 
 class Workload:
@@ -81,24 +79,23 @@ class Workload:
         config = ModelConfig(width=self.width, depth=self.depth, context=settings.context, vocab_size=tokens)
         self.model = build(config, derive(RecipeConfig(), self.width, self.depth), seed=0)
         self.blocks = {
-            name: info.declaration.blocks
+            name: info.blocks
             for name, info in self.model.parameter_info.items()
-            if which is None
-            or (info.role is Role.HIDDEN and which(info.shape[0] // info.declaration.blocks, info.shape[1]))
+            if which is None or (info.role is Role.HIDDEN and which(*info.block_shape))
         }
         generator = torch.Generator().manual_seed(0)
         self.draws = [
             [torch.randn(weight.shape, generator=generator) for weight in self._weights()] for _ in range(draws)
         ]
 
-    def ours(self, rule: str, options: RuleOptions | None = None) -> Contender:
+    def ours(self, rule: str, options: dict[str, Any] | None = None) -> Contender:
         """Our optimizer as in training, where clipping has checked the gradients already."""
         parameters = [torch.nn.Parameter(weight) for weight in self._weights()]
         eps = 1e-8 if rule == "shampoo" else RecipeConfig.eps
         recipe = derive(RecipeConfig(optimizer=cast(Any, rule), lr=LR, eps=eps), self.width, self.depth)
         named = dict(zip(self.blocks, parameters, strict=True))
-        groups = make_groups(named, self.model.parameter_info, recipe, options or RuleOptions())
-        return Contender(parameters, self.draws, HybridOptimizer(groups, check=False))
+        optimizer = build_optimizer(named, self.model.parameter_info, recipe, options or {}, check=False)
+        return Contender(parameters, self.draws, optimizer)
 
     def theirs(self, make: Make) -> Contender:
         """Another optimizer, which is given every block as a parameter of its own."""

@@ -18,11 +18,9 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.config.schema import ModelConfig, vocab_size
 from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.optimizer import build_optimizer
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from tests.benchmarks.harness import Case, Quantity, Settings, Turn
 from tests.benchmarks.process import measure
@@ -38,8 +36,7 @@ class Stepper:
         config = ModelConfig(width=settings.width, depth=depth, context=settings.context, vocab_size=tokens)
         recipe = derive(RecipeConfig(optimizer="adamw", lr=2**-8), config.width, depth)
         self.model = build(config, recipe, seed=0)
-        groups = make_groups(dict(self.model.named_parameters()), self.model.parameter_info, recipe, RuleOptions())
-        self.optimizer = HybridOptimizer(groups)
+        self.optimizer = build_optimizer(dict(self.model.named_parameters()), self.model.parameter_info, recipe, {})
         self.window = torch.randint(tokens, (settings.batch, settings.context + 1))
 
     def milliseconds(self, steps: int) -> float:

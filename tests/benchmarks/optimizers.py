@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mup_lightning.config.optimizers import MuonOptions, RuleOptions
 from mup_lightning.spectral.families import FAMILIES
 from tests.benchmarks.harness import Case, Quantity, Settings, Turn
 from tests.benchmarks.process import MAPPED, measure, peak_mb, reset_peak, resident_mb
@@ -94,9 +93,7 @@ def contenders(comparison: Comparison, settings: Settings) -> dict[str, tuple[An
     from tests.benchmarks.contenders import OTHERS, Workload
 
     workload = Workload(settings, comparison.which)
-    ours = workload.ours(
-        comparison.rule, RuleOptions(muon=MuonOptions(dtype="bfloat16" if comparison.bfloat16 else "auto"))
-    )
+    ours = workload.ours(comparison.rule, {"muon": {"dtype": "bfloat16" if comparison.bfloat16 else "auto"}})
     others = {other: (workload.theirs(OTHERS[other]), steps) for other, (steps, _) in comparison.others.items()}
     return {OURS: (ours, comparison.steps), **others, AGAIN: (ours, comparison.steps)}
 

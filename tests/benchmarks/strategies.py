@@ -14,10 +14,8 @@ from typing import Any, cast
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 from mup_lightning.config.schema import Config
 from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.optimizer import HybridOptimizer
-from mup_lightning.plan.memory import Load, memory
-from mup_lightning.plan.rule_memory import rule_memory
+from mup_lightning.optim.optimizer import HybridOptimizer, make_groups
+from mup_lightning.plan.memory import Load, memory, rule_memory
 from mup_lightning.spectral.recipe import derive
 from tests.benchmarks.harness import Case, Quantity, Settings, Turn
 from tests.benchmarks.process import MAPPED, measure, peak_mb, reset_peak, resident_mb
@@ -170,9 +168,9 @@ def take_peak(corpus: str, rule: str, strategy: str, settings: dict[str, Any]) -
 def planned_mb(config: Config) -> float:
     """What `mup-lightning plan` says of a run, for this machine's CPU instead of a GPU."""
     recipe = derive(config.recipe, config.model.width, config.model.depth)
-    model = build(config.model, recipe, 0)  # rules' batches are smaller on CPU than on the meta device
+    model = build(config.model, recipe, 0, device="meta")
     groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
-    load = Load(config.model, config.data.micro_batch, rule_memory(groups, half=False), half=False, device="cpu")
+    load = Load(config.model, config.data.micro_batch, rule_memory(groups, "cpu"), half=False, device="cpu")
     strategy = config.trainer.strategy
     return memory(load, PROCESSES, int(strategy[-1]) if strategy.startswith("zero") else 0).total / 1e6
 

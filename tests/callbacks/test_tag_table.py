@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mup_lightning.optim.optimizer import RULES
+from mup_lightning.optim.registry import RULES
 from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.train import train
 

@@ -10,6 +10,7 @@ import yaml
 from mup_lightning.config.load import build_config, merge, word
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UsageError, UserError
+from mup_lightning.optim.registry import SECTIONS
 from mup_lightning.training.checkpoint import plain
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -23,8 +24,11 @@ def written(tmp_path, text):
 
 def test_gpt2_yaml_is_the_defaults():
     content = yaml.safe_load((RECIPES / "gpt2.yaml").read_text())
-    assert content == plain(asdict(Config())) | {"model": {**asdict(Config().model), "vocab_size": None}}
-    assert build_config([RECIPES / "gpt2.yaml"]) == build_config([]) == Config()
+    defaults = plain({section: vars(rule.Options()) for section, rule in SECTIONS.items()})
+    assert {section: defaults[section] for section in content["rules"]} == content["rules"]
+    unset = {"model": {**asdict(Config().model), "vocab_size": None}, "rules": content["rules"]}
+    assert content == plain(asdict(Config())) | unset
+    assert build_config([]) == Config()
 
 
 def test_layers_apply_from_left_to_right(tmp_path):
@@ -68,7 +72,7 @@ def test_on_and_off_are_words_though_yaml_reads_them_as_true_and_false(tmp_path,
         ("model: {heads: 0}", "mine.yaml: model.heads is 0; expected a whole number of at least 1, or null"),
         ("model: {bias: maybe}", "mine.yaml: model.bias is 'maybe'; expected true or false"),
         ("model: {dropout: 1}", "mine.yaml: model.dropout is 1; expected a number from 0 to below 1"),
-        ("recipe: {optimizer: muonn}", "mine.yaml: recipe.optimizer is 'muonn'; expected one of muon_kimi, adamw, "),
+        ("recipe: {optimizer: muonn}", "mine.yaml: recipe.optimizer is 'muonn'; expected one of sgd, adamw, "),
         ("recipe: {lr: .inf}", "mine.yaml: recipe.lr is inf; expected a finite number above 0"),
         ("recipe: {input_multiplier: 0}", "mine.yaml: recipe.input_multiplier is 0; expected a finite number above 0"),
         ("schedule: {min_lr: .nan}", "mine.yaml: schedule.min_lr is nan; expected a finite number"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mup_lightning.config.schema import Config
-from mup_lightning.optim.optimizer import RULES
+from mup_lightning.optim.registry import RULES
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.spectral.roles import Role
 from mup_lightning.training import checkpoint as checkpoints

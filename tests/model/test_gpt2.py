@@ -197,7 +197,7 @@ def test_every_parameter_has_its_role():
     for name, role in roles.items():
         matrix = name.endswith("weight") and "norm" not in name
         assert role == (Role.HIDDEN if matrix else Role.HIDDEN_BIAS), name
-    assert make().parameter_info["blocks.1.attention.qkv.weight"].declaration.blocks == 3
+    assert make().parameter_info["blocks.1.attention.qkv.weight"].blocks == 3
 
 
 def test_initialisation_has_the_recipes_size_and_depends_on_nothing_else():

@@ -16,7 +16,6 @@ from pytorch_optimizer.optimizer import sso as library_sso
 from pytorch_optimizer.optimizer.muon import base as library_muon
 from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
 
-from mup_lightning.config.optimizers import RuleOptions, ShampooOptions, SOAPOptions, SSOOptions
 from tests.optim.test_rules import conditioned, hessian, normal, optimizer, run, step
 
 TOLERANCE = 1e-6
@@ -118,9 +117,7 @@ def test_muon_is_pytorch_optimizers_in_float64(monkeypatch, rule, adjusted, shap
 
 def our_shampoo(w, **options):
     parameter = torch.nn.Parameter(torch.tensor(w))
-    return parameter, optimizer(
-        "shampoo", [parameter], options=RuleOptions(shampoo=ShampooOptions(**options)), lr=LR, weight_decay=DECAY
-    )
+    return parameter, optimizer("shampoo", [parameter], options=options, lr=LR, weight_decay=DECAY)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -231,7 +228,7 @@ def test_soap_with_a_side_too_long():
     theirs = Theirs(lambda p: pytorch_optimizer.SOAP(p, **keys), w)
     for g in grads:
         theirs.step(g)
-    options = RuleOptions(soap=SOAPOptions(max_dimension=8))
+    options = {"max_dimension": 8}
     assert_equal(run("soap", w, grads, options=options, weight_decay=0.0)[0], theirs.weight)
 
 
@@ -272,7 +269,7 @@ def test_sso(monkeypatch, shape):
     for g in grads:
         theirs.weight[...] *= radius / np.linalg.norm(theirs.weight, 2)
         theirs.step(g)
-    options = RuleOptions(sso=SSOOptions(tolerance=1e-13, steps=16))
+    options = {"tolerance": 1e-13, "steps": 16}
     assert_equal(run("sso", w, grads, options=options, weight_decay=0.0)[0], theirs.weight)
 
 

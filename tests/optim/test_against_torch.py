@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from mup_lightning.config.optimizers import RuleOptions, SGDOptions
 from tests.optim.test_rules import normal, run
 
 
@@ -27,7 +26,7 @@ def test_adamw_is_torchs_to_the_bit():
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
 def test_sgd_is_torchs_to_the_bit(momentum, nesterov):
     w, *grads = normal(5, 7, count=6)
-    options = RuleOptions(sgd=SGDOptions(momentum=momentum, nesterov=nesterov))
+    options = {"momentum": momentum, "nesterov": nesterov}
     found, _ = run("sgd", w, grads, dtype=torch.float32, options=options, weight_decay=0.0)
     keys = {"lr": 0.05, "momentum": momentum, "nesterov": nesterov, "fused": True}
     assert np.array_equal(found, theirs(lambda p: torch.optim.SGD(p, **keys), w, grads))
@@ -36,7 +35,7 @@ def test_sgd_is_torchs_to_the_bit(momentum, nesterov):
 def test_sgd_without_momentum_decays_as_torchs():
     """With momentum torch's decay enters the momentum, and ours, which the recipe is derived for, does not."""
     w, *grads = normal(5, 7, count=6)
-    options = RuleOptions(sgd=SGDOptions(momentum=0.0))
+    options = {"momentum": 0.0}
     found, _ = run("sgd", w, grads, dtype=torch.float32, options=options)
     wanted = theirs(lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.1), w, grads)
     assert np.abs(found - wanted).max() < 1e-6

@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mup_lightning.config.optimizers import (
-    MuonOptions,
-    RuleOptions,
-    SGDOptions,
-    ShampooOptions,
-    SOAPOptions,
-    SSOOptions,
-)
 from mup_lightning.errors import UserError
+from mup_lightning.optim.sso import root
+from mup_lightning.spectral.roles import Role
 from tests.optim.references import REFERENCES
 from tests.optim.test_rules import hessian, normal, optimizer, run, step
 
@@ -29,7 +23,7 @@ def test_what_happens_every_tenth_step(rule):
 def test_shampoo_keeps_its_roots_between_refreshes():
     """Precondition every third step: A is linear in M while the roots stay."""
     w, *grads = normal(6, 4, count=5)
-    options = RuleOptions(shampoo=ShampooOptions(precondition_every=3, beta1=0.0))
+    options = {"precondition_every": 3, "beta1": 0.0}
     parameter = torch.nn.Parameter(torch.tensor(w))
     stepper = optimizer("shampoo", [parameter], options=options, weight_decay=0.0)
     moves, roots = [], []
@@ -48,7 +42,7 @@ def test_shampoo_keeps_its_roots_between_refreshes():
 
 @pytest.mark.parametrize("shape", [(8, 3), (3, 8)])
 def test_shampoo_takes_the_whole_root_on_one_side_alone(shape):
-    options = RuleOptions(shampoo=ShampooOptions(max_dimension=4))
+    options = {"max_dimension": 4}
     g = normal(*shape)
     found, _ = run("shampoo", np.zeros(shape), [g], options=options, eps=0.0)
     u, _, vt = np.linalg.svd(g, full_matrices=False)
@@ -64,16 +58,16 @@ def test_shampoo_takes_its_roots_in_float64():
 
 
 def test_shampoo_refuses_to_precondition_nothing():
-    options = RuleOptions(shampoo=ShampooOptions(max_dimension=4))
+    options = {"max_dimension": 4}
     with pytest.raises(UserError, match=r"rules\.shampoo\.max_dimension is 4.*8 x 5.*at least 5"):
         run("shampoo", normal(8, 5), [normal(8, 5)], options=options)
 
 
 def test_soap_without_preconditioners_is_adam_a_step_late():
     w, *grads = normal(8, 5, count=4)
-    options = RuleOptions(soap=SOAPOptions(max_dimension=4, eps=1e-30))
+    options = {"max_dimension": 4, "eps": 1e-30}
     found, stepper = run("soap", w, grads, options=options)
-    assert stepper.state_dict()["state"][0].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    assert next(iter(stepper.state.values())).keys() == {"step", "exp_avg", "exp_avg_sq"}
     assert np.abs(found - REFERENCES["adamw"](w, grads[1:], 0.05, 0.1, 0.0, beta1=0.95)).max() < 1e-12
 
 
@@ -82,7 +76,7 @@ def test_sso_stays_on_its_sphere(shape):
     """Steps tangent to the sphere leave it by η² only; at a tolerance as set by default."""
     w, *grads = normal(*shape, count=3)
     radius = 2 * np.sqrt(shape[0] / shape[1])
-    found, stepper = run("sso", w, grads, options=RuleOptions(sso=SSOOptions(radius=2.0)), lr=1e-3, weight_decay=0.0)
+    found, stepper = run("sso", w, grads, options={"radius": 2.0}, lr=1e-3, weight_decay=0.0)
     assert np.linalg.norm(found, 2) == pytest.approx(radius, rel=1e-4)
     before = found.copy()
     u, s, vt = np.linalg.svd(before)
@@ -96,8 +90,7 @@ def test_sso_counts_the_rows_of_an_embedding_as_inputs():
     """Stored as (n_in, n_out), a weight takes the same steps as its transpose stored as (n_out, n_in)."""
     w, gradients = normal(12, 5), normal(12, 5, count=3, seed=1)
     parameter = torch.nn.Parameter(torch.tensor(w))
-    stepper = optimizer("sso", [parameter])
-    stepper.param_groups[0]["transposed"] = [True]
+    stepper = optimizer("sso", [parameter], role=Role.INPUT)
     for g in gradients:
         step(stepper, [g])
     turned, _ = run("sso", w.T, [g.T for g in gradients])
@@ -107,13 +100,13 @@ def test_sso_counts_the_rows_of_an_embedding_as_inputs():
 def test_sso_keeps_a_weight_whose_gradient_is_a_multiple_of_it():
     """M = Θ has no tangent part: the only Φ with ⟨Θ, Φ⟩ = 0 is 0."""
     w = np.outer(normal(8), normal(5, seed=1))
-    found, _ = run("sso", w, [w, -3 * w], weight_decay=0.0, options=RuleOptions())
+    found, _ = run("sso", w, [w, -3 * w], weight_decay=0.0, options={})
     assert np.abs(found - w * np.sqrt(8 / 5) / np.linalg.norm(w, 2)).max() < 2e-4 * 0.05 * 2
 
 
 def test_sgd_without_momentum_keeps_no_state():
     w, *grads = normal(6, 4, count=3)
-    found, stepper = run("sgd", w, grads, options=RuleOptions(sgd=SGDOptions(momentum=0.0)))
+    found, stepper = run("sgd", w, grads, options={"momentum": 0.0})
     assert not any(stepper.state.values())
     assert np.abs(found - REFERENCES["sgd"](w, grads, 0.05, 0.1, 0.0, momentum=0.0)).max() < 1e-15
 
@@ -121,8 +114,33 @@ def test_sgd_without_momentum_keeps_no_state():
 def test_nesterov_and_bfloat16_are_switches():
     w, *grads = normal(8, 8, count=3)
     plain = run("muon_kimi", w, grads)[0]
-    heavy_ball = run("muon_kimi", w, grads, options=RuleOptions(muon=MuonOptions(nesterov=False)))[0]
-    low = run("muon_kimi", w, grads, options=RuleOptions(muon=MuonOptions(dtype="bfloat16")))[0]
+    heavy_ball = run("muon_kimi", w, grads, options={"nesterov": False})[0]
+    low = run("muon_kimi", w, grads, options={"dtype": "bfloat16"})[0]
     assert np.abs(plain - heavy_ball).max() > 1e-3
     assert 1e-6 < np.abs(plain - low).max() < 0.02
-    assert np.abs(run("sgd", w, grads, options=RuleOptions(sgd=SGDOptions(nesterov=True)))[0] - plain).max() > 1e-3
+    assert np.abs(run("sgd", w, grads, options={"nesterov": True})[0] - plain).max() > 1e-3
+
+
+TARGETS = torch.tensor([0.3, -0.7, 40.0, 0.0, 1e-5], dtype=torch.float64)
+STEEPNESS = torch.tensor([1.0, 3.0, 0.1, 1.0, 1e4], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.tanh(STEEPNESS * (x - TARGETS)),
+        lambda x: torch.expm1(9 * (x - 0.9)),
+        lambda x: (x - 0.3) ** 3,
+    ],
+    ids=["far and near and steep", "one end that would stay", "flat"],
+)
+def test_roots_are_found_in_few_evaluations(function):
+    calls = []
+
+    def counted(x):
+        calls.append(x)
+        return function(x)
+
+    found = root(counted, torch.zeros(5, dtype=torch.float64), 1e-9)
+    assert function(found).abs().max() <= 1e-9
+    assert len(calls) < 25

@@ -4,24 +4,34 @@ import numpy as np
 import pytest
 import torch
 
-from mup_lightning.config.optimizers import RuleOptions, SSOOptions
-from mup_lightning.optim.optimizer import RULES, HybridOptimizer
+from mup_lightning.model.parameters import ParameterInfo
+from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.registry import RULES, options_in_force
+from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.roles import Role
+from mup_lightning.training.tensors import Shards, file_name, held, write
 from tests.optim.references import REFERENCES
 
 SHAPES = [(8, 8), (24, 8), (8, 24), (1, 8), (8, 1)]
 MATRIX_RULES = [name for name, rule in RULES.items() if rule.whole_matrix]
 # SSO's reference solves for its multiplier to the last bit.
-OPTIONS = RuleOptions(sso=SSOOptions(tolerance=1e-15))
+OPTIONS = {"sso": {"tolerance": 1e-15}}
 # Two rules magnify float32's rounding. Shampoo takes inverse roots of a singular covariance, whose zeros come out as
 # 1e-7; SOAP's Adam brings every entry of the rotated gradient to the size of 1, small differences of large numbers too.
 FLOAT32 = {"shampoo": 5e-6, "soap": 1e-4}
 
 
-def optimizer(rule, parameters, *, blocks=1, options=OPTIONS, lr=0.05, weight_decay=0.1, eps=1e-8, **keys):
-    names = ["w", *"abcdefgh"][: len(parameters)]
-    group = {"params": parameters, "names": names, "blocks": [blocks] * len(parameters), "rule": rule}
-    group |= {"lr": lr, "weight_decay": weight_decay, "eps": eps}
-    return HybridOptimizer([group | RULES[rule].hyperparameters(options)], **keys)
+def optimizer(
+    rule, parameters, *, blocks=1, role=Role.HIDDEN, options=None, lr=0.05, weight_decay=0.1, eps=1e-8, **keys
+):
+    infos = [
+        ParameterInfo(name=name, shape=tuple(p.shape), role=role, blocks=blocks)
+        for name, p in zip("wabcdefgh", parameters, strict=False)
+    ]
+    group = {"params": parameters, "infos": infos, "rule": rule, "lr": lr, "weight_decay": weight_decay, "eps": eps}
+    section = RULES[rule].section
+    rules = OPTIONS if options is None else {section: options}
+    return HybridOptimizer([group | options_in_force(rules, section)], **keys)
 
 
 def hessian(gradient):
@@ -33,7 +43,7 @@ def step(stepper, gradients):
     for parameter, gradient in zip(stepper.param_groups[0]["params"], gradients, strict=True):
         parameter.grad = torch.tensor(gradient, dtype=parameter.dtype)
     due = stepper.wants_hessian()
-    stepper.give_hessian(due, [torch.tensor(hessian(p.grad.double().numpy())).to(p.dtype) for p in due])
+    stepper.give_hessian({n: torch.tensor(hessian(p.grad.double().numpy())).to(p.dtype) for n, p in due.items()})
     stepper.step()
 
 
@@ -64,7 +74,7 @@ def conditioned(matrix):
 
 
 def test_every_rule_has_a_reference():
-    assert REFERENCES.keys() == RULES.keys()
+    assert REFERENCES.keys() == RULES.keys() == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("rule", REFERENCES)
@@ -137,11 +147,10 @@ def test_state_saves_and_loads_exactly(rule, tmp_path):
     w, *grads = normal(6, 4, count=19)
     straight, _ = run(rule, w, grads, dtype=torch.float32)
     half, stepper = run(rule, w, grads[:9], dtype=torch.float32)
-    torch.save(stepper.state_dict(), tmp_path / "state.pt")
-    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    write(tmp_path / file_name(0), held(stepper, 0))
     parameter = torch.nn.Parameter(torch.tensor(half, dtype=torch.float32))
-    resumed = optimizer(rule, [parameter], lr=99.0)
-    resumed.load_state_dict(saved)
+    resumed = optimizer(rule, [parameter])
+    Shards(tmp_path).load_states(resumed, 0)
     for g in grads[9:]:
         step(resumed, [g])
     assert np.array_equal(parameter.detach().numpy(), straight)
@@ -160,7 +169,7 @@ def test_gradients_that_are_not_finite_are_refused_with_nothing_changed(rule, ba
     gradients[1][2, 3] = bad
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = torch.tensor(gradient, dtype=torch.float32)
-    with pytest.raises(FloatingPointError, match="of a holds a NaN or an infinity"):
+    with pytest.raises(FloatingPointError, match="the gradient of a: NaN or infinity"):
         stepper.step()
     assert str([stepper.state_dict(), parameters]) == before
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from mup_lightning.errors import UserError
-from mup_lightning.spectral import comparison, tables
+from mup_lightning.spectral import published, tables
 from mup_lightning.spectral.condition import INIT_VARIANCE
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.published import PUBLISHED, Row, in_our_convention
@@ -57,7 +57,7 @@ def test_columns_are_as_wide_as_their_widest_cell():
 
 
 def statuses(name, optimizer, branch_depth):
-    return {(str(c.role), c.quantity): c.status for c in comparison.compare(name, optimizer, branch_depth)}
+    return {(str(c.role), c.quantity): c.status for c in published.compare(name, optimizer, branch_depth)}
 
 
 def test_completep_is_our_adamw_but_for_the_decay_of_vectors():
@@ -74,7 +74,7 @@ def test_completep_is_our_adamw_but_for_the_decay_of_vectors():
 def test_mup_is_ours_at_fixed_depth():
     for optimizer in ("adamw", "sgd"):
         for k in (1, 2):
-            for cell in comparison.compare("mup", optimizer, k):
+            for cell in published.compare("mup", optimizer, k):
                 if cell.status != "not specified":
                     assert cell.ours.width == cell.theirs.width, cell
                     assert cell.theirs.depth == 0
@@ -96,7 +96,7 @@ def test_depth_mup_is_our_one_matrix_recipe():
 @pytest.mark.parametrize("branch_depth", [1, 2])
 def test_every_difference_has_a_reason(name, branch_depth):
     for optimizer in PUBLISHED[name].tables:
-        for cell in comparison.compare(name, optimizer, branch_depth):
+        for cell in published.compare(name, optimizer, branch_depth):
             assert bool(cell.why) == (cell.status == "differs") or cell.status == "not specified", cell
 
 
@@ -145,14 +145,14 @@ def test_the_symmetry_is_one_of_training(adaptive):
 
 def test_a_publication_without_a_rule_is_refused():
     with pytest.raises(UserError, match="completep has no rule for muon; compare with --optimizer adamw"):
-        comparison.compare("completep", "muon", 2)
+        published.compare("completep", "muon", 2)
 
 
 def test_the_text_of_a_comparison():
-    text = comparison.as_text("depth-mup", "adamw", 2)
+    text = published.as_text("depth-mup", "adamw", 2)
     assert "n^-1 | n^-1 L^-1/2" in text
     assert "7 cells agree, 2 differ, 16 are not specified." in text
-    assert "1 | none" in comparison.as_text("completep", "adamw", 2)
-    plain = comparison.as_plain("depth-mup", "adamw", 2)
+    assert "1 | none" in published.as_text("completep", "adamw", 2)
+    plain = published.as_plain("depth-mup", "adamw", 2)
     cell = next(c for c in plain["cells"] if (c["role"], c["quantity"]) == ("hidden", "lr"))
     assert (cell["ours"], cell["theirs"], cell["status"]) == (["-1", "0"], ["-1", "-1/2"], "differs")

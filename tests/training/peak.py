@@ -49,14 +49,12 @@ def _train(config: Config, device: str, steps: int) -> None:
     import torch
 
     from mup_lightning.model.gpt2 import build
-    from mup_lightning.optim.groups import make_groups
-    from mup_lightning.optim.optimizer import HybridOptimizer
+    from mup_lightning.optim.optimizer import build_optimizer
     from mup_lightning.spectral.recipe import derive
 
     recipe = derive(config.recipe, config.model.width, config.model.depth)
     model = build(config.model, recipe, config.seed, device=device)
-    groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
-    optimizer = HybridOptimizer(groups)
+    optimizer = build_optimizer(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
     symbols = config.model.vocab_size or 0
     half = config.trainer.precision == "bf16"
     for _ in range(steps):

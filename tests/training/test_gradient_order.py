@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from mup_lightning.training.gradient_order import InOrder
+from mup_lightning.training.deepspeed import InOrder
 
 
 class Wrapped:

@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.config.schema import Config, ModelConfig
 from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.optimizer import RULES
+from mup_lightning.model.parameters import ParameterInfo
+from mup_lightning.optim.optimizer import make_groups
+from mup_lightning.optim.registry import RULES, options_in_force
 from mup_lightning.optim.rule import Item
-from mup_lightning.plan import rule_memory
-from mup_lightning.plan.memory import Load, block_activations, memory
+from mup_lightning.plan.memory import Load, block_activations, memory, rule_memory
 from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.recipe import RecipeConfig, derive
+from mup_lightning.spectral.roles import Role
 from tests.training.peak import measure
 
 
@@ -64,16 +64,16 @@ def test_a_block_keeps_what_autograd_keeps(switches, half):
 @pytest.mark.parametrize("name", RULES)
 def test_the_state_of_every_rule_is_known(name):
     """Two real steps of every rule on a fused matrix, and on a vector where it takes one."""
-    rule, options = RULES[name], RuleOptions()
-    group = {"rule": name, "lr": 0.1, "weight_decay": 0.0, "eps": 1e-8, **rule.hyperparameters(options)}
-    shapes = [((24, 12), 3)] if rule.whole_matrix else [((24, 12), 3), ((7,), 1)]
-    parameters = [torch.randn(shape) for shape, _ in shapes]
-    items = [Item(p, torch.randn_like(p), {}, blocks) for p, (_, blocks) in zip(parameters, shapes, strict=True)]
+    rule = RULES[name]
+    infos = [ParameterInfo(name="w", shape=(24, 12), role=Role.HIDDEN, blocks=3)]
+    infos += [] if rule.whole_matrix else [ParameterInfo(name="b", shape=(7,), role=Role.HIDDEN_BIAS)]
+    group = {"infos": infos, "rule": name, "lr": 0.1, "weight_decay": 0.0, "eps": 1e-8}
+    group |= options_in_force({}, rule.section)
+    items = [Item(torch.randn(info.shape), torch.randn(info.shape), {}, info.blocks) for info in infos]
     for _ in range(2):
         rule.update(group, items)
     state = [v for item in items for v in item.state.values() if torch.is_tensor(v) and v.numel() > 1]
-    found = rule_memory.rule_memory([group | {"params": parameters, "blocks": [b for _, b in shapes]}], half=False)
-    assert found[name].state == sum(tensor.numel() * tensor.element_size() for tensor in state)
+    assert rule_memory([group])[name].state == sum(tensor.nbytes for tensor in state)
 
 
 MEASURED = [
@@ -110,12 +110,10 @@ def test_the_memory_of_real_steps_on_a_gpu(precision):
 
 def _load(config, device):
     recipe = derive(config.recipe, config.model.width, config.model.depth)
-    # On CPU the rules' batches are smaller; the meta device counts as a GPU.
-    model = build(config.model, recipe, 0, device="cpu" if device == "cpu" else "meta")
+    model = build(config.model, recipe, 0, device="meta")
     groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
     half = config.trainer.precision != "fp32"
-    rules = rule_memory.rule_memory(groups, half=half and device == "cuda")
-    return Load(config.model, config.data.micro_batch, rules, half, device)
+    return Load(config.model, config.data.micro_batch, rule_memory(groups, device), half, device)
 
 
 XL = {"model__width": 1600, "model__depth": 48, "data__micro_batch": 2}

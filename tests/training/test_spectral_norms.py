@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, E
 
 from mup_lightning.callbacks.spectral_shard import SpectralShare
 from mup_lightning.errors import Diverged
-from mup_lightning.optim.optimizer import RULES, HybridOptimizer
+from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.registry import RULES
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.train import train
@@ -101,7 +102,7 @@ def logged(config):
 
 @pytest.fixture
 def wide(tiny):
-    """Wide enough that the Krylov space is far from everything; one micro-batch a step."""
+    """Wide enough for several layers of several shapes; one micro-batch a step."""
 
     def make(**changes):
         values = {
@@ -178,7 +179,6 @@ def test_no_update_is_zero_and_not_nan(tiny):
 
 
 def test_a_resumed_run_measures_the_same(wide):
-    """The vectors to start from are not in checkpoints: the first measurement after a resume is cold."""
     straight = wide(**{"trainer.max_steps": 8, "trainer.checkpoint_every": 4, "trainer.keep_checkpoints": 9})
     result = train(straight, progress=False)
     checkpoint = Path(result.checkpoint).parent / "step_00000004"
@@ -189,7 +189,7 @@ def test_a_resumed_run_measures_the_same(wide):
     for tag, curve in again.items():
         assert list(curve) == [4, 6]
         for step, value in curve.items():
-            assert value == pytest.approx(whole[tag][step], rel=0.01), (tag, step)
+            assert value == pytest.approx(whole[tag][step], rel=1e-6), (tag, step)
 
 
 def test_tensorboard_has_histograms_over_layers(wide):

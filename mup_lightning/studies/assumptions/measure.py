@@ -16,10 +16,10 @@ import torch
 
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
-from mup_lightning.optim.norms import spectral_norms
-from mup_lightning.optim.optimizer import RULES
+from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.rule import Group, Item
 from mup_lightning.optim.schedule import make_schedule
+from mup_lightning.optim.spectral_norm import spectral_norms
 from mup_lightning.studies.assumptions.networks import Activations, Matrix, Network, build_network
 from mup_lightning.studies.assumptions.verdict import Ratios, Run
 
@@ -120,7 +120,7 @@ def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
 def _alignment(network: Network, matrix: Matrix, weight: torch.Tensor, seen: Activations) -> float:
     parameter = network.model.get_parameter(matrix.parameter)
     group = next(group for group in network.optimizer.param_groups if any(p is parameter for p in group["params"]))
-    transposed = network.infos[matrix.parameter].declaration.transposed
+    transposed = network.infos[matrix.parameter].transposed
     inputs = seen.inputs[matrix.name, matrix.block]
     return alignment(group, weight, inputs, seen.delta(matrix), transposed=transposed)
 

@@ -23,8 +23,7 @@ from mup_lightning.config.schema import Config
 from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.model.layers import Block
 from mup_lightning.model.parameters import ParameterInfo
-from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.studies.probe.network import Branch, ResidualMLP, batches
 from mup_lightning.training.module import build_training
@@ -182,7 +181,7 @@ def _mlp(config: Config) -> Network:
     return Network(
         model=model,
         infos=model.infos,
-        optimizer=HybridOptimizer(make_groups(dict(model.named_parameters()), model.infos, recipe, config.rules)),
+        optimizer=build_optimizer(dict(model.named_parameters()), model.infos, recipe, config.rules),
         first=Matrix("input", "input", factor=recipe.multipliers.input),
         layers=layers,
         stops=[*model.branches, model.output],

@@ -174,7 +174,7 @@ def other_differences(runs: list[Run]) -> list[str]:
     """Keys besides size, parametrization and seed in which the runs differ: a comparison should know of them."""
     meant = {"model.width", "model.depth", "model.heads", "recipe.parametrization", "recipe.branch_depth", "seed"}
     flat = [leaves(run.config.identity()) for run in runs]
-    return [key for key in flat[0] if key not in meant and any(other[key] != flat[0][key] for other in flat)]
+    return [key for key in flat[0] if key not in meant and any(other.get(key) != flat[0][key] for other in flat)]
 
 
 def _row(varying: str, fixed: str, runs: list[Run], point: str) -> Row:

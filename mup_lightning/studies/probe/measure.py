@@ -16,12 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.errors import UserError
-from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.hessian import estimate
-from mup_lightning.optim.norms import rms_operator, spectral_norms
-from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.optimizer import build_optimizer
+from mup_lightning.optim.registry import RULES, options_in_force
+from mup_lightning.optim.sophia import estimate
+from mup_lightning.optim.spectral_norm import rms_operator, spectral_norms
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, derive, exponents
@@ -101,11 +100,12 @@ def our_subject(
             scaled = None if eps is None else base_eps[mine.name] * eps.at(r_n, r_L)
             values[role] = Values(rule=mine.name, lr=LR, weight_decay=0.0, eps=scaled, init_std=0.0)
         recipe = Recipe(values, network.multipliers)
-        optimizer = HybridOptimizer(make_groups(dict(network.named_parameters()), network.infos, recipe, options))
+        optimizer = build_optimizer(dict(network.named_parameters()), network.infos, recipe, options)
 
         def step(loss_on_own_labels: Callable[[], torch.Tensor], draws: int) -> None:
             if wanting := optimizer.wants_hessian():
-                optimizer.give_hessian(wanting, estimate([loss_on_own_labels], wanting, draws))
+                diagonals = estimate([loss_on_own_labels], list(wanting.values()), draws)
+                optimizer.give_hessian(dict(zip(wanting, diagonals, strict=True)))
             optimizer.step()
 
         return step
@@ -117,14 +117,13 @@ def our_subject(
 BASE_EPS = {"adamw": 1e-16, "shampoo": 1e-8}
 
 
-def _options(name: str, arguments: dict[str, Any]) -> RuleOptions:
-    kind = "muon" if name == "muon_kimi" else name
-    options = type(getattr(RuleOptions(), kind))
-    known = [option.name for option in fields(options)]
+def _options(name: str, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    rule = RULES[name]
+    known = [option.name for option in fields(rule.Options)]
     if unknown := sorted(arguments.keys() - set(known)):
         known += ["eps"] if name in BASE_EPS else []
         raise UserError(f"--arguments has {unknown[0]!r}, which {name} does not know; it has {', '.join(known)}")
-    return RuleOptions(**{kind: options(**arguments)})
+    return {rule.section: options_in_force({rule.section: arguments}, rule.section)}
 
 
 def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) -> ResidualMLP:

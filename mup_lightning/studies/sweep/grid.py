@@ -181,10 +181,11 @@ def look_up(config: Config, key: str) -> Any:
     """
     value: Any = config
     for part in key.split("."):
-        if not hasattr(value, part):
+        inside = part in value if isinstance(value, dict) else hasattr(value, part)
+        if not inside:
             near = get_close_matches(key, leaves(asdict(config)), n=1, cutoff=0.5)
             raise UserError(f"unknown option {key}; did you mean {near[0]}?" if near else f"unknown option {key}")
-        value = getattr(value, part)
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
     return value
 
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.config.schema import Config, leaves
+from mup_lightning.optim.registry import SECTIONS, options_in_force, resolve_rules
 
 SHAPE = ("model.width", "model.depth", "recipe.base_width", "recipe.base_depth")
 """What the recipe is for: it may differ."""
@@ -38,6 +38,8 @@ def differences(proxy: Config, target: Config, swept: str) -> list[str]:
         target: the large model's.
         swept: dotted key of the value that is tuned.
     """
+    for config in (target, proxy):
+        resolve_rules(config)
     theirs, ours = leaves(target.identity()), leaves(proxy.identity())
     skipped = {swept, *_FREE, *CAUTIONS, "schedule.warmup_steps"}
     # SP has no branch depth.
@@ -46,7 +48,7 @@ def differences(proxy: Config, target: Config, swept: str) -> list[str]:
     return [
         f"{key} is {ours[key]} in the proxy, {theirs[key]} in the target"
         for key in ours
-        if key not in skipped and ours[key] != theirs[key]
+        if key not in skipped and key in theirs and ours[key] != theirs[key]
     ]
 
 
@@ -81,7 +83,7 @@ def belongings(proxy: Config, swept: str) -> dict[str, Any]:
     skipped = {swept, *_FREE, *CAUTIONS}
     if proxy.recipe.parametrization == "sp":
         skipped.add("recipe.branch_depth")
-    usual = leaves({"rules": asdict(RuleOptions())})
+    usual = leaves({"rules": {section: options_in_force({}, section) for section in SECTIONS}})
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in leaves(proxy.identity()).items()

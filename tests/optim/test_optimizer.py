@@ -1,4 +1,4 @@
-"""Groups: roles to recipe to torch groups. Schedule: its shape, and each group's ratio."""
+"""Roles to recipe to groups to one optimizer, which refuses parts; the schedule, and each group's ratio to it."""
 
 import math
 from itertools import pairwise
@@ -6,28 +6,30 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mup_lightning.config.optimizers import RuleOptions
 from mup_lightning.config.schema import ModelConfig, ScheduleConfig
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.model.parameters import ParameterInfo
+from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
+from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.schedule import make_schedule, warmup_cosine
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
+from tests.optim.test_rules import optimizer
 
 
 def groups_of(recipe_config, **shape):
     config = ModelConfig(**{"width": 64, "depth": 2, "context": 8, "vocab_size": 50, **shape})
     recipe = derive(recipe_config, config.width, config.depth)
     model = build(config, recipe, 0, device="meta")
-    return make_groups(dict(model.named_parameters()), model.parameter_info, recipe, RuleOptions()), model, recipe
+    built = build_optimizer(dict(model.named_parameters()), model.parameter_info, recipe, {})
+    return built.param_groups, model, recipe
 
 
 def test_every_parameter_is_in_one_group_with_its_roles_values():
     groups, model, recipe = groups_of(RecipeConfig(weight_decay=0.1), tied=False)
-    by_name = {name: group for group in groups for name in group["names"]}
-    assert sorted(name for group in groups for name in group["names"]) == sorted(model.parameter_info)
+    by_name = {info.name: group for group in groups for info in group["infos"]}
+    assert sorted(info.name for group in groups for info in group["infos"]) == sorted(model.parameter_info)
     for name, info in model.parameter_info.items():
         values, group = recipe.values[info.role], by_name[name]
         assert (group["rule"], group["lr"], group["weight_decay"], group["eps"]) == (
@@ -41,7 +43,7 @@ def test_every_parameter_is_in_one_group_with_its_roles_values():
 
 
 def test_equal_hyperparameters_share_a_group():
-    """At any depth: muon_kimi for the hidden matrices, and AdamW's ε is all that parts vectors from embeddings."""
+    """At any depth: muon_kimi for the hidden matrices, and AdamW's ε is all that separates vectors from embeddings."""
     for depth in (2, 48):
         groups, _, recipe = groups_of(RecipeConfig(), depth=depth)
         assert len(groups) == 3
@@ -57,7 +59,19 @@ def test_a_matrix_that_is_not_whole_is_refused():
     parameters = dict(model.named_parameters())
     parameters["blocks.0.mlp.up.weight"] = torch.nn.Parameter(torch.zeros(64 * 256))
     with pytest.raises(RuntimeError, match=r"muon_kimi needs blocks\.0\.mlp\.up\.weight whole"):
-        make_groups(parameters, model.parameter_info, recipe, RuleOptions())
+        build_optimizer(parameters, model.parameter_info, recipe, {})
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_group_whose_parameters_were_flattened_silently_is_refused(rule):
+    parameter = torch.nn.Parameter(torch.ones(4, 3))
+    stepper = optimizer(rule, [parameter])
+    flat = torch.nn.Parameter(torch.ones(12))
+    flat.grad = torch.ones(12)
+    stepper.param_groups[0]["params"] = [flat]
+    with pytest.raises(RuntimeError, match=rf"^{rule} works on whole parameters, but w .* become \(12,\)"):
+        stepper.step()
+    assert (flat == 1).all()
 
 
 def test_schedule_warms_up_and_falls_to_the_floor():
@@ -81,16 +95,17 @@ def test_warmup_defaults_to_a_tenth():
 
 def test_groups_keep_their_ratios():
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    info = ParameterInfo(name="w", shape=(2,), role=Role.HIDDEN_BIAS)
     groups = [
-        {"params": [p], "names": ["w"], "blocks": [1], "rule": "adamw", "lr": lr, "weight_decay": 0.0, "eps": 1e-8}
+        {"params": [p], "infos": [info], "rule": "adamw", "lr": lr, "weight_decay": 0.0, "eps": 1e-8}
         for p, lr in zip(parameters, (0.01, 0.003), strict=True)
     ]
-    optimizer = HybridOptimizer(groups)
-    schedule = make_schedule(optimizer, ScheduleConfig(warmup_steps=3), 0.01, 20)
+    stepper = HybridOptimizer(groups)
+    schedule = make_schedule(stepper, ScheduleConfig(warmup_steps=3), 0.01, 20)
     for _ in range(19):
-        optimizer.step()
+        stepper.step()
         schedule.step()
-        assert optimizer.param_groups[1]["lr"] / optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
+        assert stepper.param_groups[1]["lr"] / stepper.param_groups[0]["lr"] == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
