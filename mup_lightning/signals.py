@@ -1,8 +1,8 @@
-"""The signals by which SLURM tells a job that its time is over, remembered from a process's first moment on.
+"""The signals by which SLURM ends a job, recorded from the first moment of a process.
 
-Imports nothing heavy: importing torch and Lightning takes seconds, and a signal that comes meanwhile must neither kill
-the process nor be forgotten. The signals are blocked in the main thread, and so in all threads that it starts later,
-and one thread waits for them: no handler, ours or a library's, ever runs in the middle of anything.
+Imports nothing heavy: importing torch and Lightning takes seconds, and a signal that arrives in that time must neither
+kill the process nor get lost. The signals are blocked in the main thread, and therefore in all threads that it starts
+later, and one thread waits for them: no handler, of this package or of a library, ever interrupts other code.
 """
 
 from __future__ import annotations
@@ -16,38 +16,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 VARIABLE = "MUP_LIGHTNING_REQUEUES"
-"""Set by a job's script: how often the job may go back into the queue. Without it, signals are nobody's business."""
+"""Set by a job's script: how often the job may go back into the queue. Without it, signals keep their defaults."""
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-"""USR1 some time before the time limit (`sbatch --signal`), TERM on preemption and at every end."""
+"""USR1: some time before the time limit (`sbatch --signal`). TERM: on preemption, and at every end of a job."""
 
 _received: list[int] = []
 _deadline: float | None = None
 
 
 def in_job() -> bool:
-    """Whether a job's script asks for saving and going back into the queue."""
+    """Whether this process runs in a job that saves and goes back into the queue."""
     return VARIABLE in os.environ
 
 
 def catch() -> None:
-    """From now on the signals do nothing but set a flag. To be called by the main thread, before any other starts."""
+    """Record the signals from now on. Must be called in the main thread, before any other thread starts."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    for number in SIGNALS:  # the job's script has let them be ignored until now
+    for number in SIGNALS:  # which the job's script has ignored until now
         signal.signal(number, signal.SIG_DFL)
     threading.Thread(target=_listen, name="stop signals", daemon=True).start()
 
 
 def received() -> bool:
-    """Whether one has come."""
+    """Whether a signal has arrived."""
     return bool(_received)
 
 
 def expect(seconds: float | None) -> None:
-    """Say how soon this is to be called again if TERM comes; None: whenever.
+    """Set how many seconds after now a process that has received TERM ends itself, unless this is called again.
 
-    TERM comes to the survivors of a dead process too. They wait for it in an exchange that never ends, and SLURM would
-    let them, for another half minute by default.
+    TERM also reaches the survivors of a dead process. They wait for it in a collective that never ends, and SLURM would
+    wait for them for another half minute by default.
+
+    Args:
+        seconds: None: no limit.
     """
     global _deadline
     _deadline = None if seconds is None else time.monotonic() + seconds
@@ -55,12 +58,12 @@ def expect(seconds: float | None) -> None:
 
 @contextmanager
 def unhurried() -> Iterator[None]:
-    """What is done inside may take as long as it likes, and what was expected is expected so much later."""
+    """Suspend the limit of `expect` inside the block, and extend it by the time that the block took."""
     global _deadline
     begin, before = time.monotonic(), _deadline
     _deadline = None
     yield
-    # Not after an error: what follows one is no step.
+    # Not after an error, which no step follows.
     _deadline = None if before is None else before + time.monotonic() - begin
 
 
@@ -72,6 +75,6 @@ def _listen() -> None:
         time.sleep(0.5)
         deadline = _deadline
         if deadline is not None and time.monotonic() > deadline:
-            print("told to end (SIGTERM), but the step does not: another process must be gone", file=sys.stderr)
+            print("received SIGTERM, but the step does not end: another process must have died", file=sys.stderr)
             sys.stderr.flush()
             os._exit(1)

@@ -94,6 +94,8 @@ def build(cls: type[T], values: Any, prefix: str = "") -> T:
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{prefix}{field.name} is missing; expected {describe(known[field.name])}")
+    if issubclass(cls, Typed):  # converts its values itself
+        return cls(**values)
     return cls(**{name: convert(value, known[name], f"{prefix}{name}") for name, value in values.items()})
 
 

@@ -1,4 +1,4 @@
-"""What computed a result: versions of the packages, and the git revision of the code."""
+"""Versions of the packages and git revision of the code, which are stored with every result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def versions() -> dict[str, str | None]:
 
 
 def _revision() -> str | None:
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     try:
         run = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes"],

@@ -66,7 +66,7 @@ def merge(layers: Sequence[Layer], classes: Sequence[type]) -> dict[str, Any]:
     for layer in layers:
         if isinstance(layer, Path):
             try:
-                flat |= _checked(_read(layer, layer.stat().st_mtime_ns if layer.exists() else 0), classes)
+                flat |= _read(layer, layer.stat().st_mtime_ns if layer.exists() else 0, tuple(classes))
             except UserError as error:
                 raise (error if str(error).startswith(str(layer)) else type(error)(f"{layer}: {error}")) from None
         else:
@@ -82,13 +82,13 @@ def merge(layers: Sequence[Layer], classes: Sequence[type]) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=256)
-def _read(path: Path, changed: int) -> Mapping[str, Any]:
-    """A recipe file's content; `changed` is its time stamp, so that sweeps read and parse each file once."""
+def _read(path: Path, changed: int, classes: Sequence[type]) -> Mapping[str, Any]:
+    """A recipe file as dotted key -> value; `changed` is its time stamp, so that a sweep reads each file once."""
     content = read_yaml(path, _EXPECTED)
     if not isinstance(content, dict):
         found = "empty" if content is None else repr(content)
         raise UserError(f"{path} is {found}; expected {_EXPECTED}")
-    return content
+    return _checked(content, classes)
 
 
 def _checked(values: Mapping[str, Any], classes: Sequence[type], prefix: str = "") -> dict[str, Any]:

@@ -35,17 +35,16 @@ def test_the_sizes_are_all_there():
 
 @pytest.mark.parametrize("size", names("size"))
 @pytest.mark.parametrize("optimizer", names("optimizer"))
-@pytest.mark.parametrize("strategy", names("strategy"))
-def test_every_combination_parses_and_builds_on_the_meta_device(size, optimizer, strategy):
-    config = compose("gpt2", f"size/{size}", f"optimizer/{optimizer}", f"strategy/{strategy}")
-    assert config.recipe.optimizer == optimizer
-    assert config.trainer.strategy == strategy
+def test_every_combination_parses_and_builds_on_the_meta_device(size, optimizer):
+    for strategy in names("strategy"):
+        config = compose("gpt2", f"size/{size}", f"optimizer/{optimizer}", f"strategy/{strategy}")
+        assert (config.recipe.optimizer, config.trainer.strategy) == (optimizer, strategy)
     model, built = build_training(config, device="meta")
     parameters = [p for group in built.param_groups for p in group["params"]]
     assert len(parameters) == len(list(model.parameters()))
     assert all(p.device == torch.device("meta") for p in parameters)
     if size == "xl":
-        assert sum(p.numel() for p in parameters) == 1_557_686_400  # GPT-2 XL with 50304 instead of 50257 symbols
+        assert sum(p.numel() for p in parameters) == 1_557_686_400  # GPT-2 XL with 50304 instead of 50257 tokens
 
 
 def test_words_options_and_files_mix_and_the_later_one_wins(tmp_path, monkeypatch):

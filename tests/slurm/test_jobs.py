@@ -88,7 +88,7 @@ def test_cancelled_killed_and_frozen_jobs_can_all_be_continued_exactly(runs, str
     cluster.start_node(NODES[1])
     runs.wait_for_state(name, job, "COMPLETED")
     assert cluster.field(job, "Restarts") == "1"
-    assert "told to end (SIGTERM), but the step does not" in runs.log(name, job)
+    assert "received SIGTERM, but the step does not end" in runs.log(name, job)
     assert_identical(runs, name)
 
 
