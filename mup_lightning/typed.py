@@ -142,7 +142,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         raise _MismatchError
     if is_dataclass(hint):
         assert isinstance(hint, type)
-        return value if isinstance(value, hint) else build(hint, value, f"{key}.")
+        return value if isinstance(value, hint) else build(hint, value, getattr(hint, "_prefix", "") or f"{key}.")
     if hint is str and isinstance(value, str):
         return str(value)
     if hint is Path and isinstance(value, str | Path):

@@ -11,6 +11,7 @@ from mup_lightning.cli.main import VERBS, main, parse
 from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config
 from mup_lightning.training.module import build_training
+from mup_lightning.versions import versions
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -99,6 +100,10 @@ def test_a_bad_command_line_is_one_clear_line(words, status, message, capsys, mo
     monkeypatch.chdir(RECIPES.parent)
     assert main(words.split()) == status
     assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_results_can_be_traced_to_the_code():
+    assert (versions()["git"] is not None) == (RECIPES.parent / ".git").exists()
 
 
 @pytest.mark.parametrize("verb", VERBS)
