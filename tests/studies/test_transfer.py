@@ -24,16 +24,6 @@ def test_exact_parabolas_give_their_own_optima(tmp_path):
     assert group["verdict"].startswith("transfers: slope +0.08 [")
 
 
-def test_the_interval_of_one_seed_is_that_of_a_regression(tmp_path):
-    optima = np.array([-7.3, -6.9, -7.4, -7.0])
-    group = report(tmp_path, curves(SIZES, optima))
-    x = np.log2(SIZES)
-    (slope, _), covariance = np.polyfit(x, optima, 1, cov=True)
-    half = 4.30265 * np.sqrt(covariance[0, 0])  # Student's t of 2 degrees of freedom, as printed
-    assert group["slope_ci"] == pytest.approx([slope - half, slope + half], rel=1e-4)
-    assert group["verdict"].startswith("cannot tell: the slope is too uncertain")
-
-
 def test_the_published_tables(tmp_path):
     """The slopes and regrets by numpy alone."""
     file = tmp_path / "published.json"
@@ -60,22 +50,6 @@ def test_the_published_tables(tmp_path):
     comparison = to_dict(transfer(read_losses(file)))["comparisons"]
     assert [c["axis"] for c in comparison] == ["width"]
     assert comparison[0]["best_loss"]["4096"] == {"SP": 3.516, "recipe, k ≥ 2": 3.446}
-
-
-def test_a_transferred_value_that_diverges_has_no_finite_regret(tmp_path):
-    rows = [(*row[:5], "") if row[2] == 512 and row[3] >= -7 else row for row in curves(SIZES, (-7, -7.5, -8, -8.5))]
-    group = report(tmp_path, rows)
-    assert (group["regret"], group["regret_infinite"]) == (None, True)
-    assert group["no_regret_because"] == {"512": "diverged"}
-    assert "what is best at width 64 diverges at width 512" in group["verdict"]
-    assert group["verdict"].startswith("does not transfer")
-
-
-def test_a_size_where_nothing_trains(tmp_path):
-    rows = [(*row[:5], "nan") if row[2] == 512 else row for row in curves(SIZES, (-7, -7, -7, -7))]
-    group = report(tmp_path, rows)
-    assert group["optimum"]["512"] is None
-    assert "every value that was tried diverged or was stopped at width 512" in group["verdict"]
 
 
 @pytest.mark.parametrize(
@@ -134,14 +108,6 @@ def test_a_drift_to_the_edge_hides_its_cost(tmp_path, capsys):
     assert "| ≥ 0.005 |" in capsys.readouterr().out
 
 
-def test_a_value_that_one_seed_lost_is_lost(tmp_path):
-    rows = curves(SIZES, (-7, -7, -7, -7), noise=0.001, seeds=2)
-    rows = [(*row[:5], "") if row[3] == -7 and row[4] == 1 and row[2] == 512 else row for row in rows]
-    group = report(tmp_path, rows)
-    assert group["diverged"] == {"512": [-7.0]}
-    assert group["regret_infinite"]
-
-
 def test_a_sweeps_columns_tell_groups_apart(tmp_path):
     columns = (*COLUMNS, "optimizer", "branch_depth", "value", "width", "depth", "model.layer_norm", "recipe.lr",
                "seconds", "stopped", "steps", "corpus", "config_hash")  # fmt: skip
@@ -164,13 +130,9 @@ def test_a_sweeps_columns_tell_groups_apart(tmp_path):
     assert {found.label for found in transfer(runs[runs["config_hash"].isin(hashes)])} == {"SP"}
 
 
-def test_a_shape_of_both_grows_by_half_a_doubling_of_each(tmp_path):
-    rows = [(n, "both", f"{s}x{s // 32}", *rest) for n, _, s, *rest in curves((64, 128, 256), (-7, -7.1, -7.2))]
-    assert report(tmp_path, rows)["slope"] == pytest.approx(-0.1)
-
-
 def test_the_three_forms_of_output(tmp_path, capsys):
-    path = write(tmp_path / "t.csv", [*curves(SIZES, (-6, -7, -8, -9), name="sp"), *curves(SIZES, (-7,) * 4)])
+    still = curves(SIZES, (-7, -7.002, -7.004, -7.006))  # a slope that rounds to nothing has no sign of falling
+    path = write(tmp_path / "t.csv", [*curves(SIZES, (-6, -7, -8, -9), name="sp"), *still])
     out = tmp_path / "out"
     assert main(["report", "transfer", str(path), "--out", str(out)]) == 0
     text = capsys.readouterr().out
@@ -186,13 +148,6 @@ def test_the_three_forms_of_output(tmp_path, capsys):
     assert all(group.keys() >= wanted for group in printed["groups"])
     assert main(["report", "transfer", str(path), "--markdown"]) == 0
     assert "| **SP** | -6.00 | -7.00 | -8.00 | -9.00 | -1.00 [" in capsys.readouterr().out
-
-
-def test_one_size_in_one_group_alone_is_a_verdict(tmp_path):
-    path = write(tmp_path / "t.csv", [*curves((64,), (-7,), name="sp"), *curves(SIZES, (-7,) * 4)])
-    sp, _ = groups(path)
-    assert sp["verdict"] == "cannot tell: there is only one size; regret 0.000 nats, noise unknown (one seed)"
-    assert (sp["slope"], sp["slope_ci"]) == (None, None)
 
 
 def test_a_tie_at_the_smallest_size_proves_no_failure(tmp_path):
@@ -221,17 +176,6 @@ def test_a_tie_at_the_smallest_size_proves_no_failure(tmp_path):
     )
     surely = [(*row[:5], row[5] + 0.1) if row[2] == 64 and row[3] == -5 else row for row in rows]
     assert report(tmp_path, surely)["verdict"].startswith("does not transfer: what is best at width 64 costs 0.080")
-
-
-def test_where_nothing_trained_at_the_smallest_size_there_is_no_regret(tmp_path, capsys):
-    rows = [(*row[:5], "") if row[2] == 64 else row for row in curves(SIZES, (-7, -7, -7, -7))]
-    group = report(tmp_path, rows)
-    assert (group["regret"], group["regret_infinite"]) == (None, False)
-    assert set(group["no_regret_because"].values()) == {"untuned"}
-    assert group["verdict"].startswith("cannot tell: nothing trained at width 64; ")
-    assert "regret" not in group["verdict"]
-    assert main(["report", "transfer", str(tmp_path / "table.csv"), "--out", str(tmp_path / "out")]) == 0
-    assert "diverged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("steeper", [1, 2, 3])
@@ -292,9 +236,34 @@ def test_shapes_of_one_size_are_not_taken_for_each_other(tmp_path):
     }
 
 
-def test_a_slope_that_rounds_to_nothing_has_no_sign_of_falling(tmp_path, capsys):
-    path = write(tmp_path / "table.csv", curves(SIZES, (-7, -7.002, -7.004, -7.006), noise=1e-6, seeds=2))
-    for form in ([], ["--markdown"]):
-        assert main(["report", "transfer", str(path), *form]) == 0
-        assert "+0.00 [" in (printed := capsys.readouterr().out)
-        assert "-0.00 " not in printed
+@pytest.mark.parametrize(
+    ("lost", "expected", "verdict"),
+    [
+        (lambda size, value, seed: size == 512 and value >= -7,
+         {"regret": None, "regret_infinite": True, "no_regret_because": {"512": "diverged"}},
+         ("does not transfer: ", "what is best at width 64 diverges at width 512; ")),
+        (lambda size, value, seed: size == 512 and value == -7 and seed == 1,  # one seed loses the value
+         {"regret_infinite": True, "diverged": {"512": [-7.0]}}, ("does not transfer: ", "diverges at width 512; ")),
+        (lambda size, value, seed: size == 512, {"regret_infinite": True},
+         ("does not transfer: ", "every value that was tried diverged or was stopped at width 512; ")),
+        (lambda size, value, seed: size == 64,
+         {"regret": None, "regret_infinite": False, "no_regret_because": dict.fromkeys(map(str, SIZES), "untuned")},
+         ("cannot tell: ", "; nothing trained at width 64; slope")),
+    ],
+)  # fmt: skip
+def test_lost_values(tmp_path, lost, expected, verdict):
+    rows = curves(SIZES, (-7, -7.5, -8, -8.5), noise=0.001, seeds=2)
+    group = report(tmp_path, [(*row[:5], "") if lost(*row[2:5]) else row for row in rows])
+    assert {key: group[key] for key in expected} == expected
+    assert group["verdict"].startswith(verdict[0])
+    assert verdict[1] in group["verdict"]
+    assert main(["report", "transfer", str(tmp_path / "table.csv"), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_sizes_of_all_kinds(tmp_path):
+    """One in a group alone; width and depth at once, where each doubles by half of a doubling of both."""
+    rows = [(n, "both", f"{s}x{s // 32}", *rest) for n, _, s, *rest in curves((64, 128, 256), (-7, -7.1, -7.2))]
+    sp, both = groups(write(tmp_path / "t.csv", [*curves((64,), (-7,), name="sp"), *rows]))
+    assert sp["verdict"] == "cannot tell: there is only one size; regret 0.000 nats, noise unknown (one seed)"
+    assert (sp["slope"], sp["slope_ci"]) == (None, None)
+    assert both["slope"] == pytest.approx(-0.1)

@@ -8,6 +8,12 @@ from mup_lightning.studies.transfer.transfer import transfer
 from tests.studies.tables import SIZES, curves, report, write
 
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Ten times fewer draws than users get: simulations take long, and cover no less."""
+    monkeypatch.setattr("mup_lightning.studies.transfer.estimate._DRAWS", 400)
+
+
 def test_ties_within_the_noise_are_a_plateau(tmp_path):
     rows = [
         ("mup", "width", size, value, seed, 3 + heights[value + 9] + off)

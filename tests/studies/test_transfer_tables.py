@@ -64,7 +64,7 @@ def test_a_given_noise_is_for_groups_of_one_seed(tmp_path, capsys):
         ("t.csv", [(*ROW[:3], "1e300", 0, 3.0)], "log2_value is '1e300'; expected a power of two, such as -7"),
         ("t.csv", [("mup", "width", "wide", -7, 0, 3.0)], "row 2: size is 'wide'; expected a number"),
         ("t.csv", [("mup", "width", "-1", -7, 0, 3.0)], "size is '-1'; expected a number above 0"),
-        ("t.csv", [ROW], "there is one size only, width 64; transfer is seen between two sizes or more"),
+        ("t.csv", [ROW], "there is one size only, width 64; transfer is seen between two or more"),
         ("t.csv", [ROW, ("mup", "depth", 4, *ROW[3:])], "there is one size only, width 64 and depth 4; transfer"),
         ("t.csv", [("mup", "both", size, -7, 0, 3.0) for size in ("64x4", "128x2")], "64x4 and 128x2 would be one "
          "size: expected models whose width and depth grow together"),
@@ -91,8 +91,8 @@ def test_what_is_no_table_is_refused_in_one_line(tmp_path, capsys, name, content
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("corpus", ("aaa", "bbb"), "different corpora (SP: aaa, recipe: bbb)"),
-        ("steps", (60, 80), "different numbers of steps (SP: 60, recipe: 80)"),
+        ("corpus", ("aaa", "bbb"), "differ in corpus (SP: aaa, recipe: bbb)"),
+        ("steps", (60, 80), "differ in steps (SP: 60, recipe: 80)"),
     ],
 )
 def test_losses_are_compared_on_equal_terms(tmp_path, capsys, column, values, message):
@@ -102,7 +102,7 @@ def test_losses_are_compared_on_equal_terms(tmp_path, capsys, column, values, me
     path = write(tmp_path / "t.csv", rows, (*COLUMNS, column))
     assert main(["report", "transfer", str(path)]) == 1
     assert message in (error := capsys.readouterr().err)
-    assert "add a column of the option that differs" in error
+    assert "add a column of the option behind it" in error
     # With such a column they are two experiments, each compared with itself alone.
     apart = write(tmp_path / "apart.csv", [(*row, row[-1]) for row in rows], (*COLUMNS, column, "data.path"))
     found = to_dict(transfer(read_losses(apart)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,10 +78,10 @@ def best_values(path: Path) -> list[Best]:
     """
     runs = read_losses(path, NEEDED)
     columns = [*GROUP, *options(runs)]
-    groups: list[Hashable] = [
+    groups = [
         tuple((column, row[column]) for column in columns if column != row["value"]) for row in runs.to_dict("records")
     ]
-    runs = runs.assign(group=groups, position=0.0, unigram_loss=numbers(runs, "unigram_loss", "a number"))
+    runs = runs.assign(group=groups, unigram_loss=numbers(runs, "unigram_loss", "a number"))
     run_of = ["group", "log2_value", "seed", "config_hash"]
     on_another_axis = runs.duplicated(run_of) & ~runs.duplicated([*run_of, "axis"])
     runs = runs[~on_another_axis]
@@ -91,7 +91,8 @@ def best_values(path: Path) -> list[Best]:
 
 
 def _best(group: dict[str, str], runs: pd.DataFrame) -> Best:
-    refuse_twice(runs, ["log2_value", "seed"])
+    runs = runs.assign(size=group["width"], position=0.0)
+    refuse_twice(runs)
     (curve,), _ = adjust_for_seeds(runs)
     means, values = curve.trained, curve.values.tolist()
     best = min(means, key=lambda value: means[value], default=None)

@@ -109,14 +109,12 @@ def _regret(regret: Regret) -> str:
 def _losses(family: Sequence[Transfer]) -> list[list[str]]:
     """A line per size, a column per parametrization: the best loss, and how far above the lowest it is."""
     lines = [[family[0].axis, *(one.label for one in family)]]
-    for size, losses in compared(family):
-        lowest = min((loss for _, loss in losses if loss is not None), default=0.0)
-        lines.append([size, *("-" if loss is None else _above(loss, lowest) for _, loss in losses)])
+    for size, losses in compared(family).items():
+        lowest = min((loss for loss in losses if loss is not None), default=0.0)
+        above = [f" (+{loss - lowest:.3f})" if loss and loss > lowest else "" for loss in losses]
+        cells = ["-" if loss is None else f"{loss:.3f}{more}" for loss, more in zip(losses, above, strict=True)]
+        lines.append([size, *cells])
     return lines
-
-
-def _above(loss: float, lowest: float) -> str:
-    return f"{loss:.3f}" + (f" (+{loss - lowest:.3f})" if loss > lowest else "")
 
 
 def markdown(found: Sequence[Transfer]) -> str:

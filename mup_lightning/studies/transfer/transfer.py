@@ -40,7 +40,7 @@ class Transfer(Evidence):
         return _label(self.settings)
 
     @property
-    def family(self) -> Hashable:
+    def family(self) -> tuple[tuple[str, str], ...]:
         """Equal for groups that differ only in the parametrization."""
         return _family(self.axis, self.settings)
 
@@ -76,8 +76,7 @@ def transfer(
         raise UserError(f"no run has a loss, all {count} diverged or were stopped; lower the base values")
     found = []
     for (axis, settings), own in runs.groupby(["axis", "settings"], sort=False):
-        _refuse_two_shapes(own)
-        refuse_twice(own, ["position", "log2_value", "seed"])
+        refuse_twice(own)
         evidence = _estimate(axis, own, noise)
         steps = own["steps"][own["loss"].notna()].max()
         found.append(
@@ -117,7 +116,7 @@ def _label(settings: Mapping[str, str]) -> str:
     return _NAMES.get(name, name) + {"": "", "1": ", k = 1"}.get(k, ", k ≥ 2")
 
 
-def _family(axis: str, settings: Mapping[str, str]) -> Hashable:
+def _family(axis: str, settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     own = ("parametrization", "branch_depth")
     return ("axis", axis), *((key, text) for key, text in settings.items() if key not in own)
 
@@ -133,48 +132,40 @@ def refuse_different(runs: pd.DataFrame, families: Sequence[Hashable]) -> None:
         UserError: naming what differs.
     """
     trained = runs.assign(family=families)[runs["loss"].notna()]
-    for _, family in trained.groupby("family", sort=False):
-        for column, what in (("corpus", "corpora"), ("unigram_loss", "unigram losses"), ("steps", "numbers of steps")):
-            known = family[family[column].replace("", None).notna()] if column in family else family.head(0)
-            if known.empty or known[column].nunique() == 1:
-                continue
-            each = known.drop_duplicates(column)
-            each = ", ".join(
-                f"{_label(dict(own))}: {value[:12] if isinstance(value, str) else format(value, 'g')}"
-                for own, value in zip(each["settings"], each[column], strict=True)
-            )
-            raise UserError(
-                f"runs that are compared have different {what} ({each}), so their losses cannot be compared: make a "
-                f"table of each, or add a column of the option that differs, such as data.path or trainer.max_steps"
-            )
+    for column in (name for name in ("corpus", "unigram_loss", "steps") if name in trained):
+        known = trained[trained[column].replace("", None).notna()]
+        for _, family in known.groupby("family", sort=False):
+            if family[column].nunique() > 1:
+                first = family.drop_duplicates(column)
+                named = zip(first["settings"], first[column], strict=True)
+                each = ", ".join(f"{_label(dict(own))}: {value:.12}".removesuffix(".0") for own, value in named)
+                raise UserError(
+                    f"runs that are compared differ in {column} ({each}), so their losses cannot be compared: make a "
+                    f"table of each, or add a column of the option behind it, such as data.path or trainer.max_steps"
+                )
 
 
-def refuse_twice(runs: pd.DataFrame, keys: list[str]) -> None:
-    """Refuse a second run of one value and seed.
+def refuse_twice(runs: pd.DataFrame) -> None:
+    """Refuse two runs of one size, value and seed, and two shapes at one place, such as 64x4 and 128x2.
 
     Raises:
-        UserError: naming both rows.
+        UserError: naming both rows, or both shapes.
     """
-    again = runs[runs.duplicated(keys)]
-    if again.empty:
-        return
-    second = again.iloc[0]
-    first = runs[(runs[keys] == second[keys]).all(axis=1)].iloc[0]
-    other = first["config_hash"] != second["config_hash"]
-    raise UserError(
-        f"{second.name} has size {second['size']}, 2^{second['log2_value']:g}, seed {second['seed'] or '(none)'} again "
-        f"(before: {first.name}){', of another configuration, which no column shows' * other}; keep one of the two rows"
-    )
-
-
-def _refuse_two_shapes(runs: pd.DataFrame) -> None:
-    """Refuse 64x4 and 128x2, which would be one size."""
     for sizes in runs.groupby("position")["size"].unique():
         if len(sizes) > 1:
             raise UserError(
                 f"{' and '.join(sizes)} would be one size: expected models whose width and depth grow together, such "
                 f"as 64x2 and 128x4; make a table of those, or of one axis at a time"
             )
+    keys = ["position", "log2_value", "seed"]
+    for _, second in runs[runs.duplicated(keys)].iterrows():
+        first = runs[(runs[keys] == second[keys]).all(axis=1)].iloc[0]
+        other = first["config_hash"] != second["config_hash"]
+        raise UserError(
+            f"{second.name} has size {second['size']}, 2^{second['log2_value']:g}, seed {second['seed'] or '(none)'} "
+            f"again (before: {first.name}){', of another configuration, which no column shows' * other}; keep one of "
+            f"the two rows"
+        )
 
 
 def _one_size(runs: pd.DataFrame) -> str:
@@ -182,10 +173,7 @@ def _one_size(runs: pd.DataFrame) -> str:
     sizes = runs.groupby("axis", sort=False)["size"].unique()
     have = " and ".join(f"{axis} {', '.join(own)}" for axis, own in sizes.items())
     if all(len(own) == 1 for own in sizes):
-        return (
-            f"there is one size only, {have}; transfer is seen between two sizes or more, better four (mup-lightning "
-            f"report best finds the best value at one size)"
-        )
+        return f"there is one size only, {have}; transfer is seen between two or more (report best serves one size)"
     settings = pd.DataFrame([dict(own) for own in runs["settings"]], index=runs.index).fillna("")
     guilty = [key for key in settings if (runs["size"].groupby(settings[key]).nunique() == 1).all()]
     return (
@@ -196,11 +184,12 @@ def _one_size(runs: pd.DataFrame) -> str:
 
 def to_dict(found: Sequence[Transfer]) -> dict[str, Any]:
     """For JSON; None stands for what there is not. docs/method/transfer.md lists the keys."""
-    comparisons = [
-        dict(family[0].family) | {"best_loss": {size: dict(losses) for size, losses in compared(family)}}  # type: ignore[call-overload]
-        for family in families(found)
-        if len(family) > 1
-    ]
+    comparisons = []
+    for family in families(found):
+        if len(family) > 1:
+            labels = [one.label for one in family]
+            losses = {size: dict(zip(labels, own, strict=True)) for size, own in compared(family).items()}
+            comparisons.append(dict(family[0].family) | {"best_loss": losses})
     return {"groups": [_group(one) for one in found], "comparisons": comparisons}
 
 
@@ -238,7 +227,7 @@ def _group(found: Transfer) -> dict[str, Any]:
     }
 
 
-def compared(family: Sequence[Transfer]) -> list[tuple[str, list[tuple[str, float | None]]]]:
-    """Size, small to large -> (parametrization, best loss); None where nothing trained."""
+def compared(family: Sequence[Transfer]) -> dict[str, list[float | None]]:
+    """Size, small to large -> best loss of each of the family; None where nothing trained."""
     sizes = sorted({(curve.position, curve.size) for one in family for curve in one.curves})
-    return [(size, [(one.label, best.loss if (best := one.at(size)) else None) for one in family]) for _, size in sizes]
+    return {size: [best.loss if (best := one.at(size)) else None for one in family] for _, size in sizes}
