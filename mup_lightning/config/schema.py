@@ -16,7 +16,6 @@ from mup_lightning.typed import (
     Typed,
     UnitInterval,
     build,
-    convert,
 )
 
 PAD_VOCABULARY_TO = 64
@@ -35,17 +34,6 @@ VOCABULARY_HASHES: dict[str, str] = {
     "bytes": "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880",
 }
 """sha256 of each vocabulary: of the rank file for gpt2, of the 256 byte values in order for bytes."""
-
-
-def vocab_size(tokenizer: str) -> int:
-    """Tokens of the named vocabulary (50257 for gpt2), without loading it. Raises UserError for an unknown name."""
-    check_tokenizer_name(tokenizer)
-    return VOCAB_SIZES[tokenizer]
-
-
-def check_tokenizer_name(name: str, key: str = "data.tokenizer") -> None:
-    """Raise UserError, naming `key`, unless `name` is a tokenizer of this package."""
-    convert(name, TokenizerName, key)
 
 
 @dataclass

@@ -17,9 +17,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mup_lightning.config.schema import VOCAB_SIZES, VOCABULARY_HASHES, check_tokenizer_name
+from mup_lightning.config.schema import VOCAB_SIZES, VOCABULARY_HASHES, TokenizerName
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_json, write_json
+from mup_lightning.typed import convert
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -128,7 +129,7 @@ def manifest_hash(manifest: Manifest) -> str:
 
 def check_vocabulary(manifest: Manifest, tokenizer: str) -> None:
     """Raise UserError unless the corpus was prepared with the vocabulary of the named tokenizer."""
-    check_tokenizer_name(tokenizer)
+    convert(tokenizer, TokenizerName, "data.tokenizer")
     size, digest = VOCAB_SIZES[tokenizer], VOCABULARY_HASHES[tokenizer]
     if (manifest.vocab_size, manifest.vocab_hash) != (size, digest):
         raise UserError(

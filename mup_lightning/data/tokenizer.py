@@ -12,8 +12,9 @@ from importlib import resources
 
 import numpy as np
 
-from mup_lightning.config.schema import EOT_IDS, VOCAB_SIZES, VOCABULARY_HASHES, TokenizerName, check_tokenizer_name
+from mup_lightning.config.schema import EOT_IDS, VOCAB_SIZES, VOCABULARY_HASHES, TokenizerName
 from mup_lightning.errors import UserError
+from mup_lightning.typed import convert
 
 RANK_FILE = "gpt2.tiktoken"
 # GPT-2 cuts text into words before merging: contractions, then letters, digits or other signs with at most one
@@ -52,7 +53,7 @@ class Tokenizer(ABC):
 
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer called `name`: "gpt2" or "bytes". Raises UserError for any other name."""
-    check_tokenizer_name(name, key="the tokenizer")
+    convert(name, TokenizerName, "the tokenizer")
     return Gpt2Tokenizer() if name == "gpt2" else BytesTokenizer()
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from mup_lightning.config.schema import ModelConfig, vocab_size
+from mup_lightning.config.schema import VOCAB_SIZES, ModelConfig
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
 from mup_lightning.spectral.recipe import RecipeConfig, derive
@@ -74,7 +74,7 @@ class Workload:
     """
 
     def __init__(self, settings: Settings, which: Which | None = None, draws: int = DRAWS) -> None:
-        tokens = vocab_size(settings.tokenizer)
+        tokens = VOCAB_SIZES[settings.tokenizer]
         self.width, self.depth = settings.width, settings.depth
         config = ModelConfig(width=self.width, depth=self.depth, context=settings.context, vocab_size=tokens)
         self.model = build(config, derive(RecipeConfig(), self.width, self.depth), seed=0)

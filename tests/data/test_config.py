@@ -1,17 +1,12 @@
 import subprocess
 import sys
 
-import pytest
-
-from mup_lightning.config.schema import EOT_IDS, vocab_size
-from mup_lightning.errors import UserError
+from mup_lightning.config.schema import EOT_IDS, VOCAB_SIZES
 
 
 def test_vocabulary_facts():
-    assert (vocab_size("gpt2"), EOT_IDS["gpt2"]) == (50257, 50256)
-    assert (vocab_size("bytes"), EOT_IDS["bytes"]) == (256, 0)
-    with pytest.raises(UserError):
-        vocab_size("words")
+    assert (VOCAB_SIZES["gpt2"], EOT_IDS["gpt2"]) == (50257, 50256)
+    assert (VOCAB_SIZES["bytes"], EOT_IDS["bytes"]) == (256, 0)
 
 
 def test_config_order_and_help_import_nothing_heavy():
