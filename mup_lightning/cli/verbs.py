@@ -148,7 +148,7 @@ def train(config: Config) -> int:
     if not is_first_process():  # an exit status other than 0 would make srun kill the process that requeues
         return 0
 
-    from mup_lightning.slurm.requeue import requeue
+    from mup_lightning.slurm.submit import requeue
 
     return 0 if requeue(result.steps, result.first_step) else 130
 

@@ -10,11 +10,26 @@ from typing import Annotated
 from mup_lightning.errors import UserError
 from mup_lightning.typed import Bound, NonNegativeInt, PositiveInt, Typed
 
-TIME = re.compile(r"(?:(?P<days>\d+)-(?P<of_day>\d+(?::\d+){0,2})|(?P<clock>\d+(?::\d+){0,2}))")
+TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 WORD = re.compile(r"[^\s'\"\\%]+")
 """What may stand in an #SBATCH line without any quoting; SLURM replaces % in the names of log files."""
 
+Time = Annotated[
+    str,
+    Bound(
+        "hours:minutes:seconds, days-hours:minutes:seconds or minutes (in YAML between quotation marks, which 12:00:00 "
+        "needs)",
+        TIME.fullmatch,
+    ),
+]
 OneWord = Annotated[str, Bound("one word without quotes, backslashes and %", WORD.fullmatch)]
+JobName = Annotated[
+    str,
+    Bound(
+        "one word without quotes, other than bash and interactive, by which Lightning knows interactive jobs",
+        lambda name: WORD.fullmatch(name) and name not in ("bash", "interactive"),
+    ),
+]
 SbatchOption = Annotated[
     str, Bound("an option of sbatch, such as --constraint=h100", lambda text: text.startswith("-") and "\n" not in text)
 ]
@@ -25,7 +40,7 @@ class SlurmConfig(Typed, prefix="slurm."):
     """What is asked of SLURM; whatever is null is left to the cluster's own defaults.
 
     Attributes:
-        gpus: GPUs of each node, with one process each; 0: CPU processes, as many a node as trainer.devices says.
+        gpus: GPUs of each node, with one process each; 0: CPU processes, trainer.devices on each node.
         cpus: cores of each process.
         memory: of each node, as in 200G.
         time: time limit, [days-]hours:minutes:seconds or minutes.
@@ -43,11 +58,11 @@ class SlurmConfig(Typed, prefix="slurm."):
     gpus: NonNegativeInt | None = None
     cpus: PositiveInt | None = None
     memory: OneWord | None = None
-    time: str | None = None
+    time: Time | None = None
     partition: OneWord | None = None
     account: OneWord | None = None
     qos: OneWord | None = None
-    job: OneWord | None = None
+    job: JobName | None = None
     gres: OneWord = "gpu"
     extra: list[SbatchOption] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)
@@ -55,23 +70,16 @@ class SlurmConfig(Typed, prefix="slurm."):
     max_requeues: NonNegativeInt = 100
 
     def __post_init__(self) -> None:
-        """Raise UserError for a job that SLURM or Lightning would misunderstand."""
+        """Raise UserError for a time limit that leaves no time to train."""
         super().__post_init__()
-        if self.job in ("bash", "interactive"):
-            raise UserError(f"slurm.job is {self.job}, by which Lightning knows interactive jobs; choose another name")
-        limit = None if self.time is None else seconds(self.time)
-        if limit is not None and limit <= self.signal_seconds + 60:
+        if self.time is not None and seconds(self.time) <= self.signal_seconds + 60:
             raise UserError(
                 f"slurm.time is {self.time}, but the job is told to save {self.signal_seconds} s before its end "
                 f"(slurm.signal_seconds), and up to a minute earlier; ask for more time or set fewer seconds"
             )
 
     def checked_gpus(self) -> int:
-        """GPUs of each node.
-
-        Raises:
-            UserError: nobody has said how many.
-        """
+        """GPUs of each node. Raises UserError where nobody has said how many."""
         if self.gpus is None:
             raise UserError(
                 "slurm.gpus is not set: say how many GPUs of each node to use (--slurm.gpus 8); "
@@ -112,20 +120,17 @@ class SubmitSettings(Typed, prefix="--"):
 
 
 def seconds(time: str) -> int:
-    """Seconds of a time as sbatch takes it: minutes, min:s, h:min:s, days-h, days-h:min or days-h:min:s.
+    """Seconds of a time as SLURM reads and prints it, of the type `Time`.
+
+    It is minutes, minutes:seconds, hours:minutes:seconds, or days-hours[:minutes[:seconds]].
 
     Raises:
-        UserError: it is none of these.
+        ValueError: it is none of these.
     """
     match = TIME.fullmatch(time)
     if match is None:
-        raise UserError(
-            f"slurm.time is {time!r}; expected hours:minutes:seconds, days-hours:minutes:seconds or minutes "
-            f"(in YAML between quotation marks, which 12:00:00 needs)"
-        )
-    parts = [int(part) for part in (match["of_day"] or match["clock"]).split(":")]
-    if match["days"] is not None:
-        hours, minutes, rest = [*parts, 0, 0][:3]
-        return ((int(match["days"]) * 24 + hours) * 60 + minutes) * 60 + rest
-    hours, minutes, rest = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
-    return (hours * 60 + minutes) * 60 + rest
+        raise ValueError(f"{time!r} is not a time of SLURM")
+    first, second, third = (int(group or 0) for group in match.groups()[1:])
+    if match[1] is None and match[4] is None:
+        return first * 60 + second
+    return ((int(match[1] or 0) * 24 + first) * 60 + second) * 60 + third

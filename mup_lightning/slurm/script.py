@@ -17,13 +17,14 @@ def training(slurm: SlurmConfig, *, name: str, nodes: int, processes: int, folde
         name: of the job.
         nodes: machines.
         processes: on each node.
-        folder: for logs; config.yaml in it is what is trained.
+        folder: for logs; it holds config.yaml, the configuration that is trained.
         program: the command mup-lightning.
     """
     head = _head(
         slurm,
         [f"--job-name={name}", f"--nodes={nodes}", f"--ntasks-per-node={processes}"],
-        [f"--output={folder}/%j.log", f"--signal=USR1@{slurm.signal_seconds}"],
+        log=folder / "%j.log",
+        signal="USR1",
     )
     command = shlex.join([str(program), "train", "-c", str(folder / "config.yaml")])
     return f"""{head}
@@ -31,17 +32,17 @@ export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 
-# On USR1 (the time limit is near) or TERM (preempted): finish the step, save, go back into the queue, at most so often.
+# On USR1 (the time limit is near) or TERM (preempted): finish the step, save, requeue, at most this often.
 export {VARIABLE}={slurm.max_requeues}
 
-# Both are ignored until the training has its own handlers; one that dies ends them all.
+# Both are ignored until the training has its own handlers; one process that dies ends them all.
 srun --kill-on-bad-exit=1{_cpus(slurm)} bash -c 'trap "" USR1 TERM; exec "$@"' task \\
   {command}
 """
 
 
 def sweep(slurm: SlurmConfig, *, name: str, tasks: int, command: list[str], folder: Path) -> str:
-    """The script of an array job that shares out the configurations of a sweep.
+    """The script of an array job whose tasks share the configurations of a sweep.
 
     Args:
         slurm: what is asked of SLURM, for each task.
@@ -53,13 +54,14 @@ def sweep(slurm: SlurmConfig, *, name: str, tasks: int, command: list[str], fold
     head = _head(
         slurm,
         [f"--job-name={name}", f"--array=1-{tasks}", "--nodes=1", "--ntasks-per-node=1"],
-        [f"--output={folder}/%A_%a.log", f"--signal=TERM@{slurm.signal_seconds}"],
+        log=folder / "%A_%a.log",
+        signal="TERM",
     )
     return f"""{head}
 status=0
 srun{_cpus(slurm)} {shlex.join(command)} --shard "$SLURM_ARRAY_TASK_ID/{tasks}" || status=$?
 
-# 130: stopped by TERM (the time limit is near, or preempted). Once more: what is in the table is not run again.
+# 130: stopped by TERM (the time limit is near, or preempted). Requeue: what is finished is not run again.
 if [ "$status" = 130 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {slurm.max_requeues} ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
@@ -67,9 +69,9 @@ exit "$status"
 """
 
 
-def _head(slurm: SlurmConfig, what: list[str], how: list[str]) -> str:
-    """The #SBATCH lines and the site's own shell lines."""
-    optional = {
+def _head(slurm: SlurmConfig, job: list[str], log: Path, signal: str) -> str:
+    """The #SBATCH lines and the site's own shell lines; `signal` is sent before the time limit."""
+    asked = {
         "--gres": f"{slurm.gres}:{slurm.gpus}" if slurm.gpus else None,
         "--cpus-per-task": slurm.cpus,
         "--mem": slurm.memory,
@@ -79,13 +81,13 @@ def _head(slurm: SlurmConfig, what: list[str], how: list[str]) -> str:
         "--qos": slurm.qos,
     }
     options = [
-        *what,
-        *(f"{option}={value}" for option, value in optional.items() if value is not None),
+        *job,
+        *(f"{option}={value}" for option, value in asked.items() if value is not None),
         *slurm.extra,
         f"--chdir={Path.cwd()}",
-        how[0],
+        f"--output={log}",
         "--open-mode=append",
-        how[1],
+        f"--signal={signal}@{slurm.signal_seconds}",
         "--requeue",
     ]
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options), ""]
@@ -93,5 +95,5 @@ def _head(slurm: SlurmConfig, what: list[str], how: list[str]) -> str:
 
 
 def _cpus(slurm: SlurmConfig) -> str:
-    """Since SLURM 22.05, srun does not take this over from sbatch."""
+    """Since SLURM 22.05, srun does not take this option over from sbatch."""
     return f" --cpus-per-task={slurm.cpus}" if slurm.cpus else ""

@@ -147,7 +147,7 @@ class Cluster:
         text = self.run("scontrol", "show", "job", job)
         return next(word.partition("=")[2] for word in text.split() if word.startswith(f"{name}="))
 
-    def wait(self, what: str, condition, seconds: float = 90, explain=lambda: "") -> None:
+    def wait(self, what: str, condition, seconds: float = 240, explain=lambda: "") -> None:
         """Wait until something is true."""
         deadline = time.monotonic() + seconds
         while not condition():
