@@ -66,27 +66,21 @@ FAULTS = [
     ("width", "lr", Role.HIDDEN, 0.5, False, BRANCH),
     ("width", "lr", Role.HIDDEN, -1.0, False, BRANCH),
     ("width", "lr", Role.INPUT, 1.0, True, ("embedding",)),
-    ("width", "lr", Role.INPUT, -1.0, True, ("embedding",)),
     ("width", "lr", Role.OUTPUT, 1.0, True, (*BRANCH, "logits")),  # a head that overshoots stirs all that is below it
     ("width", "lr", Role.OUTPUT, -1.0, True, ("logits",)),
     ("width", "lr", Role.HIDDEN_BIAS, 1.0, True, BRANCH),
     ("width", "init_std", Role.HIDDEN, 0.5, True, BRANCH),
     ("width", "init_std", Role.HIDDEN, -0.5, True, BRANCH),
     ("width", "init_std", Role.INPUT, 0.5, True, ("embedding",)),
-    ("width", "init_std", Role.INPUT, -0.5, True, ("embedding",)),
     ("width", "init_std", Role.OUTPUT, -0.5, True, ("logits",)),
     ("width", "input", None, 0.5, True, ("embedding",)),
-    ("width", "input", None, -0.5, True, ("embedding",)),
     ("width", "residual", None, 1.0, True, ("residual",)),
     ("width", "residual", None, -1.0, True, ("residual",)),
     ("width", "output", None, 1.0, True, ("logits",)),
-    ("width", "output", None, -1.0, True, ("logits",)),
     ("depth", "residual", None, 1.0, True, ("residual",)),
-    ("depth", "residual", None, 0.5, True, ("residual",)),  # that of k = 1, with all else as k = 2 has it
     ("depth", "residual", None, -1.0, True, ("residual",)),
     ("depth", "lr", Role.HIDDEN, 0.5, False, BRANCH),
     ("depth", "init_std", Role.HIDDEN, 0.5, True, BRANCH),
-    ("depth", "init_std", Role.HIDDEN, -0.5, True, BRANCH),
 ]
 """Biases hide the learning rate of the matrices next to them; without them tiny branches hide behind the embedding."""
 
@@ -109,8 +103,7 @@ def test_adamw_does_not_fail(check, axis):
     assert found.verdict != "FAIL", found.sentence
 
 
-@pytest.mark.parametrize("power", [0.5, -1.0])
-@pytest.mark.parametrize("axis", SIZES)
+@pytest.mark.parametrize(("axis", "power"), [("width", 0.5), ("depth", -1.0)])
 def test_a_wrong_hidden_rate_fails_with_adamw_too(check, monkeypatch, axis, power):
     monkeypatch.setattr(module, "derive", faulty(axis, "lr", Role.HIDDEN, power))
     found = check(axis, False, **ADAMW)
