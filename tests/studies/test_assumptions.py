@@ -266,7 +266,7 @@ def test_what_gpt2_shows(small):
     _, seen = subject.observed_loss(batch)
     matrices = {(matrix.name, matrix.block): matrix for matrix in subject.matrices}
     h = model.token(batch[:, :-1]) + model.position.weight
-    torch.testing.assert_close(seen.output(subject.first), h.detach())
+    torch.testing.assert_close(seen.output(subject.matrices[0]), h.detach())
     block = model.blocks[0]
     assert block.attention.heads == 1
     query, key, value = (block.attention_norm(h) @ block.attention.qkv.weight.T).split(16, dim=2)

@@ -118,11 +118,10 @@ def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
 
 
 def _alignment(network: Network, matrix: Matrix, weight: torch.Tensor, seen: Activations) -> float:
-    parameter = network.model.get_parameter(matrix.parameter)
-    group = next(group for group in network.optimizer.param_groups if any(p is parameter for p in group["params"]))
-    transposed = network.infos[matrix.parameter].transposed
+    info = network.optimizer.held[matrix.parameter].info
+    group = next(group for group in network.optimizer.param_groups if info in group["infos"])
     inputs = seen.inputs[matrix.name, matrix.block]
-    return alignment(group, weight, inputs, seen.delta(matrix), transposed=transposed)
+    return alignment(group, weight, inputs, seen.delta(matrix), transposed=info.transposed)
 
 
 def _columns(pairs: Pairs) -> tuple[list[float], list[float]]:

@@ -21,11 +21,9 @@ from torch import nn
 
 from mup_lightning.config.schema import Config
 from mup_lightning.data.datamodule import TokenDataModule
-from mup_lightning.model.layers import Block
-from mup_lightning.model.parameters import ParameterInfo
 from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
 from mup_lightning.spectral.recipe import derive
-from mup_lightning.studies.probe.network import Branch, ResidualMLP, batches
+from mup_lightning.studies.probe.network import ResidualMLP, batches
 from mup_lightning.training.module import build_training
 
 INPUTS, CLASSES = 16, 8
@@ -95,10 +93,8 @@ class Network:
 
     Attributes:
         model: the network.
-        infos: what it recorded of its parameters.
         optimizer: over all its parameters.
-        first: the input matrix.
-        layers: every other measured matrix -> the linear layer that holds it.
+        matrices: those that are measured: the input matrix, and then weights of linear layers.
         stops: the modules that the residual stream enters: every block, and what comes after the last one.
         batches: endless, a pure function of the seed.
         inputs: batch -> what enters the input matrix, (B, T, I).
@@ -106,24 +102,17 @@ class Network:
     """
 
     model: nn.Module
-    infos: dict[str, ParameterInfo]
     optimizer: HybridOptimizer
-    first: Matrix
-    layers: dict[Matrix, nn.Module]
+    matrices: list[Matrix]
     stops: list[nn.Module]
     batches: Iterator[Any]
     inputs: Callable[[Any], torch.Tensor]
     loss: Callable[[Any], torch.Tensor]
 
-    @property
-    def matrices(self) -> list[Matrix]:
-        """All measured matrices."""
-        return [self.first, *self.layers]
-
     def weights(self) -> dict[Matrix, torch.Tensor]:
         """Copies of all measured matrices."""
-        named = dict(self.model.named_parameters())
-        return {matrix: matrix.cut(named[matrix.parameter].detach(), 0).clone() for matrix in self.matrices}
+        get = self.model.get_parameter
+        return {matrix: matrix.cut(get(matrix.parameter).detach(), 0).clone() for matrix in self.matrices}
 
     def observed_loss(self, batch: Any) -> tuple[torch.Tensor, Activations]:
         """The loss, and what the forward pass shows. Nothing here is compiled, which would lose the hooks."""
@@ -131,7 +120,7 @@ class Network:
 
         def stream(number: int, h_BTC: torch.Tensor) -> None:
             if number == 0:
-                seen.record(self.first, self.inputs(batch), h_BTC)
+                seen.record(self.matrices[0], self.inputs(batch), h_BTC)
             else:
                 seen.streams.append(h_BTC.detach())
 
@@ -139,7 +128,8 @@ class Network:
             for number, stop in enumerate(self.stops):
                 handle = stop.register_forward_pre_hook(lambda _, x, number=number: stream(number, x[0]))
                 hooks.callback(handle.remove)
-            for matrix, layer in self.layers.items():
+            for matrix in self.matrices[1:]:
+                layer = self.model.get_submodule(matrix.parameter.removesuffix(".weight"))
                 handle = layer.register_forward_hook(lambda _, x, y, matrix=matrix: seen.record(matrix, x[0], y))
                 hooks.callback(handle.remove)
             return self.loss(batch), seen
@@ -172,18 +162,16 @@ def _mlp(config: Config) -> Network:
         init_std={role: values.init_std for role, values in recipe.values.items()},
         seed=config.seed,
     )
-    layers: dict[Matrix, nn.Module] = {}
-    for block, branch in enumerate(model.branches):
-        assert isinstance(branch, Branch)
-        for number, (name, following) in enumerate((("first", "second"), ("second", None))):
-            parameter = f"branches.{block}.layers.{number}.weight"
-            layers[Matrix(name, parameter, block, next_matrix=following)] = branch.layers[number]
+    matrices = [Matrix("input", "input", factor=recipe.multipliers.input)]
+    for block in range(config.model.depth):
+        matrices += [
+            Matrix("first", f"branches.{block}.layers.0.weight", block, next_matrix="second"),
+            Matrix("second", f"branches.{block}.layers.1.weight", block),
+        ]
     return Network(
         model=model,
-        infos=model.infos,
         optimizer=build_optimizer(dict(model.named_parameters()), model.infos, recipe, config.rules),
-        first=Matrix("input", "input", factor=recipe.multipliers.input),
-        layers=layers,
+        matrices=matrices,
         stops=[*model.branches, model.output],
         batches=batches(config.seed, config.data.batch_size, INPUTS, CLASSES),
         inputs=lambda batch: batch[0].unsqueeze(1),
@@ -194,23 +182,19 @@ def _mlp(config: Config) -> Network:
 def _gpt2(config: Config) -> Network:
     """A batch is (B, T + 1) tokens. The embedding is a matrix like any other: tokens count as one-hot vectors."""
     model, optimizer = build_training(config)
-    layers: dict[Matrix, nn.Module] = {}
-    for number, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
-        prefix = f"blocks.{number}"
-        layers |= {
-            Matrix("value", f"{prefix}.attention.qkv.weight", number, (2, 3), next_matrix="out"): block.attention.qkv,
-            Matrix("out", f"{prefix}.attention.out.weight", number): block.attention.out,
-            Matrix("up", f"{prefix}.mlp.up.weight", number, next_matrix="down"): block.mlp.up,
-            Matrix("down", f"{prefix}.mlp.down.weight", number): block.mlp.down,
-        }
+    matrices = [Matrix("token", "token.weight", factor=model.multipliers.input)]
+    for block in range(config.model.depth):
+        matrices += [
+            Matrix("value", f"blocks.{block}.attention.qkv.weight", block, part=(2, 3), next_matrix="out"),
+            Matrix("out", f"blocks.{block}.attention.out.weight", block),
+            Matrix("up", f"blocks.{block}.mlp.up.weight", block, next_matrix="down"),
+            Matrix("down", f"blocks.{block}.mlp.down.weight", block),
+        ]
     rows = model.token.weight.shape[0]
     return Network(
         model=model,
-        infos=model.parameter_info,
         optimizer=optimizer,
-        first=Matrix("token", "token.weight", factor=model.multipliers.input),
-        layers=layers,
+        matrices=matrices,
         stops=[*model.blocks, model.final_norm],
         batches=(batch["tokens"] for batch in open_corpus(config).train_dataloader()),
         inputs=lambda tokens: F.one_hot(tokens[:, :-1], rows).to(model.token.weight.dtype),
