@@ -6,7 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,24 @@ from mup_lightning import tables
 from mup_lightning.config.schema import TokenizerName
 from mup_lightning.data import documents
 from mup_lightning.data.card import Card, load_card
-from mup_lightning.data.shards import DTYPE, MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash
+from mup_lightning.data.shards import DTYPE, MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash, read_checked
 from mup_lightning.data.tokenizer import Tokenizer, load_tokenizer
 from mup_lightning.errors import UserError
-from mup_lightning.files import make_folder, read_json, write_json
+from mup_lightning.files import make_folder, write_json
+from mup_lightning.typed import PositiveInt
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
 COUNTED = 1 << 22  # tokens counted at a time
 JOURNAL = "journal.json"
+
+
+@dataclass
+class Journal:
+    """How far an unfinished corpus is: its manifest so far, open shards included, and the reader's position."""
+
+    manifest: Manifest
+    position: dict[str, Any]
+    shard_tokens: PositiveInt
 
 
 def prepare(
@@ -80,12 +90,9 @@ def prepare(
             return found
         position = None
         if (folder / JOURNAL).exists():
-            journal = read_json(folder / JOURNAL, "the journal of an unfinished corpus; start again with --force")
-            if not isinstance(journal, dict) or journal.keys() != {"manifest", "position", "shard_tokens"}:
-                raise UserError(f"{folder / JOURNAL} is damaged or of another version. Start again with --force.")
-            found = Manifest.from_dict(folder / JOURNAL, journal["manifest"])
-            _check_same(folder, found, manifest, "unfinished")
-            manifest, position, shard_tokens = found, journal["position"], journal["shard_tokens"]
+            journal = read_checked(Journal, folder / JOURNAL, "a journal; start again with --force")
+            _check_same(folder, journal.manifest, manifest, "unfinished")
+            manifest, position, shard_tokens = journal.manifest, journal.position, journal.shard_tokens
         writers = {name: SplitWriter(folder, name, shard_tokens, split) for name, split in manifest.splits.items()}
         for writer in writers.values():
             stack.callback(writer.close)
@@ -141,14 +148,8 @@ def _write_documents(
             if finished() > before:
                 for writer in writers.values():
                     writer.sync()
-                write_json(
-                    writers["train"].folder / JOURNAL,
-                    {
-                        "manifest": asdict(manifest),
-                        "position": reader.position(),
-                        "shard_tokens": writers["train"].shard_tokens,
-                    },
-                )
+                journal = Journal(manifest, reader.position(), writers["train"].shard_tokens)
+                write_json(writers["train"].folder / JOURNAL, asdict(journal))
 
 
 def _good_texts(batch: list[documents.Document], card: Card, tokenizer: Tokenizer, manifest: Manifest) -> list[str]:

@@ -13,18 +13,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
-from mup_lightning.config.schema import VOCAB_SIZES, VOCABULARY_HASHES, TokenizerName
+from mup_lightning.config.schema import VOCAB_SIZES, VOCABULARY_HASHES
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_json, write_json
-from mup_lightning.typed import convert
+from mup_lightning.typed import Bound, NonNegativeInt, PositiveInt, build
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-DTYPE = "<u2"
+DTYPE: Literal["<u2"] = "<u2"
 SPLITS = ("train", "val")
 
 _AGAIN = "Copy the corpus again, or prepare it again with: mup-lightning data prepare CARD --force"
@@ -35,7 +34,7 @@ class Shard:
     """A shard's file name, its length in tokens, and the sha256 of its bytes."""
 
     file: str
-    tokens: int
+    tokens: PositiveInt
     sha256: str
 
 
@@ -43,9 +42,12 @@ class Shard:
 class Split:
     """One split of a corpus: tokens (including each document's end-of-text token), documents, shards in order."""
 
-    tokens: int = 0
-    documents: int = 0
+    tokens: NonNegativeInt = 0
+    documents: NonNegativeInt = 0
     shards: list[Shard] = field(default_factory=list)
+
+
+Splits = Annotated[dict[str, Split], Bound("the splits train and val", lambda splits: set(splits) == set(SPLITS))]
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Manifest:
 
     name: str
     tokenizer: str
-    vocab_size: int
+    vocab_size: PositiveInt
     vocab_hash: str
     eot: int
     source_hash: str
@@ -74,10 +76,10 @@ class Manifest:
     documents: int
     text_bytes: int
     skipped: dict[str, int]
-    splits: dict[str, Split]
+    splits: Splits
     unigram_loss: float
-    dtype: str = DTYPE
-    format_version: int = FORMAT_VERSION
+    dtype: Literal["<u2"] = DTYPE
+    format_version: Literal[1] = 1
 
     @classmethod
     def load(cls, folder: str | Path) -> Manifest:
@@ -93,28 +95,23 @@ class Manifest:
                 f"there is no prepared corpus at {path.parent}: no {MANIFEST}, which is written last. Set data.path "
                 f"or run: mup-lightning data prepare data/austen.yaml{tokenizer} (or your own card; it resumes)"
             )
-        manifest = cls.from_dict(path, read_json(path, "the manifest of a prepared corpus"))
-        if (manifest.format_version, manifest.dtype) != (FORMAT_VERSION, DTYPE):
-            raise UserError(
-                f"{path} has format version {manifest.format_version} and dtype {manifest.dtype}; expected "
-                f"{FORMAT_VERSION} and {DTYPE}. {_AGAIN}"
-            )
-        return manifest
-
-    @classmethod
-    def from_dict(cls, path: Path, values: dict[str, Any]) -> Manifest:
-        """The inverse of `asdict`, for values read from a file. Raises UserError for wrong keys, naming the file."""
-        try:
-            splits = {split: Split(**values["splits"][split]) for split in SPLITS}
-            for split in splits.values():
-                split.shards = [Shard(**shard) for shard in split.shards]  # type: ignore[arg-type]
-            return cls(**{**values, "splits": splits})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged or of another version (wrong key: {error}). {_AGAIN}") from None
+        return read_checked(cls, path, "the manifest of a prepared corpus")
 
     def save(self, folder: str | Path) -> None:
         """Write manifest.json into `folder`, atomically."""
         write_json(Path(folder) / MANIFEST, asdict(self))
+
+
+T = TypeVar("T")
+
+
+def read_checked(cls: type[T], path: Path, expected: str) -> T:
+    """An object from its JSON file. Raises UserError where a key is missing, unknown or of another type."""
+    values = read_json(path, expected)
+    try:
+        return build(cls, values)
+    except UserError as error:
+        raise UserError(f"{path} is damaged or of another version: {error}. {_AGAIN}") from None
 
 
 def manifest_hash(manifest: Manifest) -> str:
@@ -129,7 +126,6 @@ def manifest_hash(manifest: Manifest) -> str:
 
 def check_vocabulary(manifest: Manifest, tokenizer: str) -> None:
     """Raise UserError unless the corpus was prepared with the vocabulary of the named tokenizer."""
-    convert(tokenizer, TokenizerName, "data.tokenizer")
     size, digest = VOCAB_SIZES[tokenizer], VOCABULARY_HASHES[tokenizer]
     if (manifest.vocab_size, manifest.vocab_hash) != (size, digest):
         raise UserError(
