@@ -4,9 +4,9 @@
     python -m tests.slurm.cluster status [FOLDER]
     python -m tests.slurm.cluster down [FOLDER]
 
-The nodes are two slurmd on the loopback addresses 127.0.0.2 and 127.0.0.3, which are their names too, so that nothing
-has to be able to resolve them. Each claims 4 cores and 2 GPUs. Jobs in the partition `urgent` preempt those in `low`.
-Needs root and Debian's packages (PACKAGES).
+The nodes are two slurmd named by their loopback addresses 127.0.0.2 and 127.0.0.3, so that no name has to be resolved.
+Each claims 4 cores and 2 GPUs. Jobs in the partition `urgent` preempt those in `low`. Needs root and Debian's packages
+(PACKAGES).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def obstacle() -> str | None:
     """Why no cluster can be started here, and what to do; None: it can."""
     if missing := [program for program in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(program) is None]:
         return f"no {', '.join(missing)} here: apt-get install -y --no-install-recommends {PACKAGES}"
-    return None if os.geteuid() == 0 else "slurmd wants to be root"
+    return None if os.geteuid() == 0 else "slurmd has to be started as root"
 
 
 class Cluster:
@@ -96,7 +96,7 @@ class Cluster:
         key.chmod(0o400)
         host, ports = socket.gethostname().partition(".")[0], free_ports(3)
         self.conf.write_text(CONF.format(folder=self.folder, host=host, ports=ports, nodes=NODES))
-        # Its GPUs are devices that are always there; nobody opens them.
+        # The GPUs are devices that always exist; nothing opens them.
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # 22.05 reads it, though nothing uses it
         places = {"key-file": key, "socket": "munge.sock", "pid-file": "munged.pid", "log-file": "munged.log"}
@@ -117,7 +117,7 @@ class Cluster:
         self.wait("both nodes are idle", lambda: self.run("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D") == "2")
 
     def down(self) -> None:
-        """End all jobs, then the daemons, then whatever of theirs is left."""
+        """End all jobs, then the daemons, then whatever they leave."""
         self.run("scancel", "--signal=KILL", "--user=root", check=False)
         deadline = time.monotonic() + 5
         while self.run("squeue", "-h", check=False) and time.monotonic() < deadline:
@@ -138,12 +138,8 @@ class Cluster:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}\n{self.logs()}")
         return done.stdout.strip()
 
-    def state(self, job: str) -> str:
-        """PENDING, RUNNING, COMPLETED and so on."""
-        return self.field(job, "JobState")
-
     def field(self, job: str, name: str) -> str:
-        """One of the fields that `scontrol show job` prints."""
+        """A field that `scontrol show job` prints, such as JobState."""
         text = self.run("scontrol", "show", "job", job)
         return next(word.partition("=")[2] for word in text.split() if word.startswith(f"{name}="))
 
@@ -168,10 +164,10 @@ class Cluster:
         return found
 
     def node_processes(self, node: str) -> list[int]:
-        """The ids of a node's daemon, its steps' keepers, and its tasks."""
+        """The ids of a node's daemon, its slurmstepd processes, and its tasks."""
         tasks = self.processes(SLURMD_NODENAME=node)
-        keepers = {parent(task) for task in tasks} - set(tasks) - {1}
-        return [int((self.folder / f"slurmd.{node}.pid").read_text()), *keepers, *tasks]
+        steps = {parent(task) for task in tasks} - set(tasks) - {1}
+        return [int((self.folder / f"slurmd.{node}.pid").read_text()), *steps, *tasks]
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
@@ -179,7 +175,7 @@ class Cluster:
 
 
 def parent(process: int) -> int:
-    """The id of a process's parent; 1 where it has ended."""
+    """The id of a process's parent; 1 if it has ended."""
     try:
         return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
@@ -193,15 +189,12 @@ def end(process: int, number: signal.Signals) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, on any of the loopback addresses."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
+    """Ports that are free on all loopback addresses."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("", 0))
         return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def main(argv: list[str]) -> int:

@@ -84,7 +84,7 @@ class Runs:
 
     def wait_for_state(self, name, job, state):
         """Wait for a job's state."""
-        reached = lambda: self.cluster.state(job) == state  # noqa: E731
+        reached = lambda: self.cluster.field(job, "JobState") == state  # noqa: E731
         self.cluster.wait(f"{name}: {state}", reached, explain=lambda: self.log(name, job))
 
     def losses(self, name):

@@ -40,7 +40,7 @@ def test_an_array_runs_every_configuration_once_even_if_a_task_is_stopped(cluste
     log = out / "slurm" / f"{job}_1.log"
 
     def wait_for(task, state):
-        reached = lambda: cluster.state(f"{job}_{task}") == state  # noqa: E731
+        reached = lambda: cluster.field(f"{job}_{task}", "JobState") == state  # noqa: E731
         cluster.wait(f"task {task}: {state}", reached, explain=log.read_text)
 
     cluster.wait(
@@ -65,5 +65,5 @@ def test_a_cancelled_task_does_not_come_back(cluster, file, tmp_path, monkeypatc
     cluster.wait("it works", lambda: log.exists() and "worker processes" in log.read_text())
     cluster.run("scancel", job)
     cluster.wait("it is gone", lambda: not cluster.run("squeue", "-h"), explain=log.read_text)
-    assert cluster.state(f"{job}_1") == "CANCELLED"
+    assert cluster.field(f"{job}_1", "JobState") == "CANCELLED"
     assert cluster.field(f"{job}_1", "Restarts") == "0"

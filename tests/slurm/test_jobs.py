@@ -17,7 +17,7 @@ from tests.training.reference import assert_same_training, weights_of
 
 
 def assert_identical(runs, name):
-    """To the undisturbed run: every loss, and every weight at the end."""
+    """Every loss and every final weight equals that of the undisturbed run."""
     assert runs.losses(name) == runs.losses("straight")
     found, wanted = (weights_of(runs.checkpoint(run, STEPS)) for run in (name, "straight"))
     for key, weight in wanted.items():
@@ -92,17 +92,17 @@ def test_cancelled_killed_and_frozen_jobs_can_all_be_continued_exactly(runs, str
     assert_identical(runs, name)
 
 
-def test_signals_while_starting_up_neither_kill_nor_get_lost_and_do_not_requeue_for_ever(runs, tmp_path):
+def test_signals_during_startup_are_kept_and_do_not_requeue_forever(runs, tmp_path):
     name, cluster = "hurried", runs.cluster
     # As on a slow file system: Python takes a while before it gets to our code.
     (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(2)")
     job = runs.submit(name, **{"slurm.setup": f"['export PYTHONPATH={tmp_path}:$PYTHONPATH']"})
-    for life in (0, 1):
+    for restarts in (0, 1):
         # Before our code begins, and while it imports torch.
         for mask in ("SigIgn", "SigBlk"):
-            cluster.wait(f"life {life}: {mask}", lambda life=life, mask=mask: masked(cluster, job, life, mask))
+            cluster.wait(f"{restarts}: {mask}", lambda count=restarts, mask=mask: masked(cluster, job, count, mask))
             cluster.run("scancel", "--signal=USR1", job)
-        if life == 0:
+        if restarts == 0:
             cluster.wait("requeued", lambda: cluster.field(job, "Restarts") == "1", explain=lambda: runs.log(name, job))
     runs.wait_for_state(name, job, "FAILED")
     assert "has made no step since it was requeued" in runs.log(name, job)
@@ -115,13 +115,13 @@ def task(cluster, rank):
 
 
 def is_python(process):
-    """Whether it is neither the job's script nor its srun, which have a task's variables too."""
+    """Whether it is a training process, and not the job's script or its srun, which have the same variables."""
     return "python" in Path(f"/proc/{process}/cmdline").read_text().partition("\0")[0]
 
 
-def masked(cluster, job, life, mask):
-    """Whether rank 0 of a life of a job has USR1 in a mask of its signals."""
-    wanted = {"SLURM_JOB_ID": job, "SLURM_PROCID": "0"} | ({"SLURM_RESTART_COUNT": str(life)} if life else {})
+def masked(cluster, job, restarts, mask):
+    """Whether rank 0 of a job, restarted so often, has USR1 in a mask of its signals."""
+    wanted = {"SLURM_JOB_ID": job, "SLURM_PROCID": "0"} | ({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {})
     for process in filter(is_python, cluster.processes(**wanted)):
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
         if int(status[mask], 16) & 1 << (signal.SIGUSR1 - 1):
