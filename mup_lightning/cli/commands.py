@@ -129,7 +129,7 @@ _VERBS = (
     Verb(
         "coord-check",
         "whether features keep their size while the model grows, with a verdict",
-        run=f"{_STUDIES}.coordinates.check:run",
+        run=f"{_STUDIES}.coordinates.run:run",
         settings=f"{_STUDIES}.coordinates.settings:CheckSettings",
         config=True,
         positional="table",

@@ -7,8 +7,8 @@ import pytest
 
 from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
-from mup_lightning.studies.coordinates.check import name_of, read_list
 from mup_lightning.studies.coordinates.results import read_check, write_check
+from mup_lightning.studies.coordinates.run import name_of, read_list
 from mup_lightning.studies.coordinates.settings import CheckSettings
 from tests.studies.coordinate_runs import result
 
