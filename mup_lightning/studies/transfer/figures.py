@@ -72,9 +72,9 @@ def _draw_losses(ax: Axes, found: Transfer, colors: dict[str, Color]) -> None:
         ax.errorbar(curve.values, means, curve.spread, fmt="none", ecolor=color, elinewidth=1.2, capsize=2)
         if best := found.at(curve.size):
             ax.plot(best.best_value, best.loss, "o", color=color, markersize=8.5, markeredgecolor="black", zorder=3)
-        for value in curve.lost:
-            place, transform = (value, 1.02 + 0.022 * row), ax.get_xaxis_transform()  # the largest size highest
-            ax.plot(*place, "x", color=color, markersize=5, transform=transform, clip_on=False)
+        for value in curve.lost:  # the largest size highest; an empty line would collapse the layout
+            transform = ax.get_xaxis_transform()
+            ax.plot(value, 1.02 + 0.022 * row, "x", color=color, markersize=5, transform=transform, clip_on=False)
     crosses = 4 * len(found.curves) + 2 if any(curve.lost for curve in found.curves) else 0
     ax.set_title(found.label, fontsize=12, pad=8 + crosses)
     ax.set_xlabel(f"log2 of the base value ({found.settings.get('value', 'value')})")

@@ -55,7 +55,7 @@ def judge(found: Evidence, slope_tolerance: float, regret_tolerance: float) -> s
     caveats = _caveats(found, slope_tolerance, regret_tolerance, drifts=bool(drift))
     if drift and not caveats and largest.at_least:
         caveats = [
-            f"what is tuned at the smallest size costs is unknown: at {last} the best value is the last one tried, so "
+            f"the cost of tuning at the smallest size is unknown: at {last} the best value is the last one tried, so "
             "widen the grid"
         ]
     if caveats:
