@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from mup_lightning.errors import UserError
+from mup_lightning.files import read_json
 
 COLUMNS = ("parametrization", "axis", "size", "log2_value", "seed", "loss")
 """Columns that every table has."""
@@ -24,10 +23,10 @@ SETTINGS = ("parametrization", "optimizer", "branch_depth", "value", "width", "d
 _REPEATED = {"recipe.optimizer", "recipe.parametrization", "recipe.branch_depth", "model.width", "model.depth"}
 """Columns named like options that repeat another column."""
 
-_EXPECTED = f"{', '.join(COLUMNS)} (an empty loss: diverged)"
+_EXPECTED = f"the results.csv of a sweep, or the columns {', '.join(COLUMNS)} (an empty loss: diverged)"
 _NOT_STOPPED = ("", "0", "0.0", "false", "no", "none", "nan")
-_LARGEST = 1e6
-"""Largest magnitude of a log2 value or a loss; beyond it, no training and no logarithm means anything."""
+_LARGEST_LOG2, _LARGEST_LOSS = 1e6, 1e9
+"""Beyond these magnitudes neither a power of two nor a loss means anything."""
 
 
 def read_table(path: Path, needed: Sequence[str] = COLUMNS, expected: str = _EXPECTED) -> pd.DataFrame:
@@ -46,9 +45,12 @@ def read_table(path: Path, needed: Sequence[str] = COLUMNS, expected: str = _EXP
     """
     path = path / "results.csv" if path.is_dir() else path
     try:
-        reader = csv.reader(io.StringIO(_text(path, expected)), strict=True)
-        rows = {f"{path}, row {reader.line_num}": row for row in reader if row}
-    except csv.Error as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            rows = {f"{path}, row {reader.line_num}": row for row in reader if row}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; expected {expected}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a CSV file: {error}; expected {expected}") from None
     if not rows:
         raise UserError(f"{path} is empty; expected {expected}")
@@ -118,9 +120,7 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
     if "value" in table and (zero := (table["log2_value"] == "") & (table["value"] != "")).any():
         if zero.all():
             raise UserError(f"{path} has only runs at value 0; expected values above 0")
-        print(
-            f"note: {zero.sum()} runs at value 0 are left out: a logarithmic axis has no place for it", file=sys.stderr
-        )
+        print(f"note: runs left out at value 0, which has no logarithm: {zero.sum()}", file=sys.stderr)
         table = table[~zero]
     optional = {column: "" for column in ("stopped", "steps", "corpus", "config_hash") if column not in table}
     table = table.assign(**optional)
@@ -130,8 +130,8 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
         settings=[_settings(row, columns) for row in table.to_dict("records")],
         size=[size for size, _ in sizes],
         position=[position for _, position in sizes],
-        log2_value=numbers(table, "log2_value", "a power of two, such as -7", largest=_LARGEST),
-        loss=numbers(table, "loss", "nats per token (empty: diverged)", largest=_LARGEST, empty=True),
+        log2_value=numbers(table, "log2_value", "a power of two, such as -7", largest=_LARGEST_LOG2),
+        loss=numbers(table, "loss", "nats per token (empty: diverged)", largest=_LARGEST_LOSS, empty=True),
         stopped=~table["stopped"].str.strip().str.lower().isin(_NOT_STOPPED),
         steps=numbers(table, "steps", "a number", empty=True),
     )
@@ -140,22 +140,6 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
 def options(table: pd.DataFrame) -> list[str]:
     """Columns named like options (`model.context`), which vary in a sweep, but those that repeat another column."""
     return [column for column in table if "." in column and column not in _REPEATED]
-
-
-def _text(path: Path, expected: str) -> str:
-    """The text of a file.
-
-    Raises:
-        UserError: it cannot be read, or is not text.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}; expected {expected}, such as the results.csv of a sweep") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; expected {expected}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; expected {expected}") from None
 
 
 def _published(path: Path) -> pd.DataFrame:
@@ -169,6 +153,7 @@ def _published(path: Path) -> pd.DataFrame:
         "validation_loss}}}, as the published losses have it, or a .csv"
     )
     try:
+        tables = read_json(path, expected)["tables"].items()
         rows = [
             {
                 "place": f"{path}, {name}, size {size}, 2^{value}",
@@ -182,7 +167,7 @@ def _published(path: Path) -> pd.DataFrame:
                 "value": table["hyperparameter"],
                 "layer_norm": str(table["layernorm"]),
             }
-            for name, table in json.loads(_text(path, expected))["tables"].items()
+            for name, table in tables
             for size, losses in table["validation_loss"].items()
             for value, loss in zip(table["log2_values"], losses, strict=True)
         ]
