@@ -32,25 +32,12 @@ FEATURES = {
 """Point of `model.taps` -> its panel's title, with the scaling under the recipe with k >= 2."""
 
 READING = """
-Open the tab **Custom Scalars**: its panels answer the questions below. (The tabs *Time Series* and *Scalars* have the
-same values one by one.) `docs/guide/tensorboard.md` explains each of them: meaning, unit and expected scaling.
-
-| question | what is good |
-|---|---|
-| Is it learning? | training and validation loss fall |
-| Is it stable? | gradient norms do not grow over time, and no loss spikes are counted |
-| How fast is it? | level lines |
-| Do features keep their size? | runs of different widths and depths lie on each other, as Θ(1) says |
-| Does the spectral condition hold? | the same, for the weights and for what one step changes of them |
-
-- A colour is a run; choose on the left which are shown. Where a panel has several curves of one run, the list *Matches*
-  below it says which marker is which, and pointing at a curve names it.
-- Set *Smoothing* to 0 to see the values as they are.
-- *RMS norm*: the root of the mean of the squared entries. ‖W‖_R is how much a matrix can enlarge the RMS norm of what
-  it is multiplied by.
-- *Θ(1)*: the same at every width and depth. *Θ(1/L)*: halves where the depth doubles. This is what the recipe
-  (parametrization mup) promises; under the standard one (sp) norms grow with the model, and the best learning rate
-  moves.
+Open the tab **Custom Scalars**: each panel answers one question, and its title says what is good. A colour is a run.
+Runs of different widths and depths should lie on each other where a title says *Θ(1)*, the same at every size; *Θ(1/L)*
+halves where the depth doubles. This is what the recipe (parametrization mup) promises; under the standard one (sp)
+norms grow with the model, and the best learning rate moves. The *RMS norm* is the root of the mean of the squared
+entries, and ‖W‖_R is how much a matrix can enlarge the RMS norm of what it is multiplied by. Set *Smoothing* to 0 to
+see the values as they are. `docs/guide/tensorboard.md` explains each of them: meaning, unit and expected scaling.
 """
 
 Layout = dict[str, dict[str, list[Any]]]
@@ -152,9 +139,7 @@ def pages(config: Config, model: GPT2) -> dict[str, str]:
     tokens = trainer.max_steps * config.data.batch_size * shape.context
     facts = [
         ["this run", config.run.name],
-        ["model", f"GPT-2, width {shape.width}, depth {shape.depth}, context {shape.context}"],
-        ["parameters", f"{parameters:,}"],
-        ["length", f"{trainer.max_steps:,} steps, {tokens:,} tokens"],
+        ["size", f"{parameters:,} parameters, {tokens:,} tokens"],
         *([key, str(value)] for key, value in leaves(asdict(config)).items()),
     ]
     if base.parametrization == "sp":

@@ -155,8 +155,7 @@ class SpectralNorms(StepCallback):
     weights before a step, ΔW what that step adds to them, schedule and weight decay included. Each matrix is measured
     by one process, from just before the update to the end of the step: that costs it a copy of its share of the
     matrices while no activations are in memory. (The copy is made when the optimizer is about to change weights, so
-    after Sophia's estimate of the Hessian, which is one more backward pass.) The start vectors of the iteration are
-    kept from one measurement to the next, but not in checkpoints: the first one after a resume starts anew.
+    after Sophia's estimate of the Hessian, which is one more backward pass.)
 
     Args:
         every: steps between measurements.

@@ -11,7 +11,6 @@ from tqdm import tqdm
 from mup_lightning.config.schema import Config
 from mup_lightning.data.sampler import validation_batches
 from mup_lightning.data.shards import TokenStore, check_vocabulary
-from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.training import checkpoint as checkpoints
@@ -35,9 +34,6 @@ def evaluate(path: Path, data: str | None = None, *, batch: int = 8, val_tokens:
     Raises:
         UserError: the checkpoint is damaged, or the corpus has another vocabulary or is too short.
     """
-    for option, value in (("--batch", batch), ("--val-tokens", val_tokens)):
-        if value is not None and value < 1:
-            raise UserError(f"{option} is {value}; expected a whole number of at least 1")
     checkpoint = checkpoints.find(path)
     checkpoints.verify(checkpoint)
     config = Config.from_plain(checkpoint.config)
