@@ -22,12 +22,8 @@ from torch import nn
 from mup_lightning.config.schema import Config
 from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
-from mup_lightning.spectral.recipe import derive
-from mup_lightning.studies.probe.network import ResidualMLP, batches
+from mup_lightning.studies.probe.network import batches, build_mlp
 from mup_lightning.training.module import build_training
-
-INPUTS, CLASSES = 16, 8
-"""Sizes of the MLP's task."""
 
 
 @dataclass(frozen=True)
@@ -142,27 +138,8 @@ def build_network(network: str, config: Config) -> Network:
 
 def _mlp(config: Config) -> Network:
     """Samples are (B, 1, D): one position each."""
-    # On the condition: layers keep the size of their input, branches are 1/L, and the logits start small.
-    std = config.recipe.base_width**-0.5
-    base = replace(
-        config.recipe,
-        init_std=std,
-        input_multiplier=1 / (std * INPUTS**0.5),
-        residual_multiplier=1 / config.recipe.base_depth,
-        output_multiplier=0.25,
-    )
-    recipe = derive(base, config.model.width, config.model.depth)
-    model = ResidualMLP(
-        config.model.width,
-        config.model.depth,
-        branch_depth=2,
-        inputs=INPUTS,
-        classes=CLASSES,
-        multipliers=recipe.multipliers,
-        init_std={role: values.init_std for role, values in recipe.values.items()},
-        seed=config.seed,
-    )
-    matrices = [Matrix("input", "input", factor=recipe.multipliers.input)]
+    model = build_mlp(replace(config.recipe, branch_depth=2), config.model.width, config.model.depth, config.seed)
+    matrices = [Matrix("input", "input", factor=model.recipe.multipliers.input)]
     for block in range(config.model.depth):
         matrices += [
             Matrix("first", f"branches.{block}.layers.0.weight", block, next_matrix="second"),
@@ -170,10 +147,10 @@ def _mlp(config: Config) -> Network:
         ]
     return Network(
         model=model,
-        optimizer=build_optimizer(dict(model.named_parameters()), model.infos, recipe, config.rules),
+        optimizer=build_optimizer(dict(model.named_parameters()), model.infos, model.recipe, config.rules),
         matrices=matrices,
         stops=[*model.branches, model.output],
-        batches=batches(config.seed, config.data.batch_size, INPUTS, CLASSES),
+        batches=batches(config.seed, config.data.batch_size),
         inputs=lambda batch: batch[0].unsqueeze(1),
         loss=lambda batch: F.cross_entropy(model(batch[0].unsqueeze(1)).squeeze(1), batch[1]),
     )

@@ -23,15 +23,12 @@ from mup_lightning.optim.sophia import estimate
 from mup_lightning.optim.spectral_norm import rms_operator, spectral_norms
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
-from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, derive, exponents
+from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, exponents
 from mup_lightning.spectral.roles import Role
 from mup_lightning.studies.fit import Fit, fit
-from mup_lightning.studies.probe.network import ResidualMLP, batches
+from mup_lightning.studies.probe.network import CLASSES, INPUTS, ResidualMLP, batches, build_mlp
 from mup_lightning.studies.probe.settings import AXES, LATER_FROM, WINDOWS, ProbeSettings
 from mup_lightning.studies.probe.verdict import Cell
-
-INPUTS, CLASSES = 16, 8
-"""n_in of the input matrix, n_out of the output matrix."""
 
 STEP_SIZE = 0.05
 """‖ΔW‖_R of every step over the weight's own size, at the base."""
@@ -127,31 +124,11 @@ def _options(name: str, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) -> ResidualMLP:
-    """A network on the condition: at the base every layer keeps the size of its input, and branches are small."""
+    """The probed network of one size. Its inits and multipliers are the same for all optimizers."""
     base_width, base_depth = settings.base
-    std = base_width**-0.5
-    config = RecipeConfig(
-        optimizer="adamw",  # inits and multipliers are the same for all
-        branch_depth=settings.branch_depth,
-        init_std=std,
-        input_multiplier=1 / (std * INPUTS**0.5),
-        residual_multiplier=1 / base_depth if settings.branch_depth > 1 else base_depth**-0.5,
-        # Small logits at the start: a random head's shrink as 1/√n, and narrow networks would begin at larger losses.
-        output_multiplier=0.25,
-        base_width=base_width,
-        base_depth=base_depth,
-    )
-    recipe = derive(config, width, depth)
-    return ResidualMLP(
-        width,
-        depth,
-        branch_depth=settings.branch_depth,
-        inputs=INPUTS,
-        classes=CLASSES,
-        multipliers=recipe.multipliers,
-        init_std={role: values.init_std for role, values in recipe.values.items()},
-        seed=seed,
-    )
+    k = settings.branch_depth
+    base = RecipeConfig(optimizer="adamw", branch_depth=k, base_width=base_width, base_depth=base_depth)
+    return build_mlp(base, width, depth, seed)
 
 
 def step_sizes(settings: ProbeSettings, width: int, depth: int) -> dict[Role, float]:
@@ -193,7 +170,7 @@ def updates(
     """
     own_labels = torch.Generator().manual_seed(seed + 1)
     dtype = network.input.dtype
-    data = batches(seed, settings.batch, INPUTS, CLASSES)
+    data = batches(seed, settings.batch)
     for number in range(1, settings.steps + 1):
         x, labels = next(data)
         x = x.to(dtype)

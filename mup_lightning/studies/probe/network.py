@@ -10,14 +10,18 @@ Shapes: B batch, D inputs, C width, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mup_lightning.model.parameters import Declaration, collect, initialise, linear
-from mup_lightning.spectral.recipe import Multipliers
+from mup_lightning.spectral.recipe import Recipe, RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
+
+INPUTS, CLASSES = 16, 8
+"""D and K."""
 
 TEACHER_UNITS = 32
 
@@ -53,34 +57,20 @@ class ResidualMLP(nn.Module):
         width: C.
         depth: L, the number of branches.
         branch_depth: k.
-        inputs: D.
-        classes: K.
-        multipliers: α of the input, of every branch and of the output.
-        init_std: standard deviation of the matrices' entries by role; vectors start at 0.
+        recipe: multipliers, and standard deviations of the matrices' entries; vectors start at 0.
         seed: seed of the weights.
     """
 
-    def __init__(
-        self,
-        width: int,
-        depth: int,
-        *,
-        branch_depth: int,
-        inputs: int,
-        classes: int,
-        multipliers: Multipliers,
-        init_std: dict[Role, float],
-        seed: int,
-    ) -> None:
+    def __init__(self, width: int, depth: int, branch_depth: int, recipe: Recipe, seed: int) -> None:
         super().__init__()
-        self.multipliers = multipliers
-        self.input = nn.Parameter(torch.empty(inputs, width))
+        self.recipe, self.multipliers = recipe, recipe.multipliers
+        self.input = nn.Parameter(torch.empty(INPUTS, width))
         self.input_bias = nn.Parameter(torch.empty(width))
         self.branches = nn.ModuleList(Branch(width, branch_depth) for _ in range(depth))
-        self.output = nn.Linear(width, classes, bias=False)
+        self.output = nn.Linear(width, CLASSES, bias=False)
         self.infos = collect(self)
         for name, parameter in self.named_parameters():
-            initialise(parameter, self.infos[name], init_std[self.infos[name].role], seed)
+            initialise(parameter, self.infos[name], recipe.values[self.infos[name].role].init_std, seed)
 
     def declarations(self) -> dict[str, Declaration]:
         """See `parameters.Declares`. The input matrix is stored (n_in, n_out), as embeddings are."""
@@ -98,7 +88,28 @@ class ResidualMLP(nn.Module):
         return self.multipliers.output * self.output(h_BC)
 
 
-def batches(seed: int, batch: int, inputs: int, classes: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def build_mlp(base: RecipeConfig, width: int, depth: int, seed: int) -> ResidualMLP:
+    """A network on the condition: at the base every layer keeps the size of its input, and branches are small.
+
+    Args:
+        base: branch depth, parametrization and base shape; inits and multipliers are set here.
+        width: C.
+        depth: L.
+        seed: seed of the weights.
+    """
+    std = base.base_width**-0.5
+    base = replace(
+        base,
+        init_std=std,
+        input_multiplier=1 / (std * INPUTS**0.5),
+        residual_multiplier=1 / base.base_depth if base.branch_depth > 1 else base.base_depth**-0.5,
+        # Small logits at the start: a random head's shrink as 1/√n, and narrow networks would begin at larger losses.
+        output_multiplier=0.25,
+    )
+    return ResidualMLP(width, depth, base.branch_depth, derive(base, width, depth), seed)
+
+
+def batches(seed: int, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless fresh batches of one task: the class that a small random network, the teacher, gives a Gaussian sample.
 
     The same seed gives the same batches, whatever network learns them.
@@ -106,15 +117,13 @@ def batches(seed: int, batch: int, inputs: int, classes: int) -> Iterator[tuple[
     Args:
         seed: seed of the teacher and of the samples.
         batch: B.
-        inputs: D.
-        classes: K.
 
     Yields:
         x (B, D) with entries of size 1, and labels (B,) int64.
     """
     generator = torch.Generator().manual_seed(seed)
-    first = torch.randn(inputs, TEACHER_UNITS, generator=generator) / inputs**0.5
-    second = torch.randn(TEACHER_UNITS, classes, generator=generator) / TEACHER_UNITS**0.5
+    first = torch.randn(INPUTS, TEACHER_UNITS, generator=generator) / INPUTS**0.5
+    second = torch.randn(TEACHER_UNITS, CLASSES, generator=generator) / TEACHER_UNITS**0.5
     while True:
-        x_BD = torch.randn(batch, inputs, generator=generator)
+        x_BD = torch.randn(batch, INPUTS, generator=generator)
         yield x_BD, (torch.tanh(x_BD @ first) @ second).argmax(-1)
