@@ -24,6 +24,7 @@ class Family:
         whole_matrix: it acts on a matrix as a whole, so that vectors and, by custom, embeddings and head go to AdamW.
         aux_lr_factor: base learning rate of all but the matrices inside blocks, over theirs, as the paper sets it.
         measured: ‖A‖_R as `mup-lightning probe` measures it, if not as published (docs/results/probe.md).
+        base_eps: ε at the base shape, where `epsilon` says how it scales (docs/results/probe.md: Shampoo needs more).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Family:
     whole_matrix: bool = False
     aux_lr_factor: float = 1.0
     measured: Callable[[Weight], Scale] | None = None
+    base_eps: float = 1e-16
 
 
 def _sign(w: Weight) -> Scale:
@@ -66,7 +68,7 @@ FAMILIES: dict[str, Family] = {
         Family("sophia", _sign),
         Family("muon", _orthogonal, whole_matrix=True, aux_lr_factor=0.1),
         Family("muon_kimi", lambda w: _orthogonal(w) * w.larger_side**HALF, whole_matrix=True),
-        Family("shampoo", _orthogonal, epsilon=_gradient_squared, whole_matrix=True, aux_lr_factor=2.0),
+        Family("shampoo", _orthogonal, epsilon=_gradient_squared, whole_matrix=True, aux_lr_factor=2.0, base_eps=1e-8),
         # In an eigenbasis that is a step old the gradient is dense, and Adam makes every entry as large as the next.
         Family("soap", _orthogonal, whole_matrix=True, measured=_sign),
         Family("sso", lambda w: ONE, whole_matrix=True),

@@ -15,6 +15,7 @@ import torch
 from mup_lightning.config.schema import VOCAB_SIZES, ModelConfig
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
+from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
 from tests.benchmarks.harness import Settings
@@ -91,8 +92,8 @@ class Workload:
     def ours(self, rule: str, options: dict[str, Any] | None = None) -> Contender:
         """Our optimizer as in training, where clipping has checked the gradients already."""
         parameters = [torch.nn.Parameter(weight) for weight in self._weights()]
-        eps = 1e-8 if rule == "shampoo" else RecipeConfig.eps
-        recipe = derive(RecipeConfig(optimizer=cast(Any, rule), lr=LR, eps=eps), self.width, self.depth)
+        config = RecipeConfig(optimizer=cast(Any, rule), lr=LR, eps=FAMILIES[rule].base_eps)
+        recipe = derive(config, self.width, self.depth)
         named = dict(zip(self.blocks, parameters, strict=True))
         optimizer = build_optimizer(named, self.model.parameter_info, recipe, options or {}, check=False)
         return Contender(parameters, self.draws, optimizer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from mup_lightning.errors import UserError
 from mup_lightning.optim.optimizer import build_optimizer
-from mup_lightning.optim.registry import RULES, options_in_force
+from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.sophia import estimate
 from mup_lightning.optim.spectral_norm import rms_operator, spectral_norms
 from mup_lightning.spectral.condition import solve
@@ -85,19 +85,19 @@ def our_subject(
     """
     family = families[name]
     roles = tuple(role for role in Role if not (family.whole_matrix and role.is_vector))
-    arguments = dict(arguments or {})
-    base_eps = BASE_EPS | {key: arguments.pop("eps") for key in (name,) if key in BASE_EPS and "eps" in arguments}
-    options = _options(name, arguments)
+    options = dict(arguments or {})
+    base_eps = options.pop("eps", family.base_eps) if family.epsilon else None
 
     def build(network: ResidualMLP, r_n: float, r_L: float) -> Step:
         values = {}
         for role in Role:
-            mine = family if role in roles else families["adamw"]
-            eps = exponents(mine, role, branch_depth).eps
-            scaled = None if eps is None else base_eps[mine.name] * eps.at(r_n, r_L)
-            values[role] = Values(rule=mine.name, lr=LR, weight_decay=0.0, eps=scaled, init_std=0.0)
+            mine, base = (family, base_eps) if role in roles else (families["adamw"], families["adamw"].base_eps)
+            scale = exponents(mine, role, branch_depth).eps
+            eps = scale.at(r_n, r_L) * base if scale and base is not None else None
+            values[role] = Values(rule=mine.name, lr=LR, weight_decay=0.0, eps=eps, init_std=0.0)
         recipe = Recipe(values, network.multipliers)
-        optimizer = build_optimizer(dict(network.named_parameters()), network.infos, recipe, options)
+        rules = {RULES[name].section: options}
+        optimizer = build_optimizer(dict(network.named_parameters()), network.infos, recipe, rules)
 
         def step(loss_on_own_labels: Callable[[], torch.Tensor], draws: int) -> None:
             if wanting := optimizer.wants_hessian():
@@ -107,20 +107,8 @@ def our_subject(
 
         return step
 
-    facts = {"arguments": arguments, "base_eps": base_eps.get(name)}
+    facts = {"arguments": options, "base_eps": base_eps}
     return Subject(name, build, LR, torch.float32, roles, family, facts)
-
-
-BASE_EPS = {"adamw": 1e-16, "shampoo": 1e-8}
-
-
-def _options(name: str, arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    rule = RULES[name]
-    known = [option.name for option in fields(rule.Options)]
-    if unknown := sorted(arguments.keys() - set(known)):
-        known += ["eps"] if name in BASE_EPS else []
-        raise UserError(f"--arguments has {unknown[0]!r}, which {name} does not know; it has {', '.join(known)}")
-    return {rule.section: options_in_force({rule.section: arguments}, rule.section)}
 
 
 def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) -> ResidualMLP:
