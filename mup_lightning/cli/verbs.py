@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +12,7 @@ import yaml
 
 from mup_lightning import signals
 from mup_lightning.errors import UserError
+from mup_lightning.files import check_folder
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.published import PUBLISHED
 from mup_lightning.spectral.recipe import OptimizerName, variant_of
@@ -232,17 +231,18 @@ def submit(settings: SubmitSettings, config: Config) -> int:
             "--sweep takes no keys of a configuration: a sweep's values are in its file; use --set KEY=VALUE"
         )
     assert settings.tasks is not None
-    from mup_lightning.cli import sweep
-    from mup_lightning.studies.sweep.spec import load
+    from mup_lightning.studies.sweep.grid import expand
+    from mup_lightning.studies.sweep.spec import load, setting
 
-    out = settings.out or Path("runs") / "sweeps" / load(str(settings.sweep)).name
+    sweep = load(settings.sweep, dict(setting(text) for text in settings.set))
+    expand(sweep)  # refuses what the sweep itself would refuse
+    out = settings.out or sweep.folder
+    check_folder(out)
     for name, what in ((str(out), "--out"), (str(Path.cwd()), "the working directory")):
         slurm.name_is_plain(name, what)
     command = ["sweep", str(settings.sweep), "--out", str(out)]
     command += ["--workers", str(settings.workers)] if settings.workers is not None else []
     command += [item for setting in settings.set for item in ("--set", setting)]
-    with contextlib.redirect_stdout(io.StringIO()):  # builds and checks every configuration as the sweep itself will
-        sweep.main([*command[1:], "--dry-run"])
     asked = replace(settings.slurm, gpus=settings.slurm.gpus or 0)  # small models need no GPU unless one is asked for
     return slurm.submit_sweep(settings.sweep, command, asked, out=out, tasks=settings.tasks, dry=settings.dry)
 

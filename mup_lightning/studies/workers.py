@@ -1,32 +1,57 @@
-"""Work done side by side, in processes that start up once and end with their parent."""
+"""Worker processes, which start up once and end with their parent, and how many of them a machine can carry."""
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from multiprocessing import connection, parent_process
+from pathlib import Path
 from typing import TypeVar
+
+import psutil
 
 from mup_lightning.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+DIED = "a worker process died: out of memory, or killed"
 
-def each(do: Callable[[T], R], items: Sequence[T], workers: int, threads: int = 1) -> Iterator[tuple[T, R]]:
+_OF_A_WORKER = 700 << 20
+"""Bytes that Python, torch and Lightning take in each process."""
+
+_CGROUP = Path("/sys/fs/cgroup")
+"""In a container, its own limits (cgroup version 2)."""
+
+
+def each(
+    do: Callable[[T], R],
+    items: Iterable[T],
+    workers: int,
+    threads: int = 1,
+    *,
+    gpus: Sequence[str] = (),
+    log: Path | None = None,
+    died: Callable[[T], R] | None = None,
+) -> Iterator[tuple[T, R]]:
     """Do all items, and yield each with its result as soon as it is done.
 
+    Each worker is an executor of its own: its death costs one item, which is known, and no other worker.
+
     Args:
-        do: of a module's top level, or a `partial` of such a function: processes import it.
-        items: in the order in which they are begun.
-        workers: processes; 0: this one.
+        do: a function at a module's top level, or a `partial` of one: processes import it.
+        items: in the order in which they are begun; each is taken when a worker is free for it.
+        workers: processes; 0: do everything in this one.
         threads: of torch, in each process.
+        gpus: what the workers find in CUDA_VISIBLE_DEVICES, in turn; empty: what this process has.
+        log: the file that workers append their output to; None: they print as this process does.
+        died: gives the result of an item whose worker was killed; None: that is an error.
 
     Raises:
         UserError: an item's own, or a worker was killed.
@@ -35,27 +60,50 @@ def each(do: Callable[[T], R], items: Sequence[T], workers: int, threads: int = 
         for item in items:
             yield item, do(item)
         return
-    context = multiprocessing.get_context("spawn")  # a forked torch cannot use its threads or a GPU
+    context = multiprocessing.get_context("spawn")  # a forked torch can use neither its threads nor a GPU
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(items)), context, start_up, (threads,))
+    waiting = iter(items)
+    pool: dict[int, ProcessPoolExecutor] = {}
+    running: dict[Future[R], tuple[int, T]] = {}
+
+    def start(number: int) -> None:
+        for item in waiting:
+            if number not in pool:
+                gpu = gpus[number % len(gpus)] if gpus else None
+                pool[number] = ProcessPoolExecutor(1, context, start_up, (threads, gpu, log))
+            # The new process inherits the mask. SLURM signals all processes of a task, in any order: only the parent
+            # acts on signals, and kills its workers.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            try:
+                running[pool[number].submit(_do, do, item)] = (number, item)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            return
+
     try:
-        running = {pool.submit(partial(_do, do), item): item for item in items}
-        for future in as_completed(running):
-            yield running[future], future.result()
-    except BaseException as error:
-        # Ctrl-C, or an error: nobody waits for what is still running. A training would take a gentler signal for the
-        # wish to end, and the worker would begin its next one.
+        for number in range(workers):
+            start(number)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number, item = running.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    if died is None:
+                        advice = "try fewer workers (--workers), smaller sizes, or a smaller data.micro_batch"
+                        raise UserError(f"{DIED}; {advice}") from None
+                    pool.pop(number).shutdown()
+                    result = died(item)
+                start(number)
+                yield item, result
+    except BaseException:
+        # An error, or Ctrl-C: nobody waits for what is still running.
         for process in set(multiprocessing.active_children()) - before:
             process.kill()
-        if isinstance(error, BrokenProcessPool):
-            fewer = f"--workers {workers - 1}, or " if workers > 1 else ""
-            raise UserError(
-                f"a worker process died, perhaps for want of memory (or because somebody ended it); try {fewer}smaller "
-                f"sizes, or a smaller data.micro_batch"
-            ) from None
         raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        for executor in pool.values():
+            executor.shutdown()
 
 
 def _do(do: Callable[[T], R], item: T) -> R:
@@ -64,10 +112,15 @@ def _do(do: Callable[[T], R], item: T) -> R:
     return result
 
 
-def start_up(threads: int, environment: Mapping[str, str] | None = None) -> None:
-    """Before a worker's first work: threads and environment, set before torch is imported."""
-    os.setsid()  # Ctrl-C is for the parent, which ends its workers
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **(environment or {})}
+def start_up(threads: int, gpu: str | None = None, log: Path | None = None) -> None:
+    """Prepare a worker before its first item, and before torch is imported; see `each`."""
+    if log is not None:
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         del os.environ[name]  # Lightning would take the job's task for one process of many
     threading.Thread(target=die_with_parent, daemon=True).start()
@@ -78,13 +131,58 @@ def start_up(threads: int, environment: Mapping[str, str] | None = None) -> None
     from tqdm import tqdm
 
     torch.set_num_threads(threads)
-    # Its own lock is a semaphore of the system too, which a killed worker would leave behind.
-    tqdm.set_lock(threading.RLock())
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed worker would leave behind
 
 
 def die_with_parent() -> None:
-    """A parent that was killed leaves no worker behind, which would otherwise compute for nobody."""
+    """Wait for the parent process to end, and end with it: a killed parent leaves no worker computing for nobody."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
+
+
+def fitting(memory: int, items: int) -> int:
+    """Workers that a machine can carry on its CPU: one a core, as memory allows, no more than items; at least one.
+
+    Args:
+        memory: bytes that an item takes.
+        items: how many there are to do.
+    """
+    return max(1, min(cores(), int(0.9 * free_memory()) // (memory + _OF_A_WORKER), items))
+
+
+def threads(workers: int) -> int:
+    """Threads of each worker: OMP_NUM_THREADS if that is a number, else its share of the cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, int(given) if given.isdecimal() else cores() // max(1, workers))
+
+
+def cores() -> int:
+    """Cores that this process may use, by its affinity (which SLURM sets) and its container's limit; at least 1."""
+    present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _limit("cpu.max").partition(" ")
+    return max(1, min(present, int(quota) // int(period)) if quota.isdecimal() else present)
+
+
+def free_memory() -> int:
+    """Bytes available on this machine, at most what the container's limit or SLURM's job grants."""
+    granted = [int(os.environ.get("SLURM_MEM_PER_NODE") or 0) << 20]  # 0: all of the node's
+    granted.append((int(os.environ.get("SLURM_MEM_PER_CPU") or 0) << 20) * cores())
+    granted += [int(limit) for limit in [_limit("memory.max")] if limit.isdecimal()]
+    return min([psutil.virtual_memory().available, *filter(None, granted)])
+
+
+def _limit(name: str) -> str:
+    try:
+        return (_CGROUP / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]

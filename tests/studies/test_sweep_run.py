@@ -1,4 +1,4 @@
-"""Sweeps on real worker processes: kill -9 of sweep and workers, divergence, hopeless runs."""
+"""Sweeps on real worker processes: kills, interruptions, divergence, and what runs leave behind."""
 
 import csv
 import json
@@ -7,235 +7,152 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mup_lightning.cli.sweep import compose, last_screen
 from mup_lightning.config.schema import Config
-from mup_lightning.studies.sweep import pool
-from mup_lightning.studies.sweep.early import Judge
-from mup_lightning.studies.sweep.grid import expand, placed
-from mup_lightning.studies.sweep.locks import Locks
-from mup_lightning.studies.sweep.run import SweepRun
-from mup_lightning.studies.sweep.spec import EarlyStop, load
-from mup_lightning.studies.sweep.worker import Task, run
+from mup_lightning.studies.sweep import run as sweep_run
+from mup_lightning.studies.sweep.grid import expand
+from mup_lightning.studies.sweep.run import run_trials
+from mup_lightning.studies.sweep.spec import load
+from mup_lightning.studies.sweep.trial import measure, placed, run_trial
 from mup_lightning.training.train import train
 from tests.studies.sweeps import tiny_sweep, write
 
 
 def rows_of(folder):
-    return list(csv.DictReader((folder / "results.csv").open()))
+    return list(csv.DictReader((folder / "results.csv").open())) if (folder / "results.csv").exists() else []
 
 
-def wait_until(true, process):
-    for _ in range(6000):
-        if true():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError("waited in vain")
-
-
-def test_killed_sweeps_go_on_without_repeating_anything(corpus, tmp_path, monkeypatch):
-    """kill -9 of the sweep, of a worker once, of a worker at the same run always: the table is the undisturbed one."""
-    vary = {"recipe.lr": {"log2": [-8, -6, 100]}, "seed": [0, 1, 2]}  # 2^100 diverges
-    content = tiny_sweep(corpus, vary=vary)
-    content["sweep"]["set"] |= {"schedule.warmup_steps": 0}
-    file, folder = write(tmp_path, content), tmp_path / "out"
-    cells = expand(load(file), compose)
-
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "mup_lightning.cli.main", "sweep", str(file), "--out", str(folder), "--workers", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: (folder / "results.csv").exists() and len(rows_of(folder)) >= 2, sweep)
-    sweep.kill()
-    sweep.communicate()
-    before = (folder / "results.csv").read_text()
-    assert 2 <= len(rows_of(folder)) < len(cells)
-
-    done = {row["config_hash"] for row in rows_of(folder)}
-    once, always = [cell.hash for cell in cells if cell.hash not in done][1:3]
-    given = []
-    give = pool.Worker.give
-
-    def give_and_kill(worker, cell, task):
-        give(worker, cell, task)
-        given.append(cell.hash)
-        if worker.ready and (cell.hash == always or (cell.hash == once and given.count(once) == 1)):
-            os.kill(worker._process.pid, signal.SIGKILL)
-
-    monkeypatch.setattr(pool.Worker, "give", give_and_kill)
-    monkeypatch.setattr(pool.Worker, "__init__", _ready_before_its_first_run(pool.Worker.__init__))
-    second = SweepRun(cells, folder, workers=1)
-    summary = second.run()
-    assert not set(given) & done
-    assert given.count(once) == 2
-    assert given.count(always) == 2
-    assert list(summary.failed) == [always]
-    assert summary.ran == len(cells) - len(done) - 1
-    failures = json.loads((folder / "failures.json").read_text())
-    assert "the worker died (signal 9; out of memory?), 2 times" in failures[always]["reason"]
-    assert "FAILED" in last_screen(summary, folder, len(cells))
-    assert always not in {row["config_hash"] for row in rows_of(folder)}
-
-    monkeypatch.setattr(
-        pool.Worker, "give", lambda worker, cell, task: (given.append(cell.hash), give(worker, cell, task))
-    )
-    given.clear()
-    summary = SweepRun(cells, folder, workers=1).run()
-    assert given == [always]
-    assert (summary.ran, summary.before, summary.failed) == (1, len(cells) - 1, {})
-    assert not (folder / "failures.json").exists()
-    assert (folder / "results.csv").read_text().startswith(before)
-
-    rows = {row["config_hash"]: row for row in rows_of(folder)}
-    assert len(rows_of(folder)) == len(rows) == len(cells)
-    saved = json.loads((folder / "configurations.json").read_text())
-    for cell in cells:
-        assert Config.from_plain(saved[cell.hash]) == cell.config
-        row = rows[cell.hash]
-        if cell.config.recipe.lr > 1:
-            assert row["loss"] == ""
-            assert row["diverged"].startswith("step ")
-            assert 0 < int(row["steps"]) < 60
-        else:
-            config = placed(cell.config, str(tmp_path / "reference"), cell.hash)
-            result = train(config, progress=False)  # keeps logs and checkpoints: it must not change a number
-            assert float(row["loss"]) == result.validation_loss
-            assert row["diverged"] == ""
-    assert not (folder / "runs").exists()
-
-
-PARENT = """
-import multiprocessing, sys, threading, time
-from mup_lightning.studies.workers import die_with_parent
-
-def child(lock_file):
-    from pathlib import Path
-    from mup_lightning.studies.sweep.locks import Locks
-    locks = Locks(Path(lock_file))
-    assert locks.claim("a" * 64)
-    threading.Thread(target=die_with_parent, daemon=True).start()
-    print("busy", flush=True)
-    time.sleep(100)
-
-if __name__ == "__main__":
-    multiprocessing.get_context("spawn").Process(target=child, args=(sys.argv[1],)).start()
-    time.sleep(100)
-"""
-
-
-def test_a_busy_worker_does_not_outlive_its_sweep(tmp_path):
-    (tmp_path / "parent.py").write_text(PARENT)
-    arguments = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)]
-    parent = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout.readline() == "busy\n"
-    locks = Locks(tmp_path)  # what tells us whether the child lives
-    assert not locks.claim("a" * 64)
-    parent.kill()
-    parent.communicate()  # returns when the child, too, has closed the pipe
-    assert locks.claim("a" * 64)
-
-
-def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(corpus, tmp_path):
-    content = tiny_sweep(corpus, vary={"seed": list(range(8))})
-    content["sweep"]["set"]["trainer.max_steps"] = 300
-    file, folder = write(tmp_path, content), tmp_path / "out"
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "mup_lightning.cli.main", "sweep", str(file), "--out", str(folder), "--workers", "2"],
+def start(file, folder, *options, workers=1):
+    command = [sys.executable, "-m", "mup_lightning.cli.main", "sweep", str(file), "--out", str(folder)]
+    return subprocess.Popen(
+        [*command, "--workers", str(workers), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    wait_until(lambda: (folder / "results.csv").exists() and len(rows_of(folder)) >= 2, sweep)
-    os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does: to the sweep and whoever it has started
-    out, err = sweep.communicate(timeout=60)
-    assert sweep.returncode == 130, err
-    done = len(rows_of(folder))
-    assert 2 <= done < 8
-    assert f"stopped: {done} of 8 are done; the same command goes on from there" in out
-    assert f"[{done}/8] seed=" in err
+
+
+def wait_until(true, process):
+    for _ in range(9000):
+        if true():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    raise AssertionError("waited in vain")
+
+
+class Killing:
+    """`run_trial` in a worker that is killed at one trial."""
+
+    def __init__(self, hash):
+        self.hash = hash
+
+    def __call__(self, trial, **options):
+        if trial.hash == self.hash:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run_trial(trial, **options)
+
+
+def test_killed_sweeps_go_on_without_repeating_anything(corpus, tmp_path, monkeypatch, capsys):
+    """kill -9 of the sweep, then of a worker: the table is the undisturbed one in the end."""
+    content = tiny_sweep(corpus, vary={"recipe.lr": {"log2": [-8, -6, 100]}, "seed": [0, 1]})  # 2^100 diverges
+    content["sweep"]["set"] |= {"schedule.warmup_steps": 0}
+    file, folder = write(tmp_path, content), tmp_path / "out"
+    trials = expand(load(file))
+
+    sweep = start(file, folder)
+    wait_until(lambda: len(rows_of(folder)) >= 2, sweep)
+    sweep.kill()
+    sweep.communicate()
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "trials").glob("*.json")}
+    assert 2 <= len(before) < len(trials)
+    victim = next(trial for trial in trials if f"{trial.hash}.json" not in before)
+
+    monkeypatch.setattr(sweep_run, "run_trial", Killing(victim.hash))
+    summary = run_trials(trials, folder, 1)
+    assert summary.failed == [f"{victim.label}: a worker process died: out of memory, or killed"]
+    assert (summary.exit_code, summary.finished) == (1, len(trials) - 1)
+    assert "FAILED" in capsys.readouterr().out
+    monkeypatch.undo()
+    summary = run_trials(trials, folder, 0)
+    assert (summary.exit_code, sum(summary.states.values()), summary.finished) == (0, 1, len(trials))
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in (folder / "trials").iterdir()}.items()
+
+    rows = {row["config_hash"]: row for row in rows_of(folder)}
+    assert len(rows_of(folder)) == len(rows) == len(trials)
+    for trial in trials:
+        saved = json.loads((folder / "trials" / f"{trial.hash}.json").read_text())
+        assert Config.from_plain(saved["config"]) == trial.config
+        row = rows[trial.hash]
+        if trial.config.recipe.lr > 1:
+            assert row["loss"] == ""
+            assert row["diverged"].startswith("step ")
+            assert 0 < int(row["steps"]) < 60
+        else:
+            result = train(placed(trial, tmp_path / "reference"), progress=False)  # keeping changes no number
+            assert (float(row["loss"]), row["diverged"]) == (result.validation_loss, "")
+            assert int(row["parameters"]) == result.parameters
+    assert not (folder / "runs").exists()
+    assert {path.suffix for path in (folder / "trials").iterdir()} == {".json"}  # no claim is left
+
+
+def test_two_processes_share_a_sweep_and_ctrl_c_keeps_what_is_done(corpus, tmp_path):
+    content = tiny_sweep(corpus, vary={"seed": list(range(8))})
+    content["sweep"]["set"]["trainer.max_steps"] = 200
+    file, folder = write(tmp_path, content), tmp_path / "out"
+    both = [start(file, folder) for _ in range(2)]
+    wait_until(lambda: len(rows_of(folder)) >= 3, both[0])
+    os.killpg(both[0].pid, signal.SIGINT)  # as a terminal does: the sweep and whoever it has started
+    out, err = both[0].communicate(timeout=100)
+    assert both[0].returncode == 130, err
+    assert " of 8 are finished; the same command goes on from there" in out
     assert "Traceback" not in err + (folder / "workers.log").read_text()
-
-
-def _ready_before_its_first_run(init):
-    def wait(worker, *arguments):
-        init(worker, *arguments)
-        assert worker.hear() == ("ready", None)
-        worker.is_ready()
-
-    return wait
+    both[1].send_signal(signal.SIGTERM)  # as SLURM does
+    _, err = both[1].communicate(timeout=100)
+    assert both[1].returncode == 130, err
+    done = len(rows_of(folder))
+    assert 3 <= done < 8
+    last = start(file, folder)
+    out, err = last.communicate(timeout=200)
+    assert last.returncode == 0, err
+    assert f"8 configurations, {done} of them finished before" in out
+    assert len({row["config_hash"] for row in rows_of(folder)}) == len(rows_of(folder)) == 8
 
 
 @pytest.fixture
-def cell(corpus, tmp_path):
-    return expand(load(write(tmp_path, tiny_sweep(corpus, vary={}))), compose)[0]
+def trial(corpus, tmp_path):
+    return expand(load(write(tmp_path, tiny_sweep(corpus, vary={}))))[0]
 
 
-def test_a_run_keeps_nothing_unless_asked(cell, tmp_path):
-    config = placed(cell.config, str(tmp_path / "runs"), "run")
-    bare = run(Task(config, keep=False), lambda step: None)
+def test_a_run_keeps_what_it_is_asked_to(trial, tmp_path):
+    trial.config.trainer.log_every = 1
+    bare = measure(trial, tmp_path / "runs", "off")
     assert not (tmp_path / "runs").exists()
-    config.trainer.log_every = 1
-    kept = run(Task(config, keep=True), lambda step: None)
-    folder = tmp_path / "runs" / "run"
-    assert json.loads((folder / "result.json").read_text())["validation_loss"] == kept.loss == bare.loss
-    assert list((folder / "checkpoints").glob("step_*"))
+    folder = tmp_path / "runs" / placed(trial, tmp_path).run.name
+    for keep, checkpoints in (("on", True), ("logs", False)):  # what a killed worker has left is no obstacle
+        kept = measure(trial, tmp_path / "runs", keep)
+        assert json.loads((folder / "result.json").read_text())["validation_loss"] == kept["loss"] == bare["loss"]
+        assert bool(list((folder / "checkpoints").glob("step_*"))) == checkpoints
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     losses = [event.value for event in events.Scalars("train/loss")]
-    assert len(losses) == bare.steps == 60
-    assert bare.train_loss == kept.train_loss == pytest.approx(sum(losses[-6:]) / 6)
-    assert bare.parameters == json.loads((folder / "result.json").read_text())["parameters"]
-    again = run(Task(config, keep=True), lambda step: None)  # what a killed worker left is no obstacle
-    assert again.loss == kept.loss
+    assert len(losses) == bare["steps"] == 60
+    assert bare["train_loss"] == kept["train_loss"] == pytest.approx(sum(losses[-6:]) / 6)
 
 
-def test_divergence_is_a_result(cell, tmp_path):
-    config = placed(cell.config, str(tmp_path), "run")
-    config.recipe.lr = 2.0**100
-    outcome = run(Task(config, keep=False), lambda step: None)
-    assert outcome.loss is None
-    assert outcome.stopped == ""
-    step = int(outcome.diverged.removeprefix("step ").partition(":")[0])
-    assert outcome.steps == step - 1
-    assert "nan" in outcome.diverged or "inf" in outcome.diverged
-
-
-def test_a_validation_loss_that_is_not_finite_is_divergence(cell, tmp_path, monkeypatch):
+def test_a_validation_loss_that_is_not_finite_is_divergence(trial, tmp_path, monkeypatch):
     from mup_lightning.training.module import GPT2Module
 
     monkeypatch.setattr(GPT2Module, "validation_loss", lambda self: float("inf"))
-    outcome = run(Task(placed(cell.config, str(tmp_path), "run"), keep=False), lambda step: None)
-    assert (outcome.loss, outcome.diverged, outcome.steps) == (None, "step 60: the validation loss is inf", 60)
+    result = measure(trial, tmp_path, "off")
+    assert (result["loss"], result["diverged"]) == (None, "step 60: the validation loss is inf")
 
 
-def test_hopeless_runs_stop_and_are_no_divergence(cell, tmp_path):
-    config = placed(cell.config, str(tmp_path), "run")
-    full = run(Task(config, keep=False, judge_after=20, limit=1e9), lambda step: None)
-    assert full.loss is not None
-    assert full.stopped == ""
-    assert full.early_loss is not None
-    judge = Judge(EarlyStop(after=20, worse_than=0.0), [cell], [])
-    assert judge.limit(cell)[1] == cell.unigram_loss
-    judge.learn(cell, full.early_loss - 0.01)
-    assert judge.limit(cell)[1] == min(full.early_loss - 0.01, cell.unigram_loss)
-    stopped = run(Task(config, False, *judge.limit(cell)), lambda step: None)
-    assert (stopped.loss, stopped.diverged, stopped.steps) == (None, "", 20)
-    assert stopped.early_loss == full.early_loss
-    assert "nats worse than the" in stopped.stopped
-    # A restart knows what the table knows.
-    row = {"config_hash": cell.hash, "early_loss": repr(0.5)}
-    assert Judge(EarlyStop(20, 1.0), [cell], [row]).limit(cell)[1] == 1.5
-
-
-def test_no_step_is_told_but_now_and_then(cell, tmp_path):
-    told = []
-    run(Task(placed(cell.config, str(tmp_path), "run"), keep=False), told.append)
-    assert told == sorted(set(told))
-    assert asdict(cell.config)["run"]["name"] == "default"  # the cell's own configuration stays as it was
+def test_a_fault_of_ours_costs_one_trial(trial, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mup_lightning.studies.sweep.trial.train", lambda *_, **__: 1 / 0)
+    summary = run_trials([trial], tmp_path, 0)
+    assert summary.failed == [f"{trial.label}: ZeroDivisionError: division by zero"]
+    assert "Traceback" in capsys.readouterr().err

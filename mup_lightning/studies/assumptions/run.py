@@ -17,8 +17,7 @@ from mup_lightning.studies.assumptions.report import AssumptionResult, draw, mar
 from mup_lightning.studies.assumptions.settings import AssumptionSettings
 from mup_lightning.studies.assumptions.verdict import FORMULAS, conclude
 from mup_lightning.studies.fit import overall
-from mup_lightning.studies.sweep.pool import cores
-from mup_lightning.studies.workers import each
+from mup_lightning.studies.workers import cores, each
 from mup_lightning.versions import versions
 
 BASE = {"mlp": (64, 4), "gpt2": (256, 4)}

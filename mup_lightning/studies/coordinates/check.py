@@ -15,8 +15,7 @@ from mup_lightning.studies.coordinates.results import CheckResult, Finding
 from mup_lightning.studies.coordinates.settings import CheckSettings
 from mup_lightning.studies.coordinates.verdict import conclude
 from mup_lightning.studies.sweep.check import Checker
-from mup_lightning.studies.sweep.pool import fitting, threads
-from mup_lightning.studies.workers import each
+from mup_lightning.studies.workers import each, fitting, threads
 from mup_lightning.versions import versions
 
 Parametrization = Literal["sp", "mup"]
@@ -85,7 +84,7 @@ def trainings(settings: CheckSettings, config: Config) -> list[Training]:
         for width, depth in settings.sizes(config.model.width, config.model.depth):
             try:
                 sized = _sized(config, name, width, depth)
-                checked = checker.check(sized, None)
+                checked = checker.check(sized)
             except UserError as error:
                 raise UserError(f"at width {width}, depth {depth}: {error}") from None
             data = replace(sized.data, verify=False)  # just verified

@@ -1,4 +1,4 @@
-"""Everything that training would refuse in a configuration, found before a sweep begins; and what it will cost."""
+"""Everything that training would refuse in a configuration, found before a study begins, and what a run will cost."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
 from mup_lightning.plan.plan import plan
-from mup_lightning.studies.sweep.spec import EarlyStop
 from mup_lightning.training import hardware
 
 _OVERHEAD, _OVERHEAD_PER_BLOCK = 1.0e8, 6.0e7
-"""What a micro-batch costs beside its operations (interpreter, hooks), in operations of one core. Only the order of
-the runs and the first estimate of time hang on it."""
+"""What a micro-batch costs besides its operations (interpreter, hooks), in operations of one core. Only the order of
+the runs and the first estimate of their time depend on it."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """See `Cell`."""
+    """What is known of a run before it begins.
+
+    Attributes:
+        corpus: hash of the corpus's manifest.
+        unigram_loss: of the corpus, nats per token.
+        tokens: in the run.
+        flops: of the run, as computed.
+        work: expected time, in operations of one busy core.
+        memory: bytes that training takes at its peak.
+        parameters: of the model.
+    """
 
     corpus: str
     unigram_loss: float
@@ -28,6 +37,7 @@ class Checked:
     flops: float
     work: float
     memory: int
+    parameters: int
 
 
 class Checker:
@@ -36,29 +46,23 @@ class Checker:
     def __init__(self) -> None:
         self._opened: dict[tuple[str, str, int, int | None], Manifest] = {}
 
-    def check(self, config: Config, early_stop: EarlyStop | None) -> Checked:
-        """Check, and fill in what `auto` means on this machine.
+    def check(self, config: Config) -> Checked:
+        """Check a configuration, and fill in what `auto` means on this machine.
 
         Raises:
-            UserError: as `train` would, without training; or for what a sweep cannot do.
+            UserError: as `train` would, without training; or for what a study cannot do.
         """
         hardware.resolve(config.trainer)
         if config.trainer.strategy != "single":
             raise UserError(
-                f"trainer.strategy is {config.trainer.strategy}; the runs of a sweep take one process each (single), "
-                f"and --workers says how many of them run side by side"
-            )
-        if config.run.resume is not None:
-            raise UserError("run.resume is set; a sweep starts every run anew")
-        if early_stop and early_stop.after >= config.trainer.max_steps:
-            raise UserError(
-                f"early_stop.after is {early_stop.after}, but trainer.max_steps is {config.trainer.max_steps}; "
-                f"expected fewer steps"
+                f"trainer.strategy is {config.trainer.strategy}; the runs of a study take one process each (single), "
+                f"and --workers says how many of them run at once"
             )
         planned = plan(config, device="cpu" if config.trainer.accelerator == "cpu" else "cuda")
         if planned.accumulation[1] is None:
             raise UserError(
-                f"data.batch_size {config.data.batch_size} is no multiple of data.micro_batch {config.data.micro_batch}"
+                f"data.batch_size {config.data.batch_size} is not a multiple of data.micro_batch "
+                f"{config.data.micro_batch}"
             )
         manifest = self._open(config)
         steps, micro_batches = config.trainer.max_steps, planned.accumulation[1]
@@ -74,6 +78,7 @@ class Checker:
             flops=flops,
             work=flops + validating + overhead,
             memory=planned.memory[0].total,
+            parameters=planned.parameter_count,
         )
 
     def _open(self, config: Config) -> Manifest:

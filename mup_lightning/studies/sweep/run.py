@@ -1,257 +1,200 @@
-"""Run the configurations of a sweep that its table lacks, each once, on worker processes."""
+"""Run the trials of a sweep that are not finished, each once, on worker processes: `mup-lightning sweep`."""
 
 from __future__ import annotations
 
 import signal
-import time
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
+from tqdm import tqdm
+
+from mup_lightning import tables
 from mup_lightning.errors import UserError
-from mup_lightning.studies.sweep import pool
-from mup_lightning.studies.sweep.early import Judge
-from mup_lightning.studies.sweep.grid import Cell, placed
-from mup_lightning.studies.sweep.locks import Locks
-from mup_lightning.studies.sweep.progress import Estimate, Progress, in_words
-from mup_lightning.studies.sweep.records import Failures, save_configurations
-from mup_lightning.studies.sweep.spec import EarlyStop
-from mup_lightning.studies.sweep.table import Outcome, Table
-from mup_lightning.studies.sweep.worker import Task
+from mup_lightning.files import check_folder
+from mup_lightning.studies.sweep.grid import Trial, expand, shard
+from mup_lightning.studies.sweep.spec import SweepSettings, load, setting
+from mup_lightning.studies.sweep.table import Record, prepare, read_trials, write_table
+from mup_lightning.studies.sweep.trial import Outcome, run_trial
+from mup_lightning.studies.workers import DIED, each, fitting, gpus, threads
 
 LOG = "workers.log"
-_ATTEMPTS = 2
-"""How often a configuration is given to a worker that dies of it."""
-
-_LOOK_EVERY = 0.5
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ASSUMED_SPEED = 4.0e10
+"""Operations per second of one worker, until a trial has been timed."""
 
 
 @dataclass
 class Summary:
-    """What a sweep came to.
+    """What became of a sweep.
 
     Attributes:
-        ran: configurations run now.
-        before: that were in the table at the start.
-        elsewhere: that another sweep in the same folder was running.
-        diverged: of those run now.
-        stopped: early, of those run now.
-        failed: hash -> why, of those that have no result.
-        workers: processes at once.
-        wall: seconds, the workers' start included.
-        busy: share of the workers' time that went into runs.
-        busy_started: the same, of their time since they had started up.
+        finished: trials that have a result, earlier ones included.
+        states: state -> how many of those started now; see `Outcome`.
+        failed: lines that name the trials without a result, and say why.
         interrupted: by Ctrl-C or SIGTERM.
     """
 
-    workers: int
-    ran: int = 0
-    before: int = 0
-    elsewhere: int = 0
-    diverged: int = 0
-    stopped: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    wall: float = 0.0
-    busy: float = 0.0
-    busy_started: float = 0.0
+    finished: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+    failed: list[str] = field(default_factory=list)
     interrupted: bool = False
 
+    @property
+    def exit_code(self) -> int:
+        """130 after an interruption, 1 if trials have failed, else 0."""
+        return 130 if self.interrupted else 1 if self.failed else 0
 
-class SweepRun:
-    """One sweep at work in a folder.
+
+def run(settings: SweepSettings) -> int:
+    """Run a sweep, or what is left of it.
+
+    Returns:
+        See `Summary.exit_code`.
+    """
+    sweep = load(settings.file, dict(setting(text) for text in settings.set))
+    whole = expand(sweep)
+    trials = shard(whole, *_numbers(settings.shard))
+    folder = settings.out or sweep.folder
+    check_folder(folder)
+    if not trials:
+        print(f"{len(whole)} configurations, none of them in shard {settings.shard}")
+        return 0
+    if settings.dry_run:
+        print(dry_run(trials, folder, settings.workers))
+        return 0
+    if others := len(read_trials(folder).keys() - {trial.hash for trial in whole}):
+        print(
+            f"note: {folder} also has {others} configurations that are not in this sweep (other values, or another "
+            f"--set); reports will read them, too. --out FOLDER keeps sweeps apart",
+            file=sys.stderr,
+        )
+    return run_trials(trials, folder, settings.workers, sweep.keep_runs, whole).exit_code
+
+
+def run_trials(
+    trials: list[Trial], folder: Path, workers: int | None, keep: str = "off", whole: Sequence[Trial] = ()
+) -> Summary:
+    """Run the trials that are not finished, and say what comes of them.
 
     Args:
-        cells: to run; of the whole sweep, or of a shard.
-        sweep: cells of the whole sweep, by which runs are judged; None: `cells`.
-        folder: of the sweep.
-        workers: processes; None: as many as fit.
-        early_stop: see `EarlyStop`.
-        keep_runs: see `Sweep`.
+        trials: to run; of the whole sweep, or of a shard of it.
+        folder: of the results.
+        workers: processes; None: as many as the machine carries.
+        keep: see `Sweep.keep_runs`.
+        whole: the trials of the whole sweep; empty: `trials`.
+
+    Raises:
+        UserError: the folder cannot be used.
     """
-
-    def __init__(
-        self,
-        cells: list[Cell],
-        folder: Path,
-        *,
-        workers: int | None = None,
-        early_stop: EarlyStop | None = None,
-        keep_runs: bool = False,
-        sweep: list[Cell] | None = None,
-    ) -> None:
-        everyone = sweep or cells
-        self.folder, self.keep_runs = folder, keep_runs
-        self.locks = Locks(folder)
-        self.table = Table(folder, self.locks, list(cells[0].varied))
-        self.failures = Failures(folder, self.locks)
-        rows = self.table.rows()
-        _refuse_other_corpus(everyone, rows, self.table.path)
-        self.judge = Judge(early_stop, everyone, rows)
-        self.estimate = Estimate(everyone, rows)
-        present = {row["config_hash"] for row in rows}
-        done = self._done = [cell for cell in cells if cell.hash in present]
-        self.pending = [cell for cell in cells if cell.hash not in present]
-        self.progress = Progress(cells, done)
-        self.summary = Summary(pool.how_many(self.pending, workers) if self.pending else 0, before=len(done))
-        self._on_gpu = any(cell.config.trainer.accelerator == "gpu" for cell in cells)
-        self._threads = pool.threads(self.summary.workers)
-        self._attempts: Counter[str] = Counter()
-        self._workers: list[pool.Worker] = []
-        self._buried, self._buried_starts = 0.0, 0.0  # seconds of workers that have died
-
-    def run(self) -> Summary:
-        """Run until nothing is left to do, or Ctrl-C.
-
-        Raises:
-            UserError: the workers cannot start, or the table cannot be written.
-        """
-        begin = time.monotonic()
-        self.progress.open()
-        self.table.complete(self._done)
-        save_configurations(self.folder, self.locks, self.pending)
-        self.failures.forget(self.pending)
-        handlers = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
-        try:
-            for number in range(self.summary.workers):
-                self._start_worker(number)
-            while any(worker.cell for worker in self._workers) and not self.summary.interrupted:
-                for worker in pool.heard(self._workers, _LOOK_EVERY):
-                    self._listen(worker)
-                self.progress.show(self._workers, self._left())
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            self._end_workers()
-            self.progress.close()
-            self._account(time.monotonic() - begin)
-        return self.summary
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """The first signal is read where no row is half counted; a second one acts at once."""
-        self.summary.interrupted = True
-        signal.signal(number, signal.SIG_DFL)
-
-    def _start_worker(self, number: int) -> None:
-        """Start a worker and give it its first run, or start none where nothing is left."""
-        cell = self._next()
-        if cell is None:
-            return
-        environment = pool.environment(number, self._threads, self._on_gpu)
-        worker = pool.Worker(number, self._threads, environment, self.folder / LOG)
-        self._workers.append(worker)
-        self._give(worker, cell)
-
-    def _next(self) -> Cell | None:
-        """Claim the longest run that nobody has; None where there is none."""
-        while self.pending:
-            cell = max(self.pending, key=self.estimate.seconds)
-            self.pending.remove(cell)
-            if not self.locks.claim(cell.hash):
-                self.summary.elsewhere += 1
-                continue
-            rows = self.table.rows()
-            self.judge.read(rows)
-            if not any(row["config_hash"] == cell.hash for row in rows):
-                return cell
-            self.locks.give_back(cell.hash)  # another sweep has just run it, perhaps on another axis
-            self.table.complete([cell])
-            self.summary.before += 1
-        return None
-
-    def _give(self, worker: pool.Worker, cell: Cell) -> None:
-        config = placed(cell.config, str(self.folder / "runs"), cell.hash[:16])
-        worker.give(cell, Task(config, self.keep_runs, *self.judge.limit(cell)))
-
-    def _listen(self, worker: pool.Worker) -> None:
-        message = worker.hear()
-        if message is None:
-            self._bury(worker)
-            return
-        what, content = message
-        if what == "ready":
-            worker.is_ready()
-        elif what == "step":
-            worker.step = content
-        else:
-            cell = worker.take()
-            if what == "done":
-                self._record(cell, content)
-            else:
-                self._fail(cell, content)
-            self.locks.give_back(cell.hash)
-            following = self._next()
-            if following is not None:
-                self._give(worker, following)
-
-    def _record(self, cell: Cell, outcome: Outcome) -> None:
-        self.table.append(cell, outcome)
-        self.judge.learn(cell, outcome.early_loss)
-        if outcome.loss is not None:
-            self.estimate.observe(cell, outcome.seconds)
-        self.summary.ran += 1
-        self.summary.diverged += bool(outcome.diverged)
-        self.summary.stopped += bool(outcome.stopped)
-        self.progress.finished(cell, in_words(outcome), self._left())
-
-    def _fail(self, cell: Cell, reason: str) -> None:
-        self.summary.failed[cell.hash] = f"{cell.label}: {reason}"
-        self.failures.add(cell, reason)
-        self.progress.finished(cell, f"FAILED, {reason.splitlines()[0]}", self._left())
-
-    def _bury(self, worker: pool.Worker) -> None:
-        """A worker has died: its run is tried once more, and another worker takes its place."""
-        self._workers.remove(worker)
-        death = worker.death()
-        if self.summary.interrupted:  # the signal has reached it too
-            self._buried += worker.busy
-            worker.end()
-            return
-        if not (worker.ready or worker.told_to_stop):
-            raise UserError(f"{death} before its first run; its last words are in {self.folder / LOG}")
-        if worker.cell is not None:
-            cell = worker.take()
-            self._attempts[cell.hash] += 1
-            if self._attempts[cell.hash] < _ATTEMPTS:
-                self.progress.say(f"{cell.label}: {death}; trying once more")
-                self.pending.append(cell)
-            else:
-                self._fail(cell, f"{death}, {_ATTEMPTS} times")
-            self.locks.give_back(cell.hash)
-        self._buried += worker.busy
-        self._buried_starts += worker.starting
-        worker.end()
-        self._start_worker(worker.number)
-
-    def _account(self, wall: float) -> None:
-        """Say how well the workers' time was used."""
-        busy, starting = self._buried, self._buried_starts
-        for worker in self._workers:
-            busy, starting = busy + worker.busy, starting + worker.starting
-        time_of_all = wall * self.summary.workers
-        self.summary.wall = wall
-        if time_of_all > starting:
-            self.summary.busy, self.summary.busy_started = busy / time_of_all, busy / (time_of_all - starting)
-
-    def _left(self) -> float:
-        return self.estimate.remaining(self.pending, self._workers, self.summary.workers)
-
-    def _end_workers(self) -> None:
-        """Let idle workers end and kill busy ones: a run without its row leaves nothing behind."""
-        for worker in self._workers:
-            if worker.cell is None:
-                worker.dismiss()
-        for worker in self._workers:
-            worker.end()
+    finished = prepare(folder, whole or trials)
+    left = [trial for trial in trials if trial.hash not in finished]
+    summary = Summary(len(trials) - len(left))
+    count = how_many(left, workers)
+    print(
+        f"{len(trials)} configurations, {summary.finished} of them finished before; {count} worker processes; "
+        f"results in {folder / 'results.csv'}",
+        flush=True,
+    )
+    do = partial(run_trial, folder=folder, keep=keep)
+    on_gpu = left and left[0].config.trainer.accelerator == "gpu"
+    bar = tqdm(total=sum(trial.checked.work for trial in left), desc="sweep", bar_format=_BAR, disable=None)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for trial, outcome in each(
+            do, left, count, threads(count), gpus=gpus() if on_gpu else (), log=folder / LOG, died=_died
+        ):
+            summary.states[outcome.state] += 1
+            summary.finished += outcome.state in ("ran", "diverged", "finished")
+            if outcome.state == "failed":
+                summary.failed.append(f"{trial.label}: {outcome.text}")
+            tqdm.write(f"[{summary.finished}/{len(trials)}] {trial.label}: {outcome.text}", file=sys.stderr)
+            bar.update(trial.checked.work)
+            write_table(folder)
+    except KeyboardInterrupt:
+        summary.interrupted = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        bar.close()
+    write_table(folder)  # workers may have finished trials while the interruption came
+    summary.finished = len(read_trials(folder).keys() & {trial.hash for trial in trials})
+    print(_last_screen(summary, folder, len(trials)), flush=True)
+    return summary
 
 
-def _refuse_other_corpus(cells: list[Cell], rows: list[dict[str, str]], path: Path) -> None:
-    """One table, one set of data: losses on different text cannot be compared."""
-    ours = {cell.corpus for cell in cells}
-    others = {row["corpus"] for row in rows} - ours
-    if others:
-        raise UserError(
-            f"{path} has rows of another corpus (manifest {others.pop()[:12]}, this sweep reads "
-            f"{', '.join(sorted(hash[:12] for hash in ours))}); choose another folder (--out)"
-        )
+_BAR = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
+
+
+def _died(trial: Trial) -> Outcome:
+    return Outcome("failed", DIED)
+
+
+def how_many(trials: list[Trial], asked: int | None) -> int:
+    """Workers: as asked, or one a GPU, or one a core as memory allows; no more than trials."""
+    if asked is not None or not trials:
+        return min(asked or 0, len(trials))
+    if trials[0].config.trainer.accelerator == "gpu":
+        return min(len(gpus()), len(trials))
+    return fitting(max(trial.checked.memory for trial in trials), len(trials))
+
+
+def _last_screen(summary: Summary, folder: Path, total: int) -> str:
+    """What came of a sweep, and how to go on."""
+    lines = [f"FAILED {reason}" for reason in summary.failed]
+    if summary.failed:
+        lines.append(f"the same command tries them again; what the workers printed is in {folder / LOG}")
+    if summary.states["elsewhere"]:
+        lines.append(f"{summary.states['elsewhere']} configurations are being run by another process in this folder")
+    if summary.states["diverged"]:
+        lines.append(f"{summary.states['diverged']} configurations diverged, which is a result, too")
+    done = f"{summary.finished} of {total} are finished"
+    if summary.interrupted:
+        lines.append(f"stopped: {done}; the same command goes on from there")
+    else:
+        lines.append(f"{done}: {folder / 'results.csv'}")
+    return "\n".join(lines)
+
+
+def dry_run(trials: list[Trial], folder: Path, workers: int | None) -> str:
+    """What would be run, and what it would cost."""
+    records = read_trials(folder)
+    speed = measured_speed(trials, records)[0]
+    lines = [["configuration", "axis", "tokens", "FLOPs", "minutes", ""]]
+    for trial in trials:
+        checked, state = trial.checked, "finished" if trial.hash in records else ""
+        minutes = f"{checked.work / speed / 60:.1f}"
+        lines.append([trial.label, ",".join(trial.axes), f"{checked.tokens:,}", f"{checked.flops:.3g}", minutes, state])
+    return f"{tables.text(lines)}\n\n{costs(trials, records, workers)}"
+
+
+def measured_speed(trials: list[Trial], records: dict[str, Record]) -> tuple[float, int]:
+    """Operations per second of one worker, and the number of finished trials that say so; 0: it is assumed."""
+    timed = [(trial, records[trial.hash]["rows"][0]) for trial in trials if trial.hash in records]
+    timed = [(trial, row) for trial, row in timed if row["loss"]]
+    seconds = sum(float(row["seconds"]) for _, row in timed)
+    return (sum(trial.checked.work for trial, _ in timed) / seconds if seconds else ASSUMED_SPEED), len(timed)
+
+
+def costs(trials: list[Trial], records: dict[str, Record], workers: int | None) -> str:
+    """What is left to be run, and how long that takes."""
+    left = [trial for trial in trials if trial.hash not in records]
+    if not left:
+        return f"{len(trials)} configurations, all of them finished"
+    count = max(1, how_many(left, workers))
+    speed, known = measured_speed(trials, records)
+    minutes = sum(trial.checked.work for trial in left) / speed / 60
+    basis = f"by {known} finished ones" if known else f"a guess: {speed:.0e} operations per second and worker"
+    return (
+        f"{len(trials)} configurations, {len(left)} left: {sum(trial.checked.tokens for trial in left):,} tokens, "
+        f"{sum(trial.checked.flops for trial in left):.3g} FLOPs\n"
+        f"{minutes:.1f} minutes of one worker, {minutes / count:.1f} minutes on {count} ({basis})"
+    )
+
+
+def _numbers(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal()):
+        raise UserError(f"--shard is {text!r}; expected I/N with I from 1 to N, such as 1/4")
+    return int(number), int(of)

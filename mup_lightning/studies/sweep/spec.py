@@ -1,224 +1,170 @@
-"""What a sweep file says: grids of values over composed recipes. Light: the command line reads it before torch."""
+"""What a sweep file says: grids of values over composed recipe files. Imports no torch."""
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import yaml
 
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_yaml
+from mup_lightning.typed import Bound, NonNegativeInt, Typed, build, convert
 
 AXES = {"model.width": "width", "model.depth": "depth", "both": "both"}
-"""What `axis` can be -> the axis as the table names it."""
+"""What `axis` can be -> the axis as tables name it."""
 
-_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+Axis = Literal["model.width", "model.depth", "both"]
 
-_SWEEP_KEYS = ("name", "configs", "set", "vary", "grids", "axis", "value", "early_stop", "keep_runs")
-_GRID_KEYS = ("configs", "set", "vary", "axis")
+_Exponents = list[Annotated[float, Bound("exponents between -1000 and 1000", lambda value: abs(value) < 1000)]]
+_Values = Annotated[list[Any], Bound("a list of values, or log2: [-9, -8, -7]", lambda value: len(value) > 0)]
+_FolderName = Annotated[
+    str, Bound("a folder's name, such as lr_width", lambda text: "/" not in text and text not in (".", ".."))
+]
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Typed, prefix="sweep.grids."):
     """A cross product.
 
     Attributes:
-        configs: recipe files, composed left to right.
-        set: dotted key -> value, the same in all configurations.
-        vary: dotted key -> values.
-        axis: what "size" is: a key of `AXES`; None: what of width and depth varies in the grid, else width.
+        configs: recipe files, applied left to right.
+        set: dotted key -> the value in all of its trials; {log2: -7} is a power of two.
+        vary: dotted key -> values; {log2: [-9, -8, -7]} are powers of two.
+        axis: the key of the size; None: the depth where that alone varies, else the width.
     """
 
-    configs: tuple[str, ...]
-    set: dict[str, Any]
-    vary: dict[str, list[Any]]
-    axis: str | None
+    configs: tuple[Path, ...] = ()
+    set: dict[str, Any] = field(default_factory=dict)
+    vary: dict[str, Any] = field(default_factory=dict)
+    axis: Axis | None = None
+
+    def __post_init__(self) -> None:
+        """Compute the powers of two, and refuse a key that is both set and varied."""
+        super().__post_init__()
+        for key, value in self.set.items():
+            self.set[key] = _powers(value, key)
+        for key, values in self.vary.items():
+            self.vary[key] = convert(_powers(values, key), _Values, f"vary.{key}")
+        if both := sorted(self.set.keys() & self.vary.keys()):
+            raise UserError(f"{both[0]} is both under set and under vary; expected it under one of them")
 
 
 @dataclass(frozen=True)
-class EarlyStop:
-    """When a run counts as hopeless.
+class Sweep(Typed, prefix="sweep."):
+    """A sweep file. What stands outside `grids` holds for all of them; a grid's own values win.
 
     Attributes:
-        after: the step after which it is judged, once, by its mean training loss of the tenth of these steps before.
-        worse_than: nats by which this may exceed the lower of the unigram loss and the best loss that any run that
-            differs only in the swept value and the seed had at the same step.
+        configs: see `Grid`; those of a grid come after these.
+        set: see `Grid`.
+        vary: see `Grid`.
+        axis: see `Grid`.
+        name: of the sweep and its default folder; empty: the file's name.
+        value: the dotted key that is swept.
+        grids: their union is run.
+        keep_runs: whether runs keep their folders: on, logs (without checkpoints), off.
+        file: where it was read; set by `load`.
     """
 
-    after: int
-    worse_than: float
+    configs: tuple[Path, ...] = ()
+    set: dict[str, Any] = field(default_factory=dict)
+    vary: dict[str, Any] = field(default_factory=dict)
+    axis: Axis | None = None
+    name: _FolderName = ""
+    value: str = "recipe.lr"
+    grids: Annotated[tuple[Grid, ...], Bound("a list of grids", lambda value: len(value) > 0)] = (Grid(),)
+    keep_runs: Literal["off", "logs", "on"] = "off"
+    file: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where results are unless another folder is named."""
+        return Path("runs") / "sweeps" / self.name
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep file.
+@dataclass
+class SweepSettings(Typed, prefix="--"):
+    """Each configuration is run once, several at a time. After a stop, the same command goes on, and repeats none.
 
     Attributes:
-        file: where it was read.
-        name: of the sweep; its default folder is called so.
-        value: dotted key of what is swept, such as recipe.lr.
-        grids: their union is what is run.
-        early_stop: None: every run goes to its end.
-        keep_runs: every run keeps its folder with TensorBoard logs and checkpoints.
+        file: grids of values, see recipes/experiment/.
+        out: folder of the results; null: runs/sweeps/NAME.
+        workers: processes; null: one for each core or GPU, as memory allows; 0: run in this process.
+        set: KEY=VALUE, a fixed value that wins over the file; may be repeated.
+        shard: I/N: run only every N-th configuration, from the I-th on.
+        dry_run: list the configurations and what they cost, and run none.
     """
 
-    file: str
-    name: str
-    value: str
-    grids: tuple[Grid, ...]
-    early_stop: EarlyStop | None = None
-    keep_runs: bool = False
-    overrides: dict[str, Any] = field(default_factory=dict)
+    file: Path
+    out: Path | None = None
+    workers: NonNegativeInt | None = None
+    set: list[str] = field(default_factory=list)
+    shard: str = "1/1"
+    dry_run: bool = False
 
 
 def load(file: str | Path, overrides: dict[str, Any] | None = None) -> Sweep:
-    """Read a sweep file.
+    """Read a sweep file, and complete each of its grids by what stands outside of them.
 
     Args:
         file: YAML with one key, `sweep`.
-        overrides: dotted key -> value; wins over what the file sets and over what it varies.
+        overrides: dotted key -> value; wins over what the file sets and varies.
 
     Raises:
-        UserError: it cannot be read, or a key is unknown, missing or of another kind than expected.
+        UserError: it cannot be read, or a key is unknown or of another kind than expected.
     """
-    overrides = overrides or {}
-    content = _read(file)
-    _check_keys(content, ("sweep",), file, "")
-    sweep = _mapping(content.get("sweep"), file, "sweep")
-    _check_keys(sweep, _SWEEP_KEYS, file, "sweep.")
-    grids = sweep.get("grids", [{}])
-    if not isinstance(grids, list) or not grids:
-        raise UserError(f"{file}: sweep.grids is {grids!r}; expected a list of grids, each with set, vary or both")
-    value = sweep.get("value", "recipe.lr")
-    if not isinstance(value, str):
-        raise UserError(f"{file}: sweep.value is {value!r}; expected one dotted key, such as recipe.lr")
-    return Sweep(
-        file=str(file),
-        name=_name(sweep.get("name", Path(file).stem), file),
-        value=value,
-        grids=tuple(
-            _grid(grid, sweep, overrides, file, f"sweep.grids[{n}]" if "grids" in sweep else "sweep")
-            for n, grid in enumerate(grids)
-        ),
-        early_stop=_early_stop(sweep.get("early_stop"), file),
-        keep_runs=_flag(sweep.get("keep_runs", False), f"{file}: sweep.keep_runs"),
-        overrides=overrides,
-    )
+    content = read_yaml(Path(file), "a sweep file, see recipes/experiment/")
+    try:
+        if not isinstance(content, dict) or list(content) != ["sweep"]:
+            raise UserError(f"expected the one key `sweep`, found {content!r:.60}")
+        sweep = build(Sweep, content["sweep"], "sweep.")
+        shared = Grid(sweep.configs, sweep.set, sweep.vary, sweep.axis)
+        grids = tuple(_completed(grid, shared, overrides or {}) for grid in sweep.grids)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return replace(sweep, grids=grids, name=sweep.name or Path(file).stem, file=str(file))
 
 
-def _read(file: str | Path) -> dict[str, Any]:
-    return _mapping(read_yaml(Path(file), "a sweep file, see recipes/experiment/"), file, "the file")
-
-
-def _grid(grid: Any, sweep: dict[str, Any], overrides: dict[str, Any], file: str | Path, where: str) -> Grid:
-    """One grid; what stands beside `grids` holds for each of them, and the grid's own values win."""
-    grid = _mapping(grid, file, where)
-    _check_keys(grid, _GRID_KEYS, file, f"{where}.")
-    fixed: dict[str, Any] = {}
-    vary: dict[str, list[Any]] = {}
-    for level, name in ((sweep, "sweep"), (grid, where)):
-        to_set = _mapping(level.get("set", {}), file, f"{name}.set")
-        to_vary = _mapping(level.get("vary", {}), file, f"{name}.vary")
-        if both := [key for key in to_set if key in to_vary]:
-            raise UserError(f"{file}: {name} has {both[0]} under set and under vary; expected it under one of them")
-        for key, value in to_set.items():
-            vary.pop(key, None)
-            fixed[key] = _power(value, f"{file}: {name}.set.{key}")
-        for key, values in to_vary.items():
-            fixed.pop(key, None)
-            vary[key] = _values(values, file, f"{name}.vary.{key}")
-    configs: tuple[str, ...] = ()
-    for level, name in ((sweep, "sweep"), (grid, where)):
-        files = level.get("configs", [])
-        if not isinstance(files, list) or not all(isinstance(f, str) for f in files):
-            raise UserError(f"{file}: {name}.configs is {files!r}; expected a list of recipe files")
-        configs += tuple(files)
-    axis = grid.get("axis", sweep.get("axis"))
-    if axis is not None and (not isinstance(axis, str) or axis not in AXES):
-        raise UserError(f"{file}: axis is {axis!r}; expected one of {', '.join(AXES)}")
-    if placed := [key for key in (*fixed, *vary, *overrides) if key.startswith("run.")]:
+def _completed(grid: Grid, shared: Grid, overrides: dict[str, Any]) -> Grid:
+    """A grid with what stands outside of it, and with overrides."""
+    fixed = {key: value for key, value in shared.set.items() if key not in grid.vary} | grid.set | overrides
+    vary = {key: values for key, values in (shared.vary | grid.vary).items() if key not in {**grid.set, **overrides}}
+    if placed := [key for key in (*fixed, *vary) if key.startswith("run.")]:
         raise UserError(
-            f"{file}: {placed[0]} is set, but a sweep's runs have folders of their own; --out FOLDER says where, and "
-            f"sweep.keep_runs: true keeps them"
+            f"{placed[0]} is set, but the runs of a sweep have folders of their own: --out FOLDER says where, and "
+            f"keep_runs: true keeps them"
         )
-    vary = {key: values for key, values in vary.items() if key not in overrides}
     crossed = all(len(vary.get(key, ())) > 1 for key in ("model.width", "model.depth"))
+    axis = grid.axis or shared.axis
     if crossed and axis in (None, "both"):
         raise UserError(
-            f"{file}: {where} crosses several model.width with several model.depth, which is no line of sizes; add "
-            f"`axis: model.width` for a line over width at every depth, or `axis: model.depth`; to grow both, `axis: "
-            f"both` and a grid for every size, such as set: {{model.width: 128, model.depth: 4}}"
+            "a grid crosses several model.width with several model.depth; add `axis: model.width` for a line over the "
+            "width at every depth, or `axis: model.depth`; to grow both: `axis: both`, and a grid for every size"
         )
-    return Grid(configs, fixed | overrides, vary, axis)
+    return Grid(shared.configs + grid.configs, fixed, vary, axis)
 
 
-def _values(values: Any, file: str | Path, where: str) -> list[Any]:
-    values = _power(values, f"{file}: {where}")
-    if not isinstance(values, list) or not values:
-        raise UserError(f"{file}: {where} is {values!r}; expected a list of values, or log2: [-9, -8, ...]")
-    return values
-
-
-def scalar(value: Any) -> Any:
-    """1e-3 as a number, which YAML 1.1 takes for text; anything else as it is."""
-    return float(value) if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) else value
-
-
-def _name(value: Any, file: str | Path) -> str:
-    """Of a folder in runs/sweeps."""
-    if isinstance(value, dict | list) or str(value) in ("", ".", "..") or "/" in str(value):
-        raise UserError(
-            f"{file}: sweep.name is {value!r}; expected a folder's name, such as lr_width (--out: elsewhere)"
-        )
-    return str(value)
-
-
-def _flag(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise UserError(f"{where} is {value!r}; expected true or false")
-    return value
-
-
-def _power(value: Any, where: str) -> Any:
-    """`{log2: -7}` and `{log2: [-7, -6]}` in numbers; whole numbers stay whole. Anything else as it is."""
+def _powers(value: Any, key: str) -> Any:
+    """`{log2: -7}` and `{log2: [-7, -6]}` as numbers, whole ones as integers; anything else as it is."""
     if not isinstance(value, dict) or list(value) != ["log2"]:
         return value
-    exponents = value["log2"]
-    exponents = [scalar(x) for x in exponents] if isinstance(exponents, list) else scalar(exponents)
-    for exponent in exponents if isinstance(exponents, list) else [exponents]:
-        if isinstance(exponent, bool) or not isinstance(exponent, int | float) or not abs(exponent) < 1000:
-            raise UserError(f"{where} has log2 {exponent!r}; expected a number, or a list of them: log2: [-9, -8, -7]")
-    return [2**x for x in exponents] if isinstance(exponents, list) else 2**exponents
+    several = isinstance(value["log2"], list)
+    exponents = convert(value["log2"] if several else [value["log2"]], _Exponents, f"log2 of {key}")
+    powers = [2 ** (int(x) if x.is_integer() else x) for x in exponents]
+    return powers if several else powers[0]
 
 
-def _early_stop(value: Any, file: str | Path) -> EarlyStop | None:
-    if value is None:
-        return None
-    value = _mapping(value, file, "sweep.early_stop")
-    _check_keys(value, ("after", "worse_than"), file, "sweep.early_stop.")
-    after, worse_than = value.get("after"), scalar(value.get("worse_than"))
-    steps = isinstance(after, int) and not isinstance(after, bool) and after > 0
-    nats = isinstance(worse_than, int | float) and not isinstance(worse_than, bool) and 0 <= worse_than < math.inf
-    if not (steps and nats):
-        raise UserError(
-            f"{file}: sweep.early_stop is {value}; expected `after`, a number of steps, and `worse_than`, "
-            f"nats per token"
-        )
-    return EarlyStop(after, float(worse_than))
+def setting(text: str) -> tuple[str, Any]:
+    """The key and the value of `KEY=VALUE`.
 
-
-def _mapping(value: Any, file: str | Path, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: {where} is {value!r}; expected keys and values")
-    return value
-
-
-def _check_keys(value: dict[str, Any], known: tuple[str, ...], file: str | Path, prefix: str) -> None:
-    for key in value:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{near[0]}? " if near else ""
-            raise UserError(f"{file}: unknown key {prefix}{key}; {hint}Known here: {', '.join(known)}")
+    Raises:
+        UserError: it is anything else.
+    """
+    key, equals, value = text.partition("=")
+    try:
+        if key and equals:
+            return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise UserError(f"--set is {text!r}; expected KEY=VALUE with a YAML value, such as trainer.max_steps=200")

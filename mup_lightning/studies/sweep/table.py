@@ -1,215 +1,204 @@
-"""The table of results: tidy, appended whole row by whole row, readable at any time."""
+"""The results of a sweep: one JSON file for each trial, and the table that is made of them.
+
+FOLDER/trials/HASH.json holds a trial's configuration and its rows, one for each axis and swept value that it was asked
+for. It is written whole, so a trial is finished if and only if its file is there. FOLDER/results.csv is made of all of
+these files.
+"""
 
 from __future__ import annotations
 
 import csv
-import io
 import math
-import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from filelock import FileLock
+
 from mup_lightning.errors import UserError
-from mup_lightning.studies.sweep.grid import Cell, look_up
-from mup_lightning.studies.sweep.locks import Locks
+from mup_lightning.files import make_folder, read_json, write_atomic, write_json
+from mup_lightning.studies.sweep.grid import Trial, look_up
 
 COLUMNS = """
     parametrization optimizer branch_depth width depth axis size value log2_value seed loss train_loss unigram_loss
     steps tokens parameters seconds tokens_per_second diverged stopped early_loss corpus config_hash
 """.split()
-"""Of every table, in order; the keys that vary in the sweep follow."""
+"""Of every table, in order; the keys that vary in the sweep follow. `stopped` and `early_loss` are those of earlier
+versions, which gave up runs that could not win; now they are empty."""
+
+_ORDER = "parametrization optimizer branch_depth axis width depth value log2_value seed".split()
+"""The columns that rows are sorted by."""
+
+Row = dict[str, Any]
+Record = dict[str, Any]
+"""A trial's file: `config`, nested (None: unknown, from an earlier version), and `rows`."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to.
+def trial_file(folder: Path, name: str) -> Path:
+    """Where the result of the trial with this hash is, once it is finished."""
+    return folder / "trials" / f"{name}.json"
 
-    Attributes:
-        loss: of the validation after the last step, nats per token; None: diverged, or stopped early.
-        train_loss: mean over the last tenth of the steps.
-        steps: done.
-        parameters: of the model.
-        seconds: of the run, without the worker's start.
-        tokens_per_second: in training steps alone.
-        diverged: why there is no loss; empty where there is one.
-        stopped: why the run was given up as hopeless; empty where it was not.
-        early_loss: training loss when that was judged.
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a sweep's folder, which is made if it is missing, alone. The lock ends with its process.
+
+    Raises:
+        UserError: the folder cannot be made or locked.
     """
+    make_folder(folder)
+    lock = FileLock(folder / "sweep.lock", fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be locked ({error.strerror}); choose a folder (--out) on a file system with locks"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
-    loss: float | None
-    train_loss: float | None
-    steps: int
-    parameters: int
-    seconds: float
-    tokens_per_second: float
-    diverged: str = ""
-    stopped: str = ""
-    early_loss: float | None = None
+
+def read_trials(folder: Path) -> dict[str, Record]:
+    """Hash -> record of every finished trial; of those in a table of an earlier version if there is nothing else.
+
+    Raises:
+        UserError: a file is damaged, or the table is not a sweep's.
+    """
+    if not (folder / "trials").is_dir():
+        return _earlier_version(folder)
+    expected = "a trial's result; remove the file, and the sweep runs this trial again"
+    return {file.stem: read_json(file, expected) for file in (folder / "trials").glob("*.json")}
 
 
-class Table:
-    """FOLDER/results.csv.
+def prepare(folder: Path, trials: Sequence[Trial]) -> set[str]:
+    """Make a folder ready for a sweep, and bring its table up to date.
 
-    One file for all tasks of an array, under a lock, rather than a file each: whoever reads it needs no knowledge of
-    how it came about. A row is one write at the end of the file; what a power cut left of a row is cut off before the
-    next one.
+    The rows of an earlier version's table become files of trials. A finished trial gets the rows and the columns that
+    the sweep asks for and it lacks: it may have been run for another axis, or under another swept value.
 
     Args:
         folder: of the sweep.
-        locks: of the same folder.
-        varied: dotted keys that vary.
-    """
+        trials: of the whole sweep.
 
-    def __init__(self, folder: Path, locks: Locks, varied: list[str]) -> None:
-        self.path, self.locks = folder / "results.csv", locks
-        self.columns = list(dict.fromkeys(COLUMNS + varied))  # seed stands in both
-
-    def rows(self) -> list[dict[str, str]]:
-        """See `read_rows`."""
-        return read_rows(self.path)
-
-    def append(self, cell: Cell, outcome: Outcome) -> None:
-        """Append the row of a finished run, or one for every axis that its configuration stands on."""
-        with self.locks.table():
-            columns = self._prepare()
-            text = _csv(columns, [row(cell, axis, outcome) for axis in cell.axes], header=False)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-            try:
-                os.write(descriptor, text.encode())
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def complete(self, cells: list[Cell]) -> None:
-        """Give finished configurations the rows that they lack.
-
-        A run that was done for one axis, or under another swept value, may be asked for on a further one: its numbers
-        are there already. A key that varies only now is filled in too, or its rows would stand in groups of their own.
-        """
-        by_hash = {cell.hash: cell for cell in cells}
-        with self.locks.table():
-            rows: list[dict[str, Any]] = list(self.rows())
-            finished = {row["config_hash"]: row for row in rows if row["config_hash"] in by_hash}
-            present = {(row["config_hash"], row["axis"], row["value"]) for row in rows}
-            wanted = [
-                row(by_hash[name], axis, _outcome(one))
-                for name, one in finished.items()
-                for axis in by_hash[name].axes
-                if (name, axis, by_hash[name].value) not in present
-            ]
-            filled = [_filled(one, by_hash.get(one["config_hash"])) for one in rows]
-            if wanted or filled != rows:
-                self._replace(self._prepare(), filled + wanted)
-
-    def _prepare(self) -> list[str]:
-        """Make the file ready for a row: whole rows only, and a column for every key. Returns its columns."""
-        present = self.path.read_bytes() if self.path.exists() else b""
-        whole = present[: present.rfind(b"\n") + 1]
-        columns = next(csv.reader([whole.decode().split("\n", 1)[0]]), [])
-        wanted = columns + [column for column in self.columns if column not in columns]
-        if wanted != columns or whole != present:
-            self._replace(wanted, self.rows())
-        return wanted
-
-    def _replace(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
-        unfinished = self.path.with_suffix(".unfinished")
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(_csv(columns, rows, header=True))
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut may leave the new name with nothing in it
-        unfinished.replace(self.path)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """All whole rows of a table, as text; none where there is no table yet.
+    Returns:
+        Hashes of finished trials.
 
     Raises:
-        UserError: the file is no table of a sweep.
+        UserError: the folder cannot be written, something in it is damaged, or its rows are of another corpus.
     """
+    with locked(folder):
+        records = read_trials(folder)
+        _refuse_other_corpus(folder, records, {trial.checked.corpus for trial in trials})
+        if not (folder / "trials").is_dir():
+            adopted = folder / "trials.unfinished"
+            adopted.mkdir(exist_ok=True)
+            for name, record in records.items():
+                write_json(adopted / f"{name}.json", record)
+            adopted.rename(folder / "trials")
+        for trial in trials:
+            if trial.hash in records:
+                _complete(folder, trial, records[trial.hash])
+        _write_table(folder)
+    return set(records)
+
+
+def write_table(folder: Path) -> None:
+    """Make results.csv of the files of all finished trials."""
+    with locked(folder):
+        _write_table(folder)
+
+
+def measured(trial: Trial, **result: Any) -> Row:
+    """The part of a trial's row that is the same on all axes.
+
+    Args:
+        trial: that was run.
+        result: values of the columns that only the run knows.
+    """
+    recipe, model, data = trial.config.recipe, trial.config.model, trial.config.data
+    return {
+        "parametrization": recipe.parametrization,
+        "optimizer": recipe.optimizer,
+        "branch_depth": recipe.branch_depth if recipe.parametrization == "mup" else None,
+        "width": model.width,
+        "depth": model.depth,
+        "seed": trial.config.seed,
+        "unigram_loss": trial.checked.unigram_loss,
+        "tokens": result["steps"] * data.batch_size * model.context,
+        "parameters": trial.checked.parameters,
+        "corpus": trial.checked.corpus,
+        "config_hash": trial.hash,
+    } | result
+
+
+def rows_of(trial: Trial, row: Row) -> list[Row]:
+    """The rows of a trial, one for each of its axes.
+
+    Args:
+        trial: says axes, swept value and varied keys.
+        row: says the rest.
+    """
+    width, depth = trial.config.model.width, trial.config.model.depth
+    value = float(look_up(trial.config, trial.value))
+    swept = {"value": trial.value, "log2_value": math.log2(value) if value > 0 else None} | trial.varied
+    sizes = {"width": width, "depth": depth, "both": f"{width}x{depth}"}
+    return [row | {"axis": axis, "size": sizes[axis]} | swept for axis in trial.axes]
+
+
+def _complete(folder: Path, trial: Trial, record: Record) -> None:
+    missing = {key: value for key, value in trial.varied.items() if value not in (None, "")}
+    rows = [row | {key: value for key, value in missing.items() if not row.get(key)} for row in record["rows"]]
+    present = {(row["axis"], row["value"]) for row in rows}
+    rows += [row for row in rows_of(trial, rows[0]) if (row["axis"], row["value"]) not in present]
+    if rows != record["rows"]:
+        write_json(trial_file(folder, trial.hash), record | {"rows": rows})
+
+
+def _write_table(folder: Path) -> None:
+    rows = [row for record in read_trials(folder).values() for row in record["rows"]]
+    frame = pd.DataFrame(rows, dtype=object)
+    further = [column for column in frame if column not in COLUMNS]
+    frame = frame.reindex(columns=COLUMNS + further).sort_values(_ORDER, key=_numbers_first, kind="stable")
+    write_atomic(folder / "results.csv", frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _numbers_first(column: Any) -> Any:
+    numbers = pd.to_numeric(column, errors="coerce")
+    return numbers if numbers.notna().any() else column.astype(str)
+
+
+def _earlier_version(folder: Path) -> dict[str, Record]:
+    """The records that a results.csv holds, the configurations of configurations.json added if there is one."""
+    path = folder / "results.csv"
     if not path.exists():
-        return []
-    mend = "choose another folder (--out), or move it away, and the sweep begins anew"
+        return {}
+    remedy = "choose another folder (--out), or move the file away, and the sweep begins anew"
     try:
         text = path.read_text(encoding="utf-8")
-        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
-    except OSError as error:
+        text = text[: text.rfind("\n") + 1]  # after a power cut, the last row may lack its end
+        rows = list(csv.DictReader(StringIO(text)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not the results.csv of a sweep ({error}); {remedy}") from None
+    if any(None in row or None in row.values() or not row.get("config_hash") for row in rows):
+        raise UserError(f"{path} has rows without a config_hash, or of another length than the heading; {remedy}")
+    file = folder / "configurations.json"
+    configs = read_json(file, "the configurations of a sweep, by their hash") if file.exists() else {}
+    records: dict[str, Record] = {}
+    for row in rows:
+        name = row["config_hash"]
+        records.setdefault(name, {"config": configs.get(name), "rows": []})["rows"].append(row)
+    return records
+
+
+def _refuse_other_corpus(folder: Path, records: dict[str, Record], ours: set[str]) -> None:
+    """One table, one set of data: losses on different text cannot be compared."""
+    if others := {row["corpus"] for record in records.values() for row in record["rows"]} - ours:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}; expected the results.csv of a sweep; {mend}"
-        ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is damaged: {error}; expected the results.csv of a sweep; {mend}") from None
-    if rows and "config_hash" not in rows[0]:
-        raise UserError(f"{path} has no column config_hash, so no sweep wrote it; choose another folder (--out)")
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise UserError(
-                f"{path} is damaged: row {number} has not as many cells as the heading; delete the row, and the sweep "
-                f"runs that configuration again"
-            )
-    return rows
-
-
-def row(cell: Cell, axis: str, outcome: Outcome) -> dict[str, Any]:
-    """The row of a configuration on an axis. A loss is empty where the run diverged or was stopped."""
-    config = cell.config
-    width, depth, value = config.model.width, config.model.depth, float(look_up(config, cell.value))
-    tokens = outcome.steps * config.data.batch_size * config.model.context
-    return cell.varied | {
-        "parametrization": config.recipe.parametrization,
-        "optimizer": config.recipe.optimizer,
-        "branch_depth": config.recipe.branch_depth if config.recipe.parametrization == "mup" else None,
-        "width": width,
-        "depth": depth,
-        "axis": axis,
-        "size": {"width": width, "depth": depth}.get(axis, f"{width}x{depth}"),
-        "value": cell.value,
-        "log2_value": math.log2(value) if value > 0 else None,
-        "seed": config.seed,
-        "loss": outcome.loss,
-        "train_loss": outcome.train_loss,
-        "unigram_loss": cell.unigram_loss,
-        "steps": outcome.steps,
-        "tokens": tokens,
-        "parameters": outcome.parameters,
-        "seconds": round(outcome.seconds, 3),
-        "tokens_per_second": round(outcome.tokens_per_second, 1),
-        "diverged": outcome.diverged,
-        "stopped": outcome.stopped,
-        "early_loss": outcome.early_loss,
-        "corpus": cell.corpus,
-        "config_hash": cell.hash,
-    }
-
-
-def _outcome(found: dict[str, str]) -> Outcome:
-    """The outcome that a row was written from."""
-    loss, train_loss, early_loss = (
-        float(found[key]) if found[key] else None for key in ("loss", "train_loss", "early_loss")
-    )
-    return Outcome(
-        loss=loss,
-        train_loss=train_loss,
-        steps=int(found["steps"]),
-        parameters=int(found["parameters"]),
-        seconds=float(found["seconds"]),
-        tokens_per_second=float(found["tokens_per_second"]),
-        diverged=found["diverged"],
-        stopped=found["stopped"],
-        early_loss=early_loss,
-    )
-
-
-def _filled(found: dict[str, Any], cell: Cell | None) -> dict[str, Any]:
-    """A row with the varying keys that it says nothing of."""
-    varied = {} if cell is None else cell.varied
-    return found | {key: value for key, value in varied.items() if not found.get(key) and value not in (None, "")}
-
-
-def _csv(columns: list[str], rows: list[dict[str, Any]], *, header: bool) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+            f"{folder} has results on another corpus (manifest {min(others)[:12]}, this sweep reads "
+            f"{', '.join(sorted(name[:12] for name in ours))}); choose another folder (--out)"
+        )

@@ -1,84 +1,118 @@
-"""The sweep over a target's proxies: the target's own configuration, at the shapes and lengths of a sweep file."""
+"""The small models that a base value is tuned on, and what must be equal between them and the model that it is for."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import asdict, replace
 from typing import Any
 
-import yaml
-
-from mup_lightning.config.schema import Config
+from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
-from mup_lightning.studies.sweep.grid import Cell, Compose, expand, look_up
-from mup_lightning.studies.sweep.spec import Grid, Sweep, scalar
-from mup_lightning.studies.tune.kinship import as_proxy, differences, warmup_share
-from mup_lightning.training.checkpoint import plain
+from mup_lightning.optim.registry import options_in_force, used_sections
+from mup_lightning.studies.sweep.grid import Trial, expand, look_up
+from mup_lightning.studies.sweep.spec import Grid, Sweep
 
-AROUND = 3
-"""Powers of two on either side of the target's own value that are tried where the sweep file names none."""
+SHAPE = ("model.width", "model.depth", "recipe.base_width", "recipe.base_depth")
+"""What the recipe scales by: it may differ."""
 
-FURTHER = 2
-"""Powers of two by which the grid grows where the best value is the last one tried."""
+_MAY_DIFFER = (*SHAPE, "model.heads", "model.head_size", "model.vocab_size", "model.loss_chunk", "seed")
+"""Heads are compared by the dimension that follows from them."""
+
+NOT_TRANSFERRED = (
+    "data.tokenizer",
+    "data.batch_size",
+    "data.path",
+    "model.context",
+    "model.head_dim",
+    "model.dropout",
+    "trainer.max_steps",
+    "trainer.precision",
+    "trainer.gradient_clip",
+    "schedule.min_lr",
+)
+"""What moves the best values, too, in ways that no recipe here follows. Everything else must be the same."""
+
+_OF_THE_TARGET = tuple(
+    "run. trainer.strategy trainer.devices trainer.nodes model.width model.depth model.heads model.vocab_size "
+    "model.loss_chunk".split()
+)
+"""What proxies do not take over from the target."""
 
 
-def proxy_cells(sweep: Sweep, target: Config, compose: Compose, *, below: int, above: int) -> list[Cell]:
-    """The configurations of the sweep.
+def proxy_trials(sweep: Sweep, target: Config, below: int, above: int) -> list[Trial]:
+    """The trials of a sweep over small models that are otherwise like the target.
 
     Args:
-        sweep: says shapes, seeds, lengths; values too, or none of them.
-        target: what is tuned for. Its configuration comes before all that the sweep file says.
-        compose: see `Compose`.
-        below: powers of two below the target's value that are tried, where the sweep file names none.
-        above: the same above.
+        sweep: says shapes, seeds and lengths; values too, or none of them.
+        target: what is tuned for. All that the sweep does not say is its own.
+        below: powers of two below the target's value that are tried if the sweep names no values.
+        above: the same above it.
 
     Raises:
-        UserError: the sweep file contradicts the target, or a configuration that training would refuse.
+        UserError: the sweep contradicts the target, or a configuration is one that training would refuse.
     """
     grids = list(sweep.grids)
-    if varies_itself(sweep):
-        if any(sweep.value not in grid.vary for grid in grids):
-            raise UserError(f"{sweep.file}: some grids vary {sweep.value}, others do not; expected all of them or none")
-    else:
-        middle = _middle(sweep, target)
-        values = [2.0**x for x in range(round(math.log2(middle)) - below, round(math.log2(middle)) + above + 1)]
+    if not names_values(sweep):
+        middle = round(math.log2(_middle(sweep, target)))
+        values = [2.0**exponent for exponent in range(middle - below, middle + above + 1)]
         grids = [
-            replace(grid, vary=grid.vary | {sweep.value: _above_floor(values, grid, sweep, target)}) for grid in grids
+            replace(
+                grid,
+                vary=grid.vary | {sweep.value: _above_floor(values, grid, sweep, target)},
+                set={key: value for key, value in grid.set.items() if key != sweep.value},
+            )
+            for grid in grids
         ]
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "target.yaml"
-        file.write_text(yaml.safe_dump(plain(as_proxy(target, _widths(grids))), sort_keys=False))
-        grids = [replace(grid, configs=(str(file), *grid.configs)) for grid in grids]
-        cells = expand(replace(sweep, grids=tuple(grids)), _in_proportion(compose, target))
-    refuse_strangers([cell.config for cell in cells], target, sweep.value, sweep.file)
-    return cells
+    elif any(sweep.value not in grid.vary for grid in grids):
+        raise UserError(f"{sweep.file}: some grids vary {sweep.value}, others do not; expected all of them or none")
+    grids = [replace(grid, set=_warmup(grid, target) | grid.set) for grid in grids]
+    trials = expand(replace(sweep, grids=tuple(grids)), like_target(target, grids))
+    refuse_incompatible([trial.config for trial in trials], target, sweep.value, sweep.file)
+    return trials
+
+
+def names_values(sweep: Sweep) -> bool:
+    """Whether a sweep file names the values to try."""
+    return any(sweep.value in grid.vary for grid in sweep.grids)
+
+
+def like_target(target: Config, grids: Sequence[Grid]) -> dict[str, Any]:
+    """Dotted key -> value of all that proxies take over from their target.
+
+    The base shape stays: the recipe scales all base values from it, to smaller models as to larger ones. So does the
+    dimension of the heads, which the recipe does not scale by, if it divides all widths.
+    """
+    values = {key: value for key, value in leaves(asdict(target)).items() if not key.startswith(_OF_THE_TARGET)}
+    widths = [width for grid in grids for width in grid.vary.get("model.width", [grid.set.get("model.width")])]
+    if all(isinstance(width, int) and width % target.model.head_dim == 0 for width in widths):
+        values["model.head_size"] = target.model.head_dim
+    return values
 
 
 def _middle(sweep: Sweep, target: Config) -> float:
-    """Where the grid begins: what the sweep file or --set fixes the swept value to, else the target's own."""
-    fixed = {
-        str(grid.set[sweep.value]): scalar(grid.set[sweep.value]) for grid in sweep.grids if sweep.value in grid.set
-    }
+    """Where the grid begins: what the sweep file or --set fixes the swept value to, else the target's own value."""
+    fixed = {str(grid.set[sweep.value]): grid.set[sweep.value] for grid in sweep.grids if sweep.value in grid.set}
     if len(fixed) > 1:
         raise UserError(f"{sweep.file} sets {sweep.value} to {' and '.join(fixed)}; expected one middle of the grid")
     middle = next(iter(fixed.values()), look_up(target, sweep.value))
-    where = f"{sweep.file} or --set" if fixed else "the target"
-    if isinstance(middle, bool) or not isinstance(middle, int | float):
-        raise UserError(f"{sweep.value} is {middle!r} in {where}; expected a number to search around")
-    if not 0 < middle < math.inf:
-        raise UserError(f"{sweep.value} is {middle:g} in {where}; name its values in {sweep.file}, under vary")
-    return middle
+    try:
+        found = float(middle)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 < found < math.inf:
+        where = f"{sweep.file} or --set" if fixed else "the target"
+        raise UserError(
+            f"{sweep.value} is {middle!r} in {where}; expected a number above 0 to search around, or values under vary "
+            f"in {sweep.file}"
+        )
+    return found
 
 
-def _above_floor(values: Sequence[float], grid: Grid, sweep: Sweep, target: Config) -> list[float]:
-    """No rate may lie below the floor of its schedule."""
-    floor = scalar(grid.set.get("schedule.min_lr", target.schedule.min_lr))
-    if sweep.value != "recipe.lr" or not isinstance(floor, int | float):
-        return list(values)
-    left = [value for value in values if value >= floor]
+def _above_floor(values: list[float], grid: Grid, sweep: Sweep, target: Config) -> list[float]:
+    """Values without those below the floor of the schedule, which no learning rate may have."""
+    floor = float(grid.set.get("schedule.min_lr", target.schedule.min_lr))
+    left = [value for value in values if value >= floor or sweep.value != "recipe.lr"]
     if not left:
         raise UserError(
             f"recipe.lr: every value around {values[len(values) // 2]:g} that would be tried lies below "
@@ -87,48 +121,31 @@ def _above_floor(values: Sequence[float], grid: Grid, sweep: Sweep, target: Conf
     return left
 
 
-def _widths(grids: Sequence[Grid]) -> list[int]:
-    """Of all proxies; empty where a grid does not say."""
-    found: list[int] = []
-    for grid in grids:
-        widths = grid.vary.get("model.width", [grid.set["model.width"]] if "model.width" in grid.set else [])
-        if not widths or not all(isinstance(width, int) for width in widths):
-            return []
-        found += widths
-    return found
+def _warmup(grid: Grid, target: Config) -> dict[str, Any]:
+    """The target's warm-up as the same share of a shorter run; empty if it follows the length by itself."""
+    steps = grid.set.get("trainer.max_steps", target.trainer.max_steps)
+    if not target.schedule.warmup_steps or "trainer.max_steps" in grid.vary:
+        return {}
+    return {"schedule.warmup_steps": max(1, round(warmup_share(target) * int(steps)))}
 
 
-def _in_proportion(compose: Compose, target: Config) -> Compose:
-    """Compose with the target's warm-up as the same part of a shorter run, unless the sweep names another one."""
-    steps = target.schedule.warmup_steps
-    share = warmup_share(target)
-
-    def scaled(files: Sequence[str], settings: dict[str, Any]) -> Config:
-        config = compose(files, settings)
-        if steps and config.schedule.warmup_steps == steps and "schedule.warmup_steps" not in settings:
-            own = max(1, round(share * config.trainer.max_steps))
-            config.schedule = replace(config.schedule, warmup_steps=own)
-        return config
-
-    return scaled
+def warmup_share(config: Config) -> float:
+    """Share of the run that the warm-up takes: schedules are alike if this is equal, not if the steps are."""
+    steps = config.schedule.warmup_steps
+    return 0.1 if steps is None else steps / config.trainer.max_steps
 
 
-def varies_itself(sweep: Sweep) -> bool:
-    """Whether the sweep file names the values to try."""
-    return any(sweep.value in grid.vary for grid in sweep.grids)
-
-
-def refuse_strangers(proxies: Sequence[Config], target: Config, swept: str, where: str) -> None:
-    """Refuse proxies that the target contradicts, or that were tuned at several base shapes: SP alone knows none.
+def refuse_incompatible(proxies: Sequence[Config], target: Config, swept: str, where: str) -> None:
+    """Refuse proxies that contradict the target, or that were tuned at several base shapes (SP alone has none).
 
     Raises:
         UserError: naming what differs.
     """
     for proxy in proxies:
-        if found := differences(proxy, target, swept):
+        if found := incompatibilities(proxy, target, swept):
+            more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
             raise UserError(
-                f"{where}: the best value would not carry over: {'; '.join(found[:4])}"
-                f"{f'; and {len(found) - 4} more' if len(found) > 4 else ''}. Make them the same"
+                f"{where}: the best value would not carry over: {'; '.join(found[:4])}{more}. Make them the same"
             )
     bases = sorted({(proxy.recipe.base_width, proxy.recipe.base_depth) for proxy in proxies})
     if len(bases) > 1 and target.recipe.parametrization != "sp":
@@ -136,3 +153,44 @@ def refuse_strangers(proxies: Sequence[Config], target: Config, swept: str, wher
             f"{where}: the proxies have several base shapes, {' and '.join(map(str, bases))}; expected one, or their "
             f"values mean different things"
         )
+
+
+def incompatibilities(proxy: Config, target: Config, swept: str) -> list[str]:
+    """What makes a proxy useless for a target, in words: optimizer, parametrization, base values, LayerNorm and so on.
+
+    Args:
+        proxy: a small model's configuration.
+        target: the large model's.
+        swept: dotted key of the value that is tuned.
+    """
+    theirs, ours = _identity(target), _identity(proxy)
+    skipped = {swept, *_MAY_DIFFER, *NOT_TRANSFERRED, "schedule.warmup_steps"}
+    if proxy.recipe.parametrization == target.recipe.parametrization == "sp":
+        skipped.add("recipe.branch_depth")  # SP has none
+    return [
+        f"{key} is {ours[key]} in the proxy, {theirs[key]} in the target"
+        for key in ours
+        if key not in skipped and key in theirs and ours[key] != theirs[key]
+    ]
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of all that determines a training, with the options in force of the rules that it uses."""
+    used = used_sections(config.recipe.optimizer)
+    return leaves(config.identity()) | leaves({"rules": {name: options_in_force(config.rules, name) for name in used}})
+
+
+def not_transferred(proxies: Sequence[Config], target: Config) -> list[str]:
+    """What differs and is not transferred, in words: of a value that proxies differ in, all that they have."""
+    found = []
+    for key in NOT_TRANSFERRED:
+        theirs = look_up(target, key)
+        ours = sorted({look_up(proxy, key) for proxy in proxies} - {"auto"})
+        if theirs != "auto" and any(value != theirs for value in ours):
+            found.append(f"{key} is {' or '.join(map(str, ours))} in the proxies, {theirs} in the target")
+    share = warmup_share(target)
+    # A difference of less than a step is rounding.
+    if any(abs(warmup_share(proxy) - share) * proxy.trainer.max_steps >= 1 for proxy in proxies):
+        shares = " or ".join(sorted({f"{warmup_share(proxy):.1%}" for proxy in proxies}))
+        found.append(f"the warm-up takes {shares} of the run in the proxies, {share:.1%} in the target")
+    return found

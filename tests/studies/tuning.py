@@ -4,23 +4,28 @@ import csv
 
 import yaml
 
-from mup_lightning.cli.options import build, config_parser, parse
+from mup_lightning.config.load import build_config
+
+TARGET = {
+    "model.width": 64,
+    "model.depth": 4,
+    "model.context": 32,
+    "recipe.optimizer": "adamw",
+    "recipe.lr": 2**-7,
+    "data.tokenizer": "bytes",
+    "trainer.max_steps": 90,
+    "trainer.accelerator": "cpu",
+}
+
+
+def target(corpus, **changes):
+    """The configuration of a target of width 64 and depth 4."""
+    return build_config([TARGET | {"data.path": str(corpus)} | {k.replace("__", "."): v for k, v in changes.items()}])
 
 
 def options(corpus, *more):
-    """Of a target of width 64 and depth 4."""
-    fixed = {
-        "model.width": 64,
-        "model.depth": 4,
-        "model.context": 32,
-        "recipe.optimizer": "adamw",
-        "recipe.lr": 2**-7,
-        "data.path": corpus,
-        "data.tokenizer": "bytes",
-        "trainer.max_steps": 90,
-        "trainer.accelerator": "cpu",
-    }
-    return [f"--{key}={value}" for key, value in fixed.items()] + list(more)
+    """The same on a command line."""
+    return [f"--{key}={value}" for key, value in (TARGET | {"data.path": corpus}).items()] + list(more)
 
 
 def proxies(folder, **changes):
@@ -43,16 +48,12 @@ def proxies(folder, **changes):
         ],
     }
     sweep["set"] = {key: value for key, value in sweep["set"].items() if key not in changes.get("vary", {})}
+    sweep["set"] |= changes.pop("set", {})
     file = folder / "proxies.yaml"
     file.write_text(yaml.safe_dump({"sweep": sweep | changes}))
     return str(file)
 
 
 def rows_of(folder):
+    """The rows of a folder's table."""
     return list(csv.DictReader((folder / "results.csv").open()))
-
-
-def of(*argv):
-    """The target of a command line."""
-    parser = config_parser("test", "", "")
-    return build(parser, parse(parser, list(argv)))

@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
+from mup_lightning.config.schema import Config, ModelConfig
 from mup_lightning.errors import UserError
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.transfer import transfer
-from mup_lightning.studies.tune import tuned_file
-from mup_lightning.studies.tune.prediction import tuned
+from mup_lightning.studies.tune import report
+from mup_lightning.studies.tune.prediction import predict
 from tests.studies.tables import COLUMNS, curves, write
 
 
 def carry(tmp_path, rows, target=(1024, 2), **options):
-    return tuned(transfer(read_losses(write(tmp_path / "t.csv", rows)), **options), "recipe.lr", target)
+    return predict(transfer(read_losses(write(tmp_path / "t.csv", rows)), **options), "recipe.lr", target)
 
 
 def test_the_value_is_the_mean_and_the_drift_goes_on_to_the_target(tmp_path):
@@ -22,11 +23,11 @@ def test_the_value_is_the_mean_and_the_drift_goes_on_to_the_target(tmp_path):
     assert found.value == pytest.approx(2**-7.1, rel=0.04)
     (drift,) = found.drifts
     assert (drift.axis, drift.doublings) == ("width", 3.0)  # from 128 to 1024
-    assert drift.moved == pytest.approx(0.3, abs=0.1)
-    low, high = found.outer
+    assert drift.shift == pytest.approx(0.3, abs=0.1)
+    low, high = found.at_target
     assert low < -6.8 < high
-    assert high - low > 2 * found.half > 2 * 0.29  # 1.96 x 0.15 steps of the grid at least
-    assert found.warnings == ()
+    assert high - low > 2 * found.half_width > 2 * 0.29  # 1.96 x 0.15 steps of the grid at least
+    assert found.caveats == ()
 
 
 def test_doublings_are_counted_from_where_all_proxies_are(tmp_path):
@@ -36,16 +37,16 @@ def test_doublings_are_counted_from_where_all_proxies_are(tmp_path):
     deep = curves((2, 4, 8, 16), (-7, -6.9, -6.8, -6.7), noise=1e-4, seeds=2, chance=chance)
     rows += [(row[0], "depth", *row[2:], 64, "") for row in deep]
     path = write(tmp_path / "t.csv", rows, (*COLUMNS, "width", "depth"))
-    found = tuned(transfer(read_losses(path)), "recipe.lr", (1024, 32))
+    found = predict(transfer(read_losses(path)), "recipe.lr", (1024, 32))
     assert {drift.axis: drift.doublings for drift in found.drifts} == {"width": 3.5, "depth": 3.25}
     # The value with its drifts is the truth at the target.
-    assert found.log2 + sum(drift.moved for drift in found.drifts) == pytest.approx(-7 + 0.2 * 4 + 0.1 * 4, abs=0.02)
+    assert found.log2 + sum(drift.shift for drift in found.drifts) == pytest.approx(-7 + 0.2 * 4 + 0.1 * 4, abs=0.02)
 
 
 def test_two_sizes_of_one_seed_say_nothing_of_their_own_error(tmp_path):
     found = carry(tmp_path, curves((64, 128), (-7, -7)))
-    assert found.half == np.inf
-    assert any("two sizes of one seed" in warning for warning in found.warnings)
+    assert found.half_width == np.inf
+    assert any("two sizes of one seed" in warning for warning in found.caveats)
 
 
 @pytest.mark.parametrize(
@@ -58,12 +59,12 @@ def test_two_sizes_of_one_seed_say_nothing_of_their_own_error(tmp_path):
 )
 def test_doubts_are_named(tmp_path, sizes, optima, warning):
     found = carry(tmp_path, curves(sizes, optima, noise=0.001, seeds=2))
-    assert any(warning in text for text in found.warnings), found.warnings
+    assert any(warning in text for text in found.caveats), found.caveats
 
 
 def test_sizes_that_do_not_pay_are_a_doubt(tmp_path):
     rows = [(*row[:5], row[5] + 0.2 * (row[2] == 256)) for row in curves((64, 128, 256), (-7, -7, -7))]
-    (warning,) = carry(tmp_path, rows).warnings
+    (warning,) = carry(tmp_path, rows).caveats
     assert warning.startswith("width 256 is no better than 64 (loss 3.000 and 3.000)")
 
 
@@ -87,23 +88,23 @@ def cross(wide, deep, **options):
 
 
 def carried(tmp_path, rows, target):
-    return tuned(transfer(read_losses(write(tmp_path / "t.csv", rows, SIDES))), "recipe.lr", target)
+    return predict(transfer(read_losses(write(tmp_path / "t.csv", rows, SIDES))), "recipe.lr", target)
 
 
 def test_an_axis_on_which_one_size_trained_is_heard(tmp_path):
     lost, trained = {64: -7, 128: None, 256: None}, {2: -7, 4: -7, 8: -7}
     rows = cross(lost, trained, noise=0.001, seeds=2)
-    failed, unknown = carried(tmp_path, rows, (2048, 4)).warnings
+    failed, unknown = carried(tmp_path, rows, (2048, 4)).caveats
     assert failed.startswith("over width: does not transfer: every value that was tried diverged or was stopped at")
     assert unknown.startswith("width was not varied among the proxies that trained (64; the target has 2048): nothing")
-    (only,) = carried(tmp_path, rows, (64, 4)).warnings  # of the width that trained: nothing to carry over
+    (only,) = carried(tmp_path, rows, (64, 4)).caveats  # of the width that trained: nothing to carry over
     assert only == failed
 
 
 @pytest.mark.parametrize(("target", "axis"), [((2048, 4), "width"), ((64, 16), None), ((32, 8), "width")])
 def test_a_side_of_the_target_that_no_proxy_varied_is_named(tmp_path, target, axis):
     rows = cross({}, {2: -7, 4: -7, 8: -7}, noise=0.001, seeds=2)
-    found = carried(tmp_path, rows, target).warnings
+    found = carried(tmp_path, rows, target).caveats
     assert [text.split()[0] for text in found if "was not varied" in text] == ([axis] if axis else [])
 
 
@@ -122,21 +123,21 @@ def test_groups_of_one_axis_are_one_drift(tmp_path, depths):
     """From width 128, where the best is 2^-7.3, to 2048: four doublings at -0.3."""
     found = carried(tmp_path, at_depths(dict.fromkeys(depths, -0.3)), (2048, 4))
     (drift,) = found.drifts
-    assert drift.moved == pytest.approx(-1.2, abs=0.1)
-    low, high = found.outer
+    assert drift.shift == pytest.approx(-1.2, abs=0.1)
+    low, high = found.at_target
     assert low < -8.5 < high
     assert high - low < 1.2
-    assert sum("if the measured drift over width went on" in text for text in found.warnings) == 1
-    lines = tuned_file.screen(found, (256, 4), (2048, 4)).splitlines()
+    assert sum("if the measured drift over width went on" in text for text in found.caveats) == 1
+    lines = report.text(found, (256, 4), (2048, 4)).splitlines()
     assert sum(line.startswith("  drift over width ") for line in lines) == 1
-    over = [text.partition(":")[0] for text in found.warnings if text.startswith("over ")]
+    over = [text.partition(":")[0] for text in found.caveats if text.startswith("over ")]
     assert over == ([f"over width at depth {depth}" for depth in depths] if len(depths) > 1 else ["over width"])
 
 
 def test_the_value_that_the_target_has_is_judged_where_the_runs_can_tell(tmp_path):
     found = carry(tmp_path, curves((64, 128, 256), (-7, -7, -7), noise=0.01, seeds=3))
     lines = {
-        own: [line for line in tuned_file.screen(found, (256, 4), (512, 4), own).splitlines() if " has now " in line]
+        own: [line for line in report.text(found, (256, 4), (512, 4), own).splitlines() if " has now " in line]
         for own in (2**-7, 2**-5, None)
     }
     assert lines[2**-7] == [
@@ -145,7 +146,7 @@ def test_the_value_that_the_target_has_is_judged_where_the_runs_can_tell(tmp_pat
     assert lines[2**-5] == ["  the target has now  2^-5.00, outside the proxies' range"]
     edge = carry(tmp_path, curves((64, 128, 256), (-3, -3, -3), noise=0.001, seeds=2))
     assert not lines[None]
-    assert " has now " not in tuned_file.screen(edge, (256, 4), (512, 4), 2**-7)
+    assert " has now " not in report.text(edge, (256, 4), (512, 4), 2**-7)
 
 
 def test_groups_of_one_axis_that_disagree_leave_the_drift_uncertain(tmp_path):
@@ -154,8 +155,8 @@ def test_groups_of_one_axis_that_disagree_leave_the_drift_uncertain(tmp_path):
     assert drift.low < -0.3
     assert drift.high > 0.1
     below, above = drift.reach
-    assert drift.moved - below == pytest.approx(4 * drift.low)
-    assert drift.moved + above == pytest.approx(4 * drift.high)
+    assert drift.shift - below == pytest.approx(4 * drift.low)
+    assert drift.shift + above == pytest.approx(4 * drift.high)
 
 
 def test_what_grows_with_both_is_no_third_drift(tmp_path):
@@ -169,8 +170,8 @@ def test_what_grows_with_both_is_no_third_drift(tmp_path):
     (drift,) = carried(tmp_path, alone, (1024, 32)).drifts
     assert (drift.axis, drift.doublings) == ("both", 3.0)
     proportion = "varied together only, at 32 channels a block; the target has 256"
-    assert any(proportion in text for text in carried(tmp_path, alone, (1024, 4)).warnings)
-    assert not any("together" in text for text in carried(tmp_path, alone, (1024, 32)).warnings)
+    assert any(proportion in text for text in carried(tmp_path, alone, (1024, 4)).caveats)
+    assert not any("together" in text for text in carried(tmp_path, alone, (1024, 32)).caveats)
 
 
 @pytest.mark.parametrize(
@@ -186,15 +187,16 @@ def test_what_grows_with_both_is_no_third_drift(tmp_path):
 )
 def test_a_best_value_at_the_edge_bounds_its_range_on_one_side_only(tmp_path, optima, inner, outer):
     found = carry(tmp_path, curves((64, 128, 256), optima, noise=0.001, seeds=2))
-    lines = tuned_file.screen(found, (256, 4), (1024, 2)).splitlines()
+    lines = report.text(found, (256, 4), (1024, 2)).splitlines()
     ours, theirs = (next(line for line in lines if line.startswith(f"  at {what}")) for what in ("the", "(1024"))
     assert f" best {inner}" in ours
     assert f" best {outer}" in theirs
-    low, high = found.log2 - found.half, found.log2 + found.half
+    low, high = found.log2 - found.half_width, found.log2 + found.half_width
     shown = {"at least 2^": low, "at most 2^": high, "between 2^": low}
     assert inner == "unknown: " or f"{inner}{shown[inner]:.2f}" in ours
     origin = "70 runs of 400 steps, up to 2 seeds: runs/tune/small-muon_kimi-mup-and-more/results.csv"
-    tuned_file.write(found, (256, 4), (1024, 2), origin, {}, tmp_path / "tuned.yaml")
+    target = Config(model=ModelConfig(width=1024, depth=2))
+    report.write(found, (256, 4), target, origin, None, tmp_path / "tuned.yaml")
     comment = " ".join((tmp_path / "tuned.yaml").read_text().replace("#", "").split())
     assert origin in comment
     assert " ".join(ours.split()) in comment
@@ -204,5 +206,5 @@ def test_a_best_value_at_the_edge_bounds_its_range_on_one_side_only(tmp_path, op
 def test_a_slope_to_smaller_models_turns_the_other_way(tmp_path):
     """The slope may be steeper than it seems; a target below all proxies would then lie lower, their mean higher."""
     found = carry(tmp_path, curves((64, 128, 256), (-5, -4.6, -3), noise=0.001, seeds=2), (16, 2))
-    assert found.drifts[0].turns == {1}
-    assert found.outer_turns == {-1, 1}
+    assert found.drifts[0].open_ends == {1}
+    assert found.open_at_target == {-1, 1}

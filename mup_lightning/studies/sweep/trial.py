@@ -1,0 +1,147 @@
+"""One trial of a sweep, as a worker process runs it: train it, and write its file."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+import traceback
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from filelock import FileLock, Timeout
+
+from mup_lightning.callbacks.step import StepCallback, WatchedModule
+from mup_lightning.config.schema import Config, RunConfig
+from mup_lightning.errors import Diverged, UserError
+from mup_lightning.files import write_json
+from mup_lightning.studies.sweep.grid import Trial
+from mup_lightning.studies.sweep.table import measured, rows_of, trial_file
+from mup_lightning.training.checkpoint import plain
+from mup_lightning.training.train import train
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial.
+
+    Attributes:
+        state: ran, diverged (which is a result, too), finished (before, by another process), elsewhere (another process
+            is running it) or failed.
+        text: for one line.
+    """
+
+    state: Literal["ran", "diverged", "finished", "elsewhere", "failed"]
+    text: str
+
+
+def run_trial(trial: Trial, folder: Path, keep: str) -> Outcome:
+    """Train a trial and write its file, unless that is there or another process is at it.
+
+    Args:
+        trial: to run.
+        folder: of the sweep.
+        keep: see `Sweep.keep_runs`.
+    """
+    file = trial_file(folder, trial.hash)
+    lock = file.with_suffix(".lock")
+    claim = FileLock(lock, fallback_to_soft=False)
+    try:
+        claim.acquire(blocking=False)
+    except Timeout:
+        return Outcome("elsewhere", "another process is running it")
+    try:
+        if file.exists():
+            return Outcome("finished", "another process has run it")
+        result = measure(trial, folder / "runs", keep)
+        rows = rows_of(trial, measured(trial, **result))
+        write_json(file, {"config": plain(asdict(trial.config)), "rows": rows})
+        lock.unlink()  # nobody asks for it any more, now that the file is there
+    except UserError as error:
+        return Outcome("failed", str(error))
+    except Exception as error:  # a fault of ours, or no memory: the sweep goes on, and says so at its end
+        traceback.print_exc()
+        return Outcome("failed", f"{type(error).__name__}: {error}")
+    finally:
+        claim.release()
+    if result["diverged"]:
+        return Outcome("diverged", f"diverged, {result['diverged']}")
+    return Outcome("ran", f"loss {result['loss']:.4f} in {result['seconds']:.0f} s")
+
+
+def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
+    """Train a trial.
+
+    Args:
+        trial: to run.
+        root: folder of the run folders.
+        keep: see `Sweep.keep_runs`.
+
+    Returns:
+        The columns that only the run knows: losses (None if there is none), steps, seconds, why it diverged.
+
+    Raises:
+        UserError: it cannot be trained. Divergence is a result, not an error.
+    """
+    begin = time.perf_counter()
+    config = placed(trial, root)
+    folder = Path(config.run.root) / config.run.name
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed worker has left
+    losses = LastLosses(config.trainer.max_steps)
+    loss, speed, diverged = None, 0.0, ""
+    try:
+        result = train(config, callbacks=[losses], progress=False, keep=keep != "off")
+    except Diverged as error:
+        diverged = f"step {error.step}: {str(error).splitlines()[0].partition(' in step')[0]}"
+    else:
+        if not result.finished:
+            raise KeyboardInterrupt  # which the training itself has taken for a wish to end
+        speed, loss = result.tokens_per_second, result.validation_loss
+        if loss is None or not math.isfinite(loss):
+            loss, diverged = None, f"step {result.steps}: the validation loss is {loss}"
+    if keep == "logs":
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return {
+        "loss": loss,
+        "train_loss": losses.mean(),
+        "steps": losses.steps,
+        "seconds": round(time.perf_counter() - begin, 3),
+        "tokens_per_second": round(speed, 1),
+        "diverged": diverged,
+    }
+
+
+def placed(trial: Trial, root: Path) -> Config:
+    """A trial's configuration with a run folder; the corpus has been verified for the whole sweep already."""
+    name = f"{trial.label.replace(' ', '-').replace('/', '-')}-{trial.hash[:8]}"
+    config = trial.config
+    return replace(config, run=RunConfig(str(root), name), data=replace(config.data, verify=False))
+
+
+class LastLosses(StepCallback):
+    """Keeps the training losses of the last tenth of a run, on the device.
+
+    Args:
+        max_steps: of the run.
+
+    Attributes:
+        steps: done.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self.steps = 0
+        self._losses: deque[torch.Tensor] = deque(maxlen=max(1, max_steps // 10))
+
+    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """See `StepCallback`."""
+        self.steps = step
+        self._losses.append(module.step_loss())
+
+    def mean(self) -> float | None:
+        """The mean loss, nats per token; None before the first step, or if it is not finite."""
+        mean = float(torch.stack(list(self._losses)).mean()) if self._losses else math.nan
+        return mean if math.isfinite(mean) else None

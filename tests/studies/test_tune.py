@@ -1,0 +1,128 @@
+"""`mup-lightning tune`: from a target to a recipe file, on real sweeps of tiny models."""
+
+import re
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mup_lightning.cli.main import main
+from mup_lightning.config.load import build_config
+from mup_lightning.config.schema import leaves
+from tests.studies.tuning import options, proxies, rows_of, target
+
+
+@pytest.fixture(scope="module")
+def swept(corpus, tmp_path_factory):
+    """A finished tune: its sweep file, its folder."""
+    folder = tmp_path_factory.mktemp("tune")
+    file = proxies(folder)
+    assert main(["tune", *options(corpus), "--sweep", file, "--out", str(folder / "out")]) == 0
+    return file, folder / "out"
+
+
+def test_the_file_is_the_target_with_the_value_that_the_table_says(swept, corpus):
+    _, out = swept
+    rows = rows_of(out)
+    assert len({row["config_hash"] for row in rows}) == 3 * 4 * 2  # the base model is on both axes
+    assert {row["optimizer"] for row in rows} == {"adamw"}  # the target's own; the default is another
+    found, expected = (leaves(asdict(config)) for config in (build_config([out / "tuned.yaml"]), target(corpus)))
+    lr = found["recipe.lr"]
+    assert {key: value for key, value in found.items() if value != expected[key]} == {
+        "recipe.lr": lr, "recipe.base_width": 16, "recipe.base_depth": 1
+    }  # fmt: skip
+    best = min((float(row["loss"]), float(row["log2_value"])) for row in rows if row["width"] == "16")[1]
+    assert 2 ** (best - 1.5) < lr < 2 ** (best + 1.5)
+    comment = " ".join((out / "tuned.yaml").read_text().replace("#", "").split())
+    start = "Tuned on small models, for (64, 4). 24 runs of 30 steps, up to 2 seeds: "
+    assert comment.startswith(f"{start}{out}/results.csv ")
+    assert "trainer.max_steps is 30 in the proxies, 90 in the target" in comment
+    assert "the target's own base shape is (256, 4), the proxies' is (16, 1)" in comment
+    assert list(out.glob("transfer_width*.png"))
+
+
+def test_the_same_command_repeats_nothing_and_the_next_one_trains(swept, corpus, tmp_path, capsys):
+    file, out = swept
+    before, written = (out / "results.csv").read_text(), (out / "tuned.yaml").read_text()
+    assert main(["tune", *options(corpus), "--sweep", file, "--out", str(out)]) == 0
+    assert ((out / "results.csv").read_text(), (out / "tuned.yaml").read_text()) == (before, written)
+    printed = capsys.readouterr().out
+    for text in (
+        "24 configurations, 24 of them finished before",
+        "recipe.lr 0.0",
+        "at base shape (16, 1)",
+        "doublings to the target",
+        "next: the target, width 64, depth 4: 90 steps of ",
+    ):
+        assert text in printed
+    words = shlex.split(printed.splitlines()[-1])
+    assert words == ["mup-lightning", "train", "-c", str(out / "tuned.yaml")]
+    short = ["--run.root", str(tmp_path), "--trainer.max_steps=1", "--data.batch_size=8", "--data.micro_batch=8"]
+    assert main([*words[1:], *short]) == 0
+    # A run of this name is no obstacle to the next one.
+    more = ["--results", str(out), "--out", str(tmp_path / "again"), "--run.root", str(tmp_path)]
+    assert main(["tune", *options(corpus, *more)]) == 0
+    assert yaml.safe_load((tmp_path / "again" / "tuned.yaml").read_text())["run"]["name"] == "default-tuned"
+
+
+def test_results_that_are_there_serve_too(swept, corpus, tmp_path):
+    _, table = swept
+    for results in (table, table / "results.csv"):
+        assert main(["tune", *options(corpus), "--results", str(results), "--out", str(tmp_path)]) == 0
+        ours, theirs = (yaml.safe_load((folder / "tuned.yaml").read_text()) for folder in (tmp_path, table))
+        assert ours == theirs
+    assert not (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--recipe.optimizer=lion"], "recipe.optimizer is adamw in the proxy, lion in the target"),
+        (["--model.layer_norm=false"], "model.layer_norm is True in the proxy, False in the target"),
+        (["--recipe.branch_depth=1"], "recipe.branch_depth is 2 in the proxy, 1 in the target"),
+        (["--recipe.parametrization=sp"], "recipe.parametrization is mup in the proxy, sp in the target"),
+        (["--recipe.init_std=0.01"], "recipe.init_std is 0.02 in the proxy, 0.01 in the target"),
+        (["--rules.adamw.beta2=0.99"], "rules.adamw.beta2 is 0.95 in the proxy, 0.99 in the target"),
+        (["--run.resume=last"], "run.resume is set, but tune trains small models"),
+        (["--dry-run"], "--results uses what is there and runs nothing; leave out --dry-run"),
+        (["--set", "seed=1", "--workers", "2"], "runs nothing; leave out --set, --workers"),
+        (["--out", "FILE"], r"file is not a folder; expected one"),
+        (["--results", "EMPTY"], "empty has no results; expected the folder of a sweep"),
+        (["--results", "MIXED"], "mixed has sweeps of several values, recipe.lr and recipe.weight_decay; expected"),
+        (["--results", "UNKNOWN"], "unknown does not say which configurations its rows have"),
+    ],
+)
+def test_what_does_not_fit_is_refused(swept, corpus, tmp_path, capsys, more, message):
+    rows = (swept[1] / "results.csv").read_text()
+    changed = rows.splitlines()[-1].replace("recipe.lr", "recipe.weight_decay")
+    for name, text in (("mixed", f"{rows}{changed}\n"), ("unknown", rows)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.csv").write_text(text)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    more = [str(tmp_path / item.lower()) if item.isupper() else item for item in more]
+    arguments = ["--results", str(swept[1]), "--out", str(tmp_path / "out"), *more]
+    assert main(["tune", *options(corpus), *arguments]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_value_has_a_file_of_its_own(corpus, tmp_path):
+    file = proxies(tmp_path, value="recipe.weight_decay", vary={"seed": [0], "recipe.weight_decay": [0.25, 0.5, 1.0]},
+                   grids=[{"set": {"model.depth": 1}, "vary": {"model.width": [16, 32]}}])  # fmt: skip
+    arguments = ["--sweep", file, "--out", str(tmp_path), "--set", "trainer.max_steps=5"]
+    assert main(["tune", *options(corpus, "--recipe.weight_decay=0.1"), *arguments]) == 0
+    assert not (tmp_path / "tuned.yaml").exists()
+    found = build_config([tmp_path / "tuned_weight_decay.yaml"]).recipe
+    assert 0.25 <= found.weight_decay <= 1
+    assert found.lr == 2**-7  # the learning rate that it belongs to
+
+
+def test_heads_are_compared_by_their_dimension(swept, corpus, tmp_path, capsys):
+    """Width 64 has heads of 32 here, those of the proxies are of 16 and 32: a caveat, not another model."""
+    arguments = ["--results", str(swept[1]), "--out", str(tmp_path / "out"), "--model.head_size=32"]
+    assert main(["tune", *options(corpus), *arguments]) == 0
+    assert "model.head_dim is 16 or 32 in the proxies, 32 in the target" in capsys.readouterr().out
+    assert Path(tmp_path / "out" / "tuned.yaml").exists()

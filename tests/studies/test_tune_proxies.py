@@ -1,0 +1,193 @@
+"""The small models that `mup-lightning tune` makes of a target and a sweep file; none is trained here."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mup_lightning.cli.main import main
+from mup_lightning.config.load import build_config
+from mup_lightning.errors import UserError
+from mup_lightning.studies.sweep.run import Summary
+from mup_lightning.studies.sweep.spec import load
+from mup_lightning.studies.transfer.losses import read_losses
+from mup_lightning.studies.transfer.transfer import transfer
+from mup_lightning.studies.tune import tune
+from mup_lightning.studies.tune.proxies import (
+    incompatibilities,
+    like_target,
+    not_transferred,
+    proxy_trials,
+    refuse_incompatible,
+)
+from tests.studies.tables import COLUMNS, curves, write
+from tests.studies.tuning import options, proxies, target
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--set", "data.batch_size=8", "--set", "data.micro_batch=8"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "message"),
+    [
+        ({"set": {"model.activation": "relu"}}, [], "model.activation is relu in the proxy, gelu in the target"),
+        (
+            {"vary": {"recipe.base_width": [16, 32], "recipe.lr": [0.01]}},
+            [],
+            "several base shapes, (16, 1) and (32, 1)",
+        ),
+        ({"vary": {}}, ["--set", "recipe.lr=0"], "recipe.lr is 0 in"),
+        ({"vary": {}}, ["--set", "recipe.lr=fast"], "recipe.lr is 'fast' in"),
+        ({"vary": {}}, ["--set", "recipe.lr=0.000001"], "that would be tried lies below schedule.min_lr"),
+        ({"vary": {}}, ["--schedule.min_lr=1"], "that would be tried lies below schedule.min_lr"),
+    ],
+)
+def test_sweep_files_that_contradict_the_target_are_refused(corpus, tmp_path, capsys, changes, more, message):
+    out = tmp_path / "out"
+    arguments = ["--sweep", proxies(tmp_path, **changes), "--out", str(out), *SMALL, *more]
+    assert main(["tune", *options(corpus), *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_dry_run_shows_the_small_models_and_their_cost(corpus, tmp_path, capsys):
+    arguments = ["--out", str(tmp_path / "out"), "--dry-run"]
+    assert main(["tune", *options(corpus), "--sweep", proxies(tmp_path), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "24 configurations, 24 left" in printed
+    rows = [" ".join(line.split()) for line in printed.splitlines() if line[:1].isdecimal()]
+    tokens = 8 * 30 * 8 * 16  # runs x steps x batch x context
+    assert rows[0].startswith(f"16 1 width and depth 2^-9 to 2^-3 (4) 0, 1 8 0 {tokens:,} ")
+    assert [row.partition(" 2^")[0] for row in rows[:3]] == ["16 1 width and depth", "16 2 depth", "32 1 width"]
+    assert "the target, width 64, depth 4: 90 steps of " in printed
+    assert "not transferred by the recipe: " in printed
+    small, large = (float(printed.split(mark)[0].split()[-1]) for mark in (" FLOPs\n", " FLOPs, "))
+    times = float(printed.split(" times the small models together")[0].split()[-1].replace(",", ""))
+    assert times == pytest.approx(large / small, rel=0.1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "shown"),
+    [
+        ({"vary": {"seed": [0]}}, ["--set", "recipe.lr=0.5"], " 2^-4 to 2^2 (7) "),  # around what --set names
+        ({"vary": {"seed": [0]}}, ["--set", "recipe.lr=1e-3"], " 2^-13 to 2^-7 (7) "),
+        ({"vary": {"seed": [0]}}, ["--schedule.min_lr=1", "--set", "schedule.min_lr=0"], " 2^-10 to 2^-4 (7) "),
+        ({"value": "recipe.weight_decay", "vary": {"recipe.weight_decay": [0, 0.1, 0.3]}}, [], " 0 to 0.3 (3) "),
+    ],
+)
+def test_the_grid_of_values(corpus, tmp_path, capsys, changes, more, shown):
+    arguments = ["--sweep", proxies(tmp_path, **changes), "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main(["tune", *options(corpus), *arguments, *more]) == 0
+    assert shown in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("warmup", "own"), [(300, 12), (2000, 80)])
+def test_a_warmup_is_carried_as_a_share_of_the_run(corpus, tmp_path, warmup, own):
+    """300 of 10000 steps are 12 of 400, and 2000 are 80: more steps than the proxies have would be refused."""
+    sweep = load(proxies(tmp_path, set={"trainer.max_steps": 400}))
+    large = target(corpus, trainer__max_steps=10000, schedule__warmup_steps=warmup)
+    found = [trial.config for trial in proxy_trials(sweep, large, 1, 1)]
+    assert {config.schedule.warmup_steps for config in found} == {own}
+    assert not [text for text in not_transferred(found, large) if "warm" in text]
+    found[0].schedule.warmup_steps = None
+    caveat = f"the warm-up takes 10.0% of the run in the proxies, {warmup / 100:.1f}% in the target"
+    assert caveat in not_transferred(found[:1], large)
+    named = [replace(grid, set=grid.set | {"schedule.warmup_steps": 300}) for grid in sweep.grids]
+    trials = proxy_trials(replace(sweep, grids=tuple(named)), large, 1, 1)
+    assert {trial.config.schedule.warmup_steps for trial in trials} == {300}
+
+
+@pytest.mark.parametrize("name", ["tune", "tune_wd"])
+def test_the_shipped_proxies_follow_the_targets_own_recipe(corpus, name, monkeypatch):
+    """Another base shape would have them start from the target's base values unscaled, such as its init."""
+    monkeypatch.chdir(ROOT)
+    own = {"base_width": 128, "base_depth": 3, "init_std": 0.03, "weight_decay": 0.25}
+    large = target(corpus, **{f"recipe__{key}": value for key, value in own.items()})
+    sweep = load(f"recipes/experiment/{name}.yaml")
+    configs = [trial.config for trial in proxy_trials(sweep, large, 1, 1)]
+    key = sweep.value.rpartition(".")[2]
+    assert {(config.model.width, config.model.depth) for config in configs} > {(64, 2), (256, 2), (64, 8)}
+    assert {str(replace(config.recipe, **{key: getattr(large.recipe, key)})) for config in configs} == {
+        str(large.recipe)
+    }
+
+
+@pytest.mark.parametrize("name", ["tune", "tune_wd", "tune_logits"])
+def test_the_shipped_proxies_suit_every_size_and_optimizer(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sweep = load(f"recipes/experiment/{name}.yaml")
+    for optimizer in Path("recipes/optimizer").iterdir():
+        large = build_config([Path("recipes/gpt2.yaml"), Path("recipes/size/xl.yaml"), optimizer])
+        for grid in sweep.grids:
+            settings = {key: values[0] for key, values in grid.vary.items()} | grid.set
+            proxy = build_config([like_target(large, sweep.grids), settings])
+            assert incompatibilities(proxy, large, sweep.value) == []
+
+
+def test_proxies_have_heads_of_the_targets_dimension(corpus, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sweep = load("recipes/experiment/tune.yaml")
+    large = target(corpus, model__width=128, model__heads=4)
+    found = [trial.config for trial in proxy_trials(sweep, large, 0, 0)]
+    assert {proxy.model.head_dim for proxy in found} == {32}
+    assert not [text for text in not_transferred(found, large) if "head_dim" in text]
+    # 48 divides none of 64, 128 and 256: the heads stay what they are, and all of them are named.
+    large = target(corpus, model__width=96, model__heads=2)
+    found = [trial.config for trial in proxy_trials(sweep, large, 0, 0)]
+    assert {proxy.model.head_dim for proxy in found} == {64}
+    assert "model.head_dim is 64 in the proxies, 48 in the target" in not_transferred(found, large)
+    found[0].model.head_size = 32
+    assert "model.head_dim is 32 or 64 in the proxies, 48 in the target" in not_transferred(found, large)
+
+
+def test_sp_has_no_base_shape(corpus):
+    sp = [target(corpus, recipe__parametrization="sp", recipe__base_width=width) for width in (64, 128)]
+    refuse_incompatible(sp, sp[0], "recipe.lr", "")
+    mup = [target(corpus, recipe__base_width=width) for width in (64, 128)]
+    with pytest.raises(UserError, match="several base shapes"):
+        refuse_incompatible(mup, mup[0], "recipe.lr", "")
+
+
+@pytest.mark.parametrize(("optimum", "grown"), [(-6.6, [-5, -4]), (-11.4, [-14, -13]), (-9, [])])
+def test_the_grid_grows_where_a_value_as_good_as_the_best_is_the_last(corpus, tmp_path, monkeypatch, optimum, grown):
+    """Nothing is run: the report reads a table whose best values are known."""
+    chance = np.random.default_rng(6)
+    losses = curves((16, 32), (optimum, optimum), noise=0.004, seeds=3, grid=range(-12, -5), chance=chance)
+    found = transfer(read_losses(write(tmp_path / "t.csv", losses)))
+    assert {o.edge for finding in found for o in finding.optima} == {0}
+    values = set()
+
+    def run(trials, *_):
+        values.update(trial.config.recipe.lr for trial in trials)
+        return Summary(finished=len(trials))
+
+    monkeypatch.setattr(tune, "run_trials", run)
+    monkeypatch.setattr(tune, "ROUNDS", 2)
+    monkeypatch.setattr(tune, "groups_of", lambda folder, trials: found)
+    file = proxies(tmp_path, vary={"seed": [0]})
+    arguments = ["--recipe.lr", str(2**-9), "--sweep", file, "--out", str(tmp_path / "out")]
+    assert main(["tune", *options(corpus, *arguments)]) == 0
+    assert sorted({math.log2(value) for value in values} - set(range(-12, -5))) == grown
+
+
+def test_a_second_tune_in_a_folder_is_told_to_come_back(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tune, "run_trials", lambda trials, *_: Summary(finished=len(trials) - 2))
+    arguments = ["--sweep", proxies(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(["tune", *options(corpus), *arguments]) == 1
+    assert "is not complete: repeat this command once the other process has ended" in capsys.readouterr().out
+
+
+def test_another_tune_through_the_same_configurations_is_not_read(tmp_path):
+    """A sweep of rates at one decay and one of decays at one rate meet: what is in both has a row of each."""
+    columns = (*COLUMNS, "value", "config_hash")
+    rows = [(*row, "recipe.weight_decay", f"h{n}") for n, row in enumerate(curves((16, 32), (-7, -7)))]
+    also = [("mup", "width", row[2], -3, 0, row[5], "recipe.lr", row[-1]) for row in rows if row[3] == -10]
+    grown = [("mup", "depth", 1, *row[3:]) for row in rows if row[2] == 16]
+    write(tmp_path / "results.csv", [*rows, *also, *grown], columns)
+    trials = [SimpleNamespace(hash=row[-1], axes=("width",), value="recipe.weight_decay") for row in rows]
+    (finding,) = tune.groups_of(tmp_path, trials)
+    assert (finding.settings["value"], finding.axis) == ("recipe.weight_decay", "width")
