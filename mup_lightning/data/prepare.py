@@ -18,7 +18,7 @@ from mup_lightning.config.schema import TokenizerName
 from mup_lightning.data import documents
 from mup_lightning.data.card import Card, load_card
 from mup_lightning.data.shards import DTYPE, MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash, read_checked
-from mup_lightning.data.tokenizer import Tokenizer, load_tokenizer
+from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 from mup_lightning.files import make_folder, write_json
 from mup_lightning.typed import PositiveInt
@@ -63,7 +63,7 @@ def prepare(
             finished stays).
     """
     card = card if isinstance(card, Card) else load_card(card)
-    vocabulary = load_tokenizer(tokenizer)
+    vocabulary = Tokenizer(tokenizer)
     folder, files, revision = Path(out_dir), card.input_files(), documents.resolve_revision(card)
     manifest = Manifest(
         name=card.name,
@@ -226,34 +226,23 @@ def _count_tokens(folder: Path, split: Split, vocab_size: int) -> np.ndarray:
 
 def facts(manifest: Manifest) -> dict[str, Any]:
     """What a prepared corpus holds, as plain JSON values."""
+    keys = ("name", "tokenizer", "vocab_size", "documents", "skipped", "text_bytes", "unigram_loss")
     splits = {
         name: {"tokens": split.tokens, "documents": split.documents, "shards": len(split.shards)}
         for name, split in manifest.splits.items()
     }
-    keys = ("name", "tokenizer", "vocab_size", "documents", "skipped", "text_bytes", "unigram_loss")
-    own = {key: getattr(manifest, key) for key in keys}
-    return {
-        **own,
-        "splits": splits,
-        "licence": manifest.source.get("licence", ""),
-        "corpus_hash": manifest_hash(manifest),
-    }
+    origin = {"licence": manifest.source.get("licence", ""), "corpus_hash": manifest_hash(manifest)}
+    return {key: getattr(manifest, key) for key in keys} | origin | {"splits": splits}
 
 
 def summary(manifest: Manifest) -> str:
-    """What a prepared corpus holds, as a few lines of text."""
-    skipped = ", ".join(f"{count} {reason}" for reason, count in manifest.skipped.items()) or "none"
-    rows = [
-        ("corpus", f"{manifest.name}, tokenizer {manifest.tokenizer} ({manifest.vocab_size} tokens)"),
-        ("read", f"{manifest.documents:,} documents, {manifest.text_bytes:,} bytes"),
-        ("skipped", skipped),
-    ]
-    for name, split in manifest.splits.items():
-        where = f"{split.documents:,} documents or sections, {len(split.shards)} shards"
-        rows.append((name, f"{split.tokens:,} tokens in {where}"))
-    rows += [
-        ("unigram loss", f"{manifest.unigram_loss:.4f} nats a token"),
-        ("licence", manifest.source.get("licence", "")),
-        ("corpus hash", manifest_hash(manifest)),
-    ]
-    return tables.text(rows)
+    """What a prepared corpus holds, as a few lines of text; where documents are cut, a split's are sections."""
+    values = facts(manifest)
+    values |= {"skipped": values["skipped"] or "none"} | values.pop("splits")
+    return tables.text([(key.replace("_", " "), _words(value)) for key, value in values.items()])
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count:,} {what}" for what, count in value.items())
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
+from typing import Any
 
 import numpy as np
 
@@ -22,81 +22,56 @@ RANK_FILE = "gpt2.tiktoken"
 WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-class Tokenizer(ABC):
-    """A vocabulary: documents to token ids and back.
+class Tokenizer:
+    """A vocabulary: gpt2 is the byte-pair encoding of GPT-2, bytes has the 256 bytes of UTF-8 as its tokens.
+
+    Text is only ever text, so that no document can forge the boundary between documents: under gpt2 a literal
+    "<|endoftext|>" becomes ordinary tokens; under bytes, where byte 0 ends a document, a text with a NUL is refused.
+
+    Args:
+        name: gpt2 or bytes.
+        threads: that encode at once; None: one per available core.
 
     Attributes:
-        name: as in data.tokenizer.
         vocab_size: number of tokens, the end-of-text token included.
         eot: id of the end-of-text token, which follows every document.
         fingerprint: sha256 of the vocabulary; corpora of equal fingerprints have interchangeable token ids.
+
+    Raises:
+        UserError: there is no tokenizer of that name, or its vocabulary is damaged.
     """
 
-    name: TokenizerName
-
-    def __init__(self) -> None:
-        self.vocab_size, self.eot = VOCAB_SIZES[self.name], EOT_IDS[self.name]
-        self.fingerprint = VOCABULARY_HASHES[self.name]
+    def __init__(self, name: str, threads: int | None = None) -> None:
+        self.name = convert(name, TokenizerName, "the tokenizer")
+        self.vocab_size, self.eot, self.fingerprint = VOCAB_SIZES[name], EOT_IDS[name], VOCABULARY_HASHES[name]
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self._gpt2: Any = _gpt2(self.vocab_size, self.eot, self.fingerprint) if name == "gpt2" else None
 
     def objection(self, text: str) -> str | None:
         """Why this vocabulary cannot hold `text`, in a few words; None where it can."""
-        return None
-
-    @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids (uint16, one 1-D array a text) of texts without an objection, without an end-of-text token."""
-
-    @abstractmethod
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; incomplete UTF-8 becomes U+FFFD."""
-
-
-def load_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer called `name`: "gpt2" or "bytes". Raises UserError for any other name."""
-    convert(name, TokenizerName, "the tokenizer")
-    return Gpt2Tokenizer() if name == "gpt2" else BytesTokenizer()
-
-
-class Gpt2Tokenizer(Tokenizer):
-    """The byte-pair encoding of GPT-2, built from the rank file in this package (no network, no cache folder).
-
-    Text is only ever text: a literal "<|endoftext|>" inside a document becomes ordinary tokens, so that no document
-    can forge the boundary between documents.
-
-    Args:
-        threads: that encode at once; None: one per available core.
-    """
-
-    name = "gpt2"
-
-    def __init__(self, threads: int | None = None) -> None:
-        super().__init__()
-        import tiktoken
-
-        data = resources.files("mup_lightning.data").joinpath("vocabulary", RANK_FILE).read_bytes()
-        self.threads = threads or len(os.sched_getaffinity(0))
-        self._encoding = tiktoken.Encoding(
-            "mup_lightning_gpt2",
-            pat_str=WORDS,
-            mergeable_ranks=read_ranks(data, self.fingerprint),
-            special_tokens={"<|endoftext|>": self.eot},
-            explicit_n_vocab=self.vocab_size,
-        )
+        return "NUL character" if self._gpt2 is None and "\0" in text else None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """See `Tokenizer`. Threads share the work: tiktoken releases Python's lock while it encodes."""
+        """Token ids (uint16, one 1-D array a text) of texts without an objection, without an end-of-text token.
+
+        Threads share the work: tiktoken releases Python's lock while it encodes.
+        """
         # Several runs of texts a thread, so that one long text does not leave the other threads idle.
         size = max(1, len(texts) // (8 * self.threads))
         runs = [texts[i : i + size] for i in range(0, len(texts), size)]
         with ThreadPoolExecutor(self.threads) as pool:
-            return [ids for run in pool.map(self._encode_run, runs) for ids in run]
+            return [ids for run in pool.map(lambda run: [self._encode(text) for text in run], runs) for ids in run]
 
-    def _encode_run(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self._encode(text) for text in texts]
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, the end-of-text token as <|endoftext|> or NUL; incomplete UTF-8 becomes U+FFFD."""
+        whole = [int(i) for i in ids]
+        return self._gpt2.decode(whole) if self._gpt2 else bytes(whole).decode("utf-8", errors="replace")
 
     def _encode(self, text: str) -> np.ndarray:
+        if self._gpt2 is None:
+            return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint16)
         # No special token allowed and none forbidden: the meaning of `encode_ordinary`, but into an array (uint32).
-        ids = self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
+        ids = self._gpt2.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
         if ids.size and int(ids.max()) >= self.eot:
             raise UserError(
                 f"the gpt2 tokenizer gave the id {int(ids.max())}; expected ids below {self.eot}. "
@@ -104,27 +79,19 @@ class Gpt2Tokenizer(Tokenizer):
             )
         return ids.astype(np.uint16)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; the end-of-text token reads <|endoftext|>."""
-        return self._encoding.decode([int(i) for i in ids])
 
+def _gpt2(vocab_size: int, eot: int, sha256: str) -> Any:
+    """tiktoken's encoding, built from the rank file in this package (no network, no cache folder)."""
+    import tiktoken
 
-class BytesTokenizer(Tokenizer):
-    """UTF-8 bytes as 256 tokens; byte 0 ends a document, so a document that itself holds a NUL is refused."""
-
-    name = "bytes"
-
-    def objection(self, text: str) -> str | None:
-        """See `Tokenizer`."""
-        return "NUL character" if "\0" in text else None
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """See `Tokenizer`."""
-        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint16) for text in texts]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of bytes; the end-of-text token stays a NUL."""
-        return bytes(int(i) for i in ids).decode("utf-8", errors="replace")
+    data = resources.files("mup_lightning.data").joinpath("vocabulary", RANK_FILE).read_bytes()
+    return tiktoken.Encoding(
+        "mup_lightning_gpt2",
+        pat_str=WORDS,
+        mergeable_ranks=read_ranks(data, sha256),
+        special_tokens={"<|endoftext|>": eot},
+        explicit_n_vocab=vocab_size,
+    )
 
 
 def read_ranks(data: bytes, sha256: str) -> dict[bytes, int]:

@@ -11,7 +11,7 @@ from mup_lightning.config.schema import VOCABULARY_HASHES
 from mup_lightning.data.card import load_card
 from mup_lightning.data.prepare import prepare
 from mup_lightning.data.shards import Manifest, SplitWriter, TokenStore
-from mup_lightning.data.tokenizer import load_tokenizer
+from mup_lightning.data.tokenizer import Tokenizer
 
 
 def documents(n, words=20):
@@ -109,7 +109,7 @@ def run(card, out, **options):
 def texts_of(folder, split):
     """The documents of a split, as they come back out of the shards."""
     store = TokenStore.open(folder, split)
-    tokenizer = load_tokenizer(store.manifest.tokenizer)
+    tokenizer = Tokenizer(store.manifest.tokenizer)
     ids = store.windows([0], len(store))[0]
     ends = np.flatnonzero(ids == tokenizer.eot)
     assert ends[-1] == len(ids) - 1  # the last document is ended too

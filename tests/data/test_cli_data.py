@@ -1,4 +1,7 @@
 import json
+import re
+import subprocess
+import sys
 
 from mup_lightning.cli.main import main
 
@@ -13,8 +16,8 @@ def test_prepare_verify_show(make_card, tmp_path, monkeypatch, capsys):
     assert (folder / "manifest.json").exists()
     first = capsys.readouterr()
     assert first.out.startswith("prepared (data/prepared/small-bytes)")
-    assert "40 documents" in first.out
-    assert "1 empty" in first.out
+    assert re.search(r"documents +40\n", first.out)
+    assert re.search(r"skipped +1 empty\n", first.out)
     assert first.err == ""
     assert main(["data", "prepare", str(card.path), "--tokenizer", "bytes"]) == 0
     assert "already prepared, nothing to do" in capsys.readouterr().out
@@ -46,3 +49,18 @@ def test_verify_finds_damage_that_show_does_not_look_for(make_card, tmp_path, ca
     assert main(["data", "show", str(out)]) == 0
     assert main(["data", "verify", str(out)]) == 1
     assert "val-00000.bin is damaged" in capsys.readouterr().err
+
+
+def test_the_order_of_samples_and_help_import_nothing_heavy():
+    code = (
+        "import sys\n"
+        "import mup_lightning.config.schema, mup_lightning.data.sampler\n"
+        "from mup_lightning.cli.main import main\n"
+        "try: main(['data', 'prepare', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'datasets', 'tiktoken', 'lightning', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "example:" in done.stdout

@@ -14,7 +14,7 @@ from mup_lightning.data import prepare as prepare_module
 from mup_lightning.data.card import Validation, load_card
 from mup_lightning.data.documents import is_validation
 from mup_lightning.data.shards import Manifest, SplitWriter, TokenStore, manifest_hash
-from mup_lightning.data.tokenizer import BytesTokenizer
+from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 
 from .conftest import contents, documents, jsonl, run, texts_of, with_bad_lines
@@ -148,7 +148,7 @@ def interrupted(monkeypatch, patch, card, folder, **options):
         (SplitWriter, "append", 333),
         (SplitWriter, "close_shard", 3),  # a shard is whole, but no journal knows it
         (prepare_module, "write_json", 2),  # the journal
-        (BytesTokenizer, "encode_batch", 3),
+        (Tokenizer, "encode_batch", 3),
         (prepare_module, "unigram_loss", 1),  # every shard is finished, the manifest is not
         (Manifest, "save", 1),
     ],
@@ -168,8 +168,8 @@ def test_resuming_does_not_start_again(make_card, tmp_path, monkeypatch):
     card = make_card(documents(900, 15))
     interrupted(monkeypatch, killing(prepare_module, "write_json", 2), card, tmp_path / "out", shard_tokens=9_000)
     encoded = []
-    original = BytesTokenizer.encode_batch
-    monkeypatch.setattr(BytesTokenizer, "encode_batch", lambda s, t: encoded.extend(t) or original(s, t))
+    original = Tokenizer.encode_batch
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda s, t: encoded.extend(t) or original(s, t))
     run(card, tmp_path / "out", shard_tokens=9_000)
     assert 0 < len(encoded) < 700
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from mup_lightning.config.schema import VOCABULARY_HASHES
-from mup_lightning.data.tokenizer import BytesTokenizer, Gpt2Tokenizer, load_tokenizer, read_ranks
+from mup_lightning.data.tokenizer import Tokenizer, read_ranks
 from mup_lightning.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def gpt2() -> Gpt2Tokenizer:
-    return Gpt2Tokenizer()
+def gpt2():
+    return Tokenizer("gpt2")
 
 
 def test_known_ids(gpt2):
@@ -36,7 +36,8 @@ def test_end_of_text_in_a_document_is_ordinary_text(gpt2):
 
 @pytest.mark.parametrize("name", ["gpt2", "bytes"])
 def test_round_trip(name):
-    tokenizer = load_tokenizer(name)
+    tokenizer = Tokenizer(name)
+    assert (tokenizer.vocab_size, tokenizer.eot) == {"gpt2": (50257, 50256), "bytes": (256, 0)}[name]
     texts = ["", " ", "naïve café — 東京 🙂\r\n\ttabs", "x" * 5000, "\n" * 300, *[f"text {i}" for i in range(500)]]
     encoded = tokenizer.encode_batch(texts)
     assert [tokenizer.decode(ids) for ids in encoded] == texts
@@ -45,20 +46,20 @@ def test_round_trip(name):
 
 def test_threads_change_nothing(gpt2):
     texts = [f"{i} some words, {i * i}" for i in range(300)]
-    single = Gpt2Tokenizer(threads=1).encode_batch(texts)
-    assert [a.tolist() for a in Gpt2Tokenizer(threads=3).encode_batch(texts)] == [a.tolist() for a in single]
+    single = Tokenizer("gpt2", threads=1).encode_batch(texts)
+    assert [a.tolist() for a in Tokenizer("gpt2", threads=3).encode_batch(texts)] == [a.tolist() for a in single]
 
 
 def test_bytes_are_bytes():
-    tokenizer = BytesTokenizer()
+    tokenizer = Tokenizer("bytes")
     assert tokenizer.encode_batch(["Aé"])[0].tolist() == [65, 0xC3, 0xA9]
     assert tokenizer.fingerprint == hashlib.sha256(bytes(range(256))).hexdigest()
     assert tokenizer.decode([0xC3]) == "\ufffd"
 
 
 def test_bytes_objects_to_nul(gpt2):
-    assert BytesTokenizer().objection("a\0b") == "NUL character"
-    assert BytesTokenizer().objection("ab") is None
+    assert Tokenizer("bytes").objection("a\0b") == "NUL character"
+    assert Tokenizer("bytes").objection("ab") is None
     assert gpt2.objection("a\0b") is None
 
 
@@ -71,4 +72,4 @@ def test_a_damaged_vocabulary_is_refused():
 
 def test_unknown_name():
     with pytest.raises(UserError, match="'gpt4'"):
-        load_tokenizer("gpt4")
+        Tokenizer("gpt4")
