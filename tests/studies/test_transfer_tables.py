@@ -136,10 +136,10 @@ def test_tables_as_other_programs_write_them(tmp_path, form):
     lost = "" if form == "plain" else "nan"
     rows = [
         (name, "width", spelt[row[2]] if name == "sp" else row[2], *row[3:5], lost if row[3] > -5 else row[5],
-         "400.0", "False")
+         "400.0", "False", 1 if name == "mup" else "")
         for name in ("sp", "mup") for row in curves((64, 128), (-7, -7))
     ]  # fmt: skip
-    path = write(tmp_path / "t.csv", rows, (*COLUMNS, "steps", "stopped"))
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, "steps", "stopped", "branch_depth"))
     if form == "spreadsheet":
         path.write_bytes(b"\xef\xbb\xbf" + path.read_text().rstrip().replace("\n", "\r\n").encode())
     elif form == "pandas":
@@ -150,7 +150,7 @@ def test_tables_as_other_programs_write_them(tmp_path, form):
     groups, comparisons = to_dict(found).values()
     assert [(group["sizes"], group["steps"]) for group in groups] == [(["64", "128"], 400)] * 2
     assert set(groups[0]["diverged"]) == {"64", "128"}
-    assert comparisons[0]["best_loss"]["64"] == {"SP": 3.0, "recipe": 3.0}
+    assert comparisons[0]["best_loss"]["64"] == {"SP": 3.0, "recipe, k = 1": 3.0}
     assert {curve.lost[-4.0] for one in found for curve in one.curves} == {"diverged"}
 
 

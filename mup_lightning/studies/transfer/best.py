@@ -85,7 +85,7 @@ def best_values(path: Path) -> list[Best]:
     run_of = ["group", "log2_value", "seed", "config_hash"]
     on_another_axis = runs.duplicated(run_of) & ~runs.duplicated([*run_of, "axis"])
     runs = runs[~on_another_axis]
-    refuse_different(runs, runs["group"])
+    refuse_different(runs, runs["group"], ["unigram_loss", "steps"])
     found = [_best(dict(group), own) for group, own in runs.groupby("group", sort=False)]
     return sorted(found, key=lambda best: math.inf if best.best is None else best.losses[best.best] or 0.0)
 

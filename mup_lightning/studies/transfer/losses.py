@@ -104,8 +104,8 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
     Returns:
         The table's own columns as text, and in place of or besides them:
         settings: tuple of (column, text) pairs that a run shares with those it is compared with: all of `SETTINGS` and
-            of the options that vary, but axis, size and value.
-        size: as text, every number in one spelling (64 for 64.0).
+            of the options that vary, but axis, size and value; numbers in one spelling (2 for 2.0).
+        size: as text, in that spelling.
         position: log2 of the size; of "WxD", half of log2 W + log2 D, so that doubling both is one doubling.
         log2_value: log2 of the base value.
         loss: nats per token; NaN where the run has none.
@@ -179,7 +179,7 @@ def _published(path: Path) -> pd.DataFrame:
 def _settings(row: Mapping[str, str], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """What separates groups of runs; see `read_losses`."""
     varies = {row.get("value"), row["axis"]} | ({"width", "depth"} if row["axis"] == "both" else set())
-    return tuple((key, row[key]) for key in columns if row.get(key) and key not in varies)
+    return tuple((key, _spelling(row[key])) for key in columns if row.get(key) and key not in varies)
 
 
 def _size(text: str, where: str) -> tuple[str, float]:
@@ -191,7 +191,12 @@ def _size(text: str, where: str) -> tuple[str, float]:
     sides = [_number(side) for side in text.split("x")]
     if len(sides) > 2 or not all(0 < side < math.inf for side in sides):
         raise UserError(f"{where}: size is {text!r}; expected a number above 0, or WIDTHxDEPTH")
-    return "x".join(f"{side:.15g}" for side in sides), sum(map(math.log2, sides)) / len(sides)
+    return "x".join(map(_spelling, text.split("x"))), sum(map(math.log2, sides)) / len(sides)
+
+
+def _spelling(text: str) -> str:
+    """One spelling of every number, such as 2 for the 2.0 of a column that pandas has saved; other text as it is."""
+    return f"{number:.15g}" if math.isfinite(number := _number(text)) else text
 
 
 def _number(text: str) -> float:

@@ -70,7 +70,8 @@ def transfer(
         UserError: the runs cannot be compared: a run stands there twice, all are lost, no group has two sizes, or
             corpora or steps differ within a family.
     """
-    refuse_different(runs, [_family(axis, dict(own)) for axis, own in zip(runs["axis"], runs["settings"], strict=True)])
+    own_families = [_family(axis, dict(own)) for axis, own in zip(runs["axis"], runs["settings"], strict=True)]
+    refuse_different(runs, own_families, ["corpus", "steps"])
     if runs["loss"].isna().all():
         count = runs["config_hash"].replace("", None).nunique() or len(runs)  # a run may stand on two axes
         raise UserError(f"no run has a loss, all {count} diverged or were stopped; lower the base values")
@@ -121,18 +122,19 @@ def _family(axis: str, settings: Mapping[str, str]) -> tuple[tuple[str, str], ..
     return ("axis", axis), *((key, text) for key, text in settings.items() if key not in own)
 
 
-def refuse_different(runs: pd.DataFrame, families: Sequence[Hashable]) -> None:
+def refuse_different(runs: pd.DataFrame, families: Sequence[Hashable], columns: Sequence[str]) -> None:
     """Refuse to compare losses of different texts, or after different numbers of steps.
 
     Args:
         runs: see `read_losses`.
         families: equal for runs that are compared.
+        columns: what they must agree in, as far as the table says.
 
     Raises:
         UserError: naming what differs.
     """
     trained = runs.assign(family=families)[runs["loss"].notna()]
-    for column in (name for name in ("corpus", "unigram_loss", "steps") if name in trained):
+    for column in columns:
         known = trained[trained[column].replace("", None).notna()]
         for _, family in known.groupby("family", sort=False):
             if family[column].nunique() > 1:
