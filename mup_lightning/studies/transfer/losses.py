@@ -104,8 +104,8 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
     Returns:
         The table's own columns as text, and in place of or besides them:
         settings: tuple of (column, text) pairs that a run shares with those it is compared with: all of `SETTINGS` and
-            of the options that vary, but axis, size and value; numbers in one spelling (2 for 2.0).
-        size: as text, in that spelling.
+            of the options that vary, but axis, size and value. Width, depth and k are in one spelling (2 for 2.0).
+        size: as text, in that spelling, too.
         position: log2 of the size; of "WxD", half of log2 W + log2 D, so that doubling both is one doubling.
         log2_value: log2 of the base value.
         loss: nats per token; NaN where the run has none.
@@ -179,7 +179,8 @@ def _published(path: Path) -> pd.DataFrame:
 def _settings(row: Mapping[str, str], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """What separates groups of runs; see `read_losses`."""
     varies = {row.get("value"), row["axis"]} | ({"width", "depth"} if row["axis"] == "both" else set())
-    return tuple((key, _spelling(row[key])) for key in columns if row.get(key) and key not in varies)
+    own = {key: row[key] for key in columns if row.get(key) and key not in varies}
+    return tuple((key, _spelling(text) if key in SETTINGS else text) for key, text in own.items())
 
 
 def _size(text: str, where: str) -> tuple[str, float]:
