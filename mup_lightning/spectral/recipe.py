@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 else:
     OptimizerName = Literal[tuple(FAMILIES)]
 
-SHAMPOO_LEAST_EPS = 1e-12
-"""Measured: at 1e-12 Shampoo's steps are nearly what the theory says, at 1e-16 they grow with depth and width."""
-
 
 @dataclass
 class RecipeConfig(Typed, prefix="recipe."):
@@ -74,23 +71,23 @@ class RecipeConfig(Typed, prefix="recipe."):
     def __post_init__(self) -> None:
         """Raise UserError, naming the keys, for values that contradict each other."""
         super().__post_init__()
-        if self.optimizer == "shampoo" and self.eps < SHAMPOO_LEAST_EPS:
+        chosen = FAMILIES[self.optimizer]
+        if self.eps < chosen.least_eps:
             raise UserError(
-                f"recipe.eps is {self.eps:g}, below the rounding of Shampoo's float32 preconditioners, so that noise "
-                f"would decide its steps (docs/results/probe.md); set recipe.eps to {SHAMPOO_LEAST_EPS:g} or more "
-                f"(published: 1e-8 across widths, 1e-5 across depths; recipes/optimizer/shampoo.yaml has 1e-8)"
+                f"recipe.eps is {self.eps:g}, below the rounding of {self.optimizer}'s float32 state, so that noise "
+                f"would decide its steps (docs/results/probe.md); set recipe.eps to {chosen.least_eps:g} or more "
+                f"(recipes/optimizer/{self.optimizer}.yaml has {chosen.base_eps:g})"
             )
-        if self.pure and not FAMILIES[self.optimizer].whole_matrix:
+        if self.pure and not chosen.whole_matrix:
             raise UserError(
                 f"recipe.pure is true, but {self.optimizer} updates every parameter anyway; leave recipe.pure out, or "
                 f"choose one of {', '.join(family.name for family in FAMILIES.values() if family.whole_matrix)}"
             )
-        if self.variant == "measured" and FAMILIES[self.optimizer].measured is None:
+        if self.variant == "measured" and chosen.measured is None:
             differing = ", ".join(family.name for family in FAMILIES.values() if family.measured)
             raise UserError(
                 f"recipe.variant is measured, but {self.optimizer} was measured as it is published "
-                f"(docs/results/probe.md); "
-                f"leave recipe.variant out, or choose recipe.optimizer {differing}"
+                f"(docs/results/probe.md); leave recipe.variant out, or choose recipe.optimizer {differing}"
             )
 
 

@@ -203,7 +203,7 @@ def test_the_measured_variant_of_soap_is_the_row_of_adamw(branch_depth):
 
 
 def test_shampoo_without_a_stabiliser_is_refused():
-    with pytest.raises(UserError, match=r"recipe\.eps is 1e-16, below the rounding of Shampoo's"):
+    with pytest.raises(UserError, match=r"recipe\.eps is 1e-16, below the rounding of shampoo's"):
         RecipeConfig(optimizer="shampoo")
 
 
