@@ -238,7 +238,8 @@ class Config(Typed):
     Attributes:
         model: shape and switches of the model.
         recipe: parametrization and the base values that all hyper-parameters are derived from.
-        rules: options of the update rules that differ from their defaults, rules.RULE.OPTION.
+        rules: options of the update rules that differ from their defaults, such as rules.muon.steps; recipes/gpt2.yaml
+            lists them.
         schedule: learning rate over time.
         data: the prepared corpus and the batch.
         trainer: length, devices and intervals.
