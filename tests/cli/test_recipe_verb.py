@@ -54,7 +54,7 @@ def test_diff_takes_adamw_unless_told(capsys):
         ("--diff depth-mup --optimizer lion", 1, "depth-mup has no rule for lion; compare with --optimizer adamw or"),
         ("--optimizer adamw --variant measured", 1, "--variant is measured, but adamw was measured as it is published"),
         ("--diff mup --variant measured", 1, "--diff compares the published rules; leave --variant measured out"),
-        ("--optimizer muonn", 1, "--optimizer is muonn; expected one of muon_kimi, adamw"),
+        ("--optimizer muonn", 1, "--optimizer is muonn; expected one of sgd, adamw"),
         ("--diff pum", 1, "--diff is pum; expected one of "),
         ("--branch 1", 2, "unknown option branch; did you mean branch_depth?"),
         ("--optimizer", 2, "--optimizer needs a value"),
