@@ -68,6 +68,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family("sgd", _gradient),
         Family("adamw", _sign, epsilon=_gradient_entry),
+        Family("adan", _sign, epsilon=_gradient_entry),
         Family("lion", _sign),
         Family("sophia", _sign),
         Family("muon", _orthogonal, whole_matrix=True, aux_lr_factor=0.1),

@@ -34,6 +34,17 @@ def adamw(w, grads, lr, wd, eps, beta1=0.9, beta2=0.95, **_):
     return w
 
 
+def adan(w, grads, lr, wd, eps, beta1=0.98, beta2=0.92, beta3=0.99, **_):
+    m = v = n = 0.0
+    for t, g in enumerate(grads, 1):
+        change = g - grads[max(t - 2, 0)]
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * change
+        n = beta3 * n + (1 - beta3) * (g + beta2 * change) ** 2
+        ahead = m / (1 - beta1**t) + beta2 * v / (1 - beta2**t)
+        w = w - lr * (ahead / (np.sqrt(n / (1 - beta3**t)) + eps) + wd * w)
+    return w
+
+
 def muon(w, grads, lr, wd, eps, momentum=0.95, scale=1.0, **_):
     m = 0.0
     for g in grads:
@@ -134,6 +145,7 @@ def sso(w, grads, lr, wd, eps, momentum=0.9, **_):
 
 REFERENCES = {
     "adamw": adamw,
+    "adan": adan,
     "muon": muon,
     "muon_kimi": muon_kimi,
     "sgd": sgd,
