@@ -1,19 +1,21 @@
 """Training as a whole: against a plain loop, across parametrizations, and what it leaves behind."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mup_lightning.callbacks.feature_norms import tag
 from mup_lightning.cli.main import main
-from mup_lightning.config.schema import Config
+from mup_lightning.config.load import build_config
+from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.shards import TokenStore
 from mup_lightning.errors import UserError
 from mup_lightning.model.taps import NormRecorder
-from mup_lightning.training.evaluate import evaluate
+from mup_lightning.training.checkpoint import RunFolder
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
 from tests.training.reference import assert_same_training, train_plainly, weights_of
@@ -62,27 +64,25 @@ def test_at_the_base_shape_all_parametrizations_train_bit_identically(tiny, opti
     assert not torch.equal(away[1][hidden], away[2][hidden])
 
 
-def test_it_learns_and_says_so(tiny):
+def test_it_learns_and_keeps_what_repeats_it(tiny):
     config = tiny(**{"trainer.max_steps": 60, "recipe.lr": 0.02})
     result = train(config)
-    folder = Path(config.run.root) / "tiny"
-    assert result.finished
-    assert result.steps == 60
-    assert result.tokens == 60 * 8 * 16
+    folder = RunFolder(config)
+    assert (result.finished, result.steps, result.tokens) == (True, 60, 60 * 8 * 16)
     assert result.validation_loss < result.unigram_loss - 0.1
-    saved = json.loads((folder / "result.json").read_text())
-    assert saved["validation_loss"] == result.validation_loss
+    saved = json.loads(folder.result_file.read_text())
+    assert saved == asdict(result)
     assert {"torch", "lightning", "python", "git"} <= saved["versions"].keys()
-    assert Config.from_plain(yaml.safe_load((folder / "config.yaml").read_text())) == config
-    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step_00000056", "step_00000060"]
+    assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["step_00000056", "step_00000060"]
+    again = build_config([folder.config_file, {"run.name": "again"}])
+    assert train(again).validation_loss == result.validation_loss
 
 
 def test_validation_loss_is_that_of_the_whole_split(tiny, capsys):
     config = tiny(**{"trainer.max_steps": 5, "model.dropout": 0.1})  # which must be off while validating
     result = train(config)
-    weights = weights_of(Path(result.checkpoint))
     model = GPT2Module(config).model.eval()
-    model.load_state_dict(weights)
+    model.load_state_dict(weights_of(result.checkpoint))
     store = TokenStore.open(config.data.path, "val")
     tokens = torch.from_numpy(store.windows([0], len(store))[0])
     losses = []
@@ -92,21 +92,21 @@ def test_validation_loss_is_that_of_the_whole_split(tiny, capsys):
             losses.append(torch.nn.functional.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum"))
     wanted = float(sum(losses)) / (16 * len(losses))
     assert result.validation_loss == pytest.approx(wanted, abs=1e-5)
-    again = evaluate(Path(config.run.root) / "tiny", batch=3)
-    assert again["validation_loss"] == pytest.approx(wanted, abs=1e-5)
-    assert again["tokens"] == 16 * len(losses)
     capsys.readouterr()
     assert main(["evaluate", result.checkpoint, "--batch", "3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == again
-    assert main(["evaluate", result.checkpoint, "--data", "nowhere"]) == 1
-    assert "no prepared corpus at nowhere" in capsys.readouterr().err
-    for option in ("--batch", "--val-tokens"):
-        assert main(["evaluate", result.checkpoint, option, "0"]) == 1
-        assert f"{option} is 0; expected a whole number of at least 1" in capsys.readouterr().err
+    again = json.loads(capsys.readouterr().out)
+    assert again["validation_loss"] == pytest.approx(wanted, abs=1e-5)
+    assert again["tokens"] == 16 * len(losses)
+    for option, value, message in (
+        ("--data", "nowhere", "no prepared corpus at nowhere"),
+        ("--batch", "0", "--batch is 0; expected a whole number of at least 1"),
+        ("--val-tokens", "0", "--val-tokens is 0; expected a whole number of at least 1"),
+    ):
+        assert main(["evaluate", result.checkpoint, option, value]) == 1
+        assert message in capsys.readouterr().err
 
 
-def test_the_validation_tokens_of_the_run_are_not_forgotten(tiny, capsys):
-    """All are measured unless one says how many: the number is another one than the run's then, and says so."""
+def test_an_evaluation_on_other_tokens_than_the_run_s_says_so(tiny, capsys):
     result = train(tiny(**{"trainer.max_steps": 2, "data.val_tokens": 64, "schedule.warmup_steps": 1}))
     assert main(["evaluate", result.checkpoint]) == 0
     assert "the run itself was validated on the first 64 tokens (--val-tokens 64)" in capsys.readouterr().err
@@ -116,54 +116,34 @@ def test_the_validation_tokens_of_the_run_are_not_forgotten(tiny, capsys):
     assert "note" not in printed.err
 
 
-def test_tensorboard_holds_the_curves_and_the_feature_norms(tiny):
+def test_the_first_feature_norms_are_the_initialisation_s_on_the_first_micro_batch(tiny):
     config = tiny()
-    result = train(config)
-    events = EventAccumulator(result.tensorboard, size_guidance={"scalars": 0}).Reload()
-    tags = set(events.Tags()["scalars"])
-    assert {
-        "train/loss",
-        "train/lr_factor",
-        "train/gradient_norm",
-        "train/tokens_per_second",
-        "validation/loss",
-    } <= tags
-    assert [e.step for e in events.Scalars("train/loss")] == [2, 4, 6, 8, 10]
+    events = EventAccumulator(train(config).tensorboard, size_guidance={"scalars": 0}).Reload()
     assert [e.step for e in events.Scalars("validation/loss")] == [5, 10]
     assert [e.step for e in events.Scalars("features/residual/layer_001")] == [0, 3, 6, 9]
-    assert events.Scalars("validation/loss")[-1].value == pytest.approx(result.validation_loss)
-    # The first point is the initialisation's, on the run's first micro-batch.
-    from mup_lightning.data.datamodule import TokenDataModule
-
     data = TokenDataModule(config.data, 16, config.seed, 10)
     data.setup()
     recorder = NormRecorder()
     GPT2Module(config).model.loss(next(iter(data.train_dataloader()))["tokens"], recorder)
     for (point, layer), norm in recorder.norms().items():
-        tag = f"features/{point}" if layer is None else f"features/{point}/layer_{layer:03d}"
-        assert events.Scalars(tag)[0].value == pytest.approx(norm, rel=1e-5), tag
-    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
-    assert rb"features/mlp_scaled/layer_\d+$" in layout
+        assert events.Scalars(tag(point, layer))[0].value == pytest.approx(norm, rel=1e-5), (point, layer)
 
 
 def test_a_nan_stops_before_the_optimizer_step(tiny, monkeypatch):
-    config = tiny()
     step = GPT2Module.training_step
 
     def poisoned(self, batch, batch_idx):
         loss = step(self, batch, batch_idx)
-        return loss * float("nan") if batch_idx == 11 else loss  # the second micro-batch of the sixth step
-
-    def checked(self, batch, batch_idx):
-        loss = poisoned(self, batch, batch_idx)
-        self.micro_losses[-1] = (loss.detach(), batch["counters"])
+        if batch_idx == 11:  # the second micro-batch of the sixth step
+            loss = loss * float("nan")
+            self.micro_losses[-1] = (loss.detach(), batch["counters"])
         return loss
 
-    monkeypatch.setattr(GPT2Module, "training_step", checked)
+    monkeypatch.setattr(GPT2Module, "training_step", poisoned)
     with pytest.raises(UserError, match=r"the loss is nan in step 6(.|\n)*counter 44 \(step 5\)") as error:
-        train(config)
+        train(tiny())
     assert "counter 40 " not in str(error.value)  # of the first micro-batch, which was sound
-    newest = Path(config.run.root) / "tiny" / "checkpoints" / "step_00000004"
+    newest = RunFolder(tiny()).checkpoints / "step_00000004"
     assert (newest / "checkpoint.json").is_file()
     assert all(torch.isfinite(weight).all() for weight in weights_of(newest).values())
 

@@ -1,6 +1,5 @@
 """The live spectral monitor in real training, held against numpy's SVD of what a bystander saw of the weights."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -12,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, E
 from mup_lightning.callbacks.spectral_shard import SpectralShare
 from mup_lightning.errors import Diverged
 from mup_lightning.optim.optimizer import HybridOptimizer
-from mup_lightning.optim.registry import RULES
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.train import train
@@ -95,33 +93,36 @@ def add_layers(tags, start, layers):
     tags |= {f"{start}/mean": np.mean(layers), f"{start}/min": np.min(layers), f"{start}/max": np.max(layers)}
 
 
+def logs(config):
+    return Path(config.run.root) / config.run.name / "tensorboard"
+
+
 def logged(config):
-    folder = Path(config.run.root) / config.run.name / "tensorboard"
-    return {tag: dict(curve) for tag, curve in read_scalars(folder).items() if tag.startswith("spectral/")}
+    return {tag: dict(curve) for tag, curve in read_scalars(logs(config)).items() if tag.startswith("spectral/")}
 
 
 @pytest.fixture
 def wide(tiny):
-    """Wide enough for several layers of several shapes; one micro-batch a step."""
-
-    def make(**changes):
-        values = {
-            "model.width": 96,
-            "model.depth": 3,
-            "model.context": 64,
-            "data.micro_batch": 8,
-            "trainer.max_steps": 5,
-            "trainer.validate_every": 0,
-            "trainer.checkpoint_every": 0,
-            "trainer.spectral_norms_every": 2,
-        }
-        return tiny(**(values | changes))
-
-    return make
+    """Wide enough that the Krylov space is far from everything; one micro-batch a step."""
+    shape = {"model.width": 96, "model.depth": 3, "model.context": 64, "data.micro_batch": 8}
+    often = {"trainer.max_steps": 5, "trainer.validate_every": 0, "trainer.checkpoint_every": 0}
+    return lambda **changes: tiny(**(shape | often | {"trainer.spectral_norms_every": 2} | changes))
 
 
-def compare(config, **more):
-    bystander = Bystander()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe.optimizer": "adamw", "recipe.residual_multiplier": 0.7, "recipe.output_multiplier": 3.0},
+        {"recipe.optimizer": "sso", "model.tied": False},
+        {"recipe.branch_depth": 1, "schedule.min_lr": 0.0},  # the last step changes nothing: ΔW is 0, and not NaN
+        {"recipe.parametrization": "sp", "model.layer_norm": False, "model.bias": False},
+        {"trainer.precision": "bf16"},
+    ],
+    ids=["adamw", "untied", "k=1", "sp", "bf16"],
+)
+def test_every_value_is_what_an_svd_says(wide, changes):
+    """Names, steps and values of everything that is logged, and histograms over the layers."""
+    config, bystander = wide(**changes), Bystander()
     train(config, callbacks=[bystander], progress=False)
     found = logged(config)
     for step in (0, 2, 4):
@@ -132,26 +133,10 @@ def compare(config, **more):
             # From below, by less than 1 % for each norm; float32 against float64 above.
             assert 0.99**factors * value <= found[tag][step] <= value * (1 + 1e-4), (tag, step)
     assert all(list(curve) == [0, 2, 4] for curve in found.values())
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_every_number_is_what_an_svd_says(wide, rule):
-    """Real updates of every rule, cold at the first measurement and warm afterwards; names and steps, too."""
-    compare(wide(**{"recipe.optimizer": rule, "recipe.residual_multiplier": 0.7, "recipe.output_multiplier": 3.0}))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model.tied": False, "recipe.optimizer": "sso"},
-        {"recipe.branch_depth": 1},
-        {"recipe.parametrization": "sp", "model.layer_norm": False, "model.bias": False},
-        {"trainer.precision": "bf16"},
-    ],
-    ids=["untied", "k=1", "sp", "bf16"],
-)
-def test_in_other_models_too(wide, changes):
-    compare(wide(**changes))
+    events = EventAccumulator(str(logs(config)), size_guidance={HISTOGRAMS: 0}).Reload()
+    tags = [tag for tag in events.Tags()["histograms"] if tag.startswith("spectral/")]
+    assert len(tags) == 2 * 4 + 6 * 2
+    assert [(h.step, h.histogram_value.num) for h in events.Histograms(tags[0])] == [(0, 3), (2, 3), (4, 3)]
 
 
 def test_training_is_the_same_to_the_bit(tiny):
@@ -161,46 +146,11 @@ def test_training_is_the_same_to_the_bit(tiny):
         changes = {"model.dropout": 0.1, "recipe.optimizer": "sophia", "trainer.spectral_norms_every": every}
         config = tiny(**changes, **{"run.name": f"every-{every}"})
         result = train(config, progress=False)
-        losses = read_scalars(Path(result.tensorboard))["train/loss"]
-        runs[every] = (losses, weights_of(result.checkpoint), logged(config))
+        runs[every] = read_scalars(logs(config))["train/loss"], weights_of(result.checkpoint), logged(config)
     assert runs[0][0] == runs[1][0]
     assert all(torch.equal(runs[0][1][name], weight) for name, weight in runs[1][1].items())
     assert not runs[0][2]
     assert list(runs[1][2]["spectral/condition/mlp/w2_w1/mean"]) == list(range(10))
-
-
-def test_no_update_is_zero_and_not_nan(tiny):
-    """A schedule that ends at zero: the last step changes nothing."""
-    config = tiny(**{"schedule.min_lr": 0.0, "trainer.spectral_norms_every": 1})
-    train(config, progress=False)
-    last = {tag: curve[9] for tag, curve in logged(config).items()}
-    for tag, value in last.items():
-        assert (value == 0) if "dw" in tag else (value > 0), tag
-
-
-def test_a_resumed_run_measures_the_same(wide):
-    straight = wide(**{"trainer.max_steps": 8, "trainer.checkpoint_every": 4, "trainer.keep_checkpoints": 9})
-    result = train(straight, progress=False)
-    checkpoint = Path(result.checkpoint).parent / "step_00000004"
-    resumed = replace(straight, run=replace(straight.run, name="resumed", resume=str(checkpoint)))
-    train(resumed, progress=False)
-    whole, again = logged(straight), logged(resumed)
-    assert whole.keys() == again.keys()
-    for tag, curve in again.items():
-        assert list(curve) == [4, 6]
-        for step, value in curve.items():
-            assert value == pytest.approx(whole[tag][step], rel=1e-6), (tag, step)
-
-
-def test_tensorboard_has_histograms_over_layers(wide):
-    config = wide(**{"trainer.max_steps": 3})
-    train(config, progress=False)
-    log = EventAccumulator(str(Path(config.run.root) / "tiny" / "tensorboard"), size_guidance={HISTOGRAMS: 0}).Reload()
-    tags = [tag for tag in log.Tags()["histograms"] if tag.startswith("spectral/")]
-    assert len(tags) == 2 * 4 + 6 * 2
-    first, second = log.Histograms("spectral/condition/mlp/w2_w1")
-    assert (first.step, second.step) == (0, 2)
-    assert first.histogram_value.num == config.model.depth
 
 
 def test_nothing_is_measured_where_nothing_is_kept(tiny, monkeypatch):
@@ -213,14 +163,13 @@ def test_nothing_is_measured_where_nothing_is_kept(tiny, monkeypatch):
         train(tiny(**{"trainer.spectral_norms_every": 1}), progress=False)
 
 
-@pytest.mark.parametrize("rate", [1e30, 1e38])
-def test_weights_beyond_all_bounds_end_the_run_as_they_always_do(wide, rate):
+def test_weights_beyond_all_bounds_end_the_run_as_they_always_do(wide):
     with pytest.raises(Diverged):
-        train(wide(**{"recipe.optimizer": "adamw", "recipe.lr": rate}), progress=False)
+        train(wide(**{"recipe.optimizer": "adamw", "recipe.lr": 1e38}), progress=False)
 
 
 def test_the_copy_is_made_after_sophia_s_estimate(tiny, monkeypatch):
-    """The estimate is a backward pass, whose activations would stand beside the copy."""
+    """The estimate is a backward pass, whose activations would be in memory together with the copy."""
     seen = []
     for owner, name in ((HybridOptimizer, "give_hessian"), (SpectralShare, "before")):
         original = getattr(owner, name)
