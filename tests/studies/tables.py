@@ -19,10 +19,13 @@ def write(path, rows, columns=COLUMNS):
     return path
 
 
-def curves(sizes, optima, noise=0.0, seeds=1, name="mup", grid=range(-10, -3), curvature=0.04, chance=None, luck=0.0):
-    """Rows of exact parabolas: the loss falls by 0.1 with each size. luck: what a seed adds to all losses of a size."""
+def curves(sizes, optima, noise=0.0, seeds=1, name="mup", grid=range(-10, -3), curvature=0.04, chance=None, effect=0.0):
+    """Rows of exact parabolas; the loss falls by 0.1 with each size.
+
+    noise and effect: standard deviations of each loss, and of what a seed adds to all losses of a size.
+    """
     chance = chance or np.random.default_rng(0)
-    shares = {(size, seed): luck * chance.normal() if luck else 0.0 for size in sizes for seed in range(seeds)}
+    shares = {(size, seed): effect * chance.normal() if effect else 0.0 for size in sizes for seed in range(seeds)}
     return [
         (
             *(name, "width", size, value, seed),

@@ -1,4 +1,4 @@
-"""What chance does to the transfer report: seeds, their luck, and intervals that hold the truth."""
+"""What chance does to the transfer report: seeds, their effects, and intervals that hold the truth."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_ties_within_the_noise_are_a_plateau(tmp_path):
         ("mup", "width", size, value, seed, 3 + heights[value + 9] + off)
         for size, heights in ((64, (0.1, 0.002, 0.0, 0.003, 0.1)), (128, (0.2, 0.1, 0.0, 0.1, 0.2)))
         for value in range(-9, -4)
-        for seed, off in enumerate(np.roll((-0.01, 0.0, 0.01), value))  # another seed's luck at every value
+        for seed, off in enumerate(np.roll((-0.01, 0.0, 0.01), value))  # another seed's effect at every value
     ]
     group = report(tmp_path, rows)
     assert group["noise"] == pytest.approx(0.01)
@@ -47,17 +47,17 @@ def test_the_interval_holds_the_true_slope_in_about_19_of_20_tables(tmp_path):
     assert narrow >= 70
 
 
-def test_the_luck_of_a_seed_is_no_noise_between_values(tmp_path):
+def test_the_effect_of_a_seed_is_no_noise_between_values(tmp_path):
     """Intervals stay as narrow as the rest's noise makes them, and hold the truth as often."""
     chance = np.random.default_rng(3)
     inside, widths = 0, {0.0: [], 0.05: []}
-    for luck, of_luck in widths.items():
+    for effect, own in widths.items():
         for _ in range(60):
-            rows = curves(SIZES, [-7.2 - 0.1 * i for i in range(4)], noise=0.01, seeds=3, chance=chance, luck=luck)
+            rows = curves(SIZES, [-7.2 - 0.1 * i for i in range(4)], noise=0.01, seeds=3, chance=chance, effect=effect)
             group = report(tmp_path, rows)
             low, high = group["slope_ci"]
             inside += low <= -0.1 <= high
-            of_luck.append(high - low)
+            own.append(high - low)
         assert group["noise_paired"] == pytest.approx(0.01, rel=0.35)
     assert group["noise"] > 0.03
     assert inside >= 106  # of 120; 114 are expected
@@ -69,10 +69,10 @@ def found(tmp_path, rows):
     return finding
 
 
-def test_a_value_that_only_an_unlucky_seed_has_run_is_not_held_to_its_luck(tmp_path):
+def test_a_value_that_only_an_unlucky_seed_has_run_is_not_held_to_it(tmp_path):
     rows = curves(SIZES, (-7, -7, -7, -7), seeds=3)
-    luck = {0: 0.1, 1: -0.04, 2: -0.06}
-    some = [(*row[:5], row[5] + luck[row[4]]) for row in rows if row[4] == 0 or abs(row[3] + 7) < 2]
+    effects = {0: 0.1, 1: -0.04, 2: -0.06}
+    some = [(*row[:5], row[5] + effects[row[4]]) for row in rows if row[4] == 0 or abs(row[3] + 7) < 2]
     finding = found(tmp_path, some)
     for curve, best in zip(finding.curves, finding.optima, strict=True):
         assert curve.trained == pytest.approx({float(r[3]): r[5] for r in rows if r[2] == int(curve.size)}, abs=1e-5)
@@ -90,11 +90,11 @@ DESIGNS = {
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_intervals_hold_the_optimum_whoever_ran_which_value(tmp_path, design):
-    """Where the same seeds stand behind two values their luck cancels; where others do, it counts in full."""
+    """Where the same seeds stand behind two values their effects cancel; where others do, they count in full."""
     chance = np.random.default_rng(4)
     inside = 0
     for _ in range(60):
-        rows = curves(SIZES, (-6.8,) * 4, 0.003, seeds=8, curvature=0.02, chance=chance, luck=0.02)
+        rows = curves(SIZES, (-6.8,) * 4, 0.003, seeds=8, curvature=0.02, chance=chance, effect=0.02)
         group = report(tmp_path, [row for row in rows if row[4] in DESIGNS[design](row[2], row[3])])
         low, high = group["optimum_ci"]["512"]
         inside += low <= -6.8 <= high
