@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         return _run(VERBS[name], rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) and not VERBS[name].config else 1
+        return 1
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -67,7 +67,8 @@ def _run(verb: Verb, argv: list[str]) -> int:
         arguments = parse(verb, argv)
     except UsageError as error:
         joint = " " if str(error).endswith("?") else "; "
-        raise UsageError(f"{error}{joint}mup-lightning {verb.name} --help shows what it takes") from None
+        print(f"error: {error}{joint}mup-lightning {verb.name} --help shows what it takes", file=sys.stderr)
+        return 1 if verb.config else 2
     return int(verb.load(verb.run)(*arguments))
 
 
