@@ -58,8 +58,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(verb: Verb, argv: list[str]) -> int:
-    if verb.settings == "argv":
-        return int(verb.load(verb.run)(argv))
     if "-h" in argv or "--help" in argv:
         print(help_of(verb), flush=True)
         return 0
