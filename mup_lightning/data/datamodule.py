@@ -97,7 +97,6 @@ class TokenDataModule(pl.LightningDataModule):
         self.rank, self.world_size, self.accumulation = 0, 1, 0
         self._opened = False
         self._resumed: dict[str, Any] = {}
-        self._start = 0  # the first step where there is no Trainer to ask
 
     def setup(self, stage: str | None = None) -> None:
         """Open and check the corpus; raises UserError for anything in it that does not fit the configuration."""
@@ -116,7 +115,7 @@ class TokenDataModule(pl.LightningDataModule):
     @property
     def finished_steps(self) -> int:
         """Optimizer steps done since the run began, resumes included: the one counter that batches follow from."""
-        return self.trainer.global_step if self.trainer is not None else self._start
+        return self.trainer.global_step if self.trainer is not None else 0
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The micro-batches of this rank, from the first unfinished step.
@@ -161,7 +160,6 @@ class TokenDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint. World size, micro_batch and workers may differ; train_dataloader compares."""
         self._resumed = dict(state_dict)
-        self._start = self._resumed["consumed_samples"] // self.config.batch_size
 
     def describe(self, counters: torch.Tensor | np.ndarray) -> str:
         """Text for error messages: which samples a batch holds, and where in which shard each begins."""

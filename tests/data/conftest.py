@@ -25,7 +25,7 @@ def jsonl(texts):
 
 @pytest.fixture
 def make_card(tmp_path):
-    """make_card(texts or bytes, **keys): writes docs.jsonl (or another file) and a card beside it."""
+    """make_card(texts or bytes, **keys): writes docs.jsonl (or another file) and its card."""
 
     def make(content, file="docs.jsonl", **keys):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def test_an_array_runs_every_configuration_once_even_if_a_task_is_stopped(cluste
         wait_for(task, "COMPLETED")
     assert "the same command goes on from there" in log.read_text()
     assert cluster.field(f"{job}_1", "Restarts") == "1"
-    assert "1 of them done already" in log.read_text()
+    assert "1 of them finished before" in log.read_text()
     rates = sorted(row["recipe.lr"] for row in csv.DictReader((out / "results.csv").open()))
     assert rates == ["0.01", "0.02", "0.03", "0.04"]
 
