@@ -134,8 +134,8 @@ class DocumentReader:
         with tempfile.TemporaryDirectory(prefix="mup-lightning-") as cache:  # for lock files; the data are streamed
             dataset = datasets.load_dataset(**where, split=source.split, streaming=True, cache_dir=cache)
             self._check_column(dataset.column_names or [column])
-            if splits := dataset.info.splits:
-                self.total_documents = splits[source.split].num_examples
+            if split := (dataset.info.splits or {}).get(source.split):
+                self.total_documents = split.num_examples
             self._dataset = dataset.select_columns([column]).with_format("arrow")
             if self._state is not None:
                 self._dataset.load_state_dict(self._state)
