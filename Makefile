@@ -19,9 +19,9 @@ GIVEN := $(filter-out ARGS PYTHON VENV PIP_ARGS,$(foreach v,$(.VARIABLES),$(if $
 name = $(or $(patsubst $1:%,%,$(filter $1:%,$(WORDS))),$(shell echo $1 | tr A-Z a-z))
 # All that the command line gives except $1, which the target has used. The program refuses what it does not know.
 given = $(foreach v,$(filter-out $1,$(GIVEN)),'$(call name,$v)=$($v)') $(ARGS)
-training = -c recipes/gpt2.yaml size=$(SIZE) optimizer=$(OPT) $(STRATEGY:%=strategy=%) $(addprefix -c ,$(CONFIG)) \
-  param=$(PARAM) tokenizer=$(TOKENIZER) data=$(DATA) run=$(RUN) \
-  $(call given,SIZE OPT STRATEGY CONFIG PARAM TOKENIZER CARD DATA RUN $1)
+# Defaults come first, so that files win over them, and what the command line gives wins over files.
+training = -c recipes/gpt2.yaml size=$(SIZE) optimizer=$(OPT) $(STRATEGY:%=strategy=%) param=$(PARAM) run=$(RUN) \
+  tokenizer=$(TOKENIZER) data=$(DATA) $(addprefix -c ,$(CONFIG)) $(call given,SIZE OPT STRATEGY CONFIG CARD $1)
 BIN := $(VENV)/bin
 MUP := $(BIN)/mup-lightning
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
