@@ -1,5 +1,6 @@
 """The probe on optimizers whose exponents are known: judged rightly, or refused with one clear line."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_known_optimizers_are_what_they_are(name):
 def test_a_wrong_implementation_is_found_out():
     """sign(G)·√n, declared as a sign: the exponents are half a power too large."""
     unknown = external("SignRoot")
-    found = probe(Subject(**vars(unknown) | {"family": FAMILIES["adamw"]}), settings())
+    found = probe(replace(unknown, family=FAMILIES["adamw"]), settings())
     assert (found.verdict, found.exit_code) == (Verdict.FAIL, 3)
     wrong = {(role, axis) for (_, role, axis), judged in found.judgements.items() if judged.verdict is Verdict.FAIL}
     assert {("hidden", "width"), ("output", "width"), ("hidden_bias", "width")} <= wrong
@@ -63,8 +64,8 @@ def test_a_wrong_declaration_is_found_out(branch_depth):
     mine = settings("muon", branch_depth=branch_depth)
     good = probe(our_subject("muon", branch_depth), mine)
     assert (good.verdict, len(good.judgements)) == (Verdict.PASS, 12)
-    fault = FAMILIES | {"muon": Family("muon", FAMILIES["adamw"].direction, whole_matrix=True)}
-    bad = probe(our_subject("muon", branch_depth, families=fault), mine)
+    fault = Family("muon", FAMILIES["adamw"].direction, whole_matrix=True)
+    bad = probe(replace(our_subject("muon", branch_depth), family=fault), mine)
     assert bad.verdict == Verdict.FAIL
     assert bad.fits == good.fits
 

@@ -9,8 +9,9 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import exponents
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.fit import Fit, Verdict
-from mup_lightning.studies.probe.report import curves, markdown, picture, text
+from mup_lightning.studies.fit import Fit, Verdict, student_t
+from mup_lightning.studies.probe.measure import points
+from mup_lightning.studies.probe.report import markdown, picture, text
 from mup_lightning.studies.probe.settings import ProbeSettings
 from mup_lightning.studies.probe.verdict import conclude, propose, sentence, snap
 
@@ -28,8 +29,13 @@ def as_declared(optimizer, branch_depth=2, off=0.0, half=0.02):
 
 
 def judged(optimizer, fits, branch_depth=2):
-    settings = ProbeSettings(optimizer, branch_depth=branch_depth)
-    return conclude("x", FAMILIES[optimizer], settings, {}, [], fits)
+    """A probe of two seeds whose exponents and intervals are these."""
+    settings = ProbeSettings(optimizer, branch_depth=branch_depth, seeds=2)
+    points = {}
+    for cell, wanted in fits.items():
+        slopes = (wanted.exponent + sign * wanted.half_width / student_t(1) for sign in (-1, 1))
+        points[cell] = [[size**slope for size in settings.line(cell[2])[0]] for slope in slopes]
+    return conclude("x", FAMILIES[optimizer], settings, {}, [], points)
 
 
 @pytest.mark.parametrize("optimizer", FAMILIES)
@@ -80,25 +86,27 @@ def test_exponents_snap_to_quarters():
     assert [snap(value) for value in (0.1, 0.13, -0.55, 0.9)] == [0, Fraction(1, 4), Fraction(-1, 2), 1]
 
 
-def shown(optimizer="sgd"):
-    """Hidden matrices that grow as n^0.5 · L^-1, at two seeds a factor of 2 apart; SGD declares n^0 · L^-1."""
-    settings = ProbeSettings(optimizer, widths=[32, 64, 128], depths=[2, 4, 8], seeds=2)
-    networks = []
-    for width, depth in settings.shapes:
-        for seed in range(2):
-            windows = {"first": None, "later": (1 + seed) * width**0.5 / depth}
-            networks.append({"width": width, "depth": depth, "seed": seed, "roles": {"hidden": {"windows": windows}}})
-    fits = {("later", Role.HIDDEN, axis): Fit(x, x - 0.1, x + 0.1, x) for axis, x in (("width", 0.5), ("depth", -1.0))}
-    return conclude("x", FAMILIES[optimizer], settings, {}, networks, fits)
+def shown():
+    """Hidden matrices that grow as n^0.5 · L^-1; SGD declares n^0 · L^-1. Nothing moved at step 1."""
+    exponents = (("width", 0.5), ("depth", -1.0))
+    return judged("sgd", {("later", Role.HIDDEN, axis): Fit(x, x - 0.1, x + 0.1, x) for axis, x in exponents})
 
 
 def slope_of(line):
     return np.polyfit(np.log(line.get_xdata()), np.log(line.get_ydata()), 1)[0]
 
 
-def test_curves_take_the_line_on_which_only_one_size_varies():
-    assert curves(shown(), Role.HIDDEN, "width", "later")[2] == pytest.approx([128**0.5 / 2, 2 * 128**0.5 / 2])
-    assert curves(shown(), Role.HIDDEN, "depth", "later")[2] == pytest.approx([32**0.5 / 8, 2 * 32**0.5 / 8])
+def test_points_take_the_line_on_which_only_one_size_varies():
+    settings = ProbeSettings("sgd", widths=[32, 64, 128], depths=[2, 4, 8], seeds=2)
+    networks = []
+    for width, depth in settings.shapes:
+        for seed in range(2):
+            roles = {"hidden": {"windows": {"first": None, "later": (1 + seed) * width / depth}}}
+            networks.append({"width": width, "depth": depth, "seed": seed, "roles": roles})
+    assert points(networks, settings) == {
+        ("later", "hidden", "width"): [[16, 32, 64], [32, 64, 128]],
+        ("later", "hidden", "depth"): [[16, 8, 4], [32, 16, 8]],
+    }
 
 
 def test_the_picture_shows_points_fit_and_declared_slope():
@@ -106,13 +114,13 @@ def test_the_picture_shows_points_fit_and_declared_slope():
     for ax, fitted, declared in zip(figure.axes, (0.5, -1.0), (0.0, -1.0), strict=True):
         dashed = [line for line in ax.lines if line.get_linestyle() == "--"]
         full = [line for line in ax.lines if line.get_linestyle() == "-"]
-        points = [line for line in ax.lines if line.get_marker() == "o"]
+        means = [line for line in ax.lines if line.get_marker() == "o"]
         assert [slope_of(line) for line in dashed] == pytest.approx([declared])
-        assert [slope_of(line) for line in full + points] == pytest.approx([fitted] * 2)
-        # The fitted line goes through the points' middle, and pale seeds lie around them.
-        assert np.log(points[0].get_ydata()).mean() == pytest.approx(np.log(full[0].get_ydata()).mean())
-        pale = [line for line in ax.lines if line.get_marker() == "."]
-        assert pale[1].get_ydata() == pytest.approx(2 * pale[0].get_ydata())
+        assert [slope_of(line) for line in full + means] == pytest.approx([fitted] * 2)
+        # The fitted line goes through the points' middle, and pale seeds lie on both sides.
+        assert np.log(means[0].get_ydata()).mean() == pytest.approx(np.log(full[0].get_ydata()).mean())
+        pale = [line.get_ydata() for line in ax.lines if line.get_marker() == "."]
+        assert np.exp(np.log(pale).mean(0)) == pytest.approx(means[0].get_ydata())
         labels = {f"later steps: {fitted:+.2f} ± 0.10", f"declared: {declared:+.2f}"}
         assert {words.get_text() for words in ax.texts} == labels
     assert "x does not step as its family" in figure.get_suptitle()

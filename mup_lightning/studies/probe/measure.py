@@ -9,7 +9,7 @@ would be used. An optimizer that looks at gradients alone (nearly all do) cannot
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,6 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, exponents
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.fit import Fit, fit
 from mup_lightning.studies.probe.network import CLASSES, INPUTS, ResidualMLP, batches, build_mlp
 from mup_lightning.studies.probe.settings import AXES, LATER_FROM, WINDOWS, ProbeSettings
 from mup_lightning.studies.probe.verdict import Cell
@@ -66,24 +65,21 @@ class Subject:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def our_subject(
-    name: str, branch_depth: int, arguments: dict[str, Any] | None = None, families: Mapping[str, Family] = FAMILIES
-) -> Subject:
+def our_subject(name: str, branch_depth: int, arguments: dict[str, Any] | None = None) -> Subject:
     """One of our optimizers, driven as training drives it.
 
     Whole-matrix families are given every matrix, also the input's and the output's, because the recipe makes a claim
     about all of them; vectors go to AdamW, and are then no part of their table.
 
     Args:
-        name: a key of `families`.
+        name: a key of `FAMILIES`.
         branch_depth: k; ε scales with it.
         arguments: options of its rule, and "eps", the base ε, if it has one.
-        families: what is declared (a test declares something wrong).
 
     Raises:
         UserError: the rule has no such option, or not with such a value.
     """
-    family = families[name]
+    family, adamw = FAMILIES[name], FAMILIES["adamw"]
     roles = tuple(role for role in Role if not (family.whole_matrix and role.is_vector))
     options = dict(arguments or {})
     base_eps = options.pop("eps", family.base_eps) if family.epsilon else None
@@ -91,7 +87,7 @@ def our_subject(
     def build(network: ResidualMLP, r_n: float, r_L: float) -> Step:
         values = {}
         for role in Role:
-            mine, base = (family, base_eps) if role in roles else (families["adamw"], families["adamw"].base_eps)
+            mine, base = (family, base_eps) if role in roles else (adamw, adamw.base_eps)
             scale = exponents(mine, role, branch_depth).eps
             eps = scale.at(r_n, r_L) * base if scale and base is not None else None
             values[role] = Values(rule=mine.name, lr=LR, weight_decay=0.0, eps=eps, init_std=0.0)
@@ -219,20 +215,18 @@ def measure(subject: Subject, settings: ProbeSettings, width: int, depth: int, s
     return {"width": width, "depth": depth, "seed": seed, "losses": losses, "roles": roles}
 
 
-def fit_all(networks: list[dict[str, Any]], settings: ProbeSettings) -> dict[Cell, Fit]:
-    """Both exponents of every role, in every window in which all networks moved."""
+def points(networks: list[dict[str, Any]], settings: ProbeSettings) -> dict[Cell, list[list[float]]]:
+    """‖A‖_R along both lines, for each seed and size, of every role in every window in which all networks moved."""
     values = {(n["width"], n["depth"], n["seed"]): n["roles"] for n in networks}
-    result: dict[Cell, Fit] = {}
+    found: dict[Cell, list[list[float]]] = {}
     for role in map(Role, networks[0]["roles"]):
         for window in WINDOWS:
-            size = {key: roles[str(role)]["windows"][window] for key, roles in values.items()}
-            if None in size.values():
-                continue
-            for axis in AXES:
-                sizes, shapes = settings.line(axis)
-                by_seed = [[size[*shape, seed] for shape in shapes] for seed in range(settings.seeds)]
-                result[window, role, axis] = fit(sizes, by_seed)
-    return result
+            size = {key: roles[role]["windows"][window] for key, roles in values.items()}
+            if None not in size.values():
+                for axis in AXES:
+                    _, shapes = settings.line(axis)
+                    found[window, role, axis] = [[size[*at, seed] for at in shapes] for seed in range(settings.seeds)]
+    return found
 
 
 def _geometric_mean(values: list[Any]) -> float | None:

@@ -94,23 +94,17 @@ def picture(probe: Probe) -> Figure:
     return figure
 
 
-def curves(probe: Probe, role: Role, axis: str, window: str) -> list[list[float]]:
-    """‖A‖_R of every seed, for each size along the line on which only this axis varies."""
-    values = {(n["width"], n["depth"], n["seed"]): n["roles"][role]["windows"][window] for n in probe.networks}
-    return [[values[*shape, seed] for seed in range(probe.settings.seeds)] for shape in probe.settings.line(axis)[1]]
-
-
 def _draw(ax: Axes, probe: Probe, role: Role, axis: str) -> None:
     sizes = np.array(probe.settings.line(axis)[0], dtype=float)
     ratios = sizes / sizes[0]
     texts = []
     for window in _windows(probe):
         color, marker, shift = LOOKS[window]
-        fit, by_size = probe.fits[window, role, axis], np.array(curves(probe, role, axis, window))
-        means = np.exp(np.log(by_size).mean(1))
+        fit, by_seed = probe.fits[window, role, axis], np.array(probe.points[window, role, axis])
+        means = np.exp(np.log(by_seed).mean(0))
         # The fitted line goes through the middle of the points.
         unit = np.exp(np.mean(np.log(means) - fit.exponent * np.log(ratios)))
-        ax.plot(sizes * shift, by_size / unit, ".", color=color, alpha=0.3, markersize=5)
+        ax.plot(sizes * shift, by_seed.T / unit, ".", color=color, alpha=0.3, markersize=5)
         label = f"measured, {WINDOWS[window]} (pale: single seeds)"
         ax.plot(sizes * shift, means / unit, marker, color=color, markersize=5, label=label)
         ax.plot(sizes, ratios**fit.exponent, "-", color=color, linewidth=1.4)

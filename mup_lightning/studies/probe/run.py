@@ -15,7 +15,7 @@ from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.studies import style
 from mup_lightning.studies.probe import report
 from mup_lightning.studies.probe.external import external_subject
-from mup_lightning.studies.probe.measure import Subject, fit_all, measure, our_subject
+from mup_lightning.studies.probe.measure import Subject, measure, our_subject, points
 from mup_lightning.studies.probe.settings import ProbeSettings
 from mup_lightning.studies.probe.verdict import Probe, conclude
 from mup_lightning.versions import versions
@@ -89,10 +89,10 @@ def probe(subject: Subject, settings: ProbeSettings, on_network: Callable[[], ob
         for seed in range(settings.seeds):
             networks.append(measure(subject, settings, width, depth, seed))
             on_network()
-    fits = fit_all(networks, settings)
-    if not fits:
+    moved = points(networks, settings)
+    if not moved:
         raise UserError(
             f"{subject.name} changed nothing in {settings.steps} steps, so there is nothing to measure. Does it warm "
             f"up? Give it more --steps, or other --arguments"
         )
-    return conclude(subject.name, subject.family, settings, subject.facts, networks, fits)
+    return conclude(subject.name, subject.family, settings, subject.facts, networks, moved)

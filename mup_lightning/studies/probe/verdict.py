@@ -14,7 +14,7 @@ from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import Scale
 from mup_lightning.spectral.tables import as_plain, plain_scale
-from mup_lightning.studies.fit import Fit, Judgement, Verdict, judge, overall
+from mup_lightning.studies.fit import Fit, Judgement, Verdict, fit, judge, overall
 from mup_lightning.studies.probe.settings import AXES, WINDOWS, ProbeSettings
 from mup_lightning.tables import signed
 
@@ -55,7 +55,8 @@ class Probe:
         settings: what was measured.
         facts: the optimizer's arguments, and what was found out before the probe.
         networks: everything measured; see `measure.measure`.
-        fits: exponents; a window lacks the roles that it saw no step of.
+        points: ‖A‖_R for each seed and size; a window lacks the roles that it saw no step of.
+        fits: their exponents.
         judgements: each exponent held against the declared one; empty for an unknown optimizer.
         proposal: a recipe for an unknown optimizer, else None.
     """
@@ -64,6 +65,7 @@ class Probe:
     settings: ProbeSettings
     facts: dict[str, Any]
     networks: list[dict[str, Any]]
+    points: dict[Cell, list[list[float]]]
     fits: dict[Cell, Fit]
     judgements: dict[Cell, Judgement]
     proposal: Proposal | None
@@ -81,19 +83,19 @@ class Probe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         exponents = []
-        for (window, role, axis), fit in self.fits.items():
+        for (window, role, axis), found in self.fits.items():
             judged = self.judgements.get((window, role, axis))
             verdict = {"declared": float(declared(judged)), "verdict": judged.verdict} if judged else {}
-            exponents.append({"window": window, "role": role, "axis": axis, **asdict(fit), **verdict})
+            exponents.append({"window": window, "role": role, "axis": axis, **asdict(found), **verdict})
         proposal: dict[str, Any] | None = None
-        if found := self.proposal:
+        if self.proposal:
             proposal = {
-                "window": found.window,
-                "direction": {role: plain_scale(scale) for role, scale in found.direction.items()},
-                "recipe": as_plain(found.family, self.settings.branch_depth),
-                "nearest": found.nearest,
-                "off": found.off,
-                "warnings": found.warnings,
+                "window": self.proposal.window,
+                "direction": {role: plain_scale(scale) for role, scale in self.proposal.direction.items()},
+                "recipe": as_plain(self.proposal.family, self.settings.branch_depth),
+                "nearest": self.proposal.nearest,
+                "off": self.proposal.off,
+                "warnings": self.proposal.warnings,
             }
         return {
             "optimizer": self.optimizer,
@@ -113,9 +115,10 @@ def conclude(
     settings: ProbeSettings,
     facts: dict[str, Any],
     networks: list[dict[str, Any]],
-    fits: dict[Cell, Fit],
+    points: dict[Cell, list[list[float]]],
 ) -> Probe:
-    """Hold every exponent against what the family declares, give or take the tolerance; without one, propose it."""
+    """Fit, and hold every exponent against what the family declares; without a family, propose one."""
+    fits = {cell: fit(settings.line(cell[2])[0], values) for cell, values in points.items()}
     judgements = {}
     if family:
         for (window, role, axis), found in fits.items():
@@ -123,7 +126,7 @@ def conclude(
             band = (exponent - settings.tolerance, exponent + settings.tolerance)
             judgements[window, role, axis] = judge((window, role, axis), found, band)
     proposal = None if family else propose(name, fits, settings.branch_depth)
-    return Probe(name, settings, facts, networks, fits, judgements, proposal)
+    return Probe(name, settings, facts, networks, points, fits, judgements, proposal)
 
 
 def declared(judged: Judgement) -> Fraction:
