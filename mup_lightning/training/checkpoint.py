@@ -274,10 +274,8 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """Nested dicts, lists and scalars only, as YAML and JSON give them back: tuples become lists."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+    """A value as YAML and JSON give it back: tuples become lists."""
+    return json.loads(json.dumps(value))
 
 
 def _offer(path: Path) -> str:

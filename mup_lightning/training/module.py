@@ -72,6 +72,8 @@ class GPT2Module(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The one optimizer, and its schedule over steps."""
+        # It was built before Lightning moved the model to its device, which keeps the parameters themselves.
+        assert all(self.hybrid.held[name].tensor is parameter for name, parameter in self.model.named_parameters())
         steps = self.config.trainer.max_steps
         schedule = make_schedule(self.hybrid, self.config.schedule, self.config.recipe.lr, steps)
         return {"optimizer": self.hybrid, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

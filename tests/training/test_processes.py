@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from mup_lightning.training.checkpoint import plain
+from mup_lightning.training.checkpoint import RunFolder, plain
 from mup_lightning.training.train import train
 from tests.training.reference import assert_same_training, weights_of
 
@@ -47,17 +46,15 @@ def wait_for(path, process):
     raise AssertionError(f"{path} did not appear")
 
 
-@pytest.mark.parametrize("optimizer", ["muon_kimi", "adamw"])
-def test_two_processes_train_what_one_does(tiny, tmp_path, optimizer):
-    alone = train(tiny(**{"recipe.optimizer": optimizer, "run.name": "alone"}))
-    changes = {"trainer.strategy": "ddp", "trainer.devices": 2, "data.micro_batch": 2, "recipe.optimizer": optimizer}
-    config = tiny(**changes, **{"run.name": "two"})
+def test_two_processes_that_the_program_starts_train_what_one_does_and_one_speaks(tiny, tmp_path):
+    alone = train(tiny(**{"run.name": "alone"}))
+    config = tiny(**{"trainer.strategy": "ddp", "trainer.devices": 2, "data.micro_batch": 2, "run.name": "two"})
     code, out, err = finish(start(config, tmp_path))
     assert code == 0, err
-    assert out.count("validation loss") == 1  # one process speaks
-    result = json.loads((Path(config.run.root) / "two" / "result.json").read_text())
+    assert out.count("validation loss") == 1
+    result = json.loads(RunFolder(config).result_file.read_text())
     assert result["validation_loss"] == pytest.approx(alone.validation_loss, abs=1e-5)
-    assert_same_training(weights_of(Path(result["checkpoint"])), weights_of(Path(alone.checkpoint)))
+    assert_same_training(weights_of(result["checkpoint"]), weights_of(alone.checkpoint))
 
 
 def test_interrupted_and_killed_runs_resume_bit_identically(tiny, tmp_path):
@@ -66,26 +63,26 @@ def test_interrupted_and_killed_runs_resume_bit_identically(tiny, tmp_path):
     long |= {"trainer.validate_every": 0, "model.dropout": 0.1}
     straight = train(tiny(**long, **{"run.name": "straight"}))
     config = tiny(**long)
-    folder = Path(config.run.root) / "tiny" / "checkpoints"
+    folder, last = RunFolder(config), ("--run.resume", "last")
 
     process = start(config, tmp_path)
-    wait_for(folder / "step_00000050", process)
+    wait_for(folder.checkpoints / "step_00000050", process)
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
     assert code == 130, err
     assert "stopped by a signal" in out
     assert "resume=last" in out
-    stopped = max(path.name for path in folder.glob("step_*"))
+    stopped = max(path.name for path in folder.checkpoints.glob("step_*"))
 
-    process = start(config, tmp_path, "--run.resume", "last")
-    wait_for(folder / f"step_{(int(stopped[5:]) // 50 + 2) * 50:08d}", process)
+    process = start(config, tmp_path, *last)
+    wait_for(folder.checkpoints / f"step_{(int(stopped[5:]) // 50 + 2) * 50:08d}", process)
     process.kill()
     finish(process)
-    assert not (Path(config.run.root) / "tiny" / "checkpoints" / "step_00000600").exists()
+    assert not (folder.checkpoints / "step_00000600").exists()
 
-    code, out, err = finish(start(config, tmp_path, "--run.resume", "last"))
+    code, out, err = finish(start(config, tmp_path, *last))
     assert code == 0, err
-    resumed = json.loads((Path(config.run.root) / "tiny" / "result.json").read_text())
+    resumed = json.loads(folder.result_file.read_text())
     assert resumed["validation_loss"] == straight.validation_loss
-    for name, weight in weights_of(Path(straight.checkpoint)).items():
-        assert torch.equal(weight, weights_of(Path(resumed["checkpoint"]))[name]), name
+    found = weights_of(resumed["checkpoint"])
+    assert all(torch.equal(weight, found[name]) for name, weight in weights_of(straight.checkpoint).items())
