@@ -19,6 +19,7 @@ class AdamW(Rule):
     """State of a parameter: `step` (0-dim float32), `exp_avg` and `exp_avg_sq` of its shape."""
 
     name = "adamw"
+    like_parameter = ("exp_avg", "exp_avg_sq")
 
     @dataclass
     class Options(Typed, prefix="rules.adamw."):
@@ -37,10 +38,9 @@ class AdamW(Rule):
         return 0
 
     def start(self, group: Group, item: Item) -> None:
-        """Two averages of zero."""
+        """The kernel counts in a tensor."""
+        super().start(group, item)
         item.state["step"] = torch.zeros((), dtype=torch.float32, device=item.parameter.device)
-        item.state["exp_avg"] = torch.zeros_like(item.parameter)
-        item.state["exp_avg_sq"] = torch.zeros_like(item.parameter)
 
     def step(self, group: Group, items: list[Item]) -> None:
         """Decay is decoupled: W <- (1 - ηλ)W first, then -η m̂/(√v̂ + ε)."""

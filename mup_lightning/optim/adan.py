@@ -17,13 +17,13 @@ import torch
 from mup_lightning.optim.rule import Group, Item, Rule, chunks, move
 from mup_lightning.typed import Typed, UnitInterval
 
-_AVERAGES = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_gradient")
-
 
 class Adan(Rule):
     """State of a parameter: `step` (steps done), and three averages and the previous gradient of its shape."""
 
     name = "adan"
+    like_parameter = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_gradient")
+    counted = True
 
     @dataclass
     class Options(Typed, prefix="rules.adan."):
@@ -43,11 +43,6 @@ class Adan(Rule):
         """A chunk of the change, and one of the direction and its size each."""
         return 3 * super().scratch(group, items, device)
 
-    def start(self, group: Group, item: Item) -> None:
-        """Averages of zero."""
-        item.state["step"] = 0
-        item.state.update({key: torch.zeros_like(item.parameter) for key in _AVERAGES})
-
     def step(self, group: Group, items: list[Item]) -> None:
         """Chunk by chunk, so that only a chunk of a direction exists at a time."""
         beta1, beta2, beta3 = group["beta1"], group["beta2"], group["beta3"]
@@ -56,7 +51,7 @@ class Adan(Rule):
                 item.state["previous_gradient"].copy_(item.gradient)
             item.state["step"] += 1
             first, second, third = (1.0 - beta ** item.state["step"] for beta in (beta1, beta2, beta3))
-            averages = (item.state[key] for key in _AVERAGES)
+            averages = (item.state[key] for key in self.like_parameter)
             for weight, G, M, V, N, previous in chunks(item.parameter, item.gradient, *averages):
                 change = torch.sub(G, previous)
                 previous.copy_(G)

@@ -34,10 +34,6 @@ class Lion(Rule):
         beta1: UnitInterval = 0.9
         beta2: UnitInterval = 0.99
 
-    def start(self, group: Group, item: Item) -> None:
-        """A momentum of zero."""
-        item.state["momentum"] = torch.zeros_like(item.parameter)
-
     def step(self, group: Group, items: list[Item]) -> None:
         """Chunk by chunk, so that only a chunk of a direction exists at a time."""
         for item in items:

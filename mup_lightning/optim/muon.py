@@ -56,10 +56,6 @@ class Muon(Rule):
         """That of Newton-Schulz."""
         return scratch(items, iteration_dtype(group["dtype"], device, torch.float32), device)
 
-    def start(self, group: Group, item: Item) -> None:
-        """A momentum of zero."""
-        item.state["momentum"] = torch.zeros_like(item.parameter)
-
     def step(self, group: Group, items: list[Item]) -> None:
         """Matrices of equal shape are iterated as one batch."""
         for batch in batches(items):

@@ -66,13 +66,17 @@ class Rule:
     Attributes:
         name: the rule's, as in `FAMILIES` and in a group's "rule".
         section: where its options are in the configuration, `rules.SECTION`; its name unless it shares another's.
+        like_parameter: names of the tensors in a parameter's state that have its shape and start at zero.
+        counted: whether a parameter's state counts its steps, as "step".
         Options: dataclass of what can be set, with types that say which values define an update. Its fields become
             entries of the rule's groups. A rule that needs estimates of the Hessian's diagonal has an option
-            hessian_every, the steps between two of them, and counts its steps in each parameter's state as "step".
+            hessian_every, the steps between two of them, and is `counted`.
     """
 
     name: ClassVar[str]
     section: ClassVar[str]
+    like_parameter: ClassVar[tuple[str, ...]] = ("momentum",)
+    counted: ClassVar[bool] = False
     Options: ClassVar[type]
 
     def __init_subclass__(cls) -> None:
@@ -102,7 +106,10 @@ class Rule:
 
     def start(self, group: Group, item: Item) -> None:
         """Fill in the state of a parameter before its first step; its tensors say how much memory the rule needs."""
-        raise NotImplementedError
+        if self.counted:
+            item.state["step"] = 0
+        for name in self.like_parameter:
+            item.state[name] = torch.zeros_like(item.parameter)
 
     def step(self, group: Group, items: list[Item]) -> None:
         """One step of all the items, in place; their states are filled in."""

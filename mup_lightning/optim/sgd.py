@@ -50,7 +50,7 @@ class SGD(Rule):
     def start(self, group: Group, item: Item) -> None:
         """A momentum of zero, where there is one."""
         if group["momentum"]:
-            item.state["momentum"] = torch.zeros_like(item.parameter)
+            super().start(group, item)
 
     def step(self, group: Group, items: list[Item]) -> None:
         """Decay first, then the fused kernel."""

@@ -23,6 +23,8 @@ from mup_lightning.errors import UserError
 from mup_lightning.optim.rule import Group, Item, Rule, State, split_blocks
 from mup_lightning.typed import PositiveInt, Typed, UnitInterval
 
+SIDES = ("left", "right")
+
 
 class Shampoo(Rule):
     """State of a parameter of k blocks of (r, s).
@@ -31,6 +33,7 @@ class Shampoo(Rule):
     """
 
     name = "shampoo"
+    counted = True
 
     @dataclass
     class Options(Typed, prefix="rules.shampoo."):
@@ -62,17 +65,14 @@ class Shampoo(Rule):
         Raises:
             UserError: both sides of a matrix are longer than max_dimension.
         """
-        blocks, rows, columns = split_blocks(item.parameter, item.blocks).shape
+        rows, columns = item.block_shape
         if min(rows, columns) > group["max_dimension"]:
             raise UserError(
                 f"rules.shampoo.max_dimension is {group['max_dimension']}, below both sides of a {rows} x {columns} "
                 f"matrix, which would leave it without preconditioner; expected at least {min(rows, columns)}"
             )
-        item.state["step"], item.state["momentum"] = 0, torch.zeros_like(item.parameter)
-        for side, length in (("left", rows), ("right", columns)):
-            if length <= group["max_dimension"]:
-                item.state[side] = item.parameter.new_zeros(blocks, length, length)
-                item.state[side + "_root"] = torch.empty_like(item.state[side])
+        super().start(group, item)
+        start_sides(item, group["max_dimension"], "root")
 
     def step(self, group: Group, items: list[Item]) -> None:
         """One matrix after the other."""
@@ -80,14 +80,25 @@ class Shampoo(Rule):
             G_krs, state = split_blocks(item.gradient, item.blocks), item.state
             state["step"] += 1
             state["momentum"].lerp_(item.gradient, 1.0 - group["beta1"])
-            power = -0.25 if "left" in state and "right" in state else -0.5
-            for side, X in (("left", G_krs), ("right", G_krs.mT)):
-                if side not in state:
-                    continue
-                state[side].baddbmm_(X, X.mT, beta=group["beta2"], alpha=1.0 - group["beta2"])
-                if (state["step"] - 1) % group["precondition_every"] == 0:
-                    _refresh(state, side, 1.0 - group["beta2"] ** state["step"], group["eps"], power)
+            accumulate(state, G_krs, group["beta2"])
+            if (state["step"] - 1) % group["precondition_every"] == 0:
+                _refresh(state, 1.0 - group["beta2"] ** state["step"], group["eps"])
             _move(group, item)
+
+
+def start_sides(item: Item, max_dimension: int, derived: str) -> None:
+    """Covariances of zero of the sides that are not too long, and memory for what is derived from each."""
+    for side, length in zip(SIDES, item.block_shape, strict=True):
+        if length <= max_dimension:
+            item.state[side] = item.parameter.new_zeros(item.blocks, length, length)
+            item.state[f"{side}_{derived}"] = torch.empty_like(item.state[side])
+
+
+def accumulate(state: State, G_krs: torch.Tensor, beta: float) -> None:
+    """L <- βL + (1 - β)GGᵀ and R <- βR + (1 - β)GᵀG, as far as they are kept."""
+    for side, X in zip(SIDES, (G_krs, G_krs.mT), strict=True):
+        if side in state:
+            state[side].baddbmm_(X, X.mT, beta=beta, alpha=1.0 - beta)
 
 
 def _move(group: Group, item: Item) -> None:
@@ -104,10 +115,12 @@ def _move(group: Group, item: Item) -> None:
         W_krs.baddbmm_(state["left_root"], A_krs, beta=keep, alpha=step)
 
 
-def _refresh(state: State, side: str, weight: float, eps: float, power: float) -> None:
+def _refresh(state: State, weight: float, eps: float) -> None:
     """The root of (sums/weight + εI) of every block, one at a time, into the memory of the previous root."""
-    for sums, root in zip(state[side], state[side + "_root"], strict=True):
-        root.copy_(_power(sums.to(torch.float64, copy=True).div_(weight), eps, power))
+    sides = [side for side in SIDES if side in state]
+    for side in sides:
+        for sums, root in zip(state[side], state[side + "_root"], strict=True):
+            root.copy_(_power(sums.to(torch.float64, copy=True).div_(weight), eps, -0.5 / len(sides)))
 
 
 def _power(average_nn: torch.Tensor, eps: float, power: float) -> torch.Tensor:

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 import torch
 
 from mup_lightning.optim.rule import Group, Item, Rule, State, move, split_blocks
+from mup_lightning.optim.shampoo import SIDES, accumulate, start_sides
 from mup_lightning.typed import PositiveFloat, PositiveInt, Typed, UnitInterval
-
-_SIDES = ("left", "right")
 
 
 class SOAP(Rule):
@@ -32,6 +31,8 @@ class SOAP(Rule):
     """
 
     name = "soap"
+    like_parameter = ("exp_avg", "exp_avg_sq")
+    counted = True
 
     @dataclass
     class Options(Typed, prefix="rules.soap."):
@@ -61,13 +62,8 @@ class SOAP(Rule):
 
     def start(self, group: Group, item: Item) -> None:
         """Averages of zero, and memory for the bases."""
-        blocks, *lengths = split_blocks(item.parameter, item.blocks).shape
-        item.state["step"] = 0
-        item.state["exp_avg"], item.state["exp_avg_sq"] = (torch.zeros_like(item.parameter) for _ in range(2))
-        for side, length in zip(_SIDES, lengths, strict=True):
-            if length <= group["max_dimension"]:
-                item.state[side] = item.parameter.new_zeros(blocks, length, length)
-                item.state[side + "_basis"] = torch.empty_like(item.state[side])
+        super().start(group, item)
+        start_sides(item, group["max_dimension"], "basis")
 
     def step(self, group: Group, items: list[Item]) -> None:
         """The first step of a matrix changes state alone."""
@@ -76,12 +72,12 @@ class SOAP(Rule):
             t = state["step"]
             state["step"] = t + 1
             if t == 0:
-                _accumulate(state, G_krs, group["beta2"])
+                accumulate(state, G_krs, group["beta2"])
                 _take_bases(state)
                 continue
             state["exp_avg"].lerp_(item.gradient, 1.0 - group["beta1"])
             _move(group, item, t)
-            _accumulate(state, G_krs, group["beta2"])
+            accumulate(state, G_krs, group["beta2"])
             if t % group["precondition_every"] == 0:
                 _refresh(state, split_blocks(state["exp_avg_sq"], item.blocks))
 
@@ -104,16 +100,10 @@ def _move(group: Group, item: Item, t: int) -> None:
 
 def _take_bases(state: State) -> None:
     """The eigenvectors of the preconditioners, largest eigenvalue first."""
-    for side in _SIDES:
+    for side in SIDES:
         if side in state:
             wide = torch.promote_types(state[side].dtype, torch.float32)
             state[side + "_basis"].copy_(torch.linalg.eigh(state[side].to(wide)).eigenvectors.flip(-1))
-
-
-def _accumulate(state: State, G_krs: torch.Tensor, beta: float) -> None:
-    for side, X in zip(_SIDES, (G_krs, G_krs.mT), strict=True):
-        if side in state:
-            state[side].baddbmm_(X, X.mT, beta=beta, alpha=1.0 - beta)
 
 
 def _rotate(
@@ -146,7 +136,7 @@ def _rotate(
 
 def _refresh(state: State, V_krs: torch.Tensor) -> None:
     """One power iteration on each basis, largest eigenvalue first; V's entries follow their vectors."""
-    for side, dim in zip(_SIDES, (1, 2), strict=True):
+    for side, dim in zip(SIDES, (1, 2), strict=True):
         if side not in state:
             continue
         basis = state[side + "_basis"]

@@ -38,6 +38,8 @@ class Sophia(Rule):
     """State of a parameter: `step` (steps done), `momentum` and `hessian` of its shape."""
 
     name = "sophia"
+    like_parameter = ("momentum", "hessian")
+    counted = True
 
     @dataclass
     class Options(Typed, prefix="rules.sophia."):
@@ -64,11 +66,6 @@ class Sophia(Rule):
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
         """Before some steps an estimate of the Hessian: a second gradient, and its square."""
         return 8 * sum(item.parameter.numel() for item in items)
-
-    def start(self, group: Group, item: Item) -> None:
-        """Two averages of zero."""
-        item.state["step"] = 0
-        item.state["momentum"], item.state["hessian"] = (torch.zeros_like(item.parameter) for _ in range(2))
 
     def step(self, group: Group, items: list[Item]) -> None:
         """Chunk by chunk, so that only a chunk of a direction exists at a time."""

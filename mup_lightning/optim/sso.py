@@ -63,10 +63,6 @@ class SSO(Rule):
         """That of Newton-Schulz; W's power iteration (a copy and two Gram matrices) comes before, and takes no more."""
         return scratch(items, torch.float32, device)
 
-    def start(self, group: Group, item: Item) -> None:
-        """A momentum of zero."""
-        item.state["momentum"] = torch.zeros_like(item.parameter)
-
     def step(self, group: Group, items: list[Item]) -> None:
         """Matrices of equal shape are solved as one batch."""
         for item in items:
