@@ -4,7 +4,7 @@
     h_l = h_{l-1} + α_res · attention(norm(h_{l-1})),  then the same with the MLP
     logits = α_out · W_out · norm(h_L)
 
-With all multipliers at 1 it is GPT-2 to the letter.
+With all multipliers at 1 it is exactly GPT-2.
 
 Shapes: B batch, T positions, C width, V padded vocabulary, N = B·T.
 """
@@ -35,7 +35,7 @@ class GPT2(nn.Module):
         multipliers: the forward pass's factors, from the recipe.
 
     Attributes:
-        parameter_info: role, true shape and more of every parameter by name, recorded before any wrapper touches them.
+        parameter_info: all that is known about every parameter by name, recorded before any wrapper touches them.
     """
 
     def __init__(self, config: ModelConfig, multipliers: Multipliers) -> None:
@@ -51,7 +51,7 @@ class GPT2(nn.Module):
         self.parameter_info: dict[str, ParameterInfo] = collect(self)
 
     def declarations(self) -> dict[str, Declaration]:
-        """See `parameters.Declares`. A tied matrix counts as an input; `check_tied` makes sure that it may."""
+        """See `parameters.Declares`. A tied matrix counts as an input; `check_tied` ensures that this is right."""
         result = {"token.weight": Declaration(Role.INPUT), "position.weight": Declaration(Role.INPUT)}
         if self.head is not None:
             result["head.weight"] = Declaration(Role.OUTPUT)
@@ -61,7 +61,7 @@ class GPT2(nn.Module):
         """Draw all weights; a pure function of the recipe, the seed, and each parameter's name and shape.
 
         Args:
-            recipe: gives each role's standard deviation.
+            recipe: has each role's standard deviation.
             seed: any integer.
             gpt2_residual_init: divide the init of each branch's last matrix by √(2·depth), as GPT-2 does.
         """
@@ -73,7 +73,7 @@ class GPT2(nn.Module):
             initialise(parameter, info, std, seed)
 
     def features(self, tokens_BT: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
-        """(B, T) symbols -> (B, T, C) features before the output matrix, times the output multiplier."""
+        """(B, T) tokens -> (B, T, C) features before the output matrix, times the output multiplier."""
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         x_BTC = self.dropout((self.token(tokens_BT) + self.position(positions_T)) * self.multipliers.input)
         if recorder is not None:
@@ -86,15 +86,15 @@ class GPT2(nn.Module):
         return x_BTC * self.multipliers.output
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """(B, T) symbols -> (B, T, vocab_size) logits. All multipliers are in; padding symbols are not."""
+        """(B, T) tokens -> (B, T, vocab_size) logits, all multipliers included, the vocabulary's padding not."""
         return (self.features(tokens_BT) @ self.output_matrix.t())[..., : self.vocab_size]
 
     def loss(self, window_BT1: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
         """Mean next-token cross-entropy in nats.
 
         Args:
-            window_BT1: (B, T + 1) int64 symbols; each but the first is a target.
-            recorder: told of the features at every tap.
+            window_BT1: (B, T + 1) int64 tokens; each but the first is a target.
+            recorder: receives the features at every tap.
 
         Returns:
             The loss, 0-dim.
@@ -134,7 +134,7 @@ def build(
         config: shape and switches.
         recipe: multipliers and inits, derived for this shape.
         seed: see `GPT2.initialise`.
-        device: where the weights shall be; on "meta" they stay unmade.
+        device: of the weights; on "meta" they are not made.
         gpt2_residual_init: see `GPT2.initialise`.
 
     Raises:

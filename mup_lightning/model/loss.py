@@ -1,7 +1,7 @@
-"""Cross-entropy of a large vocabulary, a chunk of tokens at a time, so that the logits never stand whole in memory.
+"""Cross-entropy of a large vocabulary, a chunk of tokens at a time, so that the logits are never whole in memory.
 
 At GPT-2's vocabulary the logits and their gradient are most of a small model's memory. Here each chunk's logits are
-made, turned into their gradient in place, and spent on the gradients of features and weights before the next chunk
+made, turned into their gradient in place, and used for the gradients of features and weights before the next chunk
 begins: the gradient is taken in the forward pass, and backward only scales it.
 
 Shapes: N tokens, C width, V padded vocabulary, K tokens in a chunk.
@@ -18,7 +18,7 @@ _CHUNK_BYTES = {"cpu": 50 << 20, "cuda": 1 << 30}
 
 
 def default_chunk(vocab: int, device: torch.device) -> int:
-    """Tokens per chunk: about 50 MB of float32 logits on CPU (256 tokens at 50304 symbols), 1 GB elsewhere."""
+    """Tokens per chunk: about 50 MB of float32 logits on CPU (256 at a vocabulary of 50304), 1 GB elsewhere."""
     return max(1, _CHUNK_BYTES.get(device.type, 1 << 30) // (4 * vocab))
 
 
@@ -31,15 +31,15 @@ def cross_entropy(
     chunk: int | None = None,
     measure: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Mean cross-entropy in nats of softmax(features · weightᵀ) over the first `vocab_size` symbols.
+    """Mean cross-entropy in nats of softmax(features · weightᵀ) over the first `vocab_size` tokens of the vocabulary.
 
     Rows of the weight past `vocab_size` are padding: they get probability 0 and gradient 0.
 
     Args:
         features_NC: (N, C) features, already times the output multiplier.
         weight_VC: (V, C) output matrix, V >= vocab_size.
-        targets_N: (N,) int64 symbols, below vocab_size.
-        vocab_size: symbols of the tokenizer.
+        targets_N: (N,) int64 tokens, below vocab_size.
+        vocab_size: tokens of the tokenizer's vocabulary.
         chunk: tokens whose logits exist at once; None for `default_chunk`.
         measure: also return the RMS norm of the logits.
 
@@ -104,7 +104,7 @@ def _sweep(
 
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         x_NC, w_VC = features_NC.detach().to(dtype), weight_VC.detach().to(dtype)
-        # The only memory that logits ever have; in low precision the products need a second one beside the float32.
+        # The only memory that logits ever have; in low precision the products need a second one besides the float32.
         wide_KV = torch.empty(min(chunk, tokens), padded, device=device, dtype=wide)
         low_KV = wide_KV if dtype == wide else torch.empty_like(wide_KV, dtype=dtype)
         for start in range(0, tokens, chunk):

@@ -1,7 +1,7 @@
 """Taps: named measuring points inside the forward pass.
 
 The model calls its recorder at every point, if there is one. Points are inside the model rather than in forward hooks,
-because hooks are silently lost under torch.compile. `scale` says that the feature meant is `scale · x`: the model never
+because hooks are silently lost under torch.compile. The feature meant is `scale · x`: the model never
 forms a branch times its multiplier on its own, and its RMS norm needs no second pass.
 """
 
@@ -28,14 +28,14 @@ POINTS = (EMBEDDING, *LAYER_POINTS, FINAL_NORM, LOGITS)
 
 
 class Recorder(Protocol):
-    """What the model talks to at its measuring points."""
+    """What the model calls at its measuring points."""
 
     def feature(self, point: str, layer: int | None, x: torch.Tensor, scale: float = 1.0) -> None:
         """A feature: `scale · x`, of layer `layer` (None outside blocks)."""
         ...
 
     def rms(self, point: str, layer: int | None, value: torch.Tensor) -> None:
-        """A feature too large to stand whole in memory, by its RMS norm (a 0-dim tensor)."""
+        """A feature too large to be whole in memory, by its RMS norm (a 0-dim tensor)."""
         ...
 
 

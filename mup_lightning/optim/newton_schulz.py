@@ -67,7 +67,7 @@ def scratch(items: list[Item], dtype: torch.dtype, device: torch.device) -> int:
 
 
 def norms(matrices_brs: torch.Tensor) -> torch.Tensor:
-    """Each matrix's Frobenius norm (b, 1, 1) in float32 or wider; of a zero matrix the smallest number above zero."""
+    """Each matrix's Frobenius norm (b, 1, 1) in float32 or wider; for a zero matrix the smallest number above zero."""
     wide = torch.promote_types(matrices_brs.dtype, torch.float32)
     norm = torch.linalg.vector_norm(matrices_brs, dim=(-2, -1), keepdim=True, dtype=wide)
     return norm.clamp_min(torch.finfo(wide).tiny)
@@ -84,7 +84,7 @@ def iterate(matrices_brs: torch.Tensor, coefficients: Sequence[Coefficients]) ->
         coefficients: a, b, c of each step.
 
     Returns:
-        (b, r, s), in the memory of the argument or beside it.
+        (b, r, s), in the memory of the argument or in new memory.
     """
     rows, columns = matrices_brs.shape[-2:]
     short, long = sorted((rows, columns))
@@ -92,7 +92,7 @@ def iterate(matrices_brs: torch.Tensor, coefficients: Sequence[Coefficients]) ->
     spare = torch.empty_like(X)
     narrow = 2 * short <= long and X.dtype != torch.bfloat16
     size = _ROUND if narrow else 1
-    # What does not fit into `spare` of a round's two or four Gram matrices; the first is always apart.
+    # Those of a round's two or four Gram matrices that do not fit into `spare`; the first never goes there.
     own = [X.new_empty(X.shape[0], short, short) for _ in range(2 if narrow and long < 3 * short else 1)]
     for start in range(0, len(coefficients), size):
         _round(X, coefficients[start : start + size], spare, own)

@@ -5,8 +5,8 @@
     W <- W - η(A + λW)
     L <- β₂L + (1 - β₂)GGᵀ,  R <- β₂R + (1 - β₂)GᵀG;  every f-th step Q_L, Q_R <- QR(L Q_L), QR(R Q_R)
 
-The first step only fills L and R and takes their eigenvectors, as the authors do it: in the basis of its own gradient
-G' is diagonal, and Adam would make ±1 of the rounding errors beside it. c_t, and ε beside the uncorrected √V, are the
+The first step only fills L and R and takes their eigenvectors, as the authors do: in the basis of its own gradient
+G' is diagonal, and Adam would make ±1 of the rounding errors around it. c_t, and ε next to the uncorrected √V, are the
 authors' too. A side longer than max_dimension keeps its own basis.
 
 Own code, because torch has no SOAP.

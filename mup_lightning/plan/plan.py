@@ -150,20 +150,8 @@ def _parameters(config: Config, model: GPT2, recipe: Recipe) -> list[ParameterPl
         std = 0.0 if info.role.is_vector else values.init_std
         if config.recipe.gpt2_residual_init and info.closes_branch:
             std *= (2 * config.model.depth) ** -0.5
-        multiplier = _multiplier(info.role, recipe.multipliers)
-        result.append(
-            ParameterPlan(
-                name,
-                info.shape,
-                str(info.role),
-                values.rule,
-                multiplier,
-                std,
-                values.lr,
-                values.weight_decay,
-                values.eps,
-            )
-        )
+        numbers = (_multiplier(info.role, recipe.multipliers), std, values.lr, values.weight_decay, values.eps)
+        result.append(ParameterPlan(name, info.shape, str(info.role), values.rule, *numbers))
     return result
 
 
@@ -175,15 +163,10 @@ def _multiplier(role: Role, multipliers: Multipliers) -> float:
 
 def _group(group: Group, recipe: Recipe) -> GroupPlan:
     infos = group["infos"]
-    return GroupPlan(
-        roles=tuple(dict.fromkeys(str(info.role) for info in infos)),
-        tensors=len(infos),
-        parameters=sum(info.numel for info in infos),
-        rule=group["rule"],
-        lr=group["lr"],
-        weight_decay=group["weight_decay"],
-        eps=recipe.values[infos[0].role].eps,
-    )
+    values = recipe.values[infos[0].role]
+    roles = tuple(dict.fromkeys(str(info.role) for info in infos))
+    numel = sum(info.numel for info in infos)
+    return GroupPlan(roles, len(infos), numel, values.rule, values.lr, values.weight_decay, values.eps)
 
 
 def _flops(config: Config, model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:

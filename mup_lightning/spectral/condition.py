@@ -32,15 +32,15 @@ INIT_VARIANCE: dict[Role, Scale] = {
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight as the condition leaves it: everything that an optimizer family needs to know.
+    """The condition solved for one weight: everything that an optimizer family needs to know.
 
     Attributes:
-        role: what the weight is to the network.
+        role: of the weight in the network.
         n_out: scale of its output side.
         n_in: scale of its input side (1 for vectors).
         init_var: variance of its entries at initialisation (a convention, not a result).
         norm: ‖W‖_R at initialisation.
-        multiplier: α, of the branch or of the layer that it sits in.
+        multiplier: α of its branch or layer.
         update: the ‖ΔW‖_R that one step must have.
         loss_change: ⟨ΔW, G⟩, its share of the first-order change of the loss in one step.
     """

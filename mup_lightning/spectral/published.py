@@ -177,7 +177,7 @@ class Cell:
     """One compared cell, both sides in our convention.
 
     Attributes:
-        role: whose.
+        role: of the parameters.
         quantity: as in `recipe.Exponents`.
         ours: our scale.
         theirs: the published one; None where it is not specified, or where that side has no such thing.
@@ -236,14 +236,7 @@ def as_plain(name: str, optimizer: str, branch_depth: int) -> dict[str, Any]:
         "optimizer": optimizer,
         "branch_depth": branch_depth,
         "cells": [
-            {
-                "role": str(cell.role),
-                "quantity": cell.quantity,
-                "ours": plain_scale(cell.ours),
-                "theirs": plain_scale(cell.theirs),
-                "status": cell.status,
-                "why": cell.why,
-            }
+            vars(cell) | {"role": str(cell.role), "ours": plain_scale(cell.ours), "theirs": plain_scale(cell.theirs)}
             for cell in compare(name, optimizer, branch_depth)
         ],
     }

@@ -30,9 +30,9 @@ class RecipeConfig(Typed, prefix="recipe."):
     Attributes:
         optimizer: the update rule. One that needs whole matrices (muon, soap, ...) updates the matrices inside blocks
             and leaves all else to AdamW; any other (adamw, lion, ...) updates everything.
-        pure: a matrix optimizer updates embeddings and head too; AdamW keeps the vectors, which are no matrices.
-        variant: what is known of the optimizer's update: as the paper has it (published), or as `mup-lightning probe`
-            has measured the implementation here (measured), where the two differ.
+        pure: a matrix optimizer updates embeddings and head too; AdamW keeps only the vectors.
+        variant: size of the optimizer's update: from the paper (published), or as `mup-lightning probe` measured the
+            implementation here (measured), where the two differ.
         parametrization: mup applies the spectral condition; sp uses the base values unchanged at every size.
         branch_depth: k, the matrices in a residual branch that the condition counts: 1, or 2 and more (all agree).
         lr: base learning rate, at the base shape.

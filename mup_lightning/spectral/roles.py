@@ -1,6 +1,6 @@
-"""The parts that a parameter can play, as the spectral condition tells them apart (arXiv 2603.00541, section 2).
+"""The roles of parameters that the spectral condition distinguishes (arXiv 2603.00541, section 2).
 
-A vector is read as a matrix with one input (n_out x 1), so that one definition of norm serves all parameters.
+A vector counts as a matrix with one input (n_out x 1), so one definition of norm serves all parameters.
 """
 
 from __future__ import annotations

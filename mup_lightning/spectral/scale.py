@@ -1,7 +1,7 @@
 """Exact algebra of scales n^a · L^b: how a quantity grows with width n and depth L, constants dropped.
 
 Only products, quotients and rational powers occur in the spectral condition, so a pair of rational exponents
-is all there is to keep. Nothing here knows a size; `Scale.at` evaluates a scale at ratios of sizes.
+says everything. `Scale.at` evaluates a scale at ratios of sizes.
 """
 
 from __future__ import annotations

@@ -21,20 +21,12 @@ QUANTITIES: dict[str, str] = {
 
 LEGEND = "Factors on the base values; n stands for width / base width, L for depth / base depth."
 
-REMARKS = {
-    "soap": "The row takes SOAP for U Vᵀ, as the paper does; measured, it is the adamw row (--variant measured).",
-}
-
 
 def rows(family: Family, branch_depth: int) -> dict[Role, Exponents]:
     """One optimizer's table: role -> exponents of every quantity.
 
     For a whole-matrix family this is the family's own column for all roles, as the paper prints it, although training
-    gives it the hidden matrices alone (see `recipe.family_of`).
-
-    Args:
-        family: the optimizer family.
-        branch_depth: k; see `condition.solve`.
+    gives it only the hidden matrices (see `recipe.family_of`).
     """
     return {role: exponents(family, role, branch_depth) for role in Role}
 
@@ -102,6 +94,7 @@ def _notes(family: Family) -> list[str]:
         )
     if family.measured is not None and family.direction is family.measured:
         notes.append("The row is as measured (docs/results/probe.md), not as the paper has it (--variant published).")
-    elif family.name in REMARKS:
-        notes.append(REMARKS[family.name])
+    elif family.measured is not None:
+        alike = next(known.name for known in FAMILIES.values() if known.direction is family.measured)
+        notes.append(f"The row is as published; measured, it is the {alike} row (--variant measured).")
     return notes
