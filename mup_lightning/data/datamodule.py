@@ -11,14 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mup_lightning.config.schema import DataConfig
-from mup_lightning.data.sampler import (
-    accumulation_steps,
-    batch_counters,
-    sample_id,
-    samples_in,
-    validation_batches,
-    validation_samples,
-)
+from mup_lightning.data.sampler import accumulation_steps, batch_counters, sample_id, samples_in, validation_batches
 from mup_lightning.data.shards import TokenStore, check_vocabulary, manifest_hash
 from mup_lightning.errors import UserError
 
@@ -109,7 +102,7 @@ class TokenDataModule(pl.LightningDataModule):
             check_vocabulary(self.train_store.manifest, config.tokenizer)
             self.windows = TokenWindows(self.train_store, self.context, self.seed)
             self.val_store = TokenStore.open(config.path, "val", config.verify)
-            validation_samples(self.val_store, self.context, config.val_tokens)
+            samples_in(self.val_store, self.context, config.val_tokens)
             self._opened = True
 
     @property

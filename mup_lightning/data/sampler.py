@@ -21,15 +21,23 @@ if TYPE_CHECKING:
     import torch
 
 
-def samples_in(store: TokenStore, context: int) -> int:
-    """How many windows of `context + 1` tokens at stride `context` a split holds. Raises UserError if none."""
+def samples_in(store: TokenStore, context: int, val_tokens: int | None = None) -> int:
+    """How many windows of `context + 1` tokens at stride `context` a split, or its first `val_tokens` tokens, holds.
+
+    Raises UserError where there is none.
+    """
     samples = (len(store) - 1) // context
     if samples < 1:
         raise UserError(
             f"the {store.split} split of {store.path} has {len(store)} tokens, but a context of {context} needs at "
             f"least {context + 1}. Use a shorter context or a larger corpus (for val, a larger validation.fraction)."
         )
-    return samples
+    if val_tokens is not None and val_tokens < context:
+        raise UserError(
+            f"data.val_tokens = {val_tokens} is less than one window of {context} tokens. "
+            f"Set it to a multiple of {context}, or to null for the whole validation split."
+        )
+    return samples if val_tokens is None else min(samples, val_tokens // context)
 
 
 @lru_cache(maxsize=2)  # a batch touches at most two epochs as long as it is smaller than one
@@ -86,22 +94,6 @@ def batch_counters(
     return np.arange(first, first + micro_batch, dtype=np.int64)
 
 
-def validation_samples(store: TokenStore, context: int, val_tokens: int | None) -> int:
-    """How many windows a validation pass covers: all, or those of the first `val_tokens` tokens.
-
-    Raises UserError where there is none.
-    """
-    samples = samples_in(store, context)
-    if val_tokens is None:
-        return samples
-    if val_tokens < context:
-        raise UserError(
-            f"data.val_tokens = {val_tokens} is less than one window of {context} tokens. "
-            f"Set it to a multiple of {context}, or to null for the whole validation split."
-        )
-    return min(samples, val_tokens // context)
-
-
 def validation_batches(
     store: TokenStore, context: int, batch: int, rank: int = 0, world_size: int = 1, val_tokens: int | None = None
 ) -> Iterator[torch.Tensor]:
@@ -114,7 +106,7 @@ def validation_batches(
     """
     import torch
 
-    samples = validation_samples(store, context, val_tokens)
+    samples = samples_in(store, context, val_tokens)
     per_rank = -(-samples // world_size)  # the most that any rank has: rank 0's
     mine = np.arange(rank, samples, world_size, dtype=np.int64)
     for first in range(0, per_rank, batch):
