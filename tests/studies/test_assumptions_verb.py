@@ -40,6 +40,7 @@ def test_the_exit_status_is_the_verdict(tmp_path, capsys, least, tolerance, stat
         (["--optimizer", "adam"], "there is no recipes/optimizer/adam.yaml; optimizer can be: adamw"),
         (["--data", "nowhere"], "nowhere"),
         (["--rates", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--rates", "recipes/experiment/tune.yaml"], "recipes/experiment/tune.yaml is {'sweep'"),
         (["--out", "FILE"], "is not a folder; expected one"),
     ],
 )

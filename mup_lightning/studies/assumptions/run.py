@@ -18,6 +18,7 @@ from mup_lightning.studies.assumptions.settings import AssumptionSettings
 from mup_lightning.studies.assumptions.verdict import FORMULAS, conclude
 from mup_lightning.studies.fit import overall
 from mup_lightning.studies.workers import cores, each
+from mup_lightning.typed import PositiveFloat, convert
 from mup_lightning.versions import versions
 
 BASE = {"mlp": (64, 4), "gpt2": (256, 4)}
@@ -100,9 +101,10 @@ def base_config(network: str, optimizer: str, settings: AssumptionSettings) -> C
 
     The base learning rate is that of `settings.rates`, or of the optimizer's recipe.
     """
-    rates = read_yaml(Path(settings.rates), "base learning rates: {mlp: {OPTIMIZER: LR, ...}, gpt2: {...}}")
-    config = build_config([preset("optimizer", optimizer)])
-    lr = rates[network].get(optimizer, config.recipe.lr)
+    expected = "base learning rates by network and optimizer, such as recipes/experiment/assumptions.yaml has"
+    rates = convert(read_yaml(Path(settings.rates), expected), dict[str, dict[str, PositiveFloat]], settings.rates)
+    recipe = build_config([preset("optimizer", optimizer)]).recipe
+    lr = rates.get(network, {}).get(optimizer, recipe.lr)
     width, depth = BASE[network]
     samples = settings.batch if network == "mlp" else settings.sequences
     return build_config(

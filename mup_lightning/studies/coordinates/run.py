@@ -28,10 +28,10 @@ def run(settings: CheckSettings, config: Config) -> int:
         raise UserError("--table and --all allow no other option than --out: the checks have options of their own")
     out = Path(settings.out or FOLDER)
     folders = list(settings.table)
-    for mine, checked in read_list(settings.all) if settings.all else []:
-        folder = out / name_of(mine, checked)
+    for listed, its_config in read_list(settings.all) if settings.all else []:
+        folder = out / name_of(listed, its_config)
         if not (folder / FILE).exists():
-            run_one(replace(mine, out=str(folder)), checked)
+            run_one(replace(listed, out=str(folder)), its_config)
         folders.append(folder)
     table = markdown([read_check(folder / FILE) for folder in folders])
     print(table)
@@ -73,8 +73,8 @@ def read_list(file: Path) -> list[tuple[CheckSettings, Config]]:
             own = {key: value for key, value in values.items() if key != "optimizer"}
             layers: list[Layer] = [*map(Path, content["configs"]), preset("optimizer", values["optimizer"]), own]
             merged = merge(layers, [CheckSettings, Config])
-            mine = {key: merged.pop(key) for key in list(merged) if key in CheckSettings.__dataclass_fields__}
-            result.append((CheckSettings(**mine), Config.from_plain(merged)))
+            options = {key: merged.pop(key) for key in list(merged) if key in CheckSettings.__dataclass_fields__}
+            result.append((CheckSettings(**options), Config.from_plain(merged)))
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{file} is not a list of coordinate checks; expected {expected}") from None
     except UserError as error:
