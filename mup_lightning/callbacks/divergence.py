@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mup_lightning.callbacks.losses import Losses
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
+from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.errors import Diverged
 
 MAD = 1.4826
@@ -65,18 +66,16 @@ class Divergence(StepCallback):
 
     Args:
         losses: where the losses of the steps are read.
-        sigmas: see `RunningLevel`.
-        window: see `RunningLevel`; also the steps over which `stop` counts.
-        stop: this many spikes among the last `window` steps end the run; 0: never.
+        trainer: sigmas and window of the `RunningLevel`; so many spikes among the steps in the window end the run.
 
     Attributes:
         spikes: so far, over all resumes.
     """
 
-    def __init__(self, losses: Losses, sigmas: float, window: int, stop: int) -> None:
-        self.losses, self.stop, self.spikes = losses, stop, 0
-        self.level = RunningLevel(window, sigmas)
-        self._recent: deque[bool] = deque(maxlen=window)
+    def __init__(self, losses: Losses, trainer: TrainerConfig) -> None:
+        self.losses, self.stop, self.spikes = losses, trainer.spike_stop, 0
+        self.level = RunningLevel(trainer.spike_window, trainer.spike_sigmas)
+        self._recent: deque[bool] = deque(maxlen=trainer.spike_window)
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Judge, log and warn; all processes see the same losses.

@@ -12,6 +12,7 @@ import torch
 
 from mup_lightning import signals
 from mup_lightning.callbacks.step import StepCallback, WatchedModule, due
+from mup_lightning.config.schema import TrainerConfig
 
 MEASURE_SECONDS = 0.3
 """How long a measurement of the peak takes, about."""
@@ -31,26 +32,17 @@ class Throughput(StepCallback):
 
     Args:
         tokens_per_step: over all processes.
-        every: steps between points.
+        trainer: says how often to log, and what a device's peak is.
         flops_per_token: forward and backward pass.
-        peak: one device's peak, FLOP/s; "measure" (see `measured_peak`); "off": no MFU.
-        precision: fp32 or bf16, for the measurement.
 
     Attributes:
         seconds: time spent in steps so far, without the first one (warm-up, allocation, compilation).
         steps: steps counted in it.
     """
 
-    def __init__(
-        self,
-        tokens_per_step: int,
-        every: int = 0,
-        flops_per_token: float = 0.0,
-        peak: float | str = "off",
-        precision: str = "fp32",
-    ) -> None:
-        self.tokens_per_step, self.every, self.flops_per_token = tokens_per_step, every, flops_per_token
-        self.peak, self.precision = peak, precision
+    def __init__(self, tokens_per_step: int, trainer: TrainerConfig, flops_per_token: float) -> None:
+        self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
+        self.every, self.peak, self.precision = trainer.log_every, trainer.peak_flops, trainer.precision
         self.seconds, self.steps = 0.0, 0
         self._begin: float | None = None
         self._all_peaks: float | None = None

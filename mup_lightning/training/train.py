@@ -107,7 +107,8 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
     if keep and is_first_process():
         folder.open(config, start)
 
-    throughput = _throughput(config, keep)
+    tokens_per_step = config.data.batch_size * config.model.context
+    throughput = Throughput(tokens_per_step, config.trainer, plan(config).flops.convention_per_token if keep else 0.0)
     validation = Validation(config.trainer.validate_every, throughput)
     saving = SaveCheckpoints(folder, config, identity, throughput)
     watching = default_callbacks(config, module.model, folder, start, throughput, validation, keep=keep)
@@ -125,7 +126,7 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
         first_step=first_step,
         validation_loss=validation.last if finished else None,
         unigram_loss=manifest.unigram_loss,
-        tokens=steps * throughput.tokens_per_step,
+        tokens=steps * tokens_per_step,
         parameters=parameters,
         seconds=time.perf_counter() - begin,
         tokens_per_second=throughput.tokens_per_second,
@@ -167,7 +168,7 @@ def default_callbacks(
         if start is None or not folder.has_logs():
             found.append(Dashboard(panels(trainer, config.recipe.branch_depth), pages(config, model)))
     if trainer.spike_sigmas:
-        found.append(Divergence(losses, trainer.spike_sigmas, trainer.spike_window, trainer.spike_stop))
+        found.append(Divergence(losses, trainer))
     logged = folder.logged_at(start.step) if start and keep and is_first_process() else set()
 
     def written(tags: str) -> int | None:
@@ -182,12 +183,3 @@ def default_callbacks(
     if trainer.update_check_every:
         found.append(UpdateCheck(trainer.update_check_every))
     return found
-
-
-def _throughput(config: Config, keep: bool) -> Throughput:
-    """The clock; it logs where logs are kept."""
-    tokens_per_step, trainer = config.data.batch_size * config.model.context, config.trainer
-    if not keep:
-        return Throughput(tokens_per_step)
-    flops_per_token = plan(config).flops.convention_per_token
-    return Throughput(tokens_per_step, trainer.log_every, flops_per_token, trainer.peak_flops, trainer.precision)

@@ -8,6 +8,7 @@ import torch
 
 from mup_lightning.callbacks import throughput as module
 from mup_lightning.callbacks.throughput import Throughput, measured_peak
+from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.plan.plan import plan
 from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.train import train
@@ -28,7 +29,7 @@ def clock(monkeypatch):
 
 
 def test_everything_between_steps_counts_but_the_first_step_and_pauses(clock):
-    throughput, silent = Throughput(tokens_per_step=10), SimpleNamespace(logger=None)
+    throughput, silent = Throughput(10, TrainerConfig(), 6.0), SimpleNamespace(logger=None)
     assert throughput.tokens_per_second == 0.0
     with throughput.paused():
         clock.now += 5.0
@@ -43,7 +44,7 @@ def test_everything_between_steps_counts_but_the_first_step_and_pauses(clock):
 
 
 def test_points_are_of_the_interval_and_of_the_mean(clock):
-    throughput, logged = Throughput(10, every=2, flops_per_token=6.0, peak=100.0), {}
+    throughput, logged = Throughput(10, TrainerConfig(log_every=2, peak_flops=100.0), 6.0), {}
     trainer = SimpleNamespace(
         max_steps=6,
         logger=SimpleNamespace(log_metrics=lambda values, step: logged.update({step: values})),
