@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from itertools import product
 from typing import Any
@@ -113,11 +113,12 @@ def _short(value: Any) -> str:
     return power_of_two(value) if isinstance(value, float) and 0 < value < 1 else str(value)
 
 
-def shard(trials: list[Trial], number: int, of: int) -> list[Trial]:
-    """Every `of`-th trial from the `number`-th on, counted from 1: as much work for each shard."""
-    if not 1 <= number <= of:
-        raise UserError(f"--shard is {number}/{of}; expected I/N with I from 1 to N, such as 1/4")
-    return trials[number - 1 :: of]
+def shard(trials: list[Trial], text: str) -> list[Trial]:
+    """Every N-th trial from the I-th on, for the text I/N: as much work for each shard."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise UserError(f"--shard is {text}; expected I/N with I from 1 to N, such as 1/4")
+    return trials[int(number) - 1 :: int(of)]
 
 
 def config_hash(config: Config, corpus: str) -> str:
@@ -166,5 +167,6 @@ def look_up(config: Config, key: str) -> Any:
 def _refuse_no_number(config: Config, key: str) -> None:
     value = look_up(config, key)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        shown = "a section" if is_dataclass(value) else repr(value)
-        raise UserError(f"sweep.value is {key}, which is {shown}; expected the key of a number, such as recipe.lr")
+        raise UserError(
+            f"sweep.value is {key}, which is {value!r:.40}; expected the key of a number, such as recipe.lr"
+        )

@@ -13,13 +13,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mup_lightning import tables
-from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder
-from mup_lightning.studies.sweep.grid import Trial, expand, shard
+from mup_lightning.studies.sweep.grid import Trial, expand, look_up, shard
 from mup_lightning.studies.sweep.spec import SweepSettings, load, setting
-from mup_lightning.studies.sweep.table import Record, prepare, read_trials, write_table
+from mup_lightning.studies.sweep.table import prepare, read_trials, write_table
 from mup_lightning.studies.sweep.trial import Outcome, run_trial
 from mup_lightning.studies.workers import DIED, each, fitting, gpus, threads
+from mup_lightning.tables import power_of_two
 
 LOG = "workers.log"
 ASSUMED_SPEED = 4.0e10
@@ -56,7 +56,7 @@ def run(settings: SweepSettings) -> int:
     """
     sweep = load(settings.file, dict(setting(text) for text in settings.set))
     whole = expand(sweep)
-    trials = shard(whole, *_numbers(settings.shard))
+    trials = shard(whole, settings.shard)
     folder = settings.out or sweep.folder
     check_folder(folder)
     if not trials:
@@ -158,43 +158,39 @@ def _last_screen(summary: Summary, folder: Path, total: int) -> str:
 
 
 def dry_run(trials: list[Trial], folder: Path, workers: int | None) -> str:
-    """What would be run, and what it would cost."""
+    """What would be run, a line for all trials that differ in the swept value and the seed alone, and what it costs."""
     records = read_trials(folder)
-    speed = measured_speed(trials, records)[0]
-    lines = [["configuration", "axis", "tokens", "FLOPs", "minutes", ""]]
-    for trial in trials:
-        checked, state = trial.checked, "finished" if trial.hash in records else ""
-        minutes = f"{checked.work / speed / 60:.1f}"
-        lines.append([trial.label, ",".join(trial.axes), f"{checked.tokens:,}", f"{checked.flops:.3g}", minutes, state])
-    return f"{tables.text(lines)}\n\n{costs(trials, records, workers)}"
-
-
-def measured_speed(trials: list[Trial], records: dict[str, Record]) -> tuple[float, int]:
-    """Operations per second of one worker, and the number of finished trials that say so; 0: it is assumed."""
     timed = [(trial, records[trial.hash]["rows"][0]) for trial in trials if trial.hash in records]
     timed = [(trial, row) for trial, row in timed if row["loss"]]
     seconds = sum(float(row["seconds"]) for _, row in timed)
-    return (sum(trial.checked.work for trial, _ in timed) / seconds if seconds else ASSUMED_SPEED), len(timed)
-
-
-def costs(trials: list[Trial], records: dict[str, Record], workers: int | None) -> str:
-    """What is left to be run, and how long that takes."""
+    speed = sum(trial.checked.work for trial, _ in timed) / seconds if seconds else ASSUMED_SPEED
+    groups: dict[str, list[Trial]] = {}
+    swept = f"{trials[0].value.rpartition('.')[2]}="
+    for trial in trials:
+        label = " ".join(word for word in trial.label.split() if not word.startswith(("seed=", swept)))
+        groups.setdefault(label, []).append(trial)
+    lines = [["configurations", "axis", trials[0].value, "seeds", "runs", "finished", "tokens", "FLOPs", "minutes"]]
+    for label, group in groups.items():
+        values = sorted({look_up(trial.config, trial.value) for trial in group})
+        ends = " to ".join(dict.fromkeys(power_of_two(value) for value in (values[0], values[-1])))
+        axes = " and ".join(sorted({axis for trial in group for axis in trial.axes}, reverse=True))
+        seeds = ", ".join(map(str, sorted({trial.config.seed for trial in group})))
+        counts = str(len(group)), str(sum(trial.hash in records for trial in group))
+        lines.append([label or "all", axes, f"{ends} ({len(values)})", seeds, *counts, *_cost(group, speed)])
     left = [trial for trial in trials if trial.hash not in records]
-    if not left:
-        return f"{len(trials)} configurations, all of them finished"
+    tokens, flops, minutes = _cost(left, speed)
     count = max(1, how_many(left, workers))
-    speed, known = measured_speed(trials, records)
-    minutes = sum(trial.checked.work for trial in left) / speed / 60
-    basis = f"by {known} finished ones" if known else f"a guess: {speed:.0e} operations per second and worker"
+    basis = f"as {len(timed)} finished ones took" if timed else f"a guess: {speed:.0e} operations per second and worker"
     return (
-        f"{len(trials)} configurations, {len(left)} left: {sum(trial.checked.tokens for trial in left):,} tokens, "
-        f"{sum(trial.checked.flops for trial in left):.3g} FLOPs\n"
-        f"{minutes:.1f} minutes of one worker, {minutes / count:.1f} minutes on {count} ({basis})"
+        f"{tables.text(lines)}\n\n{len(trials)} configurations, {len(left)} left: {tokens} tokens, {flops} FLOPs, "
+        f"{minutes} minutes of one worker; {count} would run at once ({basis})"
     )
 
 
-def _numbers(text: str) -> tuple[int, int]:
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal()):
-        raise UserError(f"--shard is {text!r}; expected I/N with I from 1 to N, such as 1/4")
-    return int(number), int(of)
+def _cost(trials: list[Trial], speed: float) -> list[str]:
+    """Tokens, FLOPs, and minutes of one worker at so many operations per second."""
+    return [
+        f"{sum(trial.checked.tokens for trial in trials):,}",
+        f"{sum(trial.checked.flops for trial in trials):.2g}",
+        f"{sum(trial.checked.work for trial in trials) / speed / 60:.1f}",
+    ]

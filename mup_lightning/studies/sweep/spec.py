@@ -52,14 +52,10 @@ class Grid(Typed, prefix="sweep.grids."):
 
 
 @dataclass(frozen=True)
-class Sweep(Typed, prefix="sweep."):
-    """A sweep file. What stands outside `grids` holds for all of them; a grid's own values win.
+class Sweep(Grid, prefix="sweep."):
+    """A sweep file. What stands outside `grids`, see `Grid`, holds for all of them; a grid's own values win.
 
     Attributes:
-        configs: see `Grid`; those of a grid come after these.
-        set: see `Grid`.
-        vary: see `Grid`.
-        axis: see `Grid`.
         name: of the sweep and its default folder; empty: the file's name.
         value: the dotted key that is swept.
         grids: their union is run.
@@ -67,10 +63,6 @@ class Sweep(Typed, prefix="sweep."):
         file: where it was read; set by `load`.
     """
 
-    configs: tuple[Path, ...] = ()
-    set: dict[str, Any] = field(default_factory=dict)
-    vary: dict[str, Any] = field(default_factory=dict)
-    axis: Axis | None = None
     name: _FolderName = ""
     value: str = "recipe.lr"
     grids: Annotated[tuple[Grid, ...], Bound("a list of grids", lambda value: len(value) > 0)] = (Grid(),)
@@ -119,14 +111,13 @@ def load(file: str | Path, overrides: dict[str, Any] | None = None) -> Sweep:
         if not isinstance(content, dict) or list(content) != ["sweep"]:
             raise UserError(f"expected the one key `sweep`, found {content!r:.60}")
         sweep = build(Sweep, content["sweep"], "sweep.")
-        shared = Grid(sweep.configs, sweep.set, sweep.vary, sweep.axis)
-        grids = tuple(_completed(grid, shared, overrides or {}) for grid in sweep.grids)
+        grids = tuple(_completed(grid, sweep, overrides or {}) for grid in sweep.grids)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     return replace(sweep, grids=grids, name=sweep.name or Path(file).stem, file=str(file))
 
 
-def _completed(grid: Grid, shared: Grid, overrides: dict[str, Any]) -> Grid:
+def _completed(grid: Grid, shared: Sweep, overrides: dict[str, Any]) -> Grid:
     """A grid with what stands outside of it, and with overrides."""
     fixed = {key: value for key, value in shared.set.items() if key not in grid.vary} | grid.set | overrides
     vary = {key: values for key, values in (shared.vary | grid.vary).items() if key not in {**grid.set, **overrides}}

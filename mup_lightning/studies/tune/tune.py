@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, make_folder
+from mup_lightning.plan.plan import plan
 from mup_lightning.studies.sweep.grid import Trial, look_up
-from mup_lightning.studies.sweep.run import run_trials
+from mup_lightning.studies.sweep.run import dry_run, run_trials
 from mup_lightning.studies.sweep.spec import load, setting
 from mup_lightning.studies.sweep.table import read_trials
 from mup_lightning.studies.transfer.figures import draw
@@ -17,7 +19,6 @@ from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.report import text
 from mup_lightning.studies.transfer.transfer import Transfer, transfer
 from mup_lightning.studies.tune import report
-from mup_lightning.studies.tune.cost import cost_of, dry_run
 from mup_lightning.studies.tune.prediction import ends, predict
 from mup_lightning.studies.tune.proxies import (
     incompatibilities,
@@ -61,8 +62,12 @@ def run(settings: TuneSettings, target: Config) -> int:
         if len(trials) == len(before):  # it cannot grow any more
             break
         if settings.dry_run:
-            rounds = 0 if names_values(sweep) else ROUNDS - 1
-            print(dry_run(trials, sweep.value, target, read_trials(folder), settings.workers, rounds))
+            print(dry_run(trials, folder, settings.workers))
+            if not names_values(sweep):
+                print(f"more values if the best is the first or last of them, at most {ROUNDS - 1} times")
+            print(cost_of(target, sum(trial.checked.flops for trial in trials)))
+            if differing := not_transferred([trial.config for trial in trials], target):
+                print(f"not transferred by the recipe: {'; '.join(differing)}")
             return 0
         summary = run_trials(trials, folder, settings.workers, sweep.keep_runs)
         if summary.exit_code:
@@ -145,3 +150,21 @@ def _conclude(
 
 def _base(config: Config) -> tuple[int, int]:
     return config.recipe.base_width, config.recipe.base_depth
+
+
+def cost_of(target: Config, spent: float = 0.0) -> str:
+    """What training the target takes.
+
+    Args:
+        target: the large model.
+        spent: FLOPs of the small models, to compare; 0: do not.
+    """
+    # The learning rate is still to be found, so its floor may lie above the one given; neither costs anything.
+    free = replace(target, schedule=replace(target.schedule, min_lr=0.0))
+    planned = plan(free, device="cpu" if target.trainer.accelerator == "cpu" else "cuda")
+    flops = planned.flops_of(target.trainer.max_steps)
+    ratio = f", {float(f'{flops / spent:.2g}'):,g} times the small models together" if spent else ""
+    return (
+        f"the target, width {target.model.width}, depth {target.model.depth}: {target.trainer.max_steps:,} steps of "
+        f"{target.data.batch_size} x {target.model.context} tokens, {flops:.2g} FLOPs{ratio}"
+    )
