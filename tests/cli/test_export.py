@@ -1,6 +1,7 @@
 """A trained model leaves as a plain Hugging Face GPT-2."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -63,10 +64,14 @@ def test_plain_is_every_parameter_as_it_is(tiny, tmp_path, capsys):
     assert description["multipliers"] == {"input": 3.0, "residual": 0.5, "output": 0.25}
 
 
-def test_what_gpt2_cannot_express_is_refused(tiny, tmp_path, capsys):
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch, capsys):
     path = trained(tiny, **{"model.layer_norm": False, "recipe.init_std": 0.02})
     assert main(["export", path, "--out", str(tmp_path / "hf")]) == 1
     assert "model.layer_norm false, which Hugging Face's GPT-2 cannot express" in capsys.readouterr().err
+    path = trained(tiny, **{"run.name": "plain"})
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it was not installed
+    assert main(["export", path, "--out", str(tmp_path / "hf")]) == 1
+    assert "needs transformers, which is not installed: pip install 'mup-lightning[export]'" in capsys.readouterr().err
     assert not (tmp_path / "hf").exists()
 
 
