@@ -20,7 +20,8 @@ counted on top of activations, as they are in all but the first of several micro
 Under ZeRO 3 two blocks are gathered besides the embeddings: one that computes and one that is fetched ahead.
 
 The spectral monitor (`trainer.spectral_norms_every`) keeps a copy of the matrices, each in one process, while a
-measured step updates them: 4m'/P more there, m' the elements of all matrices, embeddings and head too.
+measured step updates them: 4m'/P more there, m' the elements of all matrices, embeddings and head too. Before and after
+the update it needs a second copy of the matrix that it measures.
 
 The peak has the larger of activations with exchange, and the last column, never both.
 
@@ -163,7 +164,7 @@ def memory(load: Load, gpus: int, zero: int) -> Memory:
     bucket = 4 * min(ZERO_BUCKET, n)
     gone = gradients - 4 * _shard(n, gpus) if zero else 0  # at stage 1: the other processes' partitions
     step = max((_step(rule, gpus, zero, load.device) for rule in rules), default=0)
-    step += 4 * max(_shard(load.watched[0], gpus), load.watched[1])
+    step = max(step, 4 * load.watched[1]) + 4 * max(_shard(load.watched[0], gpus), load.watched[1])
     return Memory(
         gpus=gpus,
         zero=zero,

@@ -1,8 +1,8 @@
-"""Kill one of several training processes at random moments, again and again, and see that nothing is ever lost.
+"""Kill one of several training processes at random moments, again and again, and check that nothing is ever lost.
 
     python -m tests.distributed.kills --kills 50
 
-Every life of the run resumes from the newest complete checkpoint. It saves after every step, so that many of the kills
+Every restart resumes from the newest complete checkpoint. The run saves after every step, so that many of the kills
 fall into the saving. In the end the weights must equal those of an undisturbed run to the bit.
 """
 

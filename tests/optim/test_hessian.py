@@ -115,15 +115,6 @@ def test_without_its_estimate_the_step_is_refused():
     assert not stepper.state
 
 
-def test_long_lists_of_names_are_cut():
-    parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(5)]
-    for parameter in parameters:
-        parameter.grad = torch.ones(1)
-    stepper = optimizer("sophia", parameters)
-    with pytest.raises(RuntimeError, match=r"^w, a, b and 2 more need"):
-        stepper.step()
-
-
 def test_estimates_that_are_not_finite_are_refused():
     _, stepper = sophia()
     with pytest.raises(FloatingPointError, match="the estimate of the Hessian of w: NaN"):

@@ -10,21 +10,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mup_lightning.cli.main import main
-from mup_lightning.config.schema import Config
 from mup_lightning.model.gpt2 import build
 from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.training.module import GPT2Module
-
-
-def configure(**changes):
-    values = {}
-    for key, value in changes.items():
-        section, name = key.split("__")
-        values.setdefault(section, {})[name] = value
-    return Config.from_plain(values)
-
+from tests.training.test_memory import XL, configure
 
 EXAMPLE = [
     *("--model.width", "1024", "--model.depth", "16", "--recipe.optimizer", "adamw", "--recipe.parametrization", "mup"),
@@ -52,9 +43,6 @@ def test_the_example_by_hand(capsys):
     assert [final[key] for key in numbers] == pytest.approx([1, 0, 2**-7, 0.1, 1e-16 / 4], rel=1e-12)
     assert found["tokens"] == 1221 * 240 * 1024
     assert found["accumulation"] == {"1": 30, "8": None}  # 240 sequences are no multiple of 8 x 8
-
-
-XL = {"model__width": 1600, "model__depth": 48, "data__micro_batch": 2}
 
 
 def test_gpt2_xl_by_hand():
