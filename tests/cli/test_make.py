@@ -10,6 +10,7 @@ import pytest
 
 from mup_lightning.cli.commands import VERBS
 from mup_lightning.cli.main import parse
+from mup_lightning.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -104,22 +105,30 @@ def test_a_misspelt_variable_reaches_the_program_before_anything_is_prepared(ins
     assert "stpes=5" in first
 
 
-def commands():
-    """Every make command of the README and the docs; a verb alone is a noun there."""
+def commands(program):
+    """Every command of the README and the docs that names what it is about; a verb alone is a noun there."""
     for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))):
-        text = page.read_text()
-        blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, re.S | re.M))
-        yield from re.findall(r"^ *(make [^#\n]*)", blocks, re.M)
-        yield from re.findall(r"`(make [\w-]+ [^`\n]*)`", text)
+        text = page.read_text().replace("\\\n", " ")
+        blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M))
+        found = re.findall(rf"^ *({program} [^\n]*)", blocks, re.M) + re.findall(rf"`({program} [\w-]+ [^`\n]*)`", text)
+        yield from (command for command in found if not re.search(r"\.\.|NAME|FILE|FOLDER|VERB|\||--help", command))
+
+
+def refusal(words):
+    """What the program says to a command, but for files that are not there."""
+    verb = VERBS.get(" ".join(words[:2])) or VERBS[words[0]]
+    try:
+        parse(verb, words[len(verb.name.split()) :])
+    except UserError as error:
+        return "" if "cannot be read" in str(error) else f"{shlex.join(words)}: {error}"
+    return ""
 
 
 def test_the_commands_of_the_docs_are_understood(installed, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    found = sorted({command.strip() for command in commands() if "..." not in command and "NAME" not in command})
-    assert {"make train", "make sweep EXPERIMENT=lr_width"} <= set(found)
-    for command in found:
-        runs = make(installed, *shlex.split(command)[1:])[0]
-        if "mup-lightning" in runs and "tuned.yaml" not in command:
-            words = last(installed, *shlex.split(command)[1:])
-            verb = VERBS.get(" ".join(words[:2])) or VERBS[words[0]]
-            parse(verb, words[len(verb.name.split()) :])
+    targets = {tuple(shlex.split(command, comments=True)[1:]) for command in commands("make")}
+    assert {("train",), ("sweep", "EXPERIMENT=lr_width")} <= targets
+    made = [last(installed, *words) for words in targets if "mup-lightning" in make(installed, *words)[0]]
+    typed = [shlex.split(command, comments=True)[1:] for command in commands("mup-lightning")]
+    assert len(typed) > 20
+    assert not list(filter(None, map(refusal, [*made, *typed])))
