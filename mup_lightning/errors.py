@@ -1,4 +1,4 @@
-"""The exceptions that a user's mistake, a damaged file or a refused configuration ends in."""
+"""Exceptions for users' mistakes, damaged files and refused configurations."""
 
 
 class UserError(Exception):
@@ -16,7 +16,7 @@ class Diverged(UserError):  # noqa: N818  (for a sweep it is a result, not an er
     """The loss or the gradients of a run are no longer finite.
 
     Attributes:
-        step: optimizer step, counted from 1, that found it and was not taken.
+        step: optimizer step, counted from 1, that found it and was not applied.
     """
 
     def __init__(self, message: str, step: int) -> None:

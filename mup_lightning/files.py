@@ -36,7 +36,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in a folder durable. File systems that cannot do this are left to their own ways."""
+    """Make a rename in a folder durable, where the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -81,7 +81,7 @@ class _UniqueKeyLoader(yaml.CSafeLoader):
                 if key.value in lines:
                     raise UserError(
                         f"line {line} has the key {key.value} a second time (first in line {lines[key.value]}), which "
-                        f"would replace all that the first one says; make one of the two"
+                        f"would replace everything under the first; merge the two"
                     )
                 lines[key.value] = line
         return super().construct_mapping(node, deep)
@@ -120,7 +120,7 @@ def make_folder(folder: Path, option: str = "--out") -> None:
 
     Args:
         folder: to make.
-        option: the option that names another one.
+        option: the option that names another folder, for the message.
 
     Raises:
         UserError: it cannot be made.
@@ -144,4 +144,4 @@ def check_folder(folder: Path, option: str = "--out") -> None:
     if not above.is_dir():
         raise UserError(f"{above} is not a folder; expected one, or a name for a new one ({option})")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"nothing may be written into {above}; name another folder ({option})")
+        raise UserError(f"{above} is not writable; name another folder ({option})")

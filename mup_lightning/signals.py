@@ -44,7 +44,7 @@ def received() -> bool:
 
 
 def expect(seconds: float | None) -> None:
-    """Set how many seconds after now a process that has received TERM ends itself, unless this is called again.
+    """Set how many seconds from now a process that has received TERM ends itself, unless this is called again.
 
     TERM also reaches the survivors of a dead process. They wait for it in a collective that never ends, and SLURM would
     wait for them for another half minute by default.

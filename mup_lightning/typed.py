@@ -3,7 +3,7 @@
 The type of a field says what a value may be: `width: PositiveInt`, `dropout: UnitInterval`,
 `heads: PositiveInt | None`. So the same class serves Python, YAML files and the command line, and each mistake ends in
 the same line. The docstring's `Attributes:` are the help texts. Imports nothing heavy: the command line refuses and
-explains before torch is there.
+explains before torch is imported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mup_lightning.errors import UsageError, UserError
 
 @dataclass(frozen=True)
 class Bound:
-    """What a value must satisfy besides its type: `Annotated[int, Bound(...)]`, named at module level.
+    """What a value must satisfy in addition to its type: `Annotated[int, Bound(...)]`, named at module level.
 
     Attributes:
         expected: the whole expectation in words, such as "a whole number of at least 1".
@@ -48,7 +48,7 @@ OpenUnitInterval = Annotated[float, Bound("a number between 0 and 1", lambda val
 
 
 class Raw(str):
-    """A value as typed on the command line: it is read as the type of its field asks."""
+    """A value as typed on the command line, to be parsed as its field's type."""
 
 
 class Typed:
@@ -74,7 +74,7 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], values: Any, prefix: str = "") -> T:
-    """An object of nested plain values.
+    """Make an object from nested plain values.
 
     Args:
         cls: a dataclass.
@@ -106,7 +106,7 @@ def unknown_key(key: str, known: list[str]) -> UsageError:
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """A value as its type wants it: a list as a tuple, 1 as 1.0, a mapping as a dataclass.
+    """Convert a value to its type: a list to a tuple, 1 to 1.0, a mapping to a dataclass.
 
     Args:
         value: from Python, from YAML, or `Raw`.
@@ -176,7 +176,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def _read(text: str, sequence: bool) -> Any:
-    """What text of the command line says, as YAML reads it; 64,128 is a sequence where one is expected."""
+    """Parse command-line text as YAML; 64,128 is a sequence where one is expected."""
     try:
         return yaml.safe_load(f"[{text}]" if sequence and not text.startswith("[") else text)
     except yaml.YAMLError:
@@ -184,7 +184,7 @@ def _read(text: str, sequence: bool) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """A type in words, as messages and help texts say it."""
+    """A type in words, for messages and help texts."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return str(arguments[1].expected)
@@ -228,7 +228,7 @@ class Option:
 
 
 def options(cls: Any, prefix: str = "") -> tuple[Option, ...]:
-    """All values that can be set of a dataclass, those of nested dataclasses included."""
+    """All settable values of a dataclass, those of nested dataclasses included."""
     return tuple(_options(cls, prefix))
 
 

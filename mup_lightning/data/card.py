@@ -1,4 +1,4 @@
-"""A card says where a data set comes from and how it is cut and split: one YAML file, data/README.md lists the keys."""
+"""Cards: YAML files that say where a data set comes from and how it is cut and split (keys: data/README.md)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Source:
 
     Attributes:
         kind: jsonl, text or parquet (local `files`), or hub (a `dataset` on the Hugging Face hub).
-        files: names or patterns, relative to the card; one needs no list.
+        files: names or patterns relative to the card; a single one needs no list.
         document: for text, what one document is.
         dataset: name on the hub, with its `subset`, `revision` and `split`.
     """
@@ -61,20 +61,20 @@ class Source:
 
 @dataclass
 class Sections:
-    """How long documents are cut before they are split: at every match of a pattern, then to a greatest length."""
+    """How documents are cut into sections before the split: at every match of a pattern, then to a maximum length."""
 
     pattern: Pattern | None = None
     max_characters: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        """Raise UserError where nothing is cut."""
+        """Raise UserError if neither is set."""
         if self.pattern is None and self.max_characters is None:
             raise UserError("sections needs pattern, max_characters, or both; or leave sections out")
 
 
 @dataclass
 class Validation:
-    """Which share of the documents (or sections) is kept for validation: chosen by a hash of the text and `seed`."""
+    """The share of documents (or sections) held out for validation, chosen by a hash of the text and `seed`."""
 
     fraction: OpenUnitInterval
     seed: int = 0
@@ -82,7 +82,7 @@ class Validation:
 
 @dataclass
 class Card:
-    """A data set. `path` is the card's file, to which file names are relative."""
+    """Description of a data set. `path` is the card's own file; file names are relative to it."""
 
     name: FolderName
     source: Source

@@ -1,4 +1,4 @@
-"""Batches for Lightning: whatever was consumed, the next batch follows from the number of finished steps alone."""
+"""Batches for Lightning: the next batch depends only on the number of finished optimizer steps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TokenWindows(Dataset[Batch]):
 class StepSampler(Sampler[np.ndarray]):
     """Yields the counters of this rank's micro-batches, from the first unfinished step to the last of the run.
 
-    Its length is that of the WHOLE run, also after a resume: Lightning adds the batches done before to its count.
+    Its length is that of the WHOLE run, even after a resume: Lightning's count includes the batches done before.
     """
 
     def __init__(self, module: TokenDataModule) -> None:
@@ -56,7 +56,7 @@ class StepSampler(Sampler[np.ndarray]):
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader that Lightning takes for resumable; its place is kept by TokenDataModule, it has no state itself."""
+    """A DataLoader that Lightning treats as resumable. It has no state itself: TokenDataModule keeps the position."""
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: see TokenDataModule.state_dict."""
@@ -69,7 +69,7 @@ class ResumableLoader(DataLoader[Batch]):
 class TokenDataModule(pl.LightningDataModule):
     """Training batches and validation windows of a prepared corpus.
 
-    A batch is a dict: `tokens` int64 (micro_batch, context + 1), inputs and targets one apart, and `counters` int64
+    A batch is a dict: `tokens` int64 (micro_batch, context + 1), inputs and targets offset by one, and `counters` int64
     (micro_batch,), the samples' places in the run. Give the Trainer `use_distributed_sampler=False`, `max_steps`, and
     `accumulate_grad_batches=accumulation_steps(batch_size, micro_batch, world_size)`; one "epoch" is the whole run.
 
@@ -107,7 +107,7 @@ class TokenDataModule(pl.LightningDataModule):
 
     @property
     def finished_steps(self) -> int:
-        """Optimizer steps done since the run began, resumes included: the one counter that batches follow from."""
+        """Optimizer steps done since the run began, resumes included: the only counter that batches depend on."""
         return self.trainer.global_step if self.trainer is not None else 0
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -141,7 +141,7 @@ class TokenDataModule(pl.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the run is, in samples, and what the order of samples depends on."""
+        """The run's progress in samples, and what the order of samples depends on."""
         return {
             "batch_size": self.config.batch_size,
             "seed": self.seed,
@@ -155,7 +155,7 @@ class TokenDataModule(pl.LightningDataModule):
         self._resumed = dict(state_dict)
 
     def describe(self, counters: torch.Tensor | np.ndarray) -> str:
-        """Text for error messages: which samples a batch holds, and where in which shard each begins."""
+        """Describe a batch for error messages: its samples, and the shard and index where each begins."""
         store, flat = self.train_store, np.asarray(counters, dtype=np.int64).reshape(-1)
         lines = []
         for counter, sample in zip(flat.tolist(), sample_id(flat, self.seed, self.windows.n_samples), strict=True):

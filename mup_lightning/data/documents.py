@@ -1,9 +1,9 @@
 """The documents of a card: read in order, cut into sections, split into train and validation, and identified by a hash.
 
-What datasets 5.2 does by itself with bad input (tried): its jsonl and text readers stop at the first invalid byte, the
-jsonl reader also at a broken line or a lone surrogate, none of them naming the line; in compressed files they ignore
-the encoding asked for; and iterating parquet stops at an invalid byte. So lines and files are read here as bytes,
-columns of parquet and hub data sets are taken from datasets as bytes, and each document is decoded on its own.
+datasets 5.2 handles bad input badly (tried): its jsonl and text readers stop at the first invalid byte, the jsonl
+reader also at a broken line or a lone surrogate, without naming the line; in compressed files they ignore the requested
+encoding; and iterating parquet stops at an invalid byte. So lines and files are read here as bytes, datasets supplies
+the columns of parquet and hub data sets as bytes, and each document is decoded on its own.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class DocumentReader:
             ) from error
 
     def _records(self) -> Iterator[list[bytes]]:
-        """Lines without their ends, or whole files with LF line ends."""
+        """Lines without their line endings, or whole files with LF line endings."""
         by_file = self.card.source.kind == "text" and self.card.source.document == "file"
 
         def read() -> Iterator[bytes]:
@@ -181,7 +181,7 @@ class DocumentReader:
         if self.card.text_column not in found:
             raise UserError(
                 f"{self.card.path}: text_column is {self.card.text_column!r}, but the documents have only "
-                f"{', '.join(found) or 'nothing'}. Set it."
+                f"{', '.join(found) or 'nothing'}. Set it to one of these."
             )
 
 
@@ -201,7 +201,7 @@ def _decode(value: Any) -> str:
 
 
 def _as_bytes(column: Any) -> list[Any]:
-    """An arrow column as bytes and None, or (where it is not text) as what it holds."""
+    """The values of an Arrow column: bytes and None, or unchanged where it is not text."""
     import pyarrow
 
     if pyarrow.types.is_string(column.type):
@@ -213,10 +213,10 @@ def _as_bytes(column: Any) -> list[Any]:
 
 
 def cut(text: str, sections: Sections | None) -> list[str]:
-    """The sections of a document, in order; joined they are the text, but for dropped sections of white space only.
+    """The sections of a document in order. Joined, they give the text, except that blank sections are dropped.
 
-    With `pattern` (multi-line) a section begins at each match. With `max_characters` longer sections are then cut
-    after a blank line, where one paragraph alone is too long after a line or a word, and else anywhere.
+    With `pattern` (multi-line) a section begins at each match. With `max_characters`, longer sections are then cut
+    after a blank line; where a single paragraph is too long, after a line or a word; failing that, anywhere.
     """
     if sections is None:
         return [text]
@@ -246,7 +246,7 @@ def _shorten(text: str, longest: int) -> Iterator[str]:
 def is_validation(text: str, validation: Validation) -> bool:
     """Whether a document (or section) belongs to the validation split.
 
-    It depends on the text and the seed alone, never on the place of the document: adding documents moves no other,
+    It depends on the text and the seed alone, never on the place of the document: adding documents moves no others,
     and copies of a text always land in the same split.
     """
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, key=str(validation.seed).encode()).digest()
@@ -254,7 +254,7 @@ def is_validation(text: str, validation: Validation) -> bool:
 
 
 def resolve_revision(card: Card) -> str | None:
-    """The commit of a hub data set: as the card pins it, or what the hub says its branch or tag points to now."""
+    """The commit of a hub data set: as pinned in the card, or what the hub says its branch or tag points to now."""
     source = card.source
     if source.kind != "hub" or source.revision is None or Path(source.dataset or "").is_dir():
         return None
@@ -272,7 +272,7 @@ def resolve_revision(card: Card) -> str | None:
 
 
 def hash_source(card: Card, files: list[Path], revision: str | None) -> str:
-    """sha256 hex of everything that decides the tokens: the card's rules, and the files' contents or the commit."""
+    """sha256 hex of everything that determines the tokens: the card's rules, and the files' contents or the commit."""
     source = card.source
     rules: dict[str, Any] = {
         "kind": source.kind,

@@ -1,4 +1,4 @@
-"""From a card to a prepared corpus: read, cut, split, tokenise, write. Killed at any point, it goes on where it was."""
+"""From a card to a prepared corpus: read, cut, split, tokenise, write. Killed at any point, it resumes when rerun."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JOURNAL = "journal.json"
 
 @dataclass
 class Journal:
-    """How far an unfinished corpus is: its manifest so far, open shards included, and the reader's position."""
+    """Progress of an unfinished corpus: its manifest so far, open shards included, and the reader's position."""
 
     manifest: Manifest
     position: dict[str, Any]
@@ -48,19 +48,19 @@ def prepare(
     """Tokenise the data set of a card into a folder.
 
     A finished corpus of the same source and tokenizer is left as it is; an unfinished one is continued after its last
-    finished shard, to the same bytes as without the break.
+    finished shard, and ends in the same bytes as without the interruption.
 
     Args:
         card: the card, or its file.
         out_dir: folder to write.
         tokenizer: vocabulary.
-        shard_tokens: greatest length of a shard in tokens.
+        shard_tokens: maximum length of a shard in tokens.
         progress: show a progress bar where stderr is a terminal.
         force: overwrite whatever corpus the folder holds.
 
     Raises:
-        UserError: the folder holds another corpus, the input is bad, a split is empty, or the disk is full (what was
-            finished stays).
+        UserError: the folder holds another corpus, the input is bad, a split is empty, or the disk is full (finished
+            shards are kept).
     """
     card = card if isinstance(card, Card) else load_card(card)
     vocabulary = Tokenizer(tokenizer)
@@ -109,7 +109,7 @@ def prepare(
 
 
 def _check_same(folder: Path, found: Manifest, wanted: Manifest, state: str) -> None:
-    """Raise UserError unless a folder's corpus is made of the same text, rules and vocabulary."""
+    """Raise UserError unless a folder's corpus was made from the same text, rules and vocabulary."""
     if (found.source_hash, found.tokenizer) != (wanted.source_hash, wanted.tokenizer):
         raise UserError(
             f"{folder} already holds the {state} corpus {found.name!r} ({found.tokenizer}), of another source, card or "
@@ -142,7 +142,7 @@ def _write_documents(
                 writers[split].append(np.append(ids, np.uint16(tokenizer.eot)))
             size = sum(document.size for document in batch)
             manifest.text_bytes += size
-            if reader.total_documents:  # the size in bytes is known only by the mean so far
+            if reader.total_documents:  # the total in bytes is estimated from the mean so far
                 bar.total = round(manifest.text_bytes / reader.read * reader.total_documents)
             bar.update(size)
             if finished() > before:
@@ -197,7 +197,7 @@ def _working_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"writing to {folder} failed: {error.strerror}. Finished shards are kept; free some space (2 bytes a "
-            f"token) and run the same command again, it continues."
+            f"token) and run the same command again to continue."
         ) from error
     finally:
         os.close(descriptor)
@@ -236,7 +236,7 @@ def facts(manifest: Manifest) -> dict[str, Any]:
 
 
 def summary(manifest: Manifest) -> str:
-    """What a prepared corpus holds, as a few lines of text; where documents are cut, a split's are sections."""
+    """What a prepared corpus holds, as a few lines of text; where documents are cut, splits count sections."""
     values = facts(manifest)
     values |= {"skipped": values["skipped"] or "none"} | values.pop("splits")
     return tables.text([(key.replace("_", " "), _words(value)) for key, value in values.items()])

@@ -67,7 +67,7 @@ def sample_id(counters: np.ndarray, seed: int, n_samples: int) -> np.ndarray:
 
 
 def accumulation_steps(batch_size: int, micro_batch: int, world_size: int) -> int:
-    """Micro-batches each process adds up for one step: batch_size / (micro_batch * world_size).
+    """Micro-batches that each process accumulates for one step: batch_size / (micro_batch * world_size).
 
     Raises UserError, with the nearest batch sizes that work, where that is not a whole number.
     """
@@ -77,7 +77,7 @@ def accumulation_steps(batch_size: int, micro_batch: int, world_size: int) -> in
     below, above = batch_size // together * together, -(-batch_size // together) * together
     nearest = " or ".join(str(size) for size in (below, above) if size > 0)
     raise UserError(
-        f"data.batch_size = {batch_size} cannot be shared out: it must be a multiple of data.micro_batch x processes = "
+        f"data.batch_size = {batch_size} cannot be divided: it must be a multiple of data.micro_batch x processes = "
         f"{micro_batch} x {world_size} = {together}. Set data.batch_size to {nearest}, or change data.micro_batch."
     )
 

@@ -117,7 +117,7 @@ def read_checked(cls: type[T], path: Path, expected: str) -> T:
 def manifest_hash(manifest: Manifest) -> str:
     """The corpus hash, sha256 hex of what makes two corpora interchangeable: vocabulary and shards, in order.
 
-    Checkpoints carry it, so that a run is never resumed on other data. Names, counts and licences do not enter.
+    Checkpoints carry it, so that a run is never resumed on other data. It ignores names, counts and licences.
     """
     content = {split: [shard.sha256 for shard in manifest.splits[split].shards] for split in SPLITS}
     text = json.dumps({"vocabulary": manifest.vocab_hash, "shards": content}, sort_keys=True)
@@ -139,7 +139,7 @@ def check_vocabulary(manifest: Manifest, tokenizer: str) -> None:
 class TokenStore:
     """The tokens of one split of a prepared corpus, 0 to len(store) - 1, memory-mapped over all its shards.
 
-    Nothing is read until it is asked for. A store can be pickled; only its arguments travel.
+    Tokens are read only on access. A store can be pickled; only its arguments are stored.
     """
 
     def __init__(self, path: str | Path, split: str, manifest: Manifest) -> None:
@@ -217,7 +217,7 @@ class SplitWriter:
         name: train or val.
         shard_tokens: tokens in a shard.
         split: what an earlier writer has written. The open shard, whose tokens count though it is not in
-            `split.shards` yet, is cut to the length it had then; every later shard is deleted.
+            `split.shards` yet, is truncated to its length at the time; every later shard is deleted.
 
     Raises:
         UserError: a shard of the earlier writer is missing or too short.

@@ -1,4 +1,4 @@
-"""Text to token ids and back. tiktoken is imported only when the GPT-2 vocabulary is really loaded."""
+"""Text to token ids and back. tiktoken is imported only when the GPT-2 vocabulary is loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tokenizer:
 
     Args:
         name: gpt2 or bytes.
-        threads: that encode at once; None: one per available core.
+        threads: number of encoding threads; None: one per available core.
 
     Attributes:
         vocab_size: number of tokens, the end-of-text token included.
@@ -52,7 +52,7 @@ class Tokenizer:
         return "NUL character" if self._gpt2 is None and "\0" in text else None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids (uint16, one 1-D array a text) of texts without an objection, without an end-of-text token.
+        """Token ids of texts without an objection: a 1-D uint16 array per text, without the end-of-text token.
 
         Threads share the work: tiktoken releases Python's lock while it encodes.
         """
@@ -95,7 +95,7 @@ def _gpt2(vocab_size: int, eot: int, sha256: str) -> Any:
 
 
 def read_ranks(data: bytes, sha256: str) -> dict[bytes, int]:
-    """Parse a rank file, each line a base64 token and its rank. Raises UserError where its sha256 is another."""
+    """Parse a rank file, each line a base64 token and its rank. Raises UserError if its sha256 differs."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise UserError(

@@ -35,7 +35,7 @@ class GPT2(nn.Module):
         multipliers: the forward pass's factors, from the recipe.
 
     Attributes:
-        parameter_info: all that is known about every parameter by name, recorded before any wrapper touches them.
+        parameter_info: everything known about each parameter, by name, recorded before any wrapper touches them.
     """
 
     def __init__(self, config: ModelConfig, multipliers: Multipliers) -> None:
@@ -86,7 +86,7 @@ class GPT2(nn.Module):
         return x_BTC * self.multipliers.output
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """(B, T) tokens -> (B, T, vocab_size) logits, all multipliers included, the vocabulary's padding not."""
+        """(B, T) tokens -> (B, T, vocab_size) logits, with all multipliers, without the vocabulary's padding."""
         return (self.features(tokens_BT) @ self.output_matrix.t())[..., : self.vocab_size]
 
     def loss(self, window_BT1: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
@@ -134,7 +134,7 @@ def build(
         config: shape and switches.
         recipe: multipliers and inits, derived for this shape.
         seed: see `GPT2.initialise`.
-        device: of the weights; on "meta" they are not made.
+        device: device of the weights; on "meta" they are not allocated.
         gpt2_residual_init: see `GPT2.initialise`.
 
     Raises:
@@ -150,7 +150,7 @@ def build(
 
 
 class _NoInit(TorchFunctionMode):
-    """Skips torch's own init: on the meta device it does nothing, but imports torch's compiler for a second."""
+    """Skips torch's own init, which does nothing on the meta device but spends a second importing the compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -37,7 +37,7 @@ class Attention(nn.Module):
         return linear(self.qkv, "qkv", blocks=3) | linear(self.out, "out", closes_branch=True)
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        """Attend."""
+        """Causal self-attention."""
         B, T, C = x_BTC.shape
         qkv_BTHD = (part.view(B, T, self.heads, self.head_dim) for part in self.qkv(x_BTC).split(C, dim=2))
         q_BHTD, k_BHTD, v_BHTD = (part.transpose(1, 2) for part in qkv_BTHD)

@@ -1,4 +1,4 @@
-"""Cross-entropy of a large vocabulary, a chunk of tokens at a time, so that the logits are never whole in memory.
+"""Cross-entropy of a large vocabulary, a chunk of tokens at a time, so that the logits never exist as a whole.
 
 At GPT-2's vocabulary the logits and their gradient are most of a small model's memory. Here each chunk's logits are
 made, turned into their gradient in place, and used for the gradients of features and weights before the next chunk
@@ -77,7 +77,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_features, d_weight = ctx.saved_tensors
-        # In place: autograd hands the buffers on to .grad, and a copy of the weight's would be as large as the weight.
+        # In place: autograd passes the buffers to .grad, and a copy of the weight's would be as large as the weight.
         return d_features.mul_(d_loss), d_weight.mul_(d_loss), None, None, None, None
 
 
@@ -93,7 +93,7 @@ def _sweep(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One pass over the tokens: loss, RMS of the logits, and the gradients of the mean loss (empty without `grad`)."""
     device = features_NC.device
-    # Autocast would cast the weight anew in every chunk: take its dtype once, and switch it off inside.
+    # Autocast would cast the weight again in every chunk: take its dtype once, and switch it off inside.
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else features_NC.dtype
     tokens, padded = features_NC.shape[0], weight_VC.shape[0]
@@ -104,7 +104,7 @@ def _sweep(
 
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         x_NC, w_VC = features_NC.detach().to(dtype), weight_VC.detach().to(dtype)
-        # The only memory that logits ever have; in low precision the products need a second one besides the float32.
+        # The only buffer for logits; in low precision the products need a second one in addition to the float32 one.
         wide_KV = torch.empty(min(chunk, tokens), padded, device=device, dtype=wide)
         low_KV = wide_KV if dtype == wide else torch.empty_like(wide_KV, dtype=dtype)
         for start in range(0, tokens, chunk):

@@ -41,7 +41,7 @@ class Declaration:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterInfo(Declaration):
-    """All that is known of one parameter of the whole model; travels whole from the model to its checkpoints.
+    """Everything known about one parameter, passed as a whole from the model to its checkpoints.
 
     Attributes:
         name: in the model.
@@ -53,7 +53,7 @@ class ParameterInfo(Declaration):
 
     @property
     def numel(self) -> int:
-        """Elements of the parameter."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -64,7 +64,7 @@ class ParameterInfo(Declaration):
 
 
 class Declares(Protocol):
-    """A module that declares the parameters that it owns itself (or through torch's own layers)."""
+    """A module that declares the parameters it owns, directly or through torch's own layers."""
 
     def declarations(self) -> dict[str, Declaration]:
         """Parameter name relative to the module -> declaration."""

@@ -1,8 +1,8 @@
 """Taps: named measuring points inside the forward pass.
 
 The model calls its recorder at every point, if there is one. Points are inside the model rather than in forward hooks,
-because hooks are silently lost under torch.compile. The feature meant is `scale · x`: the model never
-forms a branch times its multiplier on its own, and its RMS norm needs no second pass.
+because hooks are silently lost under torch.compile. A feature is `scale · x`: the model never forms a
+branch times its multiplier separately, and its RMS norm needs no second pass.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Recorder(Protocol):
         ...
 
     def rms(self, point: str, layer: int | None, value: torch.Tensor) -> None:
-        """A feature too large to be whole in memory, by its RMS norm (a 0-dim tensor)."""
+        """The RMS norm (a 0-dim tensor) of a feature too large to exist as a whole."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a cluster needs to know about a job. Imports no torch, so that the command line refuses and helps at once."""
+"""What a cluster needs to know about a job. Imports no torch, so that errors and help appear at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mup_lightning.typed import Bound, NonNegativeInt, PositiveInt, Typed
 
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 WORD = re.compile(r"[^\s'\"\\%]+")
-"""What may stand in an #SBATCH line without any quoting; SLURM replaces % in the names of log files."""
+"""A word that needs no quoting in an #SBATCH line; SLURM replaces % in the names of log files."""
 
 Time = Annotated[
     str,
@@ -37,7 +37,7 @@ SbatchOption = Annotated[
 
 @dataclass
 class SlurmConfig(Typed, prefix="slurm."):
-    """What is asked of SLURM; whatever is null is left to the cluster's own defaults.
+    """What a job requests from SLURM; null leaves a value to the cluster's own defaults.
 
     Attributes:
         gpus: GPUs of each node, with one process each; 0: CPU processes, trainer.devices on each node.
@@ -45,10 +45,10 @@ class SlurmConfig(Typed, prefix="slurm."):
         memory: of each node, as in 200G.
         time: time limit, [days-]hours:minutes:seconds or minutes.
         partition: queue.
-        account: that pays.
+        account: account to charge.
         qos: quality of service.
         job: its name; null: the run's name.
-        gres: the cluster's name of a GPU, as in gpu or gpu:h100.
+        gres: the cluster's name for a GPU, as in gpu or gpu:h100.
         extra: more options of sbatch, as in --constraint=h100.
         setup: shell lines before the training, as in module load cuda.
         signal_seconds: how long before the time limit the job begins to save; SLURM may be up to a minute early.
@@ -74,12 +74,12 @@ class SlurmConfig(Typed, prefix="slurm."):
         super().__post_init__()
         if self.time is not None and seconds(self.time) <= self.signal_seconds + 60:
             raise UserError(
-                f"slurm.time is {self.time}, but the job is told to save {self.signal_seconds} s before its end "
-                f"(slurm.signal_seconds), and up to a minute earlier; ask for more time or set fewer seconds"
+                f"slurm.time is {self.time}, but the job starts to save {self.signal_seconds} s before its "
+                f"end (slurm.signal_seconds), or up to a minute earlier; ask for more time or set fewer seconds"
             )
 
     def checked_gpus(self) -> int:
-        """GPUs of each node. Raises UserError where nobody has said how many."""
+        """GPUs of each node. Raises UserError if the number is not set."""
         if self.gpus is None:
             raise UserError(
                 "slurm.gpus is not set: say how many GPUs of each node to use (--slurm.gpus 8); "
@@ -93,12 +93,12 @@ class SubmitSettings(Typed, prefix="--"):
     """Check everything as `train` would, write a job script, and submit it.
 
     Attributes:
-        slurm: what is asked of SLURM.
+        slurm: what the job requests from SLURM.
         dry: print the script and let SLURM check it; submit nothing.
-        sweep: a sweep's file instead of a configuration: an array job shares out its runs; see mup-lightning sweep.
+        sweep: a sweep file instead of a configuration, run as an array job; see mup-lightning sweep.
         tasks: jobs of the array; each runs every N-th configuration.
         out: folder of the sweep's table; null: runs/sweeps/NAME.
-        workers: processes of each task; null: one a core or GPU.
+        workers: processes of each task; null: one per core or GPU.
         set: KEY=VALUE of the sweep; may be repeated.
     """
 
@@ -129,7 +129,7 @@ def seconds(time: str) -> int:
     """
     match = TIME.fullmatch(time)
     if match is None:
-        raise ValueError(f"{time!r} is not a time of SLURM")
+        raise ValueError(f"{time!r} is not a SLURM time")
     first, second, third = (int(group or 0) for group in match.groups()[1:])
     if match[1] is None and match[4] is None:
         return first * 60 + second

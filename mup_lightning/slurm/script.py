@@ -10,14 +10,14 @@ from mup_lightning.slurm.options import SlurmConfig
 
 
 def training(slurm: SlurmConfig, *, name: str, nodes: int, processes: int, folder: Path, program: Path) -> str:
-    """The script of a training.
+    """The script of a training job.
 
     Args:
-        slurm: what is asked of SLURM.
+        slurm: what the job requests from SLURM.
         name: of the job.
         nodes: machines.
         processes: on each node.
-        folder: for logs; it holds config.yaml, the configuration that is trained.
+        folder: folder for logs; it holds config.yaml, the configuration to train.
         program: the command mup-lightning.
     """
     head = _head(
@@ -45,9 +45,9 @@ def sweep(slurm: SlurmConfig, *, name: str, tasks: int, command: list[str], fold
     """The script of an array job whose tasks share the configurations of a sweep.
 
     Args:
-        slurm: what is asked of SLURM, for each task.
+        slurm: what each task requests from SLURM.
         name: of the job.
-        tasks: that share the sweep.
+        tasks: jobs that share the sweep.
         command: mup-lightning sweep FILE and its options, without --shard.
         folder: for logs.
     """

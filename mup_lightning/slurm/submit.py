@@ -1,4 +1,4 @@
-"""`mup-lightning submit`, which refuses all that training would refuse before the job is queued, and requeueing."""
+"""`mup-lightning submit`, which refuses beforehand whatever training would refuse, and requeueing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mup_lightning.slurm import script
 from mup_lightning.slurm.options import WORD, SlurmConfig, seconds
 
 RECORD = "job.json"
-"""In the folder `slurm` of a run's folder: the number of its last job."""
+"""File in the folder `slurm` of a run, with the number of its last job."""
 
 
 def submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> int:
@@ -52,7 +52,7 @@ def submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> int:
     from mup_lightning.training.checkpoint import plain
 
     make_folder(folder, "--run.root, --run.name")
-    # As it is now: a recipe that changes while the job waits, or between two restarts, changes nothing.
+    # A snapshot: a recipe that changes while the job waits, or between two restarts, changes nothing.
     write_atomic(folder / "config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
     job = _submit(folder, text)
     write_json(folder / RECORD, {"job": job})
@@ -73,7 +73,7 @@ def submit_sweep(sweep: Path, command: list[str], slurm: SlurmConfig, *, out: Pa
     Args:
         sweep: its file.
         command: `mup-lightning` verb and options that run it, without --shard.
-        slurm: what is asked of SLURM for each task.
+        slurm: what each task requests from SLURM.
         out: folder of its table.
         tasks: jobs of the array.
         dry: print the script instead.
@@ -95,7 +95,7 @@ def submit_sweep(sweep: Path, command: list[str], slurm: SlurmConfig, *, out: Pa
         f"job {job}: {tasks} tasks of {sweep}, each on "
         f"{f'{slurm.gpus} GPUs' if slurm.gpus else 'CPUs alone (--slurm.gpus N: GPUs)'}; table {out}/results.csv\n"
         f"  watch     squeue -j {job}; tail -F {folder}/{job}_1.log\n"
-        f"  stop      scancel {job}    (submit it again to go on)\n"
+        f"  stop      scancel {job}    (submit it again to continue)\n"
         f"  script    {folder}/job.sbatch"
     )
     return 0
@@ -162,7 +162,7 @@ def refuse_second_job(folder: Path) -> None:
     record = folder / "slurm" / RECORD
     if not record.is_file():
         return
-    job = read_json(record, "the number of the run's last job; see that squeue has none, and remove the file")["job"]
+    job = read_json(record, "the number of the run's last job; if squeue lists no such job, remove the file")["job"]
     if not available():
         return
     done = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False)
@@ -180,14 +180,14 @@ def name_is_plain(name: str, what: str) -> None:
 
 
 def requeue(step: int, first_step: int) -> bool:
-    """Put this job back into the queue. Called by one process, when all of them have saved.
+    """Put this job back into the queue. Called by one process, after all of them have saved.
 
     Args:
         step: optimizer steps done and saved.
         first_step: how many of them were done when this process started.
 
     Returns:
-        Whether it was requeued; a job that somebody has cancelled is not.
+        Whether it was requeued; a cancelled job is not.
 
     Raises:
         UserError: it would be requeued forever, or SLURM refuses.
@@ -197,13 +197,13 @@ def requeue(step: int, first_step: int) -> bool:
     if restarts and step == first_step:
         raise UserError(
             f"job {job} was stopped at step {step} and has made no step since it was requeued, so another requeue "
-            f"would be no use. Ask for more time (--slurm.time), or for a partition where it is not preempted so "
+            f"would not help. Ask for more time (--slurm.time), or for a partition where it is not preempted so "
             f"soon, and {again}"
         )
     if restarts >= int(os.environ[signals.VARIABLE]):
         raise UserError(
             f"job {job} has been requeued {restarts} times, which is the limit (slurm.max_requeues); step {step} is "
-            f"saved. To go on, {again}"
+            f"saved. To continue, {again}"
         )
     try:
         cancelled = _is_cancelled(job)
@@ -211,7 +211,7 @@ def requeue(step: int, first_step: int) -> bool:
             _command("scontrol", "requeue", job)
     except UserError as error:
         raise UserError(
-            f"step {step} is saved, but job {job} could not go back into the queue: {error}. To go on, {again}"
+            f"step {step} is saved, but job {job} could not go back into the queue: {error}. To continue, {again}"
         ) from error
     if cancelled:
         print(f"job {job} was cancelled: step {step} is saved, and it does not go back into the queue", flush=True)
@@ -235,10 +235,10 @@ def available() -> bool:
 
 
 def _command(*command: str, script: str | None = None) -> str:
-    """What a command of SLURM prints, on either stream.
+    """The output of a SLURM command, both streams.
 
     Raises:
-        UserError: it is not there, or fails; with its own words.
+        UserError: it is missing or fails; the message quotes it.
     """
     try:
         done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ weight contributes as much to that change as it can. For a residual branch of k 
 where ‖W‖_R = √(n_in/n_out)·‖W‖₂. At k = 1 the L random branches add up like a random walk, hence 1/√L at
 initialisation; their updates point the same way, hence 1/L. At k >= 2 the second-order term ΔW₂ΔW₁ needs the
 branch itself to be 1/L. The initialisation convention of width-μP (variance 1 for input and output, 1/n for hidden)
-is put in; multipliers and update sizes come out.
+is assumed; multipliers and update sizes follow.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def solve(role: Role, branch_depth: int) -> Weight:
 
     Args:
         role: the weight's role.
-        branch_depth: k, the number of weight matrices in one residual branch; 1, or 2 and more (all k >= 2 agree).
+        branch_depth: k, the number of weight matrices in one residual branch; 1, or 2 or more (all k >= 2 agree).
 
     Returns:
         The weight's scales.

@@ -27,7 +27,7 @@ class Family:
         aux_lr_factor: base learning rate of all but the matrices inside blocks, over theirs, as the paper sets it.
         measured: ‖A‖_R as `mup-lightning probe` measures it, if not as published (docs/results/probe.md).
         base_eps: ε at the base shape, where `epsilon` says how it scales (docs/results/probe.md: Shampoo needs more).
-        least_eps: smallest base ε that decides anything: below it the rounding of float32 does.
+        least_eps: smallest base ε with any effect: below it, float32 rounding decides.
     """
 
     name: str

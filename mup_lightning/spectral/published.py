@@ -11,7 +11,7 @@ by it. The network is the same, and so is its training, if (Tensor Programs IV a
     ηλ              stays              the share of W that one step removes has no unit
 
 Rules that look different may therefore be one rule. They are compared after choosing θ so that the init variance is
-ours, which is a choice of our convention: θ² = v_theirs / v_ours. What then differs, differs in training.
+ours, which is a matter of convention: θ² = v_theirs / v_ours. What then differs, differs in training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Row:
         lr: learning rate.
         removed: ηλ, the share of the weight that one step removes.
         eps: the stabiliser.
-        decayed: False: it takes these parameters out of weight decay.
+        decayed: False where these parameters are excluded from weight decay.
     """
 
     multiplier: Scale | None = None
@@ -62,7 +62,7 @@ class Published:
         tables: optimizer -> role -> row.
         why: quantity -> why it differs from ours, where it does.
         silent: quantity -> what to know where it is not specified.
-        note: what to know of the comparison as a whole.
+        note: what to know about the comparison as a whole.
     """
 
     title: str
@@ -153,7 +153,7 @@ def in_our_convention(row: Row, init_var: Scale, *, adaptive: bool) -> dict[str,
 
     Args:
         row: as published.
-        init_var: the init variance to arrive at.
+        init_var: the init variance to reach.
         adaptive: the step ignores the gradient's size (Adam and the like), unlike SGD's.
 
     Returns:

@@ -34,19 +34,19 @@ class RecipeConfig(Typed, prefix="recipe."):
         variant: size of the optimizer's update: from the paper (published), or as `mup-lightning probe` measured the
             implementation here (measured), where the two differ.
         parametrization: mup applies the spectral condition; sp uses the base values unchanged at every size.
-        branch_depth: k, the matrices in a residual branch that the condition counts: 1, or 2 and more (all agree).
+        branch_depth: k, the matrices in a residual branch that the condition counts: 1, or 2 or more (all agree).
         lr: base learning rate, at the base shape.
         weight_decay: base decoupled weight decay; one step removes lr x weight_decay of a weight.
         eps: base ε of AdamW, and of Shampoo.
-        aux_lr_factor: learning rate over lr of all that is not a matrix inside a block: embeddings, head, biases and
-            gains (in pure mode biases and gains alone), whichever optimizer updates them; null: the family's own.
+        aux_lr_factor: learning rate over lr of everything but the matrices inside blocks: embeddings, head, biases and
+            gains (in pure mode only biases and gains), whichever optimizer updates them; null: the family's own.
         init_std: σ, the base standard deviation of all weight matrices.
         input_multiplier: base multiplier of the embeddings' output.
         residual_multiplier: base multiplier of every residual branch.
         output_multiplier: base multiplier of the logits.
         decay_vectors: whether biases and LayerNorm gains are decayed too.
         gpt2_residual_init: GPT-2's extra factor 1/√(2·depth) on the init of each branch's last matrix.
-        base_width: width of the base model, the one that the values above were tuned at.
+        base_width: width of the base model, at which the values above were tuned.
         base_depth: depth (blocks) of the base model.
     """
 
@@ -158,7 +158,7 @@ def exponents(family: Family, role: Role, branch_depth: int) -> Exponents:
 
 
 def variant_of(family: Family, variant: str) -> Family:
-    """The family as published, or with the update that was measured where there is one."""
+    """The family as published, or with its measured update where there is one."""
     return replace(family, direction=family.measured) if variant == "measured" and family.measured else family
 
 

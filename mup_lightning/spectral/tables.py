@@ -40,7 +40,7 @@ def as_plain(family: Family, branch_depth: int) -> dict[str, Any]:
     """One optimizer's table as plain values, ready for JSON.
 
     Returns:
-        {"optimizer", "branch_depth", "roles": {role: {quantity: [a, b] or None}}}; None: it has no such thing.
+        {"optimizer", "branch_depth", "roles": {role: {quantity: [a, b] or None}}}; None: it has no such quantity.
     """
     return {
         "optimizer": family.name,

@@ -215,7 +215,7 @@ def test_a_state_that_is_not_what_the_step_says(corpus):
         ({"context": 1000}, "train split of .* has 1000 tokens, but a context of 1000 needs at least 1001"),
         ({"context": 200}, "val split of .* has 200 tokens"),
         ({"tokenizer": "gpt2"}, "has another vocabulary"),
-        ({"micro_batch": 5}, r"data\.batch_size = 12 cannot be shared out"),
+        ({"micro_batch": 5}, r"data\.batch_size = 12 cannot be divided"),
         ({"val_tokens": 8}, r"data\.val_tokens = 8"),
     ],
 )

@@ -30,12 +30,12 @@ class Best:
         group: column -> text of what its runs share.
         losses: log2 of the value -> mean loss over the seeds, adjusted where these differ between values; None where
             any seed diverged or was stopped as hopeless.
-        leveled: a value was run with other seeds than another, so losses are not the plain means.
+        leveled: values were run with different seeds, so losses are not plain means.
         lost: log2 of the values without a loss -> "diverged" or "stopped".
         best: log2 of the value with the lowest loss; None where all are lost.
         edge: the best value is the smallest or largest tried: a better one may lie beyond.
         unigram_loss: loss of a unigram model of the corpus, nats per token.
-        steps: of every run that went to its end; where none did, the most that one made.
+        steps: steps of every run that finished; where none did, the most that any run made.
     """
 
     group: dict[str, str]

@@ -18,7 +18,7 @@ class Slope:
 
     Attributes:
         slope: powers of two of the value per doubling of the size, by ordinary least squares.
-        low: lower end of its 95 % interval; None where nothing tells: two sizes of one seed.
+        low: lower end of its 95 % interval; None where it is unknown (two sizes of one seed).
         high: upper end.
         mean: mean of the optima, where the line passes at the mean log2 size.
         mean_se: standard error of `mean`; None as `low`.
@@ -40,7 +40,7 @@ def slope_of(optima: Sequence[Optimum], noise: Noise) -> Slope:
     """Fit a line to the optima of two sizes or more.
 
     An optimum misses the line by its own error, known from the seeds, and by a misfit common to all (true curvature,
-    parabolas that are not the curves), whose variance is what the residuals leave beyond the known errors, at least 0.
+    loss curves that are not parabolas), whose variance is what the residuals leave beyond the known errors, at least 0.
     The slope's error has both parts, and the degrees of freedom of both (Welch and Satterthwaite). With one seed the
     noise is unknown: the interval is that of a plain regression, or wider where optima lie at an edge.
     """
@@ -51,7 +51,7 @@ def slope_of(optima: Sequence[Optimum], noise: Noise) -> Slope:
     known = np.array([o.se**2 for o in optima])
     spread = float(x @ x)
     slope, mean = float(x @ y) / spread, float(y.mean())
-    # An optimum at an edge moves the slope the way it lies, times the side of the middle that its size is on.
+    # An optimum at an edge moves the slope in the edge's direction, times the sign of its size's offset from the mean.
     turns = {math.copysign(1.0, xi) * o.edge for xi, o in zip(x, optima, strict=True) if o.edge and xi}
     bound = {(): "", (-1.0,): "at most", (1.0,): "at least"}.get(tuple(turns), "unknown")
     if not left and (noise.residual is None or not known.all()):

@@ -94,12 +94,12 @@ class Curve:
 def adjust_for_seeds(runs: pd.DataFrame, given: float | None = None) -> tuple[tuple[Curve, ...], Noise]:
     """Estimate the noise, and mean losses that do not depend on which seeds ran which value.
 
-    A seed draws the initial weights and the order of samples; what it does to the loss at one value it does at the
-    next. So a loss is the mean of its value + a random effect of its seed + a residual, independent between sizes (a
-    linear mixed model). The residual's variance is what a least-squares fit of values and seeds leaves, pooled over all
-    sizes; the effects' is the rest of the variance between seeds at one value. Means are by generalised least squares,
-    and their covariance knows which seeds they share (Henderson 1975). Unstable values do not count in the noise and
-    keep their own spread.
+    A seed draws the initial weights and the order of samples, and affects neighbouring values alike. So a loss is the
+    mean of its value + a random effect of its seed + a residual, independent between sizes (a linear mixed model). The
+    residual's variance is what a least-squares fit of values and seeds leaves, pooled over all sizes; the effects' is
+    the rest of the variance between seeds at one value. Means are by generalised least squares, and their covariance
+    reflects which seeds they share (Henderson 1975). Unstable values do not count towards the noise and keep their own
+    spread.
 
     Args:
         runs: of one group, see `read_losses`.
@@ -134,8 +134,8 @@ def _one_hot(labels: pd.Series) -> Array:
 
 
 def _residuals(trained: pd.DataFrame, limit: float) -> tuple[float, int]:
-    """What values' and seeds' means leave at one size: the sum of squares, and its degrees of freedom."""
-    stable = trained[trained.groupby("log2_value")["loss"].transform("var") <= limit]  # of one seed: NaN, left out
+    """Residual sum of squares at one size, after value and seed effects, and its degrees of freedom."""
+    stable = trained[trained.groupby("log2_value")["loss"].transform("var") <= limit]  # NaN for a single seed, left out
     if stable["log2_value"].nunique() < 2:
         return 0.0, 0
     design = np.concatenate([_one_hot(stable["log2_value"]), _one_hot(stable["seed"])], axis=1)
@@ -177,9 +177,9 @@ class Optimum:
         shape_se: its standard error because curves are not parabolas. They lean to the same side at every size, so it
             enters no slope.
         ci_half_width: half the width of its 95 % interval; 0: unknown.
-        best_value: log2 of the best value that was tried; the middle one of equal ones.
+        best_value: log2 of the best value tried; the middle one if several are equal.
         loss: mean loss there.
-        plateau: values around the best one, without a gap, whose losses cannot be told from its; at least itself.
+        plateau: the best value and its neighbours, without a gap, whose losses cannot be told from its own.
         edge: -1 or +1 where the best value is the smallest or largest tried, so the optimum may lie beyond; else 0.
         cliff: a neighbour is lost, so that there is no parabola: `value` is `best_value`, within half a step.
     """
@@ -203,7 +203,7 @@ def optimum(curve: Curve, dof: float) -> Optimum | None:
     The parabola passes through the best value and its two neighbours. Where values tie with the best one within the
     noise, it is fitted by weighted least squares to all of these and one more on either side. The vertex stays within
     what was tried. Its standard error is the spread over losses redrawn from the noise model (a parametric bootstrap);
-    at an edge or cliff that of a value anywhere in one step of the grid is added, elsewhere `_SHAPE`.
+    at an edge or cliff that of a value anywhere within one grid step is added, elsewhere `_SHAPE`.
 
     Args:
         curve: the losses.
@@ -212,7 +212,7 @@ def optimum(curve: Curve, dof: float) -> Optimum | None:
     grid, tried = curve.values, np.isfinite(curve.means)
     if not tried.any():
         return None
-    centred = curve.root - tried[:, None] * curve.root[tried].mean(axis=0)  # what all means share moves no optimum
+    centred = curve.root - tried[:, None] * curve.root[tried].mean(axis=0)  # a common shift moves no optimum
     errors_V = np.sqrt((centred**2).sum(axis=1) / max(1.0 - 1.0 / tried.sum(), 0.5))
     drawn = curve.means + np.random.default_rng(0).standard_normal((_DRAWS, curve.root.shape[1])) @ curve.root.T
     losses_DV = np.vstack([curve.means, drawn])
@@ -239,7 +239,7 @@ def optimum(curve: Curve, dof: float) -> Optimum | None:
 
 
 def _vertices(grid: Array, losses_DV: Array, ties_VV: Array, errors_V: Array) -> tuple[Array, ...]:
-    """Optimum of each of D curves: the parabola's vertex, or the best value at an edge or beside a lost one.
+    """Optimum of each of D curves: the parabola's vertex, or the best value at an edge or next to a lost one.
 
     Args:
         grid: V log2 values.
@@ -249,7 +249,7 @@ def _vertices(grid: Array, losses_DV: Array, ties_VV: Array, errors_V: Array) ->
 
     Returns:
         The optima, and indices of the best value and of the first and last that tie with it (D each). A value beyond
-        one that is surely worse is no tie, however uncertain it is: curves have one bottom.
+        one that is surely worse is no tie, however uncertain it is: curves have one minimum.
     """
     index, rows, last = np.arange(len(grid)), np.arange(len(losses_DV)), len(grid) - 1
     equal = losses_DV == losses_DV.min(axis=1, keepdims=True)

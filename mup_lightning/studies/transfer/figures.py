@@ -23,7 +23,7 @@ Color = tuple[float, float, float, float]
 _OPTIMUM, _BEYOND = style.SERIES[2], style.SERIES[0]
 
 _HEADROOM = 0.6
-"""Nats above the worst of the best losses that are shown at most: beyond, all that matters is that it is far."""
+"""Nats shown above the worst of the best losses, at most: further up, the exact height does not matter."""
 
 
 def draw(found: Sequence[Transfer], folder: Path) -> list[Path]:
@@ -95,7 +95,7 @@ def _limit_losses(ax: Axes, family: Sequence[Transfer]) -> None:
 
 
 def _legend(ax: Axes, colors: dict[str, Color], family: Sequence[Transfer]) -> None:
-    """All sizes, whichever panels have them, right of the panels."""
+    """List the sizes of all panels, to the right of them."""
     marks: list[Artist] = [Line2D([], [], color=color, marker="o", markersize=4) for color in colors.values()]
     marks.append(Line2D([], [], color="white", marker="o", markeredgecolor="black", markersize=8))
     names = [*colors, "best tried"]

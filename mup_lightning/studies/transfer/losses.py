@@ -30,7 +30,7 @@ _LARGEST_LOG2, _LARGEST_LOSS = 1e6, 1e9
 
 
 def read_table(path: Path, needed: Sequence[str] = COLUMNS, expected: str = _EXPECTED) -> pd.DataFrame:
-    """Read a CSV file as text, however it was saved (byte order mark, any line ends, blank lines).
+    """Read a CSV file as text, however it was saved (byte order mark, any line endings, blank lines).
 
     Args:
         path: the file, or the folder whose results.csv it is.
@@ -41,7 +41,7 @@ def read_table(path: Path, needed: Sequence[str] = COLUMNS, expected: str = _EXP
         Text cells. The index names each row for messages: "PATH, row 2".
 
     Raises:
-        UserError: it cannot be read, is no table, lacks a column or has one twice, or has no rows.
+        UserError: it cannot be read, is not a table, lacks a column or has one twice, or has no rows.
     """
     path = path / "results.csv" if path.is_dir() else path
     try:
@@ -102,9 +102,9 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
         needed: columns that the table must have.
 
     Returns:
-        The table's own columns as text, and in place of or besides them:
+        The table's own columns as text, with these replaced or added:
         settings: tuple of (column, text) pairs that a run shares with those it is compared with: all of `SETTINGS` and
-            of the options that vary, but axis, size and value. Width, depth and k are in one spelling (2 for 2.0).
+            of the options that vary, except axis, size and value. Width, depth and k are in one spelling (2 for 2.0).
         size: as text, in that spelling, too.
         position: log2 of the size; of "WxD", half of log2 W + log2 D, so that doubling both is one doubling.
         log2_value: log2 of the base value.
@@ -138,7 +138,7 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
 
 
 def options(table: pd.DataFrame) -> list[str]:
-    """Columns named like options (`model.context`), which vary in a sweep, but those that repeat another column."""
+    """Columns named like options (`model.context`), which vary in a sweep, except those that repeat another column."""
     return [column for column in table if "." in column and column not in _REPEATED]
 
 

@@ -26,7 +26,7 @@ LEGEND = (
 
 
 def run(settings: TransferSettings) -> int:
-    """Print the report; draw it where a folder is named.
+    """Print the report, and draw it if a folder is given.
 
     Returns:
         0, whatever the verdicts are.
@@ -38,7 +38,7 @@ def run(settings: TransferSettings) -> int:
         check_folder(settings.out)
     found = transfer(read_losses(settings.results), settings.slope_tolerance, settings.regret_tolerance, settings.noise)
     if settings.noise is not None and any(one.seeds > 1 for one in found):
-        print("note: --noise holds for groups of one seed; the others have their seeds' own", file=sys.stderr)
+        print("note: --noise holds for groups of one seed; the others use their own seeds", file=sys.stderr)
     written = []
     if settings.out:
         from mup_lightning.studies.transfer.figures import draw
@@ -118,7 +118,7 @@ def _losses(family: Sequence[Transfer]) -> list[list[str]]:
 
 
 def markdown(found: Sequence[Transfer]) -> str:
-    """For a page: a table for each axis, swept value and list of sizes, with a line per group."""
+    """For a Markdown page: a table for each axis, swept value and list of sizes, with a line per group."""
 
     def kind(one: Transfer) -> tuple[str, str | None, list[str]]:
         return one.axis, one.settings.get("value"), [curve.size for curve in one.curves]

@@ -13,7 +13,7 @@ SLOPE_TOLERANCE, REGRET_TOLERANCE = 0.15, 0.02
 
 @dataclass
 class BestSettings(Typed, prefix="--"):
-    """Prints the lowest mean loss of each group and the losses of the other values.
+    """Print the lowest mean loss of each group and the losses of the other values.
 
     Attributes:
         results: results.csv of `mup-lightning sweep`, or its folder.
@@ -26,7 +26,7 @@ class BestSettings(Typed, prefix="--"):
     markdown: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UserError if two forms of output are asked for, or a value is out of bounds."""
+        """Raise UserError if two forms of output are requested, or a value is out of bounds."""
         super().__post_init__()
         if self.json and self.markdown:
             raise UserError("--json and --markdown are two forms of the same report; choose one")
@@ -34,7 +34,7 @@ class BestSettings(Typed, prefix="--"):
 
 @dataclass
 class TransferSettings(BestSettings, prefix="--"):
-    """Prints, for each group, the optimum of each size, its slope over the sizes, the regret, the noise and a verdict.
+    """Print, for each group, the optimum of each size, its slope over the sizes, the regret, the noise and a verdict.
 
     Attributes:
         results: results.csv of a sweep or its folder; or a .csv with the columns parametrization, axis, size,

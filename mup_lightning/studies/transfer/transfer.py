@@ -23,8 +23,8 @@ class Transfer(Evidence):
     """Result of one group: runs that differ only in size, base value and seed.
 
     Attributes:
-        settings: column -> text of what they share, the parametrization first.
-        steps: of the runs that went to their end; None where the table does not say.
+        settings: column -> text of what its runs share, the parametrization first.
+        steps: steps of the runs that finished; None where the table does not say.
         seeds: most seeds that a value has.
         verdict: one sentence.
     """
@@ -67,13 +67,13 @@ def transfer(
         The groups in the order of the table, families together, and in a family SP before k ≥ 2 before k = 1.
 
     Raises:
-        UserError: the runs cannot be compared: a run stands there twice, all are lost, no group has two sizes, or
+        UserError: the runs cannot be compared: a run appears twice, all are lost, no group has two sizes, or
             corpora or steps differ within a family.
     """
     own_families = [_family(axis, dict(own)) for axis, own in zip(runs["axis"], runs["settings"], strict=True)]
     refuse_different(runs, own_families, ["corpus", "steps"])
     if runs["loss"].isna().all():
-        count = runs["config_hash"].replace("", None).nunique() or len(runs)  # a run may stand on two axes
+        count = runs["config_hash"].replace("", None).nunique() or len(runs)  # a run may be on two axes
         raise UserError(f"no run has a loss, all {count} diverged or were stopped; lower the base values")
     found = []
     for (axis, settings), own in runs.groupby(["axis", "settings"], sort=False):
@@ -128,7 +128,7 @@ def refuse_different(runs: pd.DataFrame, families: Sequence[Hashable], columns: 
     Args:
         runs: see `read_losses`.
         families: equal for runs that are compared.
-        columns: what they must agree in, as far as the table says.
+        columns: what they must agree in, where the table says.
 
     Raises:
         UserError: naming what differs.
@@ -185,7 +185,7 @@ def _one_size(runs: pd.DataFrame) -> str:
 
 
 def to_dict(found: Sequence[Transfer]) -> dict[str, Any]:
-    """For JSON; None stands for what there is not. docs/method/transfer.md lists the keys."""
+    """The groups as plain values for JSON; None where there is no value. docs/method/transfer.md lists the keys."""
     comparisons = []
     for family in families(found):
         if len(family) > 1:

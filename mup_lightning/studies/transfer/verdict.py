@@ -19,7 +19,7 @@ _ASSUMED_NOISE = 0.01
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one group.
+    """What is known about one group.
 
     Attributes:
         axis: what grows: width, depth, both, or any other word.
@@ -97,7 +97,7 @@ def _failures(found: Evidence, tolerance: float, *, drifts: bool) -> list[str]:
 
 
 def _expensive(regret: Regret, tolerance: float) -> bool:
-    """Whether a regret is beyond the tolerance, and not by the noise."""
+    """Whether a regret exceeds the tolerance by more than the noise explains."""
     return regret.infinite or (regret.nats is not None and regret.nats - regret.ci_half_width > tolerance)
 
 
