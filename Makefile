@@ -62,7 +62,7 @@ coord-table: $(VENV)/.run $(firstword $(AUSTEN)) ## coordinate checks of all opt
 	@$(MUP) coord-check --all recipes/experiment/coordinates.yaml $(call given)
 evaluate: $(VENV)/.run ## validation loss of RUN's newest checkpoint
 	@$(MUP) evaluate runs/$(RUN) $(call given,RUN SIZE OPT PARAM)
-export: $(VENV)/.run ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2
+export: $(VENV)/.export ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2
 	@$(MUP) export runs/$(RUN) out=exported/$(RUN) $(call given,RUN SIZE OPT PARAM)
 figure: $(VENV)/.run ## draw RUN's feature norms over depth and time
 	@$(MUP) figure runs/$(RUN) $(call given,RUN SIZE OPT PARAM)
@@ -95,5 +95,5 @@ $(BIN)/python:
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (once; a minute or two)"
 	@$(PIP) torch==2.13.0 && $(PIP) -e . && touch $@
-$(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.run
+$(VENV)/.test $(VENV)/.lint $(VENV)/.export: $(VENV)/.%: $(VENV)/.run
 	@$(PIP) -e '.[$*]' && touch $@

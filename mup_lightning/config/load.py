@@ -120,7 +120,7 @@ def hint_of(key: str, classes: Sequence[type]) -> Any:
 def unknown_option(key: str, classes: Sequence[type]) -> UserError:
     """The error for a key that none of the classes has, with the nearest of all that can be set."""
     known = [option.key for cls in classes for option in options(cls)]
-    return unknown_key(key, known + (list(WORDS) if Config in classes else []))
+    return unknown_key(key, known + ([*GROUPS, *WORDS] if Config in classes else []))
 
 
 def word(name: str, value: str) -> list[Layer]:
