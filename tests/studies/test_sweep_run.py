@@ -107,11 +107,11 @@ def test_two_processes_share_a_sweep_and_ctrl_c_keeps_what_is_done(corpus, tmp_p
     both = [start(file, folder) for _ in range(2)]
     wait_until(lambda: len(rows_of(folder)) >= 3, both[0])
     os.killpg(both[0].pid, signal.SIGINT)  # as a terminal does: the sweep and whoever it has started
+    both[1].send_signal(signal.SIGTERM)  # as SLURM does
     out, err = both[0].communicate(timeout=100)
     assert both[0].returncode == 130, err
     assert " of 8 are finished; the same command goes on from there" in out
     assert "Traceback" not in err + (folder / "workers.log").read_text()
-    both[1].send_signal(signal.SIGTERM)  # as SLURM does
     _, err = both[1].communicate(timeout=100)
     assert both[1].returncode == 130, err
     done = len(rows_of(folder))
