@@ -1,4 +1,4 @@
-"""The transferred value: mean, uncertainty, drift and doubts, from tables with known answers."""
+"""The transferred value: mean, uncertainty, drift and caveats, from tables with known answers."""
 
 import numpy as np
 import pytest
@@ -57,12 +57,12 @@ def test_two_sizes_of_one_seed_say_nothing_of_their_own_error(tmp_path):
         ((64, 128, 256), (-7, -7.4, -7.8), "would be 2^-1.2 times this one"),
     ],
 )
-def test_doubts_are_named(tmp_path, sizes, optima, warning):
+def test_caveats_are_named(tmp_path, sizes, optima, warning):
     found = carry(tmp_path, curves(sizes, optima, noise=0.001, seeds=2))
     assert any(warning in text for text in found.caveats), found.caveats
 
 
-def test_sizes_that_do_not_pay_are_a_doubt(tmp_path):
+def test_sizes_that_do_not_pay_are_a_caveat(tmp_path):
     rows = [(*row[:5], row[5] + 0.2 * (row[2] == 256)) for row in curves((64, 128, 256), (-7, -7, -7))]
     (warning,) = carry(tmp_path, rows).caveats
     assert warning.startswith("width 256 is no better than 64 (loss 3.000 and 3.000)")

@@ -177,7 +177,7 @@ def test_the_grid_grows_where_a_value_as_good_as_the_best_is_the_last(corpus, tm
     assert sorted({math.log2(value) for value in values} - set(range(-12, -5))) == grown
 
 
-def test_a_second_tune_in_a_folder_is_told_to_come_back(corpus, tmp_path, capsys, monkeypatch):
+def test_a_second_tune_in_a_folder_comes_back_later(corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tune, "run_trials", lambda trials, *_: Summary(finished=len(trials) - 2))
     arguments = ["--sweep", proxies(tmp_path), "--out", str(tmp_path / "out")]
     assert main(["tune", *options(corpus), *arguments]) == 1
