@@ -9,14 +9,19 @@ import pytest
 # Tiny models gain nothing from threads, and tests that share the cores with other processes lose much by them.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-SLOW_FOLDERS = ("benchmarks", "distributed", "slurm")
-"""Tests that start processes by the dozen; `make test-fast` leaves them out, as it does those marked slow."""
+SLOW = (
+    "benchmarks distributed slurm "
+    "test_assumptions test_assumptions_verb test_assumptions_verdict test_coordinates test_coordinates_faults "
+    "test_coordinate_report test_coord_check_verb test_probe test_probe_verb test_sweep_run test_tune test_workers "
+    "test_transfer_noise test_processes test_resume test_export"
+).split()
+"""Folders and files whose tests train for long or start many processes; `make test-fast` leaves them out."""
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests of the slow folders."""
+    """Mark them as slow."""
     for item in items:
-        if item.path.parent.name in SLOW_FOLDERS:
+        if {item.path.parent.name, item.path.stem} & set(SLOW):
             item.add_marker(pytest.mark.slow)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config, RunConfig, leaves
 from mup_lightning.errors import UserError
-from mup_lightning.optim.registry import SECTIONS, options_in_force
+from mup_lightning.optim.registry import SECTIONS, options_in_force, used_sections
 from mup_lightning.studies.sweep.check import Checked, Checker
 from mup_lightning.studies.sweep.spec import AXES, Grid, Sweep
 from mup_lightning.tables import power_of_two
@@ -132,7 +132,8 @@ def config_hash(config: Config, corpus: str) -> str:
     trainer, data = config.trainer, config.data
     more: dict[str, Any] = {"max_steps": trainer.max_steps, "accelerator": trainer.accelerator}
     more |= {"micro_batch": data.micro_batch, "val_tokens": data.val_tokens}
-    rules = {name: options_in_force(config.rules, name) for name in dict.fromkeys([*_HASHED_RULES, *config.rules])}
+    hashed = dict.fromkeys([*_HASHED_RULES, *used_sections(config.recipe.optimizer)])
+    rules = {name: options_in_force(config.rules, name) for name in hashed}
     plain = config.identity() | {"rules": rules, "run": more, "corpus": corpus}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
