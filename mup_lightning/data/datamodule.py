@@ -76,7 +76,7 @@ class TokenDataModule(pl.LightningDataModule):
     Args:
         config: corpus, batch size, workers.
         context: tokens the model sees at once; a sample has one token more.
-        seed: of the sample order.
+        seed: seed of the sample order.
         max_steps: optimizer steps of the whole run.
     """
 

@@ -62,7 +62,7 @@ class DocumentReader:
         card: the data set.
         files: its local files (empty for a hub data set).
         revision: commit of a hub data set.
-        position: of an earlier reader, after whose last batch this one begins.
+        position: position of an earlier reader; this one begins after its last batch.
 
     Attributes:
         read: documents read so far, by earlier readers too.

@@ -55,7 +55,7 @@ class Manifest:
     """The contents of manifest.json. It holds no date and no path, so that equal sources give equal bytes.
 
     Attributes:
-        name: of the card.
+        name: the card's name.
         tokenizer: name of the vocabulary, with its `vocab_size`, `vocab_hash` and end-of-text token `eot`.
         source_hash: identifies the text and the rules of the card (see `documents.hash_source`).
         source: where the text came from, and its licence.

@@ -44,7 +44,7 @@ class ParameterInfo(Declaration):
     """Everything known about one parameter, passed as a whole from the model to its checkpoints.
 
     Attributes:
-        name: in the model.
+        name: name in the model.
         shape: true shape, before any wrapper flattens or shards it.
     """
 

@@ -40,16 +40,16 @@ class SlurmConfig(Typed, prefix="slurm."):
     """What a job requests from SLURM; null leaves a value to the cluster's own defaults.
 
     Attributes:
-        gpus: GPUs of each node, with one process each; 0: CPU processes, trainer.devices on each node.
-        cpus: cores of each process.
-        memory: of each node, as in 200G.
+        gpus: GPUs per node, with one process each; 0: CPU processes, trainer.devices per node.
+        cpus: cores per process.
+        memory: memory per node, as in 200G.
         time: time limit, [days-]hours:minutes:seconds or minutes.
         partition: queue.
         account: account to charge.
         qos: quality of service.
-        job: its name; null: the run's name.
+        job: job name; null: the run's name.
         gres: the cluster's name for a GPU, as in gpu or gpu:h100.
-        extra: more options of sbatch, as in --constraint=h100.
+        extra: further sbatch options, as in --constraint=h100.
         setup: shell lines before the training, as in module load cuda.
         signal_seconds: how long before the time limit the job begins to save; SLURM may be up to a minute early.
         max_requeues: how often the job may go back into the queue by itself.
@@ -82,7 +82,7 @@ class SlurmConfig(Typed, prefix="slurm."):
         """GPUs of each node. Raises UserError if the number is not set."""
         if self.gpus is None:
             raise UserError(
-                "slurm.gpus is not set: say how many GPUs of each node to use (--slurm.gpus 8); "
+                "slurm.gpus is not set: set how many GPUs per node to use (--slurm.gpus 8); "
                 "0 trains on CPUs, with trainer.devices processes on each node"
             )
         return self.gpus
@@ -96,10 +96,10 @@ class SubmitSettings(Typed, prefix="--"):
         slurm: what the job requests from SLURM.
         dry: print the script and let SLURM check it; submit nothing.
         sweep: a sweep file instead of a configuration, run as an array job; see mup-lightning sweep.
-        tasks: jobs of the array; each runs every N-th configuration.
+        tasks: jobs in the array; each runs every N-th configuration.
         out: folder of the sweep's table; null: runs/sweeps/NAME.
-        workers: processes of each task; null: one per core or GPU.
-        set: KEY=VALUE of the sweep; may be repeated.
+        workers: processes per task; null: one per core or GPU.
+        set: KEY=VALUE to set in the sweep; may be repeated.
     """
 
     slurm: SlurmConfig = field(default_factory=SlurmConfig)

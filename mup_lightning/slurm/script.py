@@ -14,9 +14,9 @@ def training(slurm: SlurmConfig, *, name: str, nodes: int, processes: int, folde
 
     Args:
         slurm: what the job requests from SLURM.
-        name: of the job.
+        name: job name.
         nodes: machines.
-        processes: on each node.
+        processes: processes per node.
         folder: folder for logs; it holds config.yaml, the configuration to train.
         program: the command mup-lightning.
     """
@@ -46,10 +46,10 @@ def sweep(slurm: SlurmConfig, *, name: str, tasks: int, command: list[str], fold
 
     Args:
         slurm: what each task requests from SLURM.
-        name: of the job.
+        name: job name.
         tasks: jobs that share the sweep.
         command: mup-lightning sweep FILE and its options, without --shard.
-        folder: for logs.
+        folder: folder for logs.
     """
     head = _head(
         slurm,

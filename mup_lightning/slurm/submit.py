@@ -71,7 +71,7 @@ def submit_sweep(sweep: Path, command: list[str], slurm: SlurmConfig, *, out: Pa
     """Submit a sweep, which has been checked, as an array job.
 
     Args:
-        sweep: its file.
+        sweep: the sweep's file.
         command: `mup-lightning` verb and options that run it, without --shard.
         slurm: what each task requests from SLURM.
         out: folder of its table.

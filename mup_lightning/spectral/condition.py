@@ -35,7 +35,7 @@ class Weight:
     """The condition solved for one weight: everything that an optimizer family needs to know.
 
     Attributes:
-        role: of the weight in the network.
+        role: the weight's role in the network.
         n_out: scale of its output side.
         n_in: scale of its input side (1 for vectors).
         init_var: variance of its entries at initialisation (a convention, not a result).

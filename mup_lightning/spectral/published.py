@@ -177,7 +177,7 @@ class Cell:
     """One compared cell, both sides in our convention.
 
     Attributes:
-        role: of the parameters.
+        role: role of the parameters.
         quantity: as in `recipe.Exponents`.
         ours: our scale.
         theirs: the published one; None where it is not specified, or where that side has no such thing.

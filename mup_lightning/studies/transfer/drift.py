@@ -74,7 +74,7 @@ class Regret:
     """Cost at one size of a value tuned at the smallest size, on the grid.
 
     Attributes:
-        size: as the table has it.
+        size: the size as written in the table.
         value: log2 of the tuned value; NaN where nothing trained at the smallest size.
         nats: mean loss with that value minus the lowest mean loss; None where there is none.
         why: reason that there is none: "diverged", "stopped", "missing" (not run) or "untuned" (nothing trained at the

@@ -58,7 +58,7 @@ class Curve:
     """Mean loss against base value at one size, adjusted for the seeds that ran each value.
 
     Attributes:
-        size: as the table has it.
+        size: the size as written in the table.
         position: log2 of the size.
         values: V log2 of the base values, ascending.
         means: V mean losses, nats; infinite where any seed has no loss: the mean of the others would flatter the value.
@@ -102,7 +102,7 @@ def adjust_for_seeds(runs: pd.DataFrame, given: float | None = None) -> tuple[tu
     spread.
 
     Args:
-        runs: of one group, see `read_losses`.
+        runs: runs of one group, see `read_losses`.
         given: standard deviation between seeds, nats, to assume where no value has two.
 
     Returns:
@@ -170,7 +170,7 @@ class Optimum:
     """The best base value of one size.
 
     Attributes:
-        size: as the table has it.
+        size: the size as written in the table.
         position: log2 of the size.
         value: log2 of the best base value, between the values tried.
         se: its standard error from the noise and, at an edge or cliff, from the grid; 0: unknown.

@@ -31,7 +31,7 @@ def draw(found: Sequence[Transfer], folder: Path) -> list[Path]:
 
     Args:
         found: the groups of a table.
-        folder: for the figures.
+        folder: folder for the figures.
 
     Returns:
         Files transfer_AXIS-VALUE[-SETTINGS].png.

@@ -25,7 +25,7 @@ class Transfer(Evidence):
     Attributes:
         settings: column -> text of what its runs share, the parametrization first.
         steps: steps of the runs that finished; None where the table does not say.
-        seeds: most seeds that a value has.
+        seeds: largest number of seeds of any value.
         verdict: one sentence.
     """
 

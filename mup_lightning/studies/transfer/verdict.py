@@ -24,10 +24,10 @@ class Evidence:
     Attributes:
         axis: what grows: width, depth, both, or any other word.
         curves: losses of every size, small to large.
-        noise: of the losses.
-        optima: of the sizes where anything trained.
-        slope: of the optima; None: fewer than two.
-        regrets: of every size.
+        noise: noise of the losses.
+        optima: optimum of each size where anything trained.
+        slope: slope of the optima; None where there are fewer than two.
+        regrets: regret of every size.
     """
 
     axis: str
