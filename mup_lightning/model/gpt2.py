@@ -113,6 +113,21 @@ class GPT2(nn.Module):
         return loss
 
     @property
+    def multiplied(self) -> list[ParameterInfo]:
+        """All parameters but lookup tables; a tied token embedding is the head, too, and so is none."""
+        lookups = {"position.weight"} | (set() if self.config.tied else {"token.weight"})
+        return [info for name, info in self.parameter_info.items() if name not in lookups]
+
+    @property
+    def flops_per_token(self) -> int:
+        """6N + 12·L·n·T (Chowdhery et al. 2022, appendix B), the convention that others divide by for their MFU.
+
+        N counts `multiplied`, and attention is counted as if every token saw all T.
+        """
+        attention = 12 * self.config.depth * self.config.width * self.config.context
+        return 6 * sum(info.numel for info in self.multiplied) + attention
+
+    @property
     def output_matrix(self) -> torch.Tensor:
         """(V, C): the head's own, or the token embedding's where they are tied."""
         return self.token.weight if self.head is None else self.head.weight

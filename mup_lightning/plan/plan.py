@@ -16,7 +16,6 @@ from mup_lightning.optim.optimizer import make_groups
 from mup_lightning.optim.registry import RULES, resolve_rules
 from mup_lightning.optim.rule import Group
 from mup_lightning.optim.schedule import warmup_cosine
-from mup_lightning.plan.flops import Flops, flops
 from mup_lightning.plan.memory import Load, Memory, memory, rule_memory
 from mup_lightning.spectral.recipe import Multipliers, Recipe, derive
 from mup_lightning.spectral.roles import Role
@@ -62,6 +61,24 @@ class GroupPlan:
     lr: float
     weight_decay: float
     eps: float | None
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of training; a multiply-add is two.
+
+    Attributes:
+        convention_per_token: see `GPT2.flops_per_token`; others divide by it, so use it to compare.
+        matmul_per_token: what the matrix products of forward and backward really take here: causal attention, whose
+            backward computes the logits again, and the padded vocabulary. Use it to predict time.
+        newton_schulz_per_step: of Muon's iterations over all its matrices, as done in bfloat16 on GPU.
+        newton_schulz_share: their share in a step of the whole batch, matrix products being the rest.
+    """
+
+    convention_per_token: int
+    matmul_per_token: int
+    newton_schulz_per_step: int
+    newton_schulz_share: float
 
 
 @dataclass(frozen=True)
@@ -134,7 +151,7 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> 
     return Plan(
         parameter_count=sum(info.numel for info in infos.values()),
         tokens=config.trainer.max_steps * tokens_per_step,
-        flops=_flops(config, model, groups, tokens_per_step),
+        flops=_flops(model, groups, tokens_per_step),
         groups=[_group(group, recipe) for group in groups],
         parameters=_parameters(config, model, recipe),
         accumulation={number: _accumulation(config, number) for number in gpus},
@@ -169,16 +186,24 @@ def _group(group: Group, recipe: Recipe) -> GroupPlan:
     return GroupPlan(roles, len(infos), numel, values.rule, values.lr, values.weight_decay, values.eps)
 
 
-def _flops(config: Config, model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
-    lookups = {"position.weight"} | (set() if config.model.tied else {"token.weight"})
-    counted = [info for name, info in model.parameter_info.items() if name not in lookups]
+def _flops(model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
+    T, C, L = model.config.context, model.config.width, model.config.depth
     newton_schulz = sum(
         info.blocks * (RULES[group["rule"]].operations(group, *info.block_shape) or 0)
         for group in groups
         for info in group["infos"]
     )
-    matrices = sum(info.numel for info in counted if not info.role.is_vector)
-    return flops(config.model, sum(info.numel for info in counted), matrices, newton_schulz, tokens_per_step)
+    matrices = sum(info.numel for info in model.multiplied if not info.role.is_vector)
+    # A weight takes 2 per token forward, 2 for its own gradient, 2 for its input's. Attention has 2 products forward
+    # and 5 backward (the logits again, then the gradients of value, probability, query and key), each with 2·C per
+    # pair of positions, of which causality leaves (T + 1)/2 per token.
+    matmul = 6 * matrices + 7 * C * (T + 1) * L
+    return Flops(
+        convention_per_token=model.flops_per_token,
+        matmul_per_token=matmul,
+        newton_schulz_per_step=newton_schulz,
+        newton_schulz_share=newton_schulz / (newton_schulz + matmul * tokens_per_step),
+    )
 
 
 def _accumulation(config: Config, gpus: int) -> int | None:

@@ -26,7 +26,6 @@ from mup_lightning.data.shards import Manifest, check_vocabulary
 from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.optim.registry import resolve_rules
 from mup_lightning.optim.schedule import warmup_cosine
-from mup_lightning.plan.plan import plan
 from mup_lightning.training.checkpoint import Checkpoint, RunFolder
 from mup_lightning.training.hardware import is_first_process, resolve
 from mup_lightning.training.module import GPT2Module
@@ -108,7 +107,7 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
         folder.open(config, start)
 
     tokens_per_step = config.data.batch_size * config.model.context
-    throughput = Throughput(tokens_per_step, config.trainer, plan(config).flops.convention_per_token if keep else 0.0)
+    throughput = Throughput(tokens_per_step, config.trainer, module.model.flops_per_token if keep else 0)
     validation = Validation(config.trainer.validate_every, throughput)
     saving = SaveCheckpoints(folder, config, identity, throughput)
     watching = default_callbacks(config, module.model, folder, start, throughput, validation, keep=keep)
