@@ -123,6 +123,7 @@ REFUSED = [
     ({"configs": "recipes/gpt2.yaml"}, r"sweep\.configs is 'recipes/gpt2\.yaml'; expected a list"),
     ({"configs": ["nowhere.yaml"]}, r"nowhere\.yaml"),
     ({"name": "../elsewhere"}, r"sweep\.name is '\.\./elsewhere'; expected a folder's name"),
+    ({"for_tune": True}, r"takes what it does not name from a target; run it by mup-lightning tune sweep="),
     ({"keep_runs": "yes please"}, r"sweep\.keep_runs is 'yes please'; expected one of off, logs, on"),
 ]
 

@@ -133,7 +133,7 @@ def test_the_shipped_proxies_suit_every_size_and_optimizer(name, monkeypatch):
 
 def test_proxies_have_heads_of_the_targets_dimension(corpus, monkeypatch):
     monkeypatch.chdir(ROOT)
-    sweep = load("recipes/experiment/tune.yaml")
+    sweep = load("recipes/experiment/tune.yaml", tuning=True)
     large = target(corpus, model__width=128, model__heads=4)
     found = [trial.config for trial in proxy_trials(sweep, large, 0, 0)]
     assert {proxy.model.head_dim for proxy in found} == {32}

@@ -60,6 +60,7 @@ class Sweep(Grid, prefix="sweep."):
         value: the dotted key that is swept.
         grids: their union is run.
         keep_runs: whether runs keep their folders: on, logs (without checkpoints), off.
+        for_tune: everything it does not name is a target's: only `mup-lightning tune` can run it.
         file: where it was read; set by `load`.
     """
 
@@ -67,6 +68,7 @@ class Sweep(Grid, prefix="sweep."):
     value: str = "recipe.lr"
     grids: Annotated[tuple[Grid, ...], Bound("a list of grids", lambda value: len(value) > 0)] = (Grid(),)
     keep_runs: Literal["off", "logs", "on"] = "off"
+    for_tune: bool = False
     file: str = ""
 
     @property
@@ -96,21 +98,24 @@ class SweepSettings(Typed, prefix="--"):
     dry_run: bool = False
 
 
-def load(file: str | Path, overrides: dict[str, Any] | None = None) -> Sweep:
+def load(file: str | Path, overrides: dict[str, Any] | None = None, *, tuning: bool = False) -> Sweep:
     """Read a sweep file, and complete each of its grids by what stands outside of them.
 
     Args:
         file: YAML with one key, `sweep`.
         overrides: dotted key -> value; wins over what the file sets and varies.
+        tuning: there is a target; see `Sweep.for_tune`.
 
     Raises:
-        UserError: it cannot be read, or a key is unknown or of another kind than expected.
+        UserError: it cannot be read, a key is unknown or of another kind than expected, or a target is missing.
     """
     content = read_yaml(Path(file), "a sweep file, see recipes/experiment/")
     try:
         if not isinstance(content, dict) or list(content) != ["sweep"]:
             raise UserError(f"expected the one key `sweep`, found {content!r:.60}")
         sweep = build(Sweep, content["sweep"], "sweep.")
+        if sweep.for_tune and not tuning:
+            raise UserError(f"takes what it does not name from a target; run it by mup-lightning tune sweep={file}")
         grids = tuple(_completed(grid, sweep, overrides or {}) for grid in sweep.grids)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None

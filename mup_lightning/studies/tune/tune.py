@@ -53,7 +53,7 @@ def run(settings: TuneSettings, target: Config) -> int:
     check_folder(folder)
     if settings.results:
         return _from_results(settings.results, target, folder)
-    sweep = load(settings.sweep or SWEEP, dict(setting(text) for text in settings.set))
+    sweep = load(settings.sweep or SWEEP, dict(setting(text) for text in settings.set), tuning=True)
     below = above = AROUND
     trials: list[Trial] = []
     groups: list[Transfer] = []
