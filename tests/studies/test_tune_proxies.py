@@ -110,7 +110,7 @@ def test_the_shipped_proxies_follow_the_targets_own_recipe(corpus, name, monkeyp
     monkeypatch.chdir(ROOT)
     own = {"base_width": 128, "base_depth": 3, "init_std": 0.03, "weight_decay": 0.25}
     large = target(corpus, **{f"recipe__{key}": value for key, value in own.items()})
-    sweep = load(f"recipes/experiment/{name}.yaml")
+    sweep = load(f"recipes/experiment/{name}.yaml", tuning=True)
     configs = [trial.config for trial in proxy_trials(sweep, large, 1, 1)]
     key = sweep.value.rpartition(".")[2]
     assert {(config.model.width, config.model.depth) for config in configs} > {(64, 2), (256, 2), (64, 8)}
@@ -122,7 +122,7 @@ def test_the_shipped_proxies_follow_the_targets_own_recipe(corpus, name, monkeyp
 @pytest.mark.parametrize("name", ["tune", "tune_wd", "tune_logits"])
 def test_the_shipped_proxies_suit_every_size_and_optimizer(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    sweep = load(f"recipes/experiment/{name}.yaml")
+    sweep = load(f"recipes/experiment/{name}.yaml", tuning=True)
     for optimizer in Path("recipes/optimizer").iterdir():
         large = build_config([Path("recipes/gpt2.yaml"), Path("recipes/size/xl.yaml"), optimizer])
         for grid in sweep.grids:
