@@ -175,7 +175,7 @@ def test_a_dry_run_lists_and_adds_up(corpus, tmp_path, capsys):
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
 def test_the_sweeps_that_ship_compose(file, monkeypatch):
     monkeypatch.chdir(ROOT)
-    sweep = load(file)
+    sweep = load(file, tuning=True)
     for grid in sweep.grids:
         for end in (0, -1):
             values = {key: values[end] for key, values in grid.vary.items()}
