@@ -66,7 +66,7 @@ class Divergence(StepCallback):
 
     Args:
         losses: where the losses of the steps are read.
-        trainer: sigmas and window of the `RunningLevel`; so many spikes among the steps in the window end the run.
+        trainer: sigmas and window of the `RunningLevel`; spike_stop spikes within the window end the run.
 
     Attributes:
         spikes: so far, over all resumes.

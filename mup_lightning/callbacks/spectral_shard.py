@@ -1,4 +1,4 @@
-"""The spectral norms of weights and of what a step does to them, the matrices shared out over the processes.
+"""The spectral norms of weights and of what a step does to them, the matrices divided among the processes.
 
 Each matrix is measured by one process, which keeps a copy of it from before the update to after it. Where ZeRO has
 partitioned the weights, they are gathered there, one parameter at a time.

@@ -14,10 +14,10 @@ S is the optimizer's state: E of elementwise rules and M of whole-matrix rules, 
 under every strategy; D is what a rule makes while it steps (`Rule.scratch`), and m the elements of its matrices, which
 travel to their owners (`distributed/collectives.py`). Shards are assumed even, but no share of a whole-matrix rule's
 state is smaller than its largest matrix's. B is DeepSpeed's bucket (`ZERO_BUCKET`), or 4N where that is less. The
-exchange of ddp is its second step's: buckets are laid out anew while the old ones still hold gradients. Gradients are
+exchange of ddp is its second step's: buckets are rebuilt while the old ones still hold gradients. Gradients are
 counted on top of activations, as they are in all but the first of several micro-batches.
 
-Under ZeRO 3 two blocks are gathered besides the embeddings: one that computes and one that is fetched ahead.
+Under ZeRO 3 two blocks are gathered in addition to the embeddings: one computing and one fetched ahead.
 
 The spectral monitor (`trainer.spectral_norms_every`) keeps a copy of the matrices, each in one process, while a
 measured step updates them: 4m'/P more there, m' the elements of all matrices, embeddings and head too. Before and after

@@ -106,7 +106,7 @@ class Plan:
     notes: list[str]
 
     def flops_of(self, steps: int) -> float:
-        """Operations of a run of so many steps: those for its tokens, and Newton-Schulz."""
+        """Operations of a run of `steps` steps: those for its tokens, and Newton-Schulz."""
         return float(self.flops.matmul_per_token * self.tokens + self.flops.newton_schulz_per_step * steps)
 
     def plain(self) -> dict[str, Any]:

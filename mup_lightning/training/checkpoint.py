@@ -246,7 +246,7 @@ def seal(
 
 
 def set_aside(folder: Path, step: int) -> list[Path]:
-    """Rename a run's checkpoints after `step`, from which it is about to be made anew.
+    """Rename a run's checkpoints after `step`, from which it is about to be repeated.
 
     Otherwise they would be taken for the newest ones, and those that follow for the oldest, which are deleted.
 

@@ -28,7 +28,7 @@ def resolve(trainer: TrainerConfig) -> None:
     """Replace every `auto` by what this machine has, so that the saved configuration says what was run.
 
     Raises:
-        UserError: GPUs are asked for, but there are none, or fewer; or the machine lacks what precision or compile
+        UserError: GPUs are requested, but there are none, or fewer; or the machine lacks what precision or compile
             need.
     """
     import torch

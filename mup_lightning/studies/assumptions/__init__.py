@@ -1,1 +1,1 @@
-"""Assumption checks: what the spectral condition takes for granted, measured over depth while small networks train."""
+"""Assumption checks: what the spectral condition assumes, measured over depth while small networks train."""

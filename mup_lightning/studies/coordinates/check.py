@@ -65,7 +65,7 @@ _BAR = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}{postfix}]"
 
 
 def parametrizations(settings: CheckSettings, config: Config) -> list[Parametrization]:
-    """What is trained: the parametrization that was asked for, and SP for comparison."""
+    """What is trained: the requested parametrization, and SP for comparison."""
     asked = config.recipe.parametrization
     return [asked] if asked == "sp" or settings.alone else [asked, "sp"]
 

@@ -171,7 +171,7 @@ def in_order(parametrizations: Iterable[str]) -> list[str]:
 
 
 def other_differences(runs: list[Run]) -> list[str]:
-    """Keys besides size, parametrization and seed in which the runs differ: a comparison should know of them."""
+    """Keys other than size, parametrization and seed in which the runs differ, which a comparison should mention."""
     meant = {"model.width", "model.depth", "model.heads", "recipe.parametrization", "recipe.branch_depth", "seed"}
     flat = [leaves(run.config.identity()) for run in runs]
     return [key for key in flat[0] if key not in meant and any(other.get(key) != flat[0][key] for other in flat)]

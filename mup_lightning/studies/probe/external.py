@@ -50,7 +50,7 @@ class ExternalOptimizer:
 
     Args:
         path: "package.module:Class".
-        arguments: for its constructor, besides parameters, lr and weight decay.
+        arguments: for its constructor, in addition to parameters, lr and weight decay.
 
     Attributes:
         lr: the class's own default learning rate; 1e-3 if it has none.
@@ -167,7 +167,7 @@ def external_subject(path: str, arguments: dict[str, Any], settings: ProbeSettin
 
     Args:
         path: "package.module:Class".
-        arguments: for its constructor, besides parameters, lr and weight decay.
+        arguments: for its constructor, in addition to parameters, lr and weight decay.
         settings: of the probe; updates are examined on its smallest network.
 
     Raises:

@@ -27,7 +27,7 @@ FINITE_SIZE = 0.05
 
 @dataclass(frozen=True)
 class Proposal:
-    """A recipe for an optimizer that nobody has declared: exponents, snapped to quarters, taken as a family.
+    """A recipe for an undeclared optimizer: its exponents, snapped to quarters, are taken as a family.
 
     Attributes:
         window: the steps it rests on: the later ones, where a recipe is used, if there are any.

@@ -13,7 +13,7 @@ from mup_lightning.plan.plan import plan
 from mup_lightning.training import hardware
 
 _OVERHEAD, _OVERHEAD_PER_BLOCK = 1.0e8, 6.0e7
-"""What a micro-batch costs besides its operations (interpreter, hooks), in operations of one core. Only the order of
+"""What a micro-batch costs on top of its operations (interpreter, hooks), in operations of one core. Only the order of
 the runs and the first estimate of their time depend on it."""
 
 

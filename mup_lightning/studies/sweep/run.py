@@ -188,7 +188,7 @@ def dry_run(trials: list[Trial], folder: Path, workers: int | None) -> str:
 
 
 def _cost(trials: list[Trial], speed: float) -> list[str]:
-    """Tokens, FLOPs, and minutes of one worker at so many operations per second."""
+    """Tokens, FLOPs, and minutes of one worker at this speed."""
     return [
         f"{sum(trial.checked.tokens for trial in trials):,}",
         f"{sum(trial.checked.flops for trial in trials):.2g}",

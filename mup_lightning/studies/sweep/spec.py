@@ -79,7 +79,7 @@ class Sweep(Grid, prefix="sweep."):
 
 @dataclass
 class SweepSettings(Typed, prefix="--"):
-    """Each configuration is run once, several at a time. After a stop, the same command goes on, and repeats none.
+    """Each configuration is run once, several at a time. After a stop, the same command continues and repeats none.
 
     Attributes:
         file: grids of values, see recipes/experiment/.

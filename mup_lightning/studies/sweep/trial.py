@@ -40,7 +40,7 @@ class Outcome:
 
 
 def run_trial(trial: Trial, folder: Path, keep: str) -> Outcome:
-    """Train a trial and write its file, unless that is there or another process is at it.
+    """Train a trial and write its file, unless it exists or another process is running the trial.
 
     Args:
         trial: to run.
@@ -63,7 +63,7 @@ def run_trial(trial: Trial, folder: Path, keep: str) -> Outcome:
         lock.unlink()  # nobody asks for it any more, now that the file is there
     except UserError as error:
         return Outcome("failed", str(error))
-    except Exception as error:  # a fault of ours, or no memory: the sweep goes on, and says so at its end
+    except Exception as error:  # a bug, or no memory: the sweep continues and reports it at the end
         traceback.print_exc()
         return Outcome("failed", f"{type(error).__name__}: {error}")
     finally:

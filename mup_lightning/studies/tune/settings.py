@@ -1,4 +1,4 @@
-"""The options of `mup-lightning tune` besides those of the model that is tuned for. Imports no torch."""
+"""The options of `mup-lightning tune` in addition to those of the target model. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TuneSettings(Typed, prefix="--"):
 
     The options of `mup-lightning train` say what the large model is. The small ones are like it but for their size,
     which shows whether the best value stays where it is. The value and the large model's whole configuration are
-    written as a recipe file. After a stop, the same command goes on.
+    written as a recipe file. After a stop, the same command continues.
 
     Attributes:
         sweep: the small models; null: recipes/experiment/tune.yaml.
