@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from mup_lightning.studies import style
-from mup_lightning.studies.transfer.report import bounded_slope, title
 from mup_lightning.studies.transfer.transfer import Transfer, families
+from mup_lightning.studies.transfer.verdict import bounded_slope
 
 Color = tuple[float, float, float, float]
 
@@ -57,7 +57,7 @@ def _figure(family: Sequence[Transfer]) -> Figure:
     upper[0].set_ylabel("validation loss, nats per token")
     lower[0].set_ylabel(f"log2 of the best {family[0].settings.get('value', 'base value')}")
     _legend(upper[-1], colors, family)
-    lines = [title(family[0]), "where the best value transfers, it lies on the dashed line at every size"]
+    lines = [family[0].title, "where the best value transfers, it lies on the dashed line at every size"]
     wrapped = [part for line in lines for part in textwrap.wrap(line, 22 + 34 * len(family))]
     figure.suptitle("\n".join(wrapped), fontsize=12 if len(family) > 1 else 11)
     return figure

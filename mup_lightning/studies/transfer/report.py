@@ -10,12 +10,12 @@ from itertools import groupby
 
 from mup_lightning import tables
 from mup_lightning.files import check_folder, make_folder, write_json
-from mup_lightning.studies.transfer.drift import Regret, Slope
+from mup_lightning.studies.transfer.drift import Regret
 from mup_lightning.studies.transfer.estimate import Optimum
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.settings import TransferSettings
 from mup_lightning.studies.transfer.transfer import Transfer, compared, families, to_dict, transfer
-from mup_lightning.studies.transfer.verdict import with_interval
+from mup_lightning.studies.transfer.verdict import bounded_slope
 
 LEGEND = (
     "optimum: log2 of the best base value ± its standard error; (edge): the last one tried, so it may lie beyond;\n"
@@ -59,22 +59,11 @@ def text(found: Sequence[Transfer]) -> str:
     """For the terminal: a table for every group, and the parametrizations side by side."""
     parts = []
     for family in families(found):
-        parts.append(f"== {title(family[0])} ==")
+        parts.append(f"== {family[0].title} ==")
         parts += [f"{one.label}: {one.verdict}\n{_table(one)}" for one in family]
         if len(family) > 1:
             parts.append(f"best loss at equal size\n{tables.text(_losses(family))}")
     return "\n\n".join([*parts, LEGEND])
-
-
-def title(found: Transfer) -> str:
-    """What is swept over what, and what else is fixed."""
-    settings = {key: value for key, value in found.settings.items() if key not in ("parametrization", "branch_depth")}
-    value, optimizer = settings.pop("value", "base value"), settings.pop("optimizer", "")
-    layer_norm = settings.pop("layer_norm", settings.pop("model.layer_norm", ""))
-    norm = {"True": "LayerNorm", "False": "no LayerNorm"}.get(layer_norm.capitalize(), "")
-    rest = [f"{key} {value}" for key, value in settings.items()]
-    steps = f"{found.steps} steps" if found.steps else ""
-    return ", ".join(filter(None, [f"{value} over {found.axis}", optimizer, norm, *rest, steps]))
 
 
 def _table(found: Transfer) -> str:
@@ -131,7 +120,7 @@ def markdown(found: Sequence[Transfer]) -> str:
 
 
 def _line(found: Transfer) -> list[str]:
-    name = f"{title(found).partition(', ')[2]}, **{found.label}**".removeprefix(", ")
+    name = f"{found.title.partition(', ')[2]}, **{found.label}**".removeprefix(", ")
     noise = "-" if found.noise.residual is None else str(found.noise).replace(" seed by seed", "")
     optima = [_bounded(best) if (best := found.at(curve.size)) else "diverged" for curve in found.curves]
     verdict = found.verdict.partition(":")[0]
@@ -141,10 +130,3 @@ def _line(found: Transfer) -> list[str]:
 def _bounded(best: Optimum) -> str:
     """The optimum, marked as a bound where it lies at the edge."""
     return {-1: "≤ ", 0: "", 1: "≥ "}[best.edge] + f"{best.value:.2f}"
-
-
-def bounded_slope(slope: Slope | None) -> str:
-    """A slope with its interval, marked as a bound where optima lie at the edge."""
-    if slope is None:
-        return "-"
-    return {"at most": "≤ ", "at least": "≥ ", "unknown": "? "}.get(slope.bound, "") + with_interval(slope)

@@ -40,6 +40,19 @@ class Transfer(Evidence):
         return _label(self.settings)
 
     @property
+    def title(self) -> str:
+        """What is swept over what, and what else is fixed."""
+        settings = {
+            key: value for key, value in self.settings.items() if key not in ("parametrization", "branch_depth")
+        }
+        value, optimizer = settings.pop("value", "base value"), settings.pop("optimizer", "")
+        layer_norm = settings.pop("layer_norm", settings.pop("model.layer_norm", ""))
+        norm = {"True": "LayerNorm", "False": "no LayerNorm"}.get(layer_norm.capitalize(), "")
+        rest = [f"{key} {value}" for key, value in settings.items()]
+        steps = f"{self.steps} steps" if self.steps else ""
+        return ", ".join(filter(None, [f"{value} over {self.axis}", optimizer, norm, *rest, steps]))
+
+    @property
     def family(self) -> tuple[tuple[str, str], ...]:
         """Equal for groups that differ only in the parametrization."""
         return _family(self.axis, self.settings)

@@ -191,3 +191,10 @@ def with_interval(slope: Slope) -> str:
     if slope.low is None or slope.high is None:
         return tables.signed(slope.slope)
     return tables.interval(slope.slope, slope.low, slope.high)
+
+
+def bounded_slope(slope: Slope | None) -> str:
+    """A slope with its interval, marked as a bound where optima lie at the edge."""
+    if slope is None:
+        return "-"
+    return {"at most": "≤ ", "at least": "≥ ", "unknown": "? "}.get(slope.bound, "") + with_interval(slope)
