@@ -33,6 +33,9 @@ def test_what_a_resumed_run_took_back_is_left_out(tmp_path: Path) -> None:
     writer.add_event(Event(step=2, session_log=SessionLog(status=SessionLog.START)))
     writer.close()
     write_events(tmp_path, {"a": [(1, 20.0), (2, 30.0)]}, suffix=".3")
+    # Files of one second are read in the order of a counter, as text: 10 before 9.
+    for file in list(tmp_path.iterdir()):
+        file.rename(tmp_path / f"events.out.tfevents{file.suffix}")
     assert read_scalars(tmp_path) == {"a": [(0, 1.0), (1, 20.0), (2, 30.0)]}
 
 
