@@ -1,7 +1,5 @@
 """Files and folders: written whole or not at all, and read with one clear message for what is wrong with them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

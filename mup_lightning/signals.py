@@ -5,8 +5,6 @@ kill the process nor get lost. The signals are blocked in the main thread, and t
 later, and one thread waits for them: no handler, of this package or of a library, ever interrupts other code.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Tables and numbers as people read them: the same in the terminal, in Markdown and in TensorBoard."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ the same line. The docstring's `Attributes:` are the help texts. Imports nothing
 explains before torch is imported.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import re

@@ -1,7 +1,5 @@
 """Versions of the packages and git revision of the code, which are stored with every result."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version

@@ -1,7 +1,5 @@
 """The run's page in TensorBoard: panels in the tab "Custom Scalars", and texts that explain them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """Detects and counts loss spikes, and stops the run if asked to. (A loss that is NaN stops it at once.)"""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections import deque

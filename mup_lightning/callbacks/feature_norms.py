@@ -1,7 +1,5 @@
 """RMS norms of the features at every tap, logged while training: per layer, and across depth."""
 
-from __future__ import annotations
-
 import lightning.pytorch as pl
 
 from mup_lightning.callbacks.step import StepCallback, WatchedModule

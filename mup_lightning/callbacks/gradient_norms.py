@@ -1,7 +1,5 @@
 """Gradient norms before and after clipping, in all and by rule, under every strategy."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import lightning.pytorch as pl

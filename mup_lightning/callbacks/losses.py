@@ -1,7 +1,5 @@
 """Training and validation loss over all processes, without waiting for the device in every step."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning.pytorch as pl

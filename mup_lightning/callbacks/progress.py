@@ -1,7 +1,5 @@
 """One progress bar over the whole run: loss, tokens per second, time left."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

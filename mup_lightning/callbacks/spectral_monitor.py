@@ -24,8 +24,6 @@ random head grows like n^1/2 rather than n. Tied embeddings are both: an input w
 and an output with the output multiplier and n_out rows.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from statistics import fmean

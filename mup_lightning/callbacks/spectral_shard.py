@@ -6,8 +6,6 @@ partitioned the weights, they are gathered there, one parameter at a time.
 Shapes: b matrices in a batch, k blocks of one parameter (3 for a fused QKV), r rows, s columns.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 

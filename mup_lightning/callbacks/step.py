@@ -1,7 +1,5 @@
 """Lightning's hooks count micro-batches; what callbacks do happens once per optimizer step."""
 
-from __future__ import annotations
-
 from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl

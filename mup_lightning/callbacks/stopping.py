@@ -1,7 +1,5 @@
 """Stopping between two steps, when all processes have agreed to: on Ctrl-C, SIGTERM, preemption or a time limit."""
 
-from __future__ import annotations
-
 import signal
 import time
 from types import FrameType

@@ -1,7 +1,5 @@
 """Training speed: step time, tokens per second, model FLOPs utilisation (MFU), without validation and checkpoints."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ A wrapper that flattens or shards parameters can turn Muon into another algorith
 So now and then the largest singular value of A = ((1 - ηλ)W - W')/η is compared with the one that the rule promises.
 """
 
-from __future__ import annotations
-
 import lightning.pytorch as pl
 import torch
 

@@ -1,7 +1,5 @@
 """The table of verbs: what each does, the function that does it, and the class that explains its options."""
 
-from __future__ import annotations
-
 import importlib
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """`mup-lightning VERB`: parses a command line by the table of verbs, runs it, and ends a user's mistake in one line."""
 
-from __future__ import annotations
-
 import errno
 import inspect
 import os

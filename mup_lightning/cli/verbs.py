@@ -1,7 +1,5 @@
 """The verbs that belong to no study: their options and what they call. Imports no torch until one runs."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -127,7 +125,7 @@ class CorpusSettings(Typed, prefix="--"):
     json: bool = False
 
 
-def train(config: Config) -> int:
+def train(config: "Config") -> int:
     """Train, and print at the end what came of it."""
     from mup_lightning.training.hardware import is_first_process, tune_allocator
 
@@ -182,7 +180,7 @@ def export(settings: ExportSettings) -> int:
     return 0
 
 
-def plan(settings: PlanSettings, config: Config) -> int:
+def plan(settings: PlanSettings, config: "Config") -> int:
     """Print what a run would use and cost."""
     from mup_lightning.plan.plan import plan
     from mup_lightning.plan.screen import screen
@@ -218,7 +216,7 @@ def recipe(settings: RecipeSettings) -> int:
     return 0
 
 
-def submit(settings: SubmitSettings, config: Config) -> int:
+def submit(settings: "SubmitSettings", config: "Config") -> int:
     """Submit a training, or a sweep as an array job."""
     from mup_lightning.config.schema import Config
     from mup_lightning.slurm import submit as slurm
@@ -247,7 +245,7 @@ def submit(settings: SubmitSettings, config: Config) -> int:
     return slurm.submit_sweep(settings.sweep, command, asked, out=out, tasks=settings.tasks, dry=settings.dry)
 
 
-def config(config: Config) -> int:
+def config(config: "Config") -> int:
     """Print the whole configuration as YAML."""
     plain = json.loads(json.dumps(asdict(config)))  # YAML has no tuples
     print(yaml.safe_dump(plain, sort_keys=False), end="")

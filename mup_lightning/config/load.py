@@ -1,7 +1,5 @@
 """From recipe files, presets and options, applied left to right, to one checked configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache

@@ -1,9 +1,7 @@
 """The whole configuration of a run. Imports no torch, so that the command line parses, refuses and helps at once."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.recipe import RecipeConfig
@@ -269,7 +267,7 @@ class Config(Typed):
             )
 
     @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> Config:
+    def from_plain(cls, values: dict[str, Any]) -> Self:
         """The Config of nested plain values, as config.yaml and checkpoints hold them.
 
         Raises:

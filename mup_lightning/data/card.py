@@ -1,7 +1,5 @@
 """Cards: YAML files that say where a data set comes from and how it is cut and split (keys: data/README.md)."""
 
-from __future__ import annotations
-
 import glob
 import re
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Batches for Lightning: the next batch depends only on the number of finished optimizer steps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +39,7 @@ class StepSampler(Sampler[np.ndarray]):
     Its length is that of the WHOLE run, even after a resume: Lightning's count includes the batches done before.
     """
 
-    def __init__(self, module: TokenDataModule) -> None:
+    def __init__(self, module: "TokenDataModule") -> None:
         self.module = module
 
     def __len__(self) -> int:

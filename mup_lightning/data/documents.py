@@ -6,8 +6,6 @@ encoding; and iterating parquet stops at an invalid byte. So lines and files are
 the columns of parquet and hub data sets as bytes, and each document is decoded on its own.
 """
 
-from __future__ import annotations
-
 import bz2
 import glob
 import gzip

@@ -1,7 +1,5 @@
 """From a card to a prepared corpus: read, cut, split, tokenise, write. Killed at any point, it resumes when rerun."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ A *counter* numbers the samples of a whole run: step s owns the counters [s * ba
 whatever the number of processes. A counter's *sample id* is its place in the shuffled epoch it falls into.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -96,7 +94,7 @@ def batch_counters(
 
 def validation_batches(
     store: TokenStore, context: int, batch: int, rank: int = 0, world_size: int = 1, val_tokens: int | None = None
-) -> Iterator[torch.Tensor]:
+) -> Iterator["torch.Tensor"]:
     """A rank's validation windows, int64 tensors (b, context + 1), b <= batch: numbers rank, rank + world_size, ...
 
     Over all ranks every window comes exactly once; the last partial batch is kept. Every rank gets the same number of

@@ -3,8 +3,6 @@
 A shard is raw little-endian uint16 without a header. A folder without a manifest is unfinished.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -13,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -82,7 +80,7 @@ class Manifest:
     format_version: Literal[1] = 1
 
     @classmethod
-    def load(cls, folder: str | Path) -> Manifest:
+    def load(cls, folder: str | Path) -> Self:
         """Read the manifest of a prepared folder.
 
         Raises:
@@ -149,7 +147,7 @@ class TokenStore:
         self._begins = [int(end) - shard.tokens for end, shard in zip(self._ends, self.shards, strict=True)]
 
     @classmethod
-    def open(cls, path: str | Path, split: str, verify: bool = True) -> TokenStore:
+    def open(cls, path: str | Path, split: str, verify: bool = True) -> Self:
         """Open a split ("train" or "val") of a prepared folder; `verify` compares every shard's sha256 (about 1 GB/s).
 
         Raises:
@@ -163,7 +161,7 @@ class TokenStore:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __reduce__(self) -> tuple[type[TokenStore], tuple[Path, str, Manifest]]:
+    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path, str, Manifest]]:
         return TokenStore, (self.path, self.split, self.manifest)
 
     @cached_property

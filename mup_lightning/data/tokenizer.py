@@ -1,7 +1,5 @@
 """Text to token ids and back. tiktoken is imported only when the GPT-2 vocabulary is loaded."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os

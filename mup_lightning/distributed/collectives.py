@@ -5,8 +5,6 @@ way a rule sees whole parameters, gradients and states and knows nothing about p
 its owner alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

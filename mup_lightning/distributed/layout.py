@@ -1,7 +1,5 @@
 """Where the elements of parameters are when processes share them: ZeRO's flat tensors, and who owns which matrix."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar

@@ -9,8 +9,6 @@ With all multipliers at 1 it is exactly GPT-2.
 Shapes: B batch, T positions, C width, V padded vocabulary, N = B·T.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

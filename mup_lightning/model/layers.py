@@ -3,8 +3,6 @@
 Shapes: B batch, T positions, C width, H heads, D head dimension (C = H·D), F hidden units (F = mlp_ratio·C).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -7,8 +7,6 @@ begins: the gradient is taken in the forward pass, and backward only scales it.
 Shapes: N tokens, C width, V padded vocabulary, K tokens in a chunk.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

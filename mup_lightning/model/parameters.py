@@ -3,8 +3,6 @@
 Wrappers later flatten, shard or rename parameters; nothing after this point guesses a role from a name or an ndim.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ because hooks are silently lost under torch.compile. A feature is `scale · x`: 
 branch times its multiplier separately, and its RMS norm needs no second pass.
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

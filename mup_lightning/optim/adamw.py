@@ -4,8 +4,6 @@ The arithmetic is torch's own fused kernel, one pass over memory for all paramet
 faster than torch's default.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -8,8 +8,6 @@
 The decays are the paper's 1 - β. At the first step A = sign(G), up to ε. Own code, because torch has no Adan.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -7,8 +7,6 @@
 Own code, because torch has no Lion.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

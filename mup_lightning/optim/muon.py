@@ -8,8 +8,6 @@ Own code, because torch.optim.Muon computes in bfloat16 alone (30 times slower o
 a fused QKV for one matrix, and scales by √max(1, n_out/n_in), which is not the form that the recipe is derived for.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

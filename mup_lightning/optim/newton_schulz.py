@@ -8,8 +8,6 @@ All work is done in the batch's own memory and in at most twice as much again, h
 Shapes: b matrices in a batch, r rows, s columns; n the shorter side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """One torch Optimizer that holds many rules, one per parameter group: DeepSpeed and Lightning take exactly one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +26,7 @@ def build_optimizer(
     rules: Overrides,
     *,
     check: bool = True,
-) -> HybridOptimizer:
+) -> "HybridOptimizer":
     """Turn roles and recipe into one optimizer; see `make_groups`, and `HybridOptimizer` for `check`."""
     return HybridOptimizer(make_groups(parameters, infos, recipe, rules), check=check)
 

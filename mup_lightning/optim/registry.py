@@ -1,7 +1,5 @@
 """All update rules, and their options as the configuration's section `rules` sets them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module

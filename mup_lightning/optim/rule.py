@@ -6,8 +6,6 @@ registers it (`registry.RULES`).
 Shapes: k blocks of one parameter (3 for a fused QKV), b matrices in a batch, r rows, s columns.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass

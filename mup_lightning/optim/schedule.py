@@ -1,7 +1,5 @@
 """Linear warm-up, then a cosine to a floor, as one factor on all groups: each keeps its ratio to the base."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

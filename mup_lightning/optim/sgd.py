@@ -8,8 +8,6 @@ The arithmetic is torch's own fused kernel. Decay is decoupled because the recip
 momentum both kinds are the same.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

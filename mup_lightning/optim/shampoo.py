@@ -13,8 +13,6 @@ power -1/2.
 Own code, because torch has no Shampoo.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -12,8 +12,6 @@ authors' too. A side longer than max_dimension keeps its own basis.
 Own code, because torch has no SOAP.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -21,8 +21,6 @@ batch is split over micro-batches and processes.
 Shapes: N tokens, C width, V padded vocabulary, K tokens in a chunk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

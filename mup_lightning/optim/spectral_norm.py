@@ -7,8 +7,6 @@ many singular values next to the largest. No vector has to be kept between calls
 Shapes: b matrices in a batch, r rows, s columns, n the smaller side.
 """
 
-from __future__ import annotations
-
 import torch
 
 from mup_lightning.model.parameters import ParameterInfo

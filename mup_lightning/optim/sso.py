@@ -13,8 +13,6 @@ the next step undoes it. msign(X) = U Vᵀ is iterated by Newton-Schulz with the
 Own code, because torch has no SSO, and pytorch_optimizer's leaves out R and the return to the sphere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

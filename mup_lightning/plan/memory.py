@@ -32,8 +32,6 @@ Not counted: CUDA's context and libraries (about 1 GB), the allocator's fragment
 library.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The model is laid out on the meta device and grouped by the same functions as in training; no weight is made.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The plan of a run for the terminal."""
 
-from __future__ import annotations
-
 from mup_lightning import tables
 from mup_lightning.config.schema import Config
 from mup_lightning.plan.plan import Plan

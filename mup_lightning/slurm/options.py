@@ -1,7 +1,5 @@
 """What a cluster needs to know about a job. Imports no torch, so that errors and help appear at once."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from pathlib import Path

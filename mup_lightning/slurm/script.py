@@ -1,7 +1,5 @@
 """The job scripts: short, and readable by whoever finds one in a run's folder."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`mup-lightning submit`, which refuses beforehand whatever training would refuse, and requeueing."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -13,8 +13,6 @@ branch itself to be 1/L. The initialisation convention of width-μP (variance 1 
 is assumed; multipliers and update sizes follow.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mup_lightning.spectral.roles import SHAPES, Role

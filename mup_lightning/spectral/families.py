@@ -6,8 +6,6 @@ One step is ΔW = -η(A + λW) with A the optimizer's raw direction. A family sa
 step and without momentum, and what its stabiliser ε is added to. Learning rate and weight decay follow in recipe.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -14,8 +14,6 @@ Rules that look different may therefore be one rule. They are compared after cho
 ours, which is a matter of convention: θ² = v_theirs / v_ours. What then differs, differs in training.
 """
 
-from __future__ import annotations
-
 import textwrap
 from dataclasses import dataclass, field
 from typing import Any

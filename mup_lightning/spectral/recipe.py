@@ -5,8 +5,6 @@
 `exponents` gives one cell of the paper's tables; `derive` evaluates all of them for a model, away from a tuned base.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 

@@ -3,8 +3,6 @@
 A vector counts as a matrix with one input (n_out x 1), so one definition of norm serves all parameters.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

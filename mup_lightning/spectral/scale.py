@@ -4,8 +4,6 @@ Only products, quotients and rational powers occur in the spectral condition, so
 says everything. `Scale.at` evaluates a scale at ratios of sizes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -19,13 +17,13 @@ class Scale:
     width: Fraction = Fraction(0)
     depth: Fraction = Fraction(0)
 
-    def __mul__(self, other: Scale) -> Scale:
+    def __mul__(self, other: "Scale") -> "Scale":
         return Scale(self.width + other.width, self.depth + other.depth)
 
-    def __truediv__(self, other: Scale) -> Scale:
+    def __truediv__(self, other: "Scale") -> "Scale":
         return Scale(self.width - other.width, self.depth - other.depth)
 
-    def __pow__(self, exponent: int | Fraction) -> Scale:
+    def __pow__(self, exponent: int | Fraction) -> "Scale":
         return Scale(self.width * exponent, self.depth * exponent)
 
     def __str__(self) -> str:

@@ -1,7 +1,5 @@
 """The recipe's tables as plain values and as text. No cell is typed in: `recipe.exponents` derives each one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mup_lightning.spectral.families import FAMILIES, Family

@@ -1,7 +1,5 @@
 """Exponents from measured sizes, how sure they are, and what a band makes of them: shared by all studies."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

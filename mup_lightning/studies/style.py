@@ -1,7 +1,5 @@
 """The look that all figures share: log axes with plain numbers, a faint grid, colours safe for the colour-blind."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Worker processes, which start up once and end with their parent, and how many of them a machine can carry."""
 
-from __future__ import annotations
-
 import gc
 import multiprocessing
 import os

@@ -7,8 +7,6 @@ that a run makes anew, after a resume from an older checkpoint, are set aside: `
 history of the newest one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -8,8 +8,6 @@ Three things are added to it: the optimizer learns where its parameters have gon
 the same order on all processes (`InOrder`), and a step whose gradients are not finite ends the run.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from typing import Any

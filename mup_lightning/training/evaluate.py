@@ -1,7 +1,5 @@
 """Validation loss of a checkpoint on a corpus."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -9,8 +9,6 @@
 Nothing is lost: both compute the same function, up to rounding.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """What the run computes on: device, precision, compiler, memory allocator."""
 
-from __future__ import annotations
-
 import os
 import shutil
 

@@ -1,7 +1,5 @@
 """The LightningModule: a GPT-2 with multipliers, trained by the spectral recipe."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any

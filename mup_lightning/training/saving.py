@@ -1,7 +1,5 @@
 """When checkpoints are saved, and how a run continues from one."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

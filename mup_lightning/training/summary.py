@@ -1,7 +1,5 @@
 """What a training is about to do and what came of it, for the terminal."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from mup_lightning import signals
@@ -30,7 +28,7 @@ def before(config: Config) -> str:
     )
 
 
-def after(config: Config, result: Result) -> str:
+def after(config: Config, result: "Result") -> str:
     """What came of it, where it is, and what to type next."""
     lines = ["", f"{result.steps} steps, {result.tokens:,} tokens, {result.parameters:,} parameters"]
     if result.validation_loss is not None:

@@ -9,8 +9,6 @@ So a checkpoint does not depend on the strategy or the number of processes that 
 ZeRO 2 continues in eight at ZeRO 1, or in one. No pickle: loading runs no code.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

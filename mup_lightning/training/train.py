@@ -1,7 +1,5 @@
 """Train a model: from a configuration to a run folder with a result."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Lightning's Trainer, as we use it."""
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings

@@ -1,7 +1,5 @@
 """`python -m tests.benchmarks`: our speed and memory against others' code."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

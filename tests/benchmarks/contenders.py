@@ -4,8 +4,6 @@ The libraries' matrix rules know no blocks; so they are given Q, K and V as thre
 Settings are such that equal rules do equal work (see docs/method/benchmarks.md); no weight decays.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """A synthetic corpus in the real shard format: uniformly random tokens cost what text costs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

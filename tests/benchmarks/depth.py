@@ -9,8 +9,6 @@ Subtracting t(1) is steadier than (t(2L) - t(L)) / L: t(1) is the smallest time 
 and it serves all depths.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict
 from typing import Any

@@ -4,8 +4,6 @@ In each round the contenders are measured next to each other in time. A ratio is
 contender against itself, shows how far to trust the others.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import time

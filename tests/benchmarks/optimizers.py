@@ -5,8 +5,6 @@ control). Only the optimizer's step is timed. Memory is measured once, a process
 What exceeds, at the peak of some steps, weights, gradients and the state that stays was made in a step.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace

@@ -1,7 +1,5 @@
 """Measuring in fresh processes: allocator, imports and peak memory of one contender never touch another's."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -5,8 +5,6 @@ first and last (the control); processor time is given too, because other program
 optimizer's step alone, shared, replicated, shared again. Memory: once, a pair of processes for each strategy.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast

@@ -6,8 +6,6 @@ without, the first to compare with, the second as control. So steps of all three
 The cost at the interval N is (measured - plain) / plain / N.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

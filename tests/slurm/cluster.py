@@ -9,8 +9,6 @@ Each claims 4 cores and 2 GPUs. Jobs in the partition `urgent` preempt those in 
 (PACKAGES).
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -5,8 +5,6 @@ backward, optimizer. On CPU every large tensor is mapped from the system on its 
 mark counts exactly what is alive.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -6,8 +6,6 @@ matrix and 1/√n of a vector cancel. Source: arXiv 2603.00541, appendix G.
 Shapes: B samples, T positions in a sample, I and O a matrix's inputs and outputs, C any width.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

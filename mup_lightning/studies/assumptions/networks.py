@@ -8,8 +8,6 @@ Its embeddings are not tied: a tied matrix would be input and output at once, an
 Shapes: B samples, T positions in a sample (1 for the MLP), I and O a matrix's inputs and outputs, C width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace

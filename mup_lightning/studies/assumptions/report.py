@@ -1,7 +1,5 @@
 """The assumption checks as text, as a Markdown table, and as a figure for each assumption. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

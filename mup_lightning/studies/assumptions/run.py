@@ -1,7 +1,5 @@
 """`mup-lightning assumptions`: measures over depth what the spectral condition assumes, while small networks train."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The options of the assumption checks: networks, training and thresholds. Imports no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """Judges each ratio by its exponent of depth and its smallest value, then each assumption. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A coordinate check from beginning to end: train every size and seed, fit, and judge."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from typing import Literal

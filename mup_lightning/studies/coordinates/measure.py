@@ -1,7 +1,5 @@
 """One training of a coordinate check, with a look at the same few windows before the first step and after every one."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Coordinate checks as text, as a Markdown table of many, and as a figure. Imports no torch."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path

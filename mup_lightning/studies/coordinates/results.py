@@ -1,7 +1,5 @@
 """What a coordinate check measures and concludes, and the JSON file that keeps it. Imports no torch."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

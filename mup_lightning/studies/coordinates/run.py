@@ -1,7 +1,5 @@
 """`mup-lightning coord-check`: one check, a list of them, or their table. Imports no torch until a check is run."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

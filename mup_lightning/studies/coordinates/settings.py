@@ -1,7 +1,5 @@
 """The options of a coordinate check: sizes, repetitions and thresholds. Imports no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal

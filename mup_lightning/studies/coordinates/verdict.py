@@ -1,7 +1,5 @@
 """Fits how every feature, and its change, grows with the size of the model, and judges the exponents."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 

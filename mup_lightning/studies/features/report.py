@@ -1,7 +1,5 @@
 """`mup-lightning figure`: draws the feature norms of trained runs. Imports no torch."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

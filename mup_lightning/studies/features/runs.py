@@ -1,7 +1,5 @@
 """Feature norms of trained runs, read from their TensorBoard logs and arranged for comparison."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Before it is probed, its first update on the smallest network tells how paramete
 are proportional to the learning rate, how weight decay enters, and whether it keeps its own copy of the weights.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ whatever the optimizer, none needs a tuned learning rate, and ‖A‖_R is measu
 would be used. An optimizer that looks at gradients alone (nearly all do) cannot tell the difference.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

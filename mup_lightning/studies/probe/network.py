@@ -7,8 +7,6 @@ A branch of k = 1 is W φ(h) + b; of k >= 2 it is W_k φ(… φ(W_1 h + b_1) …
 Shapes: B batch, D inputs, C width, K classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """A probe as text, as a Markdown table and as a picture. Imports no torch."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from fractions import Fraction

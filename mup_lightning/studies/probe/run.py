@@ -1,7 +1,5 @@
 """`mup-lightning probe`: measure, judge, write and draw one optimizer, or all of ours."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

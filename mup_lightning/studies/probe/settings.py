@@ -1,10 +1,8 @@
 """Options of `mup-lightning probe`. Imports no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.families import FAMILIES
@@ -91,7 +89,7 @@ class ProbeSettings(Typed, prefix="--"):
             for key, value in defaults.items():
                 setattr(self, key, getattr(self, key) or value)
 
-    def of(self, optimizer: str) -> ProbeSettings:
+    def of(self, optimizer: str) -> Self:
         """The settings of one optimizer of `all`."""
         return replace(self, optimizer=optimizer, all=False)
 

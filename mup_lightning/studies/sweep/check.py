@@ -1,7 +1,5 @@
 """Everything that training would refuse in a configuration, found before a study begins, and what a run will cost."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """From a sweep file to its trials: each built, checked and hashed before the first one runs."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Run the trials of a sweep that are not finished, each once, on worker processes: `mup-lightning sweep`."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections import Counter

@@ -1,7 +1,5 @@
 """What a sweep file says: grids of values over composed recipe files. Imports no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -5,8 +5,6 @@ for. It is written whole, so a trial is finished if and only if its file is ther
 these files.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """One trial of a sweep, as a worker process runs it: train it, and write its file."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import time

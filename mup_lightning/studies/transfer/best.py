@@ -1,7 +1,5 @@
 """The best value of each group of a sweep's table, and `mup-lightning report best`."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """How the optimum moves with the size, and what it costs to tune at the smallest."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -90,7 +88,7 @@ class Regret:
     why: str = ""
     ci_half_width: float = 0.0
     at_least: bool = False
-    ties: tuple[Regret, ...] = ()
+    ties: tuple["Regret", ...] = ()
 
     @property
     def infinite(self) -> bool:

@@ -1,7 +1,5 @@
 """Noise between seeds, and the best base value of each size with its error."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Figures of the transfer report. No pyplot: nothing here needs a screen or leaves state behind."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Sequence

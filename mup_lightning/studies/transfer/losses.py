@@ -1,7 +1,5 @@
 """Reads tables of losses: results.csv of a sweep, any CSV with the same columns, or the published losses (JSON)."""
 
-from __future__ import annotations
-
 import csv
 import math
 import sys

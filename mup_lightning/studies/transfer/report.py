@@ -1,7 +1,5 @@
 """The transfer report in words and tables, and `mup-lightning report transfer`."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """Settings of `mup-lightning report transfer` and `mup-lightning report best`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

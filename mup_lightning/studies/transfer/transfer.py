@@ -1,7 +1,5 @@
 """The transfer report: for each group of runs, does the best base value stay where it is while the model grows?"""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One plain sentence: does the best value of the small model serve the large one?"""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

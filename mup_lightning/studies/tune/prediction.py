@@ -1,7 +1,5 @@
 """What small models predict for a large one: the base value, its uncertainty, and why it may be wrong."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

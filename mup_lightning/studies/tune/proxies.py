@@ -1,7 +1,5 @@
 """The small models that a base value is tuned on, and what must be equal between them and the model that it is for."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """What tuning found, for people, and the tuned configuration as a recipe file."""
 
-from __future__ import annotations
-
 import json
 import math
 import textwrap

@@ -1,7 +1,5 @@
 """The options of `mup-lightning tune` in addition to those of the target model. Imports no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`mup-lightning tune`: finds a base value of a large model on small ones, and writes the large one's configuration."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import replace
 from pathlib import Path
