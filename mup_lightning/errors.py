@@ -1,5 +1,8 @@
 """Exceptions for users' mistakes, damaged files and refused configurations."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A problem that the user can fix. The command line prints the message without a traceback and exits with 1.
@@ -22,3 +25,12 @@ class Diverged(UserError):  # noqa: N818  (for a sweep it is a result, not an er
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+@contextmanager
+def located(place: object) -> Iterator[None]:
+    """Put a place, such as a file's name, before the messages of errors in the block that do not name it yet."""
+    try:
+        yield
+    except UserError as error:
+        raise (error if str(error).startswith(str(place)) else type(error)(f"{place}: {error}")) from None

@@ -1,6 +1,7 @@
 """Files and folders: written whole or not at all, and read with one clear message for what is wrong with them."""
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -50,6 +51,12 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: a number is not finite.
     """
     write_atomic(path, json.dumps(value, allow_nan=False, indent=1, ensure_ascii=False) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path, expected: str) -> Any:

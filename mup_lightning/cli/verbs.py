@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 
@@ -159,7 +159,7 @@ def evaluate(settings: EvaluateSettings) -> int:
 
     result = evaluate(settings.checkpoint, settings.data, batch=settings.batch, val_tokens=settings.val_tokens)
     if settings.json:
-        print(json.dumps(result, indent=1))
+        _print(result)
         return 0
     own = result["run_val_tokens"]
     if own not in (None, settings.val_tokens) and settings.data is None:
@@ -186,7 +186,7 @@ def plan(settings: PlanSettings, config: "Config") -> int:
     from mup_lightning.plan.screen import screen
 
     result = plan(config, settings.gpus)
-    print(json.dumps(result.plain(), indent=1) if settings.json else screen(config, result, settings.gpu_memory))
+    _print(result.plain() if settings.json else screen(config, result, settings.gpu_memory))
     return 0
 
 
@@ -195,22 +195,15 @@ def recipe(settings: RecipeSettings) -> int:
     from mup_lightning.spectral import published, tables
 
     optimizer, k = settings.optimizer, settings.branch_depth
-    if settings.variant == "measured":
-        if settings.diff:
-            raise UserError("--diff compares the published rules; leave --variant measured out")
-        if optimizer and FAMILIES[optimizer].measured is None:
-            differing = ", ".join(family.name for family in FAMILIES.values() if family.measured)
-            raise UserError(
-                f"--variant is measured, but {optimizer} was measured as it is published "
-                f"(docs/results/probe.md); leave --variant out, or choose --optimizer {differing}"
-            )
+    if settings.diff and settings.variant == "measured":
+        raise UserError("--diff compares the published rules; leave --variant measured out")
     families = {name: variant_of(family, settings.variant) for name, family in FAMILIES.items()}
     if settings.diff:
         compared = (settings.diff, optimizer or "adamw", k)
-        print(json.dumps(published.as_plain(*compared), indent=1) if settings.json else published.as_text(*compared))
+        _print(published.as_plain(*compared) if settings.json else published.as_text(*compared))
     elif settings.json:
         plain = {name: tables.as_plain(family, k) for name, family in families.items()}
-        print(json.dumps(plain[optimizer] if optimizer else list(plain.values()), indent=1))
+        _print(plain[optimizer] if optimizer else list(plain.values()))
     else:
         print(tables.as_text(families[optimizer], k) if optimizer else tables.all_as_text(k, families))
     return 0
@@ -247,15 +240,14 @@ def submit(settings: "SubmitSettings", config: "Config") -> int:
 
 def config(config: "Config") -> int:
     """Print the whole configuration as YAML."""
-    plain = json.loads(json.dumps(asdict(config)))  # YAML has no tuples
-    print(yaml.safe_dump(plain, sort_keys=False), end="")
+    _print(json.loads(json.dumps(asdict(config))), as_json=False)  # YAML has no tuples
     return 0
 
 
 def prepare(settings: PrepareSettings) -> int:
     """Tokenise a corpus."""
     from mup_lightning.data.card import load_card
-    from mup_lightning.data.prepare import prepare, summary
+    from mup_lightning.data.prepare import facts, prepare
     from mup_lightning.data.shards import MANIFEST
 
     card = load_card(settings.card)
@@ -263,26 +255,34 @@ def prepare(settings: PrepareSettings) -> int:
     was_there = (folder / MANIFEST).exists() and not settings.force
     manifest = prepare(card, folder, settings.tokenizer, progress=not settings.quiet, force=settings.force)
     print("already prepared, nothing to do" if was_there else "prepared", f"({folder})")
-    print(summary(manifest))
+    _print(facts(manifest), as_json=False)
     return 0
 
 
 def verify(settings: CorpusSettings) -> int:
     """Read every shard of a corpus and compare it with the manifest."""
-    from mup_lightning.data.prepare import summary
     from mup_lightning.data.shards import SPLITS, TokenStore
 
     for split in SPLITS:
-        store = TokenStore.open(settings.folder, split, verify=True)
-    print(f"{summary(store.manifest)}\nevery shard matches the manifest")
-    return 0
+        TokenStore.open(settings.folder, split, verify=True)
+    print("every shard matches the manifest")
+    return show(settings)
 
 
 def show(settings: CorpusSettings) -> int:
     """Print what a prepared corpus holds."""
-    from mup_lightning.data.prepare import facts, summary
+    from mup_lightning.data.prepare import facts
     from mup_lightning.data.shards import Manifest
 
-    manifest = Manifest.load(settings.folder)
-    print(json.dumps(facts(manifest), indent=1, ensure_ascii=False) if settings.json else summary(manifest))
+    _print(facts(Manifest.load(settings.folder)), settings.json)
     return 0
+
+
+def _print(value: Any, as_json: bool = True) -> None:
+    """Print text as it is, and plain values as JSON or YAML."""
+    if isinstance(value, str):
+        print(value)
+    elif as_json:
+        print(json.dumps(value, indent=1, ensure_ascii=False))
+    else:
+        print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")

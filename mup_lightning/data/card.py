@@ -1,13 +1,15 @@
 """Cards: YAML files that say where a data set comes from and how it is cut and split (keys: data/README.md)."""
 
 import glob
+import hashlib
+import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from mup_lightning.errors import UserError
-from mup_lightning.files import read_yaml
+from mup_lightning.errors import UserError, located
+from mup_lightning.files import file_sha256, read_yaml
 from mup_lightning.typed import Bound, OpenUnitInterval, PositiveInt, build
 
 
@@ -45,14 +47,12 @@ class Source:
     def __post_init__(self) -> None:
         """Raise UserError for keys that do not belong to the kind, or are missing."""
         self.files = [self.files] if isinstance(self.files, str) else self.files
-        local, hub = {"files"}, {"dataset", "revision", "subset"}
-        own, required = (hub, {"dataset", "revision"}) if self.kind == "hub" else (local, local)
-        given = {key for key in local | hub if getattr(self, key)}
-        for key in sorted((given - own) | (required - given)):
-            wrong = "is missing, which this kind needs" if key in own else "is not for this kind"
-            raise UserError(
-                f"source.kind is {self.kind}, and source.{key} {wrong}: expected {', '.join(sorted(required))}"
-            )
+        hub = self.kind == "hub"
+        wanted = {"files": not hub, "dataset": hub, "revision": hub, "subset": hub and self.subset is not None}
+        for key, needed in wanted.items():
+            if bool(getattr(self, key)) != needed:
+                takes = "needs" if needed else "does not take"
+                raise UserError(f"source.kind is {self.kind}, which {takes} source.{key}")
         if self.document == "line" and self.kind != "text":
             raise UserError(f"source.document is only for kind text, and the kind is {self.kind}")
 
@@ -63,11 +63,6 @@ class Sections:
 
     pattern: Pattern | None = None
     max_characters: PositiveInt | None = None
-
-    def __post_init__(self) -> None:
-        """Raise UserError if neither is set."""
-        if self.pattern is None and self.max_characters is None:
-            raise UserError("sections needs pattern, max_characters, or both; or leave sections out")
 
 
 @dataclass
@@ -97,27 +92,63 @@ class Card:
     def input_files(self) -> list[Path]:
         """The local files of the source, sorted, compressed or not. Raises UserError where a pattern matches none."""
         found: set[Path] = set()
+        folder = self.path.parent
         for pattern in self.source.files:
-            literal = self.path.parent / pattern
-            here = glob.escape(str(self.path.parent))
-            matches = [str(literal)] if literal.is_file() else glob.glob(str(Path(here) / pattern), recursive=True)
-            files = {Path(match) for match in matches if Path(match).is_file()}
+            literal = (folder / pattern).is_file()
+            names = [pattern] if literal else glob.glob(pattern, root_dir=folder, recursive=True)
+            files = {folder / name for name in names if (folder / name).is_file()}
             if not files:
                 raise UserError(
-                    f"{self.path}: source.files has {pattern!r}, which matches no file. Patterns are relative to the "
-                    f"card's folder {self.path.parent}; check the spelling, or put the file there."
+                    f"{self.path}: source.files has {pattern!r}, which matches no file below {folder}, the card's "
+                    f"folder; check the spelling, or put the file there"
                 )
             found |= files
         return sorted(found)
+
+    def pin(self) -> None:
+        """Replace the branch or tag of a hub data set by the commit to which it points now.
+
+        Raises:
+            UserError: the hub does not tell.
+        """
+        name, revision = self.source.dataset or "", self.source.revision or ""
+        if self.source.kind != "hub" or re.fullmatch(r"[0-9a-f]{40}", revision) or Path(name).is_dir():
+            return
+        import huggingface_hub
+
+        try:
+            self.source.revision = huggingface_hub.HfApi().dataset_info(name, revision=revision).sha
+        except Exception as error:  # network, authentication, no such data set or revision: each has its own class
+            raise UserError(
+                f"{self.path}: the hub has not told the commit of revision {revision!r} of {name}: {error}. Check the "
+                f"network and both names."
+            ) from error
+
+    def source_hash(self, files: list[Path]) -> str:
+        """sha256 hex of all that determines the tokens: the rules above, and the files' contents or the commit."""
+        source = self.source
+        rules = {
+            "kind": source.kind,
+            "document": source.document,
+            "hub": [source.dataset, source.subset, source.revision, source.split] if source.kind == "hub" else None,
+            "text_column": self.text_column,
+            "sections": asdict(self.sections) if self.sections else None,
+            "validation": asdict(self.validation),
+            "on_bad_document": self.on_bad_document,
+            "files": [[path.name, file_sha256(path)] for path in files],
+        }
+        return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+    def provenance(self) -> dict[str, Any]:
+        """The manifest's entry on where the text came from."""
+        source = {key: value for key, value in asdict(self.source).items() if value}
+        return {**source, "licence": self.licence, "homepage": self.homepage, "description": self.description}
 
 
 def load_card(path: str | Path) -> Card:
     """Read and check a card. Raises UserError naming the file, the key, what was found and what was expected."""
     path = Path(path)
-    values = read_yaml(path, "a card, see data/README.md")
-    try:
-        card = build(Card, values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    with located(path):
+        card = build(Card, read_yaml(path, "a card, see data/README.md"))
     card.path = path
     return card

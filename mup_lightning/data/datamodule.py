@@ -6,62 +6,62 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from mup_lightning.config.schema import DataConfig
-from mup_lightning.data.sampler import accumulation_steps, batch_counters, sample_id, samples_in, validation_batches
+from mup_lightning.data.sampler import accumulation_steps, sample_id, samples_in, validation_batches
 from mup_lightning.data.shards import TokenStore, check_vocabulary, manifest_hash
 from mup_lightning.errors import UserError
 
 Batch = dict[str, torch.Tensor]
 
 
-class TokenWindows(Dataset[Batch]):
-    """Micro-batches by sample counters: `dataset[counters]` is a pure function of an int64 array.
+class MicroBatches(Dataset[Batch]):
+    """The micro-batches of one process by their number in the run: `dataset[number]` is a pure function.
 
     Raises UserError where the split is shorter than one sample.
     """
 
-    def __init__(self, store: TokenStore, context: int, seed: int) -> None:
+    def __init__(
+        self, store: TokenStore, context: int, seed: int, micro_batch: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.store, self.context, self.seed = store, context, seed
+        self.micro_batch, self.rank, self.world_size = micro_batch, rank, world_size
         self.n_samples = samples_in(store, context)
 
-    def __getitem__(self, counters: np.ndarray) -> Batch:
-        """The micro-batch of an array of counters: `tokens` (b, context + 1) and `counters` (b,), both int64."""
+    def __getitem__(self, number: int) -> Batch:
+        """`tokens` (micro_batch, context + 1) and `counters` (micro_batch,), both int64.
+
+        Micro-batches (outer) and ranks (inner) run through the counters in order, so a step's global batch is the same
+        whatever the world size and the accumulation.
+        """
+        first = (number * self.world_size + self.rank) * self.micro_batch
+        counters = np.arange(first, first + self.micro_batch, dtype=np.int64)
         starts = sample_id(counters, self.seed, self.n_samples) * self.context
         tokens = self.store.windows(starts, self.context + 1)
         return {"tokens": torch.from_numpy(tokens), "counters": torch.from_numpy(counters)}
 
 
-class StepSampler(Sampler[np.ndarray]):
-    """Yields the counters of this rank's micro-batches, from the first unfinished step to the last of the run.
+class RunLoader(DataLoader[Batch]):
+    """Micro-batches from the first unfinished one to the last of a run.
 
     Its length is that of the WHOLE run, even after a resume: Lightning's count includes the batches done before.
+    Lightning treats it as resumable; it has no state itself, as TokenDataModule keeps the position.
     """
 
-    def __init__(self, module: "TokenDataModule") -> None:
-        self.module = module
+    def __init__(self, dataset: MicroBatches, finished: int, total: int, **options: Any) -> None:
+        super().__init__(dataset, sampler=range(finished, total), batch_size=None, **options)
+        self.total = total
 
     def __len__(self) -> int:
-        return self.module.max_steps * self.module.accumulation
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        m = self.module
-        shape = {"batch_size": m.config.batch_size, "micro_batch": m.config.micro_batch, "world_size": m.world_size}
-        for step in range(m.finished_steps, m.max_steps):
-            for micro_step in range(m.accumulation):
-                yield batch_counters(step, micro_step, m.rank, **shape)
-
-
-class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader that Lightning treats as resumable. It has no state itself: TokenDataModule keeps the position."""
+        return self.total
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: see TokenDataModule.state_dict."""
+        """Empty."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do: see TokenDataModule.load_state_dict."""
+        """Nothing to do."""
 
 
 class TokenDataModule(pl.LightningDataModule):
@@ -80,7 +80,7 @@ class TokenDataModule(pl.LightningDataModule):
 
     train_store: TokenStore
     val_store: TokenStore
-    windows: TokenWindows
+    batches: MicroBatches
 
     def __init__(self, config: DataConfig, context: int, seed: int, max_steps: int) -> None:
         super().__init__()
@@ -98,10 +98,11 @@ class TokenDataModule(pl.LightningDataModule):
         if not self._opened:
             self.train_store = TokenStore.open(config.path, "train", config.verify)
             check_vocabulary(self.train_store.manifest, config.tokenizer)
-            self.windows = TokenWindows(self.train_store, self.context, self.seed)
             self.val_store = TokenStore.open(config.path, "val", config.verify)
-            samples_in(self.val_store, self.context, config.val_tokens)
             self._opened = True
+        place = (config.micro_batch, self.rank, self.world_size)
+        self.batches = MicroBatches(self.train_store, self.context, self.seed, *place)
+        samples_in(self.val_store, self.context, config.val_tokens)
 
     @property
     def finished_steps(self) -> int:
@@ -123,10 +124,10 @@ class TokenDataModule(pl.LightningDataModule):
         self._resumed = {}
         if self.trainer is not None:
             self._align_progress(self.trainer)
-        return ResumableLoader(
-            self.windows,
-            sampler=StepSampler(self),
-            batch_size=None,  # what the sampler yields is a batch already
+        return RunLoader(
+            self.batches,
+            self.finished_steps * self.accumulation,
+            self.max_steps * self.accumulation,
             num_workers=self.config.workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
@@ -152,16 +153,15 @@ class TokenDataModule(pl.LightningDataModule):
         """Continue from a checkpoint. World size, micro_batch and workers may differ; train_dataloader compares."""
         self._resumed = dict(state_dict)
 
-    def describe(self, counters: torch.Tensor | np.ndarray) -> str:
+    def describe(self, counters: torch.Tensor) -> str:
         """Describe a batch for error messages: its samples, and the shard and index where each begins."""
-        store, flat = self.train_store, np.asarray(counters, dtype=np.int64).reshape(-1)
-        lines = []
-        for counter, sample in zip(flat.tolist(), sample_id(flat, self.seed, self.windows.n_samples), strict=True):
+        flat, lines = counters.numpy(), []
+        for counter, sample in zip(flat.tolist(), sample_id(flat, self.seed, self.batches.n_samples), strict=True):
             start = int(sample) * self.context
-            file, index = store.locate(start)
+            file, index = self.train_store.locate(start)
             lines.append(
                 f"counter {counter} (step {counter // self.config.batch_size}): sample {sample}, tokens {start} to "
-                f"{start + self.context}, from token {index} of {store.path / file}"
+                f"{start + self.context}, from token {index} of {self.train_store.path / file}"
             )
         return "\n".join(lines)
 
@@ -177,7 +177,7 @@ class TokenDataModule(pl.LightningDataModule):
             raise UserError(
                 f"the Trainer has accumulate_grad_batches={trainer.accumulate_grad_batches} and max_steps="
                 f"{trainer.max_steps}; on {self.world_size} processes the data needs {self.accumulation} micro-batches "
-                f"a step and at most {self.max_steps} steps. Pass accumulation_steps(...) and the same max_steps."
+                f"a step and at most {self.max_steps} steps"
             )
         loop = trainer.fit_loop.epoch_loop
         if loop.restarting:

@@ -1,4 +1,4 @@
-"""The documents of a card: read in order, cut into sections, split into train and validation, and identified by a hash.
+"""The documents of a card: read in order, cut into sections, and split into train and validation.
 
 datasets 5.2 handles bad input badly (tried): its jsonl and text readers stop at the first invalid byte, the jsonl
 reader also at a broken line or a lone surrogate, without naming the line; in compressed files they ignore the requested
@@ -16,7 +16,6 @@ import lzma
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,40 +35,27 @@ def _open_zst(path: Path, mode: str) -> BinaryIO:
 OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".zst": _open_zst}
 
 
-@dataclass(frozen=True)
-class Document:
-    """One document of a source.
-
-    Attributes:
-        index: its number in the source, from 0.
-        text: None where it cannot be used.
-        problem: why it cannot be used, in a few words; None where it can.
-        size: its bytes as read.
-    """
-
-    index: int
-    text: str | None
-    problem: str | None
-    size: int
+class BadDocument(Exception):  # noqa: N818  # a finding, which is counted
+    """A document that cannot be used; the message is the reason, in a few words."""
 
 
 class DocumentReader:
-    """The documents of a card in order, in small batches.
+    """The documents of a card in order, in small batches: a text, or why there is none.
 
     Args:
         card: the data set.
         files: its local files (empty for a hub data set).
-        revision: commit of a hub data set.
         position: position of an earlier reader; this one begins after its last batch.
 
     Attributes:
         read: documents read so far, by earlier readers too.
+        size: bytes of the last batch, as read.
         total_bytes: bytes of all documents; None where unknown (compressed files, columns).
         total_documents: None where unknown (lines, files).
     """
 
-    def __init__(self, card: Card, files: list[Path], revision: str | None, position: dict[str, Any] | None) -> None:
-        self.card, self.files, self.revision = card, files, revision
+    def __init__(self, card: Card, files: list[Path], position: dict[str, Any] | None = None) -> None:
+        self.card, self.files, self.size = card, files, 0
         self.read: int = position["read"] if position else 0
         self._state: dict[str, Any] | None = position["dataset"] if position else None
         self._dataset: Any = None
@@ -82,11 +68,12 @@ class DocumentReader:
         """Where the last batch ended, as plain JSON values."""
         return {"read": self.read, "dataset": self._dataset.state_dict() if self._dataset is not None else None}
 
-    def __iter__(self) -> Iterator[list[Document]]:
+    def __iter__(self) -> Iterator[list[str | BadDocument]]:
         """Batches of documents. Raises UserError where the source cannot be read or has no such column."""
         try:
             for values in self._columns() if self._columnar else self._records():
-                documents = [self._document(self.read + i, value) for i, value in enumerate(values)]
+                documents = [self._document(value, first=self.read + i == 0) for i, value in enumerate(values)]
+                self.size = sum(len(value) + 1 for value in values if isinstance(value, bytes))
                 self.read += len(values)
                 yield documents
         except UserError:
@@ -96,8 +83,8 @@ class DocumentReader:
             what = ", ".join(str(path) for path in self.files[:3]) or f"hub data set {source.dataset}"
             reason = str(error) or type(error).__name__
             raise UserError(
-                f"{self.card.path}: reading {what} failed after document {self.read}: {reason}. Check that the files "
-                f"are whole and of the kind {source.kind} (for a hub data set: the network, dataset, subset and "
+                f"{self.card.path}: reading {what} failed after document {self.read}: {reason}. Check that the "
+                f"files are whole and of the kind {source.kind} (for a hub data set: the network, dataset, subset and "
                 f"revision), then run again: it resumes."
             ) from error
 
@@ -117,7 +104,7 @@ class DocumentReader:
         return iter(lambda: list(islice(records, FILES if by_file else ROWS)), [])
 
     def _columns(self) -> Iterator[list[Any]]:
-        """The text column of parquet files or of a hub data set, streamed."""
+        """The text column of parquet files or of a hub data set, streamed: bytes where it is text."""
         import datasets
         import pyarrow.parquet  # type: ignore[import-untyped]
 
@@ -128,7 +115,7 @@ class DocumentReader:
             self.total_documents = sum(pyarrow.parquet.read_metadata(name).num_rows for name in names)
             where: dict[str, Any] = {"path": "parquet", "data_files": [glob.escape(name) for name in names]}
         else:
-            where = {"path": source.dataset, "name": source.subset, "revision": self.revision}
+            where = {"path": source.dataset, "name": source.subset, "revision": source.revision}
         with tempfile.TemporaryDirectory(prefix="mup-lightning-") as cache:  # for lock files; the data are streamed
             dataset = datasets.load_dataset(**where, split=source.split, streaming=True, cache_dir=cache)
             self._check_column(dataset.column_names or [column])
@@ -138,42 +125,36 @@ class DocumentReader:
             if self._state is not None:
                 self._dataset.load_state_dict(self._state)
             for table in self._dataset.iter(ROWS):
-                yield _as_bytes(table[column])
+                values = table[column]
+                if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
+                    values = values.cast(pyarrow.large_binary())
+                yield values.to_pylist()
 
-    def _document(self, index: int, value: Any) -> Document:
-        size = len(value) + 1 if isinstance(value, bytes) else 0
+    def _document(self, value: Any, first: bool) -> str | BadDocument:
         try:
-            text = self._text(index, value)
-        except _BadDocument as bad:
-            return Document(index, None, str(bad), size)
-        return Document(index, text, None, size)
+            text = _decode(value).removeprefix("\ufeff")
+            if self.card.source.kind == "jsonl":
+                text = self._json_text(text, first)
+        except BadDocument as bad:
+            return bad
+        return text if text.strip() else BadDocument("empty")
 
-    def _text(self, index: int, value: Any) -> str:
-        text = _decode(value).removeprefix("\ufeff")
-        if self.card.source.kind == "jsonl":
-            text = self._json_text(index, text)
-        if not text.strip():
-            raise _BadDocument("empty")
-        return text
-
-    def _json_text(self, index: int, line: str) -> str:
+    def _json_text(self, line: str, first: bool) -> str:
         if not line.strip():
-            raise _BadDocument("blank line")
+            raise BadDocument("blank line")
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            raise _BadDocument("not JSON") from None
+            raise BadDocument("not JSON") from None
         if not isinstance(record, dict):
-            raise _BadDocument("not a JSON object")
-        if index == 0:  # not one bad document, but a card that does not fit
+            raise BadDocument("not a JSON object")
+        if first:  # not one bad document, but a card that does not fit
             self._check_column(list(record))
         if self.card.text_column not in record:
-            raise _BadDocument(f"no {self.card.text_column}")
+            raise BadDocument(f"no {self.card.text_column}")
         text = record[self.card.text_column]
-        try:
-            return _decode(text.encode() if isinstance(text, str) else text)
-        except UnicodeEncodeError:  # an escaped surrogate without its other half
-            raise _BadDocument("not UTF-8") from None
+        # An escaped surrogate without its other half becomes invalid UTF-8.
+        return _decode(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
 
     def _check_column(self, found: list[str]) -> None:
         if self.card.text_column not in found:
@@ -183,31 +164,15 @@ class DocumentReader:
             )
 
 
-class _BadDocument(Exception):  # noqa: N818  # a finding, counted by its message
-    pass
-
-
 def _decode(value: Any) -> str:
     if value is None:
-        raise _BadDocument("text is null")
+        raise BadDocument("text is null")
     if not isinstance(value, bytes):
-        raise _BadDocument("text is not a string")
+        raise BadDocument("text is not a string")
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        raise _BadDocument("not UTF-8") from None
-
-
-def _as_bytes(column: Any) -> list[Any]:
-    """The values of an Arrow column: bytes and None, or unchanged where it is not text."""
-    import pyarrow
-
-    if pyarrow.types.is_string(column.type):
-        column = column.cast(pyarrow.binary())
-    elif pyarrow.types.is_large_string(column.type):
-        column = column.cast(pyarrow.large_binary())
-    values: list[Any] = column.to_pylist()
-    return values
+        raise BadDocument("not UTF-8") from None
 
 
 def cut(text: str, sections: Sections | None) -> list[str]:
@@ -249,47 +214,3 @@ def is_validation(text: str, validation: Validation) -> bool:
     """
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, key=str(validation.seed).encode()).digest()
     return int.from_bytes(digest, "big") < validation.fraction * 2.0**64
-
-
-def resolve_revision(card: Card) -> str | None:
-    """The commit of a hub data set: as pinned in the card, or what the hub says its branch or tag points to now."""
-    source = card.source
-    if source.kind != "hub" or source.revision is None or Path(source.dataset or "").is_dir():
-        return None
-    if re.fullmatch(r"[0-9a-f]{40}", source.revision):
-        return source.revision
-    import huggingface_hub
-
-    try:
-        return huggingface_hub.HfApi().dataset_info(source.dataset or "", revision=source.revision).sha
-    except Exception as error:  # network, authentication, no such data set or revision: each has its own class
-        raise UserError(
-            f"{card.path}: cannot ask the hub for revision {source.revision!r} of {source.dataset}: {error}. Check the "
-            f"network and both names."
-        ) from error
-
-
-def hash_source(card: Card, files: list[Path], revision: str | None) -> str:
-    """sha256 hex of everything that determines the tokens: the card's rules, and the files' contents or the commit."""
-    source = card.source
-    rules: dict[str, Any] = {
-        "kind": source.kind,
-        "document": source.document,
-        "hub": [source.dataset, source.subset, revision, source.split] if source.kind == "hub" else None,
-        "text_column": card.text_column,
-        "sections": asdict(card.sections) if card.sections else None,
-        "validation": asdict(card.validation),
-        "on_bad_document": card.on_bad_document,
-        "files": [],
-    }
-    for path in files:
-        with open(path, "rb") as file:
-            rules["files"].append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
-    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
-
-
-def provenance(card: Card, revision: str | None) -> dict[str, Any]:
-    """The manifest's entry on where the text came from."""
-    source = {key: value for key, value in asdict(card.source).items() if value}
-    source |= {"revision": revision} if revision else {}
-    return {**source, "licence": card.licence, "homepage": card.homepage, "description": card.description}

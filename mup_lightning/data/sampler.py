@@ -31,10 +31,7 @@ def samples_in(store: TokenStore, context: int, val_tokens: int | None = None) -
             f"least {context + 1}. Use a shorter context or a larger corpus (for val, a larger validation.fraction)."
         )
     if val_tokens is not None and val_tokens < context:
-        raise UserError(
-            f"data.val_tokens = {val_tokens} is less than one window of {context} tokens. "
-            f"Set it to a multiple of {context}, or to null for the whole validation split."
-        )
+        raise UserError(f"data.val_tokens is {val_tokens}; expected a multiple of the context {context}, or null: all")
     return samples if val_tokens is None else min(samples, val_tokens // context)
 
 
@@ -78,18 +75,6 @@ def accumulation_steps(batch_size: int, micro_batch: int, world_size: int) -> in
         f"data.batch_size = {batch_size} cannot be divided: it must be a multiple of data.micro_batch x processes = "
         f"{micro_batch} x {world_size} = {together}. Set data.batch_size to {nearest}, or change data.micro_batch."
     )
-
-
-def batch_counters(
-    step: int, micro_step: int, rank: int, *, batch_size: int, micro_batch: int, world_size: int
-) -> np.ndarray:
-    """The global sample counters (int64, shape (micro_batch,)) that one process reads in one micro-step of a step.
-
-    Over all micro-steps (outer) and ranks (inner) they run through [step * batch_size, (step + 1) * batch_size) in
-    order, so the global batch is the same whatever the world size and the accumulation.
-    """
-    first = step * batch_size + (micro_step * world_size + rank) * micro_batch
-    return np.arange(first, first + micro_batch, dtype=np.int64)
 
 
 def validation_batches(

@@ -16,15 +16,15 @@ from typing import Annotated, Any, BinaryIO, Literal, Self, TypeVar
 import numpy as np
 
 from mup_lightning.config.schema import VOCAB_SIZES, VOCABULARY_HASHES
-from mup_lightning.errors import UserError
-from mup_lightning.files import read_json, write_json
+from mup_lightning.errors import UserError, located
+from mup_lightning.files import file_sha256, read_json, write_json
 from mup_lightning.typed import Bound, NonNegativeInt, PositiveInt, build
 
 MANIFEST = "manifest.json"
 DTYPE: Literal["<u2"] = "<u2"
 SPLITS = ("train", "val")
 
-_AGAIN = "Copy the corpus again, or prepare it again with: mup-lightning data prepare CARD --force"
+AGAIN = "copy the corpus again, or prepare it again with: mup-lightning data prepare CARD --force"
 
 
 @dataclass
@@ -34,6 +34,16 @@ class Shard:
     file: str
     tokens: PositiveInt
     sha256: str
+
+    def check(self, folder: Path, verify: bool) -> None:
+        """Raise UserError unless the file exists, has the size of its tokens and (if `verify`) its sha256."""
+        path, expected = folder / self.file, 2 * self.tokens
+        if not path.is_file():
+            raise UserError(f"shard {path} is missing; {AGAIN}")
+        if (size := path.stat().st_size) != expected:
+            raise UserError(f"shard {path} has {size} bytes, expected {expected}; {AGAIN}")
+        if verify and (digest := file_sha256(path)) != self.sha256:
+            raise UserError(f"shard {path} is damaged: its sha256 is {digest}, expected {self.sha256}; {AGAIN}")
 
 
 @dataclass
@@ -55,7 +65,7 @@ class Manifest:
     Attributes:
         name: the card's name.
         tokenizer: name of the vocabulary, with its `vocab_size`, `vocab_hash` and end-of-text token `eot`.
-        source_hash: identifies the text and the rules of the card (see `documents.hash_source`).
+        source_hash: identifies the text and the rules of the card (see `Card.source_hash`).
         source: where the text came from, and its licence.
         documents: documents that were read and used, before sections are cut.
         text_bytes: bytes of all documents as read.
@@ -88,12 +98,11 @@ class Manifest:
         """
         path = Path(folder) / MANIFEST
         if not path.exists():
-            tokenizer = " --tokenizer bytes" if path.parent.name.endswith("-bytes") else ""
             raise UserError(
                 f"there is no prepared corpus at {path.parent}: no {MANIFEST}, which is written last. Set data.path "
-                f"or run: mup-lightning data prepare data/austen.yaml{tokenizer} (or your own card; it resumes)"
+                f"or run: mup-lightning data prepare data/austen.yaml (or your own card; it resumes)"
             )
-        return read_checked(cls, path, "the manifest of a prepared corpus")
+        return read_checked(cls, path)
 
     def save(self, folder: str | Path) -> None:
         """Write manifest.json into `folder`, atomically."""
@@ -103,13 +112,11 @@ class Manifest:
 T = TypeVar("T")
 
 
-def read_checked(cls: type[T], path: Path, expected: str) -> T:
+def read_checked(cls: type[T], path: Path) -> T:
     """An object from its JSON file. Raises UserError where a key is missing, unknown or of another type."""
-    values = read_json(path, expected)
-    try:
+    values = read_json(path, f"a file of `data prepare`; {AGAIN}")
+    with located(f"{path} is damaged or of another version"):
         return build(cls, values)
-    except UserError as error:
-        raise UserError(f"{path} is damaged or of another version: {error}. {_AGAIN}") from None
 
 
 def manifest_hash(manifest: Manifest) -> str:
@@ -124,13 +131,12 @@ def manifest_hash(manifest: Manifest) -> str:
 
 def check_vocabulary(manifest: Manifest, tokenizer: str) -> None:
     """Raise UserError unless the corpus was prepared with the vocabulary of the named tokenizer."""
-    size, digest = VOCAB_SIZES[tokenizer], VOCABULARY_HASHES[tokenizer]
-    if (manifest.vocab_size, manifest.vocab_hash) != (size, digest):
+    if manifest.vocab_hash != VOCABULARY_HASHES[tokenizer]:
         raise UserError(
             f"corpus {manifest.name!r} has another vocabulary: it was prepared with the tokenizer "
-            f"{manifest.tokenizer!r} ({manifest.vocab_size} tokens, hash {manifest.vocab_hash[:12]}), but "
-            f"data.tokenizer is {tokenizer!r} ({size} tokens, hash {digest[:12]}). "
-            f"Set data.tokenizer to match, or prepare the corpus with --tokenizer {tokenizer}."
+            f"{manifest.tokenizer!r} ({manifest.vocab_size} tokens), but data.tokenizer is {tokenizer!r} "
+            f"({VOCAB_SIZES[tokenizer]} tokens). Set data.tokenizer to match, or prepare the corpus with --tokenizer "
+            f"{tokenizer}."
         )
 
 
@@ -155,7 +161,7 @@ class TokenStore:
         """
         manifest = Manifest.load(path)
         for shard in manifest.splits[split].shards:
-            check_shard(Path(path), shard, verify)
+            shard.check(Path(path), verify)
         return cls(path, split, manifest)
 
     def __len__(self) -> int:
@@ -194,7 +200,7 @@ class TokenStore:
             file, index = self.locate(int(first[window] + offset))
             raise UserError(
                 f"shard {self.path / file} is damaged: it has the token id {out.max()} at index {index}, expected ids "
-                f"below {self.manifest.vocab_size}. {_AGAIN}"
+                f"below {self.manifest.vocab_size}; {AGAIN}"
             )
         return out
 
@@ -223,24 +229,28 @@ class SplitWriter:
 
     def __init__(self, folder: Path, name: str, shard_tokens: int, split: Split | None = None) -> None:
         self.folder, self.name, self.shard_tokens = folder, name, shard_tokens
-        self.split = split or Split()
-        self._open_tokens = self.split.tokens - sum(shard.tokens for shard in self.split.shards)
-        self._file: BinaryIO | None = None
-        path = self._path()
+        self.split = split = split or Split()
+        self._open_tokens = split.tokens - sum(shard.tokens for shard in split.shards)
+        path = self._path
         if path.is_file() and path.stat().st_size > 2 * self._open_tokens:
             os.truncate(path, 2 * self._open_tokens)
-        kept = [*self.split.shards, *([Shard(path.name, self._open_tokens, "")] if self._open_tokens else [])]
+        kept = [*split.shards, *([Shard(path.name, self._open_tokens, "")] if self._open_tokens else [])]
         for shard in kept:
-            check_shard(folder, shard, verify=False)
-        for later in shard_files(folder, name) - {folder / shard.file for shard in kept}:
+            shard.check(folder, verify=False)
+        for later in set(folder.glob(f"{name}-[0-9]*.bin")) - {folder / shard.file for shard in kept}:
             later.unlink()
+        self._file: BinaryIO | None = None
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"{self.name}-{len(self.split.shards):05d}.bin"
 
     def append(self, ids: np.ndarray) -> None:
         """Write one document's tokens, the end-of-text token included."""
         if self._open_tokens and self._open_tokens + len(ids) > self.shard_tokens:
             self.close_shard()
         if self._file is None:
-            self._file = open(self._path(), "ab")  # noqa: SIM115  # stays open over many documents
+            self._file = open(self._path, "ab")  # noqa: SIM115  # stays open over many documents
         self._file.write(ids.astype(DTYPE, copy=False).tobytes())
         self._open_tokens += len(ids)
         self.split.tokens += len(ids)
@@ -251,8 +261,7 @@ class SplitWriter:
         self.sync()
         self.close()
         if self._open_tokens:
-            path = self._path()
-            self.split.shards.append(Shard(path.name, self._open_tokens, file_sha256(path)))
+            self.split.shards.append(Shard(self._path.name, self._open_tokens, file_sha256(self._path)))
             self._open_tokens = 0
 
     def sync(self) -> None:
@@ -267,30 +276,3 @@ class SplitWriter:
             with contextlib.suppress(OSError):
                 self._file.close()
         self._file = None
-
-    def _path(self) -> Path:
-        return self.folder / f"{self.name}-{len(self.split.shards):05d}.bin"
-
-
-def shard_files(folder: Path, split: str) -> set[Path]:
-    """The files in a folder that are named like shards of a split."""
-    return set(folder.glob(f"{split}-[0-9]*.bin"))
-
-
-def check_shard(folder: Path, shard: Shard, verify: bool) -> None:
-    """Raise UserError unless the shard's file exists, has the size of its tokens and (if `verify`) its sha256."""
-    path, expected = folder / shard.file, 2 * shard.tokens
-    if not path.is_file():
-        raise UserError(f"shard {path} is missing. {_AGAIN}")
-    size = path.stat().st_size
-    if size != expected:
-        wrong = "truncated" if size < expected else "too long"
-        raise UserError(f"shard {path} has {size} bytes, expected {expected}: it is {wrong}. {_AGAIN}")
-    if verify and (digest := file_sha256(path)) != shard.sha256:
-        raise UserError(f"shard {path} is damaged: its sha256 is {digest}, expected {shard.sha256}. {_AGAIN}")
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

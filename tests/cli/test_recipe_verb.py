@@ -52,7 +52,6 @@ def test_diff_takes_adamw_unless_told(capsys):
     [
         ("--branch-depth 0", 1, "--branch-depth is 0; expected a whole number of at least 1"),
         ("--diff depth-mup --optimizer lion", 1, "depth-mup has no rule for lion; compare with --optimizer adamw or"),
-        ("--optimizer adamw --variant measured", 1, "--variant is measured, but adamw was measured as it is published"),
         ("--diff mup --variant measured", 1, "--diff compares the published rules; leave --variant measured out"),
         ("--optimizer muonn", 1, "--optimizer is muonn; expected one of sgd, adamw"),
         ("--diff pum", 1, "--diff is pum; expected one of "),

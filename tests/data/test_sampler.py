@@ -6,7 +6,6 @@ import torch
 
 from mup_lightning.data.sampler import (
     accumulation_steps,
-    batch_counters,
     epoch_permutation,
     sample_id,
     validation_batches,
@@ -34,13 +33,6 @@ def test_against_brute_force(n):
     assert sample_id(np.arange(length), 11, n).tolist() == brute_force_run(11, n, length)
 
 
-def test_each_epoch_is_a_bijection_and_another_order():
-    ids = sample_id(np.arange(300), 0, 100).reshape(3, 100).tolist()
-    other_seed = sample_id(np.arange(100), 1, 100).tolist()
-    assert all(sorted(epoch) == list(range(100)) for epoch in ids)
-    assert len({tuple(epoch) for epoch in [*ids, other_seed, range(100)]}) == 5
-
-
 def test_the_order_never_changes_between_versions():
     assert sample_id(np.arange(12), 1234, 8).tolist() == [1, 6, 2, 0, 3, 5, 7, 4, 3, 6, 7, 0]
 
@@ -52,22 +44,6 @@ def test_counters_of_any_shape_and_order():
     assert epoch_permutation.cache_info().currsize == 2  # only two epochs are kept, for reading only
     with pytest.raises(ValueError, match="read-only"):
         epoch_permutation(5, 0, 100)[0] = 1
-
-
-LAYOUTS = [(1, 24), (1, 6), (2, 12), (2, 2), (3, 4), (4, 1), (8, 3), (24, 1)]  # world size, micro-batch
-
-
-@pytest.mark.parametrize(("world_size", "micro_batch"), LAYOUTS)
-def test_a_global_batch_is_covered_exactly_and_in_order(world_size, micro_batch):
-    shape = {"batch_size": 24, "micro_batch": micro_batch, "world_size": world_size}
-    for step in (0, 1, 5):
-        shares = [
-            batch_counters(step, micro_step, rank, **shape)
-            for micro_step in range(accumulation_steps(**shape))
-            for rank in range(world_size)
-        ]
-        assert all(share.shape == (micro_batch,) and share.dtype == np.int64 for share in shares)
-        assert np.concatenate(shares).tolist() == list(range(24 * step, 24 * step + 24))
 
 
 def test_accumulation():
@@ -84,7 +60,7 @@ def store(make_corpus):
     return TokenStore.open(make_corpus(val=173, shard_tokens=100), "val")  # 17 windows of 10, 2 tokens left over
 
 
-@pytest.mark.parametrize(("world_size", "batch"), [(1, 1), (1, 4), (1, 17), (1, 50), (2, 3), (4, 2), (20, 1)])
+@pytest.mark.parametrize(("world_size", "batch"), [(1, 4), (1, 50), (4, 2), (20, 1)])
 def test_each_validation_window_once_over_all_ranks(store, world_size, batch):
     per_rank = [list(validation_batches(store, 10, batch, rank, world_size)) for rank in range(world_size)]
     assert len({len(batches) for batches in per_rank}) == 1  # a sharded model waits for all ranks
@@ -99,16 +75,13 @@ def test_each_validation_window_once_over_all_ranks(store, world_size, batch):
     assert rows == {i: tokens[10 * i : 10 * i + 11] for i in range(17)}
 
 
-def test_only_the_first_validation_tokens(store):
+def test_how_many_validation_windows_there_are(store):
     def count(val_tokens):
         return sum(len(b) for b in validation_batches(store, 10, 4, val_tokens=val_tokens))
 
     assert [count(n) for n in (10, 19, 20, 10_000, None)] == [1, 1, 2, 17, 17]
-    with pytest.raises(UserError, match=r"data\.val_tokens = 9 is less than one window of 10 .*multiple of 10"):
+    with pytest.raises(UserError, match=r"data\.val_tokens is 9; expected a multiple of the context 10"):
         count(9)
-
-
-def test_a_context_longer_than_the_split(store):
     assert len(list(validation_batches(store, 172, 1))) == 1
     with pytest.raises(UserError, match=r"val split of .* has 173 tokens, but a context of 173 needs at least 174"):
         list(validation_batches(store, 173, 1))

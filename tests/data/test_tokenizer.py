@@ -44,12 +44,6 @@ def test_round_trip(name):
     assert all(ids.dtype == np.uint16 and (ids.size == 0 or ids.max() < tokenizer.vocab_size) for ids in encoded)
 
 
-def test_threads_change_nothing(gpt2):
-    texts = [f"{i} some words, {i * i}" for i in range(300)]
-    single = Tokenizer("gpt2", threads=1).encode_batch(texts)
-    assert [a.tolist() for a in Tokenizer("gpt2", threads=3).encode_batch(texts)] == [a.tolist() for a in single]
-
-
 def test_bytes_are_bytes():
     tokenizer = Tokenizer("bytes")
     assert tokenizer.encode_batch(["Aé"])[0].tolist() == [65, 0xC3, 0xA9]
@@ -57,19 +51,8 @@ def test_bytes_are_bytes():
     assert tokenizer.decode([0xC3]) == "\ufffd"
 
 
-def test_bytes_objects_to_nul(gpt2):
-    assert Tokenizer("bytes").objection("a\0b") == "NUL character"
-    assert Tokenizer("bytes").objection("ab") is None
-    assert gpt2.objection("a\0b") is None
-
-
 def test_a_damaged_vocabulary_is_refused():
     line = base64.b64encode(b"a") + b" 0\n"
     assert read_ranks(line, hashlib.sha256(line).hexdigest()) == {b"a": 0}
     with pytest.raises(UserError, match="is damaged"):
         read_ranks(line + b" ", VOCABULARY_HASHES["gpt2"])
-
-
-def test_unknown_name():
-    with pytest.raises(UserError, match="'gpt4'"):
-        Tokenizer("gpt4")
