@@ -1,8 +1,6 @@
 """The table of verbs: what each does, the function that does it, and the class that explains its options."""
 
-import importlib
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,11 +10,11 @@ class Verb:
     Attributes:
         name: what the user types: one word, or two as in "data prepare".
         summary: what it does, in one line.
-        run: "module:function", which takes the settings, the configuration, or both, and returns the exit code.
-        settings: "module:Class", a `Typed` dataclass whose fields are the verb's own options; None: it has none.
+        run: "module:function", which takes the settings, the configuration, or both; returns the exit code or None: 0.
+        settings: "module:Class", a `Typed` dataclass whose fields are the verb's own options; None: it has none. The
+            name of its first field may be left out where that has no default; a list takes several values.
         config: whether it takes the configuration of a run: recipe files, presets and --section.key.
-        positional: the field of the settings that is given without a name; a list takes several.
-        example: a command line that works.
+        example: command lines that work.
     """
 
     name: str
@@ -24,13 +22,7 @@ class Verb:
     run: str
     settings: str | None = None
     config: bool = False
-    positional: str | None = None
     example: str = ""
-
-    def load(self, path: str) -> Any:
-        """The function or class called "module:name"."""
-        module, _, name = path.partition(":")
-        return getattr(importlib.import_module(module), name)
 
 
 _OWN = "mup_lightning.cli.verbs"
@@ -49,7 +41,6 @@ _VERBS = (
         "validation loss of a checkpoint on a prepared corpus",
         run=f"{_OWN}:evaluate",
         settings=f"{_OWN}:EvaluateSettings",
-        positional="checkpoint",
         example="mup-lightning evaluate runs/nano-muon_kimi-mup/checkpoints/step_00000300 --json",
     ),
     Verb(
@@ -57,7 +48,6 @@ _VERBS = (
         "run a grid of configurations into one table of results",
         run=f"{_STUDIES}.sweep.run:run",
         settings=f"{_STUDIES}.sweep.spec:SweepSettings",
-        positional="file",
         example="mup-lightning sweep experiment=lr_width --set trainer.max_steps=200",
     ),
     Verb(
@@ -82,7 +72,6 @@ _VERBS = (
         "write a checkpoint's weights as a plain Hugging Face GPT-2, or as they are",
         run=f"{_OWN}:export",
         settings=f"{_OWN}:ExportSettings",
-        positional="checkpoint",
         example="mup-lightning export runs/nano-muon_kimi-mup --out exported",
     ),
     Verb(
@@ -112,7 +101,6 @@ _VERBS = (
         "tokenise the data set of a card",
         run=f"{_OWN}:prepare",
         settings=f"{_OWN}:PrepareSettings",
-        positional="card",
         example="mup-lightning data prepare data/austen.yaml --tokenizer bytes",
     ),
     Verb(
@@ -120,7 +108,6 @@ _VERBS = (
         "read every shard and compare it with the manifest",
         run=f"{_OWN}:verify",
         settings=f"{_OWN}:CorpusSettings",
-        positional="folder",
         example="mup-lightning data verify data/prepared/austen-gpt2",
     ),
     Verb(
@@ -128,7 +115,6 @@ _VERBS = (
         "print what a prepared corpus holds",
         run=f"{_OWN}:show",
         settings=f"{_OWN}:CorpusSettings",
-        positional="folder",
         example="mup-lightning data show data/prepared/austen-gpt2 --json",
     ),
     Verb(
@@ -144,7 +130,6 @@ _VERBS = (
         run=f"{_STUDIES}.coordinates.run:run",
         settings=f"{_STUDIES}.coordinates.settings:CheckSettings",
         config=True,
-        positional="table",
         example="mup-lightning coord-check optimizer=muon_kimi experiment=coord_check --axis depth --depths 2,4,8,16\n"
         "mup-lightning coord-check --all recipes/experiment/coordinates.yaml\n"
         "mup-lightning coord-check --table runs/coordinates/*",
@@ -161,7 +146,6 @@ _VERBS = (
         "whether the best value stays where it is while the model grows",
         run=f"{_STUDIES}.transfer.report:run",
         settings=f"{_STUDIES}.transfer.settings:TransferSettings",
-        positional="results",
         example="mup-lightning report transfer runs/sweeps/lr_width --out runs/sweeps/lr_width",
     ),
     Verb(
@@ -169,7 +153,6 @@ _VERBS = (
         "the best value of every group of a sweep",
         run=f"{_STUDIES}.transfer.best:run",
         settings=f"{_STUDIES}.transfer.settings:BestSettings",
-        positional="results",
         example="mup-lightning report best runs/sweeps/optimizers",
     ),
     Verb(
@@ -177,7 +160,6 @@ _VERBS = (
         "draw feature norms from runs' TensorBoard logs",
         run=f"{_STUDIES}.features.report:run",
         settings=f"{_STUDIES}.features.report:FigureSettings",
-        positional="runs",
         example="mup-lightning figure runs/nano-muon_kimi-mup\n"
         "mup-lightning figure runs/sp-64x4 runs/sp-256x4 runs/mup-64x4 runs/mup-256x4 --out growth.png",
     ),

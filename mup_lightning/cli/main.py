@@ -1,12 +1,12 @@
 """`mup-lightning VERB`: parses a command line by the table of verbs, runs it, and ends a user's mistake in one line."""
 
 import errno
+import importlib
 import inspect
 import os
 import re
 import sys
 import textwrap
-from collections import defaultdict
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from mup_lightning.typed import Option, Raw, build, describe, hints, options
 _FILE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 """Errors that the machine, not this code, has made: no permission, no space, a file where a folder should be."""
 
+HELP = ("-h", "--help")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb.
@@ -31,14 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else argv
     two = " ".join(words[:2])
-    name = two if two in VERBS else "".join(words[:1])
-    rest = words[len(name.split()) :]
-    if name not in VERBS:
-        return _help_or_refuse(name, rest)
+    verb = VERBS.get(two) or VERBS.get("".join(words[:1]))
+    if verb is None:
+        return _overview(words)
     if signals.in_job():
         signals.catch()
     try:
-        return _run(VERBS[name], rest)
+        return _run(verb, words[len(verb.name.split()) :])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(verb: Verb, argv: list[str]) -> int:
-    if "-h" in argv or "--help" in argv:
+    if not set(HELP).isdisjoint(argv):
         print(help_of(verb), flush=True)
         return 0
     try:
@@ -65,7 +66,15 @@ def _run(verb: Verb, argv: list[str]) -> int:
         joint = " " if str(error).endswith("?") else "; "
         print(f"error: {error}{joint}mup-lightning {verb.name} --help shows what it takes", file=sys.stderr)
         return 1 if verb.config else 2
-    return int(verb.load(verb.run)(*arguments))
+    return int(_load(verb.run)(*arguments) or 0)
+
+
+def _load(path: str | None) -> Any:
+    """The function or class called "module:name"."""
+    if path is None:
+        return None
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def parse(verb: Verb, argv: list[str]) -> list[Any]:
@@ -76,19 +85,20 @@ def parse(verb: Verb, argv: list[str]) -> list[Any]:
     Raises:
         UserError: naming the option, its value and what was expected.
     """
-    settings = verb.load(verb.settings) if verb.settings else None
+    settings = _load(verb.settings)
     classes = [cls for cls in (settings, Config if verb.config else None) if cls]
+    target = _positional(settings)
     layers: list[Layer] = []
-    repeated: defaultdict[str, list[Raw]] = defaultdict(list)
+    repeated: dict[str, list[Raw]] = {}
     rest = list(argv)
     while rest:
         item = rest.pop(0)
         flag = item.startswith("-")
         name, equals, value = item.lstrip("-").partition("=")
         if not flag and not re.fullmatch(r"[A-Za-z_][\w.-]*=", name + equals):
-            name, value = verb.positional or "", item
-            if not name:
+            if not target:
                 raise UsageError(f"unexpected argument {item!r}")
+            name, value = target, item
         name = "config" if item[:2] == "-c" and name == "c" else name.replace("-", "_")
         hint = hint_of(name, classes)
         if flag and not equals:
@@ -100,65 +110,62 @@ def parse(verb: Verb, argv: list[str]) -> list[Any]:
                 value = rest.pop(0)
         own = settings is not None and name in hints(settings) and not is_dataclass(hint)
         if own and hint in (list[str], list[Path]):  # repeated, while lists of numbers are 1,2,4
-            repeated[name].append(Raw(value))
+            repeated.setdefault(name, []).append(Raw(value))
             layers.append({name: list(repeated[name])})
+            target = target or name
         elif own:
             layers.append({name: Raw(value)})
         elif verb.config:
             layers += word(name, value)
-        elif verb.positional and name in GROUPS:
-            layers.append({verb.positional: preset(name, value)})
+        elif target and name in GROUPS:
+            layers.append({target: preset(name, value)})
         else:
             raise unknown_option(name, classes)
-    return _built(verb, settings, merge(layers, classes))
-
-
-def _built(verb: Verb, settings: type | None, values: dict[str, Any]) -> list[Any]:
+    values = merge(layers, classes)
     arguments: list[Any] = []
     if settings is not None:
-        own = {name: values.pop(name) for name in hints(settings) if name in values}
+        own_values = {name: values.pop(name) for name in hints(settings) if name in values}
         for option in options(settings):
-            if option.default is MISSING and option.key not in own:
-                shown = option.key.upper() if option.key == verb.positional else f"--{option.key.replace('_', '-')}"
+            if option.default is MISSING and option.key not in own_values:
+                shown = option.key.upper() if option.key == _positional(settings) else f"--{option.key}"
                 raise UsageError(f"{shown} is missing: {option.text}")
-        arguments.append(build(settings, own, "--"))
+        arguments.append(build(settings, own_values, "--"))
     return [*arguments, Config.from_plain(values)] if verb.config else arguments
+
+
+def _positional(settings: Any) -> str | None:
+    """The option whose name may be left out: the first, if it has no default."""
+    first = next(iter(options(settings)), None) if settings else None
+    return first.key if first and first.default is MISSING else None
 
 
 def help_of(verb: Verb) -> str:
     """Everything a verb takes, with an example."""
-    settings = verb.load(verb.settings) if verb.settings else None
+    settings = _load(verb.settings)
     own = list(options(settings)) if settings else []
-    positional = [option for option in own if option.key == verb.positional]
-    usage = f"usage: mup-lightning {verb.name}" + "".join(f" {option.key.upper()}" for option in positional)
-    usage += " [--option VALUE ...]" * (len(own) > len(positional))
+    positional = _positional(settings)
+    usage = f"usage: mup-lightning {verb.name}" + (f" {positional.upper()}" if positional else "")
+    usage += " [--option VALUE ...]" * (len(own) > bool(positional))
     usage += " [-c FILE.yaml ...] [size=NAME ...] [--section.key VALUE ...]" * verb.config
     about = re.split(r"\n\s*Attributes:", inspect.getdoc(settings) or "")[0] if settings else ""
-    lines = [usage, "", f"{verb.summary[0].upper()}{verb.summary[1:]}.", *([about] if about else [])]
-    lines += ["", "example:", *(f"  {line}" for line in verb.example.splitlines())]
+    lines = [usage, "", f"{verb.summary[0].upper()}{verb.summary[1:]}.", about]
+    lines += ["", "example:", textwrap.indent(verb.example, "  ")]
     if own:
-        lines += ["", "options:", *(_explained(option, option not in positional) for option in own)]
+        lines += ["", "options:", *(_explained(option, option.key == positional) for option in own)]
     if verb.config:
         lines += ["", "presets (files in recipes/, which -c FILE takes too):"]
         for folder in sorted(RECIPES.glob("*/")):
-            lines.append(
-                _wrapped(f"{folder.name}=NAME", " | ".join(sorted(file.stem for file in folder.glob("*.yaml"))))
-            )
-        lines += ["", "everyday words:", *(_wrapped(f"{short}=VALUE", f"--{key}") for short, key in WORDS.items())]
-        lines += ["", "all keys of the configuration:", *(_explained(option, True) for option in options(Config))]
+            lines.append(_row(f"{folder.name}=NAME", " | ".join(sorted(file.stem for file in folder.glob("*.yaml")))))
+        lines += ["", "everyday words:", *(_row(f"{short}=VALUE", f"--{key}") for short, key in WORDS.items())]
+        lines += ["", "all keys of the configuration:", *map(_explained, options(Config))]
     return "\n".join(lines)
 
 
-def _explained(option: Option, dashes: bool) -> str:
+def _explained(option: Option, positional: bool = False) -> str:
     """An option, what it means, what it can be, and its default."""
-    name = f"--{option.key if '.' in option.key else option.key.replace('_', '-')}" if dashes else option.key.upper()
+    name = f"--{option.key if '.' in option.key else option.key.replace('_', '-')}"
     default = "required" if option.default is MISSING else f"default: {_plain(option.default)}"
-    return _wrapped(name, f"{option.text} ({describe(option.hint)}; {default})")
-
-
-def _wrapped(name: str, text: str) -> str:
-    """A name, and the text that explains it in a column of its own."""
-    return textwrap.fill(text, 118, initial_indent=f"  {name}  ".ljust(32), subsequent_indent=" " * 32)
+    return _row(option.key.upper() if positional else name, f"{option.text} ({describe(option.hint)}; {default})")
 
 
 def _plain(value: Any) -> str:
@@ -167,21 +174,26 @@ def _plain(value: Any) -> str:
     return ",".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 
-def _help_or_refuse(name: str, rest: list[str]) -> int:
-    """The list of verbs, or of those that begin with a word such as `data`."""
-    family = [verb for verb in VERBS if verb.startswith(f"{name} ")] if name else []
-    if name and not family and name not in ("-h", "--help"):
-        print(f"error: unknown verb {name!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
-        return 2
-    if rest and rest[0] not in ("-h", "--help"):
-        print(f"error: unknown verb {f'{name} {rest[0]}'!r}; expected {', '.join(family)}", file=sys.stderr)
+def _row(name: str, text: str) -> str:
+    """A name, and the text that explains it in a column of its own."""
+    return textwrap.fill(text, 118, initial_indent=f"  {name}  ".ljust(32), subsequent_indent=" " * 32)
+
+
+def _overview(words: list[str]) -> int:
+    """Print the list of verbs, or of those that begin with a word such as `data`; refuse anything else."""
+    first, second = [*words, "", ""][:2]
+    family = [verb for verb in VERBS if first and verb.startswith(f"{first} ")]
+    asked = second if family else first
+    if asked not in ("", *HELP):
+        unknown = f"{first} {second}" if family else first
+        print(f"error: unknown verb {unknown!r}; expected one of {', '.join(family or VERBS)}", file=sys.stderr)
         return 2
     lines = ["usage: mup-lightning VERB [options]", ""]
     lines += ["Pre-train GPT-2 with hyper-parameters derived from one spectral condition.", ""]
     lines += [f"  {verb:<16} {VERBS[verb].summary}" for verb in family or VERBS]
-    lines += ["", "example:", f"  {VERBS[(family or list(VERBS))[0]].example}"]
+    lines += ["", "example:", textwrap.indent(VERBS[(family or list(VERBS))[0]].example, "  ")]
     print("\n".join([*lines, "", "mup-lightning VERB --help explains a verb."]))
-    return 0 if name in ("-h", "--help") or rest else 2
+    return 0 if asked else 2
 
 
 if __name__ == "__main__":

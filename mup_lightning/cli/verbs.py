@@ -145,12 +145,12 @@ def train(config: "Config") -> int:
     if not is_first_process():  # an exit status other than 0 would make srun kill the process that requeues
         return 0
 
-    from mup_lightning.slurm.submit import requeue
+    from mup_lightning.slurm.requeue import requeue
 
     return 0 if requeue(result.steps, result.first_step) else 130
 
 
-def evaluate(settings: EvaluateSettings) -> int:
+def evaluate(settings: EvaluateSettings) -> None:
     """Print the validation loss of a checkpoint."""
     from mup_lightning.training.hardware import tune_allocator
 
@@ -160,7 +160,7 @@ def evaluate(settings: EvaluateSettings) -> int:
     result = evaluate(settings.checkpoint, settings.data, batch=settings.batch, val_tokens=settings.val_tokens)
     if settings.json:
         _print(result)
-        return 0
+        return
     own = result["run_val_tokens"]
     if own not in (None, settings.val_tokens) and settings.data is None:
         print(f"note: the run itself was validated on the first {own:,} tokens (--val-tokens {own})", file=sys.stderr)
@@ -169,28 +169,25 @@ def evaluate(settings: EvaluateSettings) -> int:
         f"  validation loss  {result['validation_loss']:.4f} nats per token over {result['tokens']:,} tokens\n"
         f"  unigram model    {result['unigram_loss']:.4f} nats per token"
     )
-    return 0
 
 
-def export(settings: ExportSettings) -> int:
+def export(settings: ExportSettings) -> None:
     """Write a checkpoint's weights for use elsewhere."""
     from mup_lightning.training.export import export
 
     print(export(settings.checkpoint, settings.out, settings.format))
-    return 0
 
 
-def plan(settings: PlanSettings, config: "Config") -> int:
+def plan(settings: PlanSettings, config: "Config") -> None:
     """Print what a run would use and cost."""
     from mup_lightning.plan.plan import plan
     from mup_lightning.plan.screen import screen
 
     result = plan(config, settings.gpus)
     _print(result.plain() if settings.json else screen(config, result, settings.gpu_memory))
-    return 0
 
 
-def recipe(settings: RecipeSettings) -> int:
+def recipe(settings: RecipeSettings) -> None:
     """Print the recipe's tables, or how it differs from what is used elsewhere."""
     from mup_lightning.spectral import published, tables
 
@@ -206,16 +203,14 @@ def recipe(settings: RecipeSettings) -> int:
         _print(plain[optimizer] if optimizer else list(plain.values()))
     else:
         print(tables.as_text(families[optimizer], k) if optimizer else tables.all_as_text(k, families))
-    return 0
 
 
-def submit(settings: "SubmitSettings", config: "Config") -> int:
+def submit(settings: "SubmitSettings", config: "Config") -> None:
     """Submit a training, or a sweep as an array job."""
     from mup_lightning.config.schema import Config
     from mup_lightning.slurm import submit as slurm
 
     if settings.sweep is None:
-        settings.slurm.checked_gpus()
         return slurm.submit_training(config, settings.slurm, dry=settings.dry)
     if config != Config():
         raise UserError(
@@ -229,8 +224,6 @@ def submit(settings: "SubmitSettings", config: "Config") -> int:
     expand(sweep)  # refuses what the sweep itself would refuse
     out = settings.out or sweep.folder
     check_folder(out)
-    for name, what in ((str(out), "--out"), (str(Path.cwd()), "the working directory")):
-        slurm.name_is_plain(name, what)
     command = ["sweep", str(settings.sweep), "--out", str(out)]
     command += ["--workers", str(settings.workers)] if settings.workers is not None else []
     command += [item for setting in settings.set for item in ("--set", setting)]
@@ -238,13 +231,12 @@ def submit(settings: "SubmitSettings", config: "Config") -> int:
     return slurm.submit_sweep(settings.sweep, command, asked, out=out, tasks=settings.tasks, dry=settings.dry)
 
 
-def config(config: "Config") -> int:
+def config(config: "Config") -> None:
     """Print the whole configuration as YAML."""
     _print(json.loads(json.dumps(asdict(config))), as_json=False)  # YAML has no tuples
-    return 0
 
 
-def prepare(settings: PrepareSettings) -> int:
+def prepare(settings: PrepareSettings) -> None:
     """Tokenise a corpus."""
     from mup_lightning.data.card import load_card
     from mup_lightning.data.prepare import facts, prepare
@@ -256,26 +248,24 @@ def prepare(settings: PrepareSettings) -> int:
     manifest = prepare(card, folder, settings.tokenizer, progress=not settings.quiet, force=settings.force)
     print("already prepared, nothing to do" if was_there else "prepared", f"({folder})")
     _print(facts(manifest), as_json=False)
-    return 0
 
 
-def verify(settings: CorpusSettings) -> int:
+def verify(settings: CorpusSettings) -> None:
     """Read every shard of a corpus and compare it with the manifest."""
     from mup_lightning.data.shards import SPLITS, TokenStore
 
     for split in SPLITS:
         TokenStore.open(settings.folder, split, verify=True)
     print("every shard matches the manifest")
-    return show(settings)
+    show(settings)
 
 
-def show(settings: CorpusSettings) -> int:
+def show(settings: CorpusSettings) -> None:
     """Print what a prepared corpus holds."""
     from mup_lightning.data.prepare import facts
     from mup_lightning.data.shards import Manifest
 
     _print(facts(Manifest.load(settings.folder)), settings.json)
-    return 0
 
 
 def _print(value: Any, as_json: bool = True) -> None:

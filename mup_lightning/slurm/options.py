@@ -13,12 +13,7 @@ WORD = re.compile(r"[^\s'\"\\%]+")
 """A word that needs no quoting in an #SBATCH line; SLURM replaces % in the names of log files."""
 
 Time = Annotated[
-    str,
-    Bound(
-        "hours:minutes:seconds, days-hours:minutes:seconds or minutes (in YAML between quotation marks, which 12:00:00 "
-        "needs)",
-        TIME.fullmatch,
-    ),
+    str, Bound("[days-]hours:minutes:seconds or minutes (in YAML between quotation marks)", TIME.fullmatch)
 ]
 OneWord = Annotated[str, Bound("one word without quotes, backslashes and %", WORD.fullmatch)]
 JobName = Annotated[
@@ -76,15 +71,6 @@ class SlurmConfig(Typed, prefix="slurm."):
                 f"end (slurm.signal_seconds), or up to a minute earlier; ask for more time or set fewer seconds"
             )
 
-    def checked_gpus(self) -> int:
-        """GPUs of each node. Raises UserError if the number is not set."""
-        if self.gpus is None:
-            raise UserError(
-                "slurm.gpus is not set: set how many GPUs per node to use (--slurm.gpus 8); "
-                "0 trains on CPUs, with trainer.devices processes on each node"
-            )
-        return self.gpus
-
 
 @dataclass
 class SubmitSettings(Typed, prefix="--"):
@@ -109,7 +95,7 @@ class SubmitSettings(Typed, prefix="--"):
     set: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Raise UserError for a sweep without a number of tasks, or options of sweeps without one."""
+        """Raise UserError for what is missing, or makes sense only with a sweep."""
         super().__post_init__()
         if self.sweep and not self.tasks:
             raise UserError("--sweep needs --tasks N, the number of jobs that share its configurations")
@@ -118,17 +104,14 @@ class SubmitSettings(Typed, prefix="--"):
 
 
 def seconds(time: str) -> int:
-    """Seconds of a time as SLURM reads and prints it, of the type `Time`.
+    """Seconds of a time of the type `Time`, as SLURM reads and prints it.
 
     It is minutes, minutes:seconds, hours:minutes:seconds, or days-hours[:minutes[:seconds]].
-
-    Raises:
-        ValueError: it is none of these.
     """
     match = TIME.fullmatch(time)
-    if match is None:
-        raise ValueError(f"{time!r} is not a SLURM time")
-    first, second, third = (int(group or 0) for group in match.groups()[1:])
-    if match[1] is None and match[4] is None:
+    assert match is not None
+    days, *parts = match.groups()
+    first, second, third = (int(part or 0) for part in parts)
+    if days is None and parts[2] is None:
         return first * 60 + second
-    return ((int(match[1] or 0) * 24 + first) * 60 + second) * 60 + third
+    return ((int(days or 0) * 24 + first) * 60 + second) * 60 + third

@@ -1,7 +1,6 @@
-"""`mup-lightning submit`, which refuses beforehand whatever training would refuse, and requeueing."""
+"""`mup-lightning submit`: refuses beforehand whatever training would refuse, writes a readable script, submits it."""
 
-import os
-import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,59 +13,58 @@ import yaml
 from mup_lightning import signals
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
-from mup_lightning.files import make_folder, read_json, write_atomic, write_json
-from mup_lightning.slurm import script
-from mup_lightning.slurm.options import WORD, SlurmConfig, seconds
+from mup_lightning.files import read_json, write_atomic, write_json
+from mup_lightning.slurm.options import WORD, SlurmConfig
+from mup_lightning.slurm.requeue import run
 
 RECORD = "job.json"
 """File in the folder `slurm` of a run, with the number of its last job."""
 
 
-def submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> int:
+def submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> None:
     """Submit the training of a configuration, or only print the script if `dry`.
-
-    Returns:
-        The exit code.
 
     Raises:
         UserError: training or SLURM would refuse it.
     """
     settle(config, slurm)
     check(config)
-    folder, trainer = Path(config.run.root) / config.run.name / "slurm", config.trainer
-    config.run.resume = "auto"
-    text = script.training(
-        slurm,
-        name=slurm.job or config.run.name.replace("/", "-"),
-        nodes=trainer.nodes,
-        processes=trainer.devices,
-        folder=folder,
-        program=_program(),
-    )
-    if dry:
-        return _show(text)
-    _test(text)
-
     from mup_lightning.training.checkpoint import plain
 
-    make_folder(folder, "--run.root, --run.name")
+    config.run.resume = "auto"
+    folder, trainer = Path(config.run.root) / config.run.name / "slurm", config.trainer
+    command = shlex.join([str(_program()), "train", "-c", str(folder / "config.yaml")])
+    text = f"""{_head(slurm, folder / "%j.log", slurm.job or config.run.name.replace("/", "-"), "USR1")}
+#SBATCH --nodes={trainer.nodes}
+#SBATCH --ntasks-per-node={trainer.devices}
+{_setup(slurm)}
+export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
+
+# On USR1 (the time limit is near) or TERM (preempted): finish the step, save, requeue, at most this often.
+export {signals.VARIABLE}={slurm.max_requeues}
+
+# Both are ignored until the training has its own handlers; one process that dies ends them all.
+srun --kill-on-bad-exit=1{_cpus(slurm)} bash -c 'trap "" USR1 TERM; exec "$@"' task \\
+  {command}
+"""
     # A snapshot: a recipe that changes while the job waits, or between two restarts, changes nothing.
-    write_atomic(folder / "config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
-    job = _submit(folder, text)
-    write_json(folder / RECORD, {"job": job})
-    each = f"{trainer.devices} {'GPUs' if slurm.gpus else 'CPU processes'}"
-    print(
-        f"job {job}: {config.run.name} on {trainer.nodes} x {each}\n"
-        f"  watch     squeue -j {job}; tail -F {folder}/{job}.log\n"
-        f"  stop      scancel {job}    (saves; the same command with resume=auto submits the rest)\n"
-        f"  requeue   scancel --signal=USR1 {job}    (saves, goes back into the queue)\n"
-        f"  script    {folder}/job.sbatch"
-    )
-    return 0
+    snapshot = yaml.safe_dump(plain(asdict(config)), sort_keys=False)
+    if job := _launch(folder, text, dry, {"config.yaml": snapshot}):
+        write_json(folder / RECORD, {"job": job})
+        each = f"{trainer.devices} {'GPUs' if slurm.gpus else 'CPU processes'}"
+        print(
+            f"job {job}: {config.run.name} on {trainer.nodes} x {each}\n"
+            f"  watch     squeue -j {job}; tail -F {folder}/{job}.log\n"
+            f"  stop      scancel {job}    (saves; the same command with resume=auto submits the rest)\n"
+            f"  requeue   scancel --signal=USR1 {job}    (saves, goes back into the queue)\n"
+            f"  script    {folder}/job.sbatch"
+        )
 
 
-def submit_sweep(sweep: Path, command: list[str], slurm: SlurmConfig, *, out: Path, tasks: int, dry: bool) -> int:
-    """Submit a sweep, which has been checked, as an array job.
+def submit_sweep(sweep: Path, command: list[str], slurm: SlurmConfig, *, out: Path, tasks: int, dry: bool) -> None:
+    """Submit a sweep, which has been checked, as an array job whose tasks share its configurations.
 
     Args:
         sweep: the sweep's file.
@@ -76,27 +74,33 @@ def submit_sweep(sweep: Path, command: list[str], slurm: SlurmConfig, *, out: Pa
         tasks: jobs of the array.
         dry: print the script instead.
 
-    Returns:
-        The exit code.
-
     Raises:
         UserError: SLURM would refuse it.
     """
-    name, folder = slurm.job or f"sweep-{out.name}", out / "slurm"
-    text = script.sweep(slurm, name=name, tasks=tasks, command=[str(_program()), *command], folder=folder)
-    if dry:
-        return _show(text)
-    _test(text)
-    make_folder(folder)
-    job = _submit(folder, text)
-    print(
-        f"job {job}: {tasks} tasks of {sweep}, each on "
-        f"{f'{slurm.gpus} GPUs' if slurm.gpus else 'CPUs alone (--slurm.gpus N: GPUs)'}; table {out}/results.csv\n"
-        f"  watch     squeue -j {job}; tail -F {folder}/{job}_1.log\n"
-        f"  stop      scancel {job}    (submit it again to continue)\n"
-        f"  script    {folder}/job.sbatch"
-    )
-    return 0
+    _plain_names({"--out": str(out)})
+    folder = out / "slurm"
+    text = f"""{_head(slurm, folder / "%A_%a.log", slurm.job or f"sweep-{out.name}", "TERM")}
+#SBATCH --array=1-{tasks}
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+{_setup(slurm)}
+status=0
+srun{_cpus(slurm)} {shlex.join([str(_program()), *command])} --shard "$SLURM_ARRAY_TASK_ID/{tasks}" || status=$?
+
+# 130: stopped by TERM (the time limit is near, or preempted). Requeue: what is finished is not run again.
+if [ "$status" = 130 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {slurm.max_requeues} ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
+"""
+    if job := _launch(folder, text, dry, {}):
+        print(
+            f"job {job}: {tasks} tasks of {sweep}, each on "
+            f"{f'{slurm.gpus} GPUs' if slurm.gpus else 'CPUs alone (--slurm.gpus N: GPUs)'}; table {out}/results.csv\n"
+            f"  watch     squeue -j {job}; tail -F {folder}/{job}_1.log\n"
+            f"  stop      scancel {job}    (submit it again to continue)\n"
+            f"  script    {folder}/job.sbatch"
+        )
 
 
 def settle(config: Config, slurm: SlurmConfig) -> None:
@@ -107,7 +111,12 @@ def settle(config: Config, slurm: SlurmConfig) -> None:
     """
     from mup_lightning.training.hardware import resolve_precision
 
-    gpus, trainer = slurm.checked_gpus(), config.trainer
+    gpus, trainer = slurm.gpus, config.trainer
+    if gpus is None:
+        raise UserError(
+            "slurm.gpus is not set: set how many GPUs per node to use (--slurm.gpus 8); "
+            "0 trains on CPUs, with trainer.devices processes on each node"
+        )
     accelerator: Literal["gpu", "cpu"] = "gpu" if gpus else "cpu"
     if trainer.accelerator not in ("auto", accelerator):
         raise UserError(f"slurm.gpus is {gpus}, but trainer.accelerator is {trainer.accelerator}; leave that out")
@@ -129,9 +138,7 @@ def check(config: Config) -> None:
     Raises:
         UserError: the reason.
     """
-    name_is_plain(config.run.root, "run.root")
-    name_is_plain(config.run.name, "run.name")
-    name_is_plain(str(Path.cwd()), "the working directory")
+    _plain_names({"run.root": config.run.root, "run.name": config.run.name})
     if config.run.resume not in (None, "last", "auto"):
         raise UserError(
             f"run.resume is {config.run.resume}; a job continues its own run only: last, auto, or leave it out. "
@@ -171,60 +178,41 @@ def refuse_second_job(folder: Path) -> None:
         )
 
 
-def name_is_plain(name: str, what: str) -> None:
+def _plain_names(names: dict[str, str]) -> None:
     """Raise UserError for a name that would need quoting in an #SBATCH line."""
-    if not WORD.fullmatch(name):
-        raise UserError(f"{what} is {name!r}; a job needs a name without blanks, quotes, backslashes and %")
+    for what, name in {**names, "the working directory": str(Path.cwd())}.items():
+        if not WORD.fullmatch(name):
+            raise UserError(f"{what} is {name!r}; a job needs a name without blanks, quotes, backslashes and %")
 
 
-def requeue(step: int, first_step: int) -> bool:
-    """Put this job back into the queue. Called by one process, after all of them have saved.
-
-    Args:
-        step: optimizer steps done and saved.
-        first_step: how many of them were done when this process started.
-
-    Returns:
-        Whether it was requeued; a cancelled job is not.
-
-    Raises:
-        UserError: it would be requeued forever, or SLURM refuses.
-    """
-    job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    again = "submit it again with the same command and resume=auto"
-    if restarts and step == first_step:
-        raise UserError(
-            f"job {job} was stopped at step {step} and has made no step since it was requeued, so another requeue "
-            f"would not help. Ask for more time (--slurm.time), or for a partition where it is not preempted so "
-            f"soon, and {again}"
-        )
-    if restarts >= int(os.environ[signals.VARIABLE]):
-        raise UserError(
-            f"job {job} has been requeued {restarts} times, which is the limit (slurm.max_requeues); step {step} is "
-            f"saved. To continue, {again}"
-        )
-    try:
-        cancelled = _is_cancelled(job)
-        if not cancelled:
-            _command("scontrol", "requeue", job)
-    except UserError as error:
-        raise UserError(
-            f"step {step} is saved, but job {job} could not go back into the queue: {error}. To continue, {again}"
-        ) from error
-    if cancelled:
-        print(f"job {job} was cancelled: step {step} is saved, and it does not go back into the queue", flush=True)
-    else:
-        print(f"job {job} goes back into the queue, and continues after step {step}", flush=True)
-    return not cancelled
+def _head(slurm: SlurmConfig, log: Path, name: str, signal: str) -> str:
+    """The #SBATCH lines that all jobs have; `signal` is sent before the time limit."""
+    asked = {
+        "--gres": f"{slurm.gres}:{slurm.gpus}" if slurm.gpus else None,
+        "--cpus-per-task": slurm.cpus,
+        "--mem": slurm.memory,
+        "--time": slurm.time,
+        "--partition": slurm.partition,
+        "--account": slurm.account,
+        "--qos": slurm.qos,
+        "--job-name": name,
+        "--chdir": Path.cwd(),
+        "--output": log,
+        "--open-mode": "append",
+        "--signal": f"{signal}@{slurm.signal_seconds}",
+    }
+    options = [f"{option}={value}" for option, value in asked.items() if value is not None]
+    return "\n".join(["#!/bin/bash", *(f"#SBATCH {option}" for option in [*options, "--requeue", *slurm.extra])])
 
 
-def _is_cancelled(job: str) -> bool:
-    """Whether SLURM is ending the job for another reason than its time limit. Preempted jobs still count as running."""
-    fields = dict(re.findall(r"(JobState|RunTime|TimeLimit)=(\S+)", _command("scontrol", "show", "job", job)))
-    if fields.get("JobState") != "COMPLETING":
-        return fields.get("JobState") == "CANCELLED"
-    limit = fields.get("TimeLimit", "")
-    return not limit[:1].isdigit() or seconds(fields["RunTime"]) < seconds(limit)
+def _setup(slurm: SlurmConfig) -> str:
+    """The site's own shell lines."""
+    return "".join(f"\n{line}" for line in slurm.setup)
+
+
+def _cpus(slurm: SlurmConfig) -> str:
+    """Since SLURM 22.05, srun does not take this option over from sbatch."""
+    return f" --cpus-per-task={slurm.cpus}" if slurm.cpus else ""
 
 
 def available() -> bool:
@@ -232,43 +220,17 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def _command(*command: str, script: str | None = None) -> str:
-    """The output of a SLURM command, both streams.
-
-    Raises:
-        UserError: it is missing or fails; the message quotes it.
-    """
-    try:
-        done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise UserError(
-            f"{command[0]} cannot be run ({error.strerror}): submit on a machine of the cluster; with --dry the script "
-            f"is printed anywhere"
-        ) from error
-    said = (done.stdout.strip() + "\n" + done.stderr.strip()).strip().replace("sbatch: ", "")
-    if done.returncode:
-        raise UserError(f"{command[0]} refuses the job: " + said.replace("\n", "; "))
-    return said
-
-
-def _test(text: str) -> str:
-    """What SLURM would do with a script; nothing is submitted. Raises UserError where SLURM would refuse it."""
-    return _command("sbatch", "--test-only", script=text)
-
-
-def _submit(folder: Path, text: str) -> str:
-    """Write the script into the folder and submit it; returns the job's number."""
-    file = folder / "job.sbatch"
-    write_atomic(file, text)
-    return _command("sbatch", "--parsable", str(file)).partition(";")[0]  # NUMBER;CLUSTER in a federation
-
-
-def _show(text: str) -> int:
-    """Print the script, and what SLURM says about it."""
-    print(text, flush=True)
-    said = _test(text) if available() else "not checked by SLURM: there is no sbatch here"
-    print(said, file=sys.stderr)
-    return 0
+def _launch(folder: Path, text: str, dry: bool, files: dict[str, str]) -> str | None:
+    """Write a script and `files` into a folder and submit it; returns the job's number. `dry`: only print it."""
+    if dry:
+        print(text, flush=True)
+        tested = run("sbatch", "--test-only", script=text) if available() else "not checked by SLURM: no sbatch here"
+        print(tested, file=sys.stderr)
+        return None
+    run("sbatch", "--test-only", script=text)  # nothing is written where SLURM would refuse it
+    for name, content in {**files, "job.sbatch": text}.items():
+        write_atomic(folder / name, content)
+    return run("sbatch", "--parsable", str(folder / "job.sbatch")).partition(";")[0]  # NUMBER;CLUSTER in a federation
 
 
 def _program() -> Path:

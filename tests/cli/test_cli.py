@@ -92,7 +92,7 @@ def test_a_flag_needs_no_value_and_a_list_may_be_repeated():
         ("evaluate", 2, "CHECKPOINT is missing: a checkpoint's folder"),
         ("data prepare CARD.yaml --tok bytes", 2, "unknown option tok"),
         ("data prepare CARD.yaml --tokenizer gpt9", 1, "--tokenizer is gpt9; expected one of gpt2, bytes"),
-        ("data nonsense", 2, "unknown verb 'data nonsense'; expected data prepare, data verify, data show"),
+        ("data nonsense", 2, "unknown verb 'data nonsense'; expected one of data prepare, data verify, data show"),
         ("trian", 2, "unknown verb 'trian'; expected one of train"),
     ],
 )

@@ -33,23 +33,16 @@ def refused(argv, capsys):
     ("changes", "message"),
     [
         ({"slurm.gpus": "null"}, r"slurm\.gpus is not set.*--slurm\.gpus 8"),
-        ({"slurm.gpus": -1}, r"slurm\.gpus is -1; expected a whole number of at least 0"),
         ({"slurm.gpsu": 1}, r"unknown option slurm\.gpsu; did you mean slurm\.gpus"),
         ({"slurm.time": "2"}, r"slurm\.time is 2, but the job starts to save 120 s before its end"),
-        ({"slurm.time": "soon"}, r"slurm\.time is soon; expected hours:minutes:seconds"),
-        ({"slurm.partition": "a b"}, r"slurm\.partition is .*a b.*; expected one word"),
+        ({"slurm.time": "soon"}, r"slurm\.time is soon; expected \[days-\]hours:minutes:seconds"),
         ({"slurm.extra": "[exclusive]"}, r"slurm\.extra is \[exclusive\]; expected a list, each option of sbatch"),
         ({"slurm.job": "interactive"}, r"by which Lightning knows interactive jobs"),
         ({"slurm.gpus": 8}, r"data\.batch_size = 8 cannot be divided.* 4 x 16 = 64"),
         ({"slurm.gpus": 2, "trainer.devices": 4}, r"slurm\.gpus is 2, but trainer\.devices is 4"),
         ({"slurm.gpus": 2, "trainer.accelerator": "cpu"}, r"slurm\.gpus is 2, but trainer\.accelerator is cpu"),
-        ({"trainer.strategy": "single"}, r"strategy single runs one process.*trainer\.nodes is 2"),
-        ({"trainer.nodes": 0}, r"trainer\.nodes is 0"),
-        ({"recipe.optimizer": "muonn"}, r"recipe\.optimizer.*expected one of sgd, adamw"),
         ({"data.path": "nowhere"}, r"no prepared corpus at nowhere"),
-        ({"data.tokenizer": "gpt2"}, r"another vocabulary"),
         ({"model.context": 100000}, r"train split .* but a context of 100000 needs"),
-        ({"model.heads": 7}, r"model\.heads is 7"),
         ({"run.name": "with blank"}, r"run\.name is 'with blank'; a job needs a name without blanks"),
         ({"run.resume": "last"}, r"there is no complete checkpoint in"),
         ({"run.resume": "runs/x/checkpoints/step_00000001"}, r"a job continues its own run only"),
@@ -109,6 +102,8 @@ def test_options_of_a_cluster_compose_like_other_recipes(offline, capsys, tmp_pa
     lines = script([argv[0], "-c", "recipes/slurm/default.yaml", "-c", str(site), *argv[1:]], capsys)
     for line in ("--partition=long", "--time=12:00:00", "--gres=gpu:h100:2", "--ntasks-per-node=2"):
         assert f"#SBATCH {line}" in lines
+    site.write_text("slurm: {time: 12:00:00}\n")  # 43200 in YAML 1.1
+    assert "slurm.time" in refused([argv[0], "-c", str(site), *argv[1:]], capsys)
 
 
 @pytest.mark.parametrize(
@@ -119,33 +114,12 @@ def test_times_are_read_as_sbatch_reads_them(time, expected):
     assert seconds(time) == expected
 
 
-def test_unquoted_times_in_yaml_are_not_misread(offline, capsys, tmp_path):
-    site = tmp_path / "site.yaml"
-    site.write_text("slurm: {time: 12:00:00}\n")  # 43200 in YAML 1.1
-    argv = offline.command("new")
-    code = main([argv[0], "-c", str(site), *argv[1:], "--dry"])
-    printed = capsys.readouterr()
-    assert "--time=12:00:00" in printed.out if code == 0 else "slurm.time" in printed.err
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--tasks", "0"], "--tasks is 0"),
-        (["--tasks", "2", "--model.width", "16"], "--sweep takes no keys of a configuration"),
-        (["--tasks", "2", "--set", "recipe.lrr=3"], r"recipe\.lrr"),
-    ],
-)
-def test_bad_sweeps_are_refused(offline, capsys, tmp_path, corpus, options, message):
-    file = tmp_path / "rates.yaml"
-    fixed = {"data.path": str(corpus), "data.tokenizer": "bytes", "data.batch_size": 8, "data.micro_batch": 8}
-    file.write_text(
-        yaml.safe_dump({"sweep": {"set": fixed, "vary": {"recipe.lr": [0.01, 0.02]}, "value": "recipe.lr"}})
-    )
-    out = tmp_path / "table"
-    argv = ["submit", "--sweep", str(file), "--slurm.gpus", "0", "--out", str(out), *options]
-    assert re.search(message, refused(argv, capsys))
-    assert not out.exists()
+def test_bad_sweeps_are_refused(offline, capsys, tmp_path, corpus):
+    file = write(tmp_path / "file", tiny_sweep(corpus))
+    argv = ["submit", "--sweep", str(file), "--tasks", "2", "--out", str(tmp_path / "out")]
+    assert "--sweep takes no keys of a configuration" in refused([*argv, "--model.width", "16"], capsys)
+    assert "recipe.lrr" in refused([*argv, "--set", "recipe.lrr=3"], capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_record_of_the_last_job_is_named(offline, capsys):
