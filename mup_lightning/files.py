@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mup_lightning.errors import UserError
+from mup_lightning.errors import UserError, located
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -84,10 +84,8 @@ class _UniqueKeyLoader(yaml.CSafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 line = key.start_mark.line + 1
                 if key.value in lines:
-                    raise UserError(
-                        f"line {line} has the key {key.value} a second time (first in line {lines[key.value]}), which "
-                        f"would replace everything under the first; merge the two"
-                    )
+                    first = lines[key.value]
+                    raise UserError(f"line {line} has the key {key.value} again (first in line {first}); merge the two")
                 lines[key.value] = line
         return super().construct_mapping(node, deep)
 
@@ -102,12 +100,12 @@ def read_yaml(path: Path, expected: str) -> Any:
     Raises:
         UserError: it cannot be read, is not UTF-8, not YAML, or has a key twice.
     """
+    text = _read(path, expected)
     try:
-        return yaml.load(_read(path, expected), _UniqueKeyLoader)
+        with located(path):
+            return yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; expected {expected}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
 
 
 def _read(path: Path, expected: str) -> str:
@@ -121,28 +119,13 @@ def _read(path: Path, expected: str) -> str:
 
 
 def make_folder(folder: Path, option: str = "--out") -> None:
-    """Make a folder that a user has named, with its parents.
-
-    Args:
-        folder: to make.
-        option: the option that names another folder, for the message.
-
-    Raises:
-        UserError: it cannot be made.
-    """
+    """Make a folder that a user has named (by `option`), with its parents. Raises UserError where it cannot be made."""
     check_folder(folder, option)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}; name another folder ({option})") from None
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def check_folder(folder: Path, option: str = "--out") -> None:
-    """Refuse, without making anything, what `make_folder` would: before long work, and in dry runs.
-
-    Raises:
-        UserError: it cannot be made.
-    """
+    """Refuse, without making anything, what `make_folder` would: before long work, and in dry runs."""
     above = folder.absolute()
     while not os.path.lexists(above):
         above = above.parent

@@ -1,9 +1,7 @@
 """Dataclasses whose values are checked against the types of their fields, bounds included.
 
-The type of a field says what a value may be: `width: PositiveInt`, `dropout: UnitInterval`,
-`heads: PositiveInt | None`. So the same class serves Python, YAML files and the command line, and each mistake ends in
-the same line. The docstring's `Attributes:` are the help texts. Imports nothing heavy: the command line refuses and
-explains before torch is imported.
+The type of a field says what a value may be, as in `width: PositiveInt`, whether it comes from Python, a YAML file or
+the command line. The docstring's `Attributes:` are the help texts. Imports nothing heavy.
 """
 
 import inspect
@@ -26,7 +24,7 @@ from mup_lightning.errors import UsageError, UserError
 
 @dataclass(frozen=True)
 class Bound:
-    """What a value must satisfy in addition to its type: `Annotated[int, Bound(...)]`, named at module level.
+    """What a value must satisfy in addition to its type: `Annotated[int, Bound(...)]`.
 
     Attributes:
         expected: the whole expectation in words, such as "a whole number of at least 1".
@@ -139,14 +137,16 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
                 return _convert(value, member, key)
         raise _MismatchError
     if is_dataclass(hint):
-        assert isinstance(hint, type)
-        return value if isinstance(value, hint) else build(hint, value, getattr(hint, "_prefix", "") or f"{key}.")
+        kind: Any = hint
+        return value if isinstance(value, kind) else build(kind, value, getattr(hint, "_prefix", "") or f"{key}.")
     if hint is str and isinstance(value, str):
         return str(value)
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
     if isinstance(value, Raw):
-        value = _read(value, origin in (list, tuple))
+        # As YAML reads it; 64,128 is a sequence where one is expected.
+        with suppress(yaml.YAMLError):
+            value = yaml.safe_load(f"[{value}]" if origin in (list, tuple) and not value.startswith("[") else value)
     if origin is Literal:
         word = {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # as YAML reads on and off
         if word in arguments:
@@ -171,14 +171,6 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             if math.isfinite(number := float(value)):
                 return number
     raise _MismatchError
-
-
-def _read(text: str, sequence: bool) -> Any:
-    """Parse command-line text as YAML; 64,128 is a sequence where one is expected."""
-    try:
-        return yaml.safe_load(f"[{text}]" if sequence and not text.startswith("[") else text)
-    except yaml.YAMLError:
-        return str(text)
 
 
 def describe(hint: Any) -> str:
@@ -225,18 +217,13 @@ class Option:
     text: str
 
 
-def options(cls: Any, prefix: str = "") -> tuple[Option, ...]:
+def options(cls: Any, prefix: str = "") -> Iterator[Option]:
     """All settable values of a dataclass, those of nested dataclasses included."""
-    return tuple(_options(cls, prefix))
-
-
-def _options(cls: Any, prefix: str) -> Iterator[Option]:
     section = re.split(r"\n\s*(?:Attributes|Args):\n", inspect.getdoc(cls) or "")[-1]
     texts = {name: " ".join(text.split()) for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.M)}
     for field in fields(cls):
         key, hint = f"{prefix}{field.name}", hints(cls)[field.name]
         if is_dataclass(hint):
-            assert isinstance(hint, type)
             yield from options(hint, f"{key}.")
         else:
             default = field.default if field.default_factory is MISSING else field.default_factory()

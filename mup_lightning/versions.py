@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -10,25 +11,15 @@ _PACKAGES = ("mup-lightning", "torch", "lightning", "numpy", "tiktoken", "datase
 
 def versions() -> dict[str, str | None]:
     """Package -> version, "python", and "git": the revision, with "+changes" where the tree differs from it."""
-    result: dict[str, str | None] = {"python": platform.python_version(), "git": _revision()}
+    root = Path(__file__).resolve().parents[1]
+    result: dict[str, str | None] = {"python": platform.python_version(), "git": None}
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes"]
+        with suppress(OSError, subprocess.SubprocessError):
+            result["git"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     for name in _PACKAGES:
         try:
             result[name] = version(name)
         except PackageNotFoundError:
             result[name] = None
     return result
-
-
-def _revision() -> str | None:
-    root = Path(__file__).resolve().parents[1]
-    try:
-        run = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return run.stdout.strip() if (root / ".git").exists() else None

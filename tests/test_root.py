@@ -33,7 +33,7 @@ def test_numbers_that_json_lacks_are_not_written(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a: 1\na: 2\n", r"mine: line 2 has the key a a second time \(first in line 1\)"),
+        (b"a: 1\na: 2\n", r"mine: line 2 has the key a again \(first in line 1\)"),
         (b"a: [1", "mine is not valid YAML: .*; expected a recipe"),
         (b"# \xe9", "mine is not UTF-8 text; expected a recipe"),
         (None, "mine cannot be read: No such file or directory; expected a recipe"),

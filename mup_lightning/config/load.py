@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from mup_lightning.config.schema import Config
-from mup_lightning.errors import UserError
+from mup_lightning.errors import UserError, located
 from mup_lightning.files import read_yaml
 from mup_lightning.typed import Raw, convert, hints, key_of, options, unknown_key
 
@@ -63,10 +63,8 @@ def merge(layers: Sequence[Layer], classes: Sequence[type]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for layer in layers:
         if isinstance(layer, Path):
-            try:
+            with located(layer):
                 flat |= _read(layer, layer.stat().st_mtime_ns if layer.exists() else 0, tuple(classes))
-            except UserError as error:
-                raise (error if str(error).startswith(str(layer)) else type(error)(f"{layer}: {error}")) from None
         else:
             flat |= _checked(layer, classes)
     nested: dict[str, Any] = {}

@@ -196,15 +196,10 @@ class TrainerConfig(Typed, prefix="trainer."):
     def __post_init__(self) -> None:
         """Raise UserError for values that contradict each other."""
         super().__post_init__()
-        if self.spike_stop > self.spike_window:
+        if self.spike_stop and not (self.spike_sigmas and self.spike_stop <= self.spike_window):
             raise UserError(
-                f"trainer.spike_stop is {self.spike_stop} of the last trainer.spike_window = {self.spike_window} "
-                f"steps, which no run can reach; expected {self.spike_window} at the most"
-            )
-        if self.spike_stop and not self.spike_sigmas:
-            raise UserError(
-                f"trainer.spike_stop is {self.spike_stop}, but trainer.spike_sigmas is 0, which looks for no spikes; "
-                f"set trainer.spike_sigmas (6 by default), or leave trainer.spike_stop out"
+                f"trainer.spike_stop is {self.spike_stop}, which no run can reach: trainer.spike_sigmas is "
+                f"{self.spike_sigmas:g} (0 looks for no spikes) and trainer.spike_window {self.spike_window} steps"
             )
         if self.strategy == "single" and self.devices * self.nodes > 1:
             raise UserError(

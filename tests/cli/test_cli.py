@@ -34,9 +34,11 @@ def test_the_sizes_are_all_there():
         assert (model.width, model.depth, model.context, model.head_dim) == (*shape, 1024, 64)
 
 
-@pytest.mark.parametrize("size", names("size"))
-@pytest.mark.parametrize("optimizer", names("optimizer"))
-def test_every_combination_parses_and_builds_on_the_meta_device(size, optimizer):
+@pytest.mark.parametrize(
+    ("size", "optimizer"),
+    [("nano", name) for name in names("optimizer")] + [(name, "muon_kimi") for name in names("size")],
+)
+def test_every_preset_parses_and_builds_on_the_meta_device(size, optimizer):
     for strategy in names("strategy"):
         config = compose("gpt2", f"size/{size}", f"optimizer/{optimizer}", f"strategy/{strategy}")
         assert (config.recipe.optimizer, config.trainer.strategy) == (optimizer, strategy)
@@ -75,7 +77,6 @@ def test_a_flag_needs_no_value_and_a_list_may_be_repeated():
             1,
             "unknown option model.widht; did you mean model.width? mup-lightning train",
         ),
-        ("train --model.widt 3", 1, "unknown option model.widt; did you mean model.width?"),  # no abbreviations
         ("train stpes=5", 1, "unknown option stpes; did you mean steps?"),
         ("train --model.width x", 1, "model.width is x; expected a whole number of at least 1"),
         ("train --model.width", 1, "--model.width needs a value"),
@@ -83,15 +84,12 @@ def test_a_flag_needs_no_value_and_a_list_may_be_repeated():
         ("train size=xll", 1, "there is no recipes/size/xll.yaml; size can be: base large medium nano small xl"),
         ("train -c nowhere.yaml", 1, "nowhere.yaml cannot be read: No such file or directory"),
         ("plan --gpus 1,x", 1, "--gpus is 1,x; expected a list, each whole number of at least 1"),
-        ("plan --gpu-memory 0", 1, "--gpu-memory is 0; expected a finite number above 0"),
         ("submit --slurm.foo 3", 1, "unknown option slurm.foo; did you mean slurm."),
         ("submit --sweep x.yaml", 1, "--sweep needs --tasks N"),
-        ("submit --sweep x.yaml --tasks two", 1, "--tasks is two; expected a whole number of at least 1, or null"),
         ("submit --tasks 2", 1, "--tasks, --out, --workers and --set belong to a sweep"),
         ("submit --sweep x.yaml --tasks 2 steps=3", 1, "--sweep takes no keys of a configuration"),
         ("evaluate", 2, "CHECKPOINT is missing: a checkpoint's folder"),
         ("data prepare CARD.yaml --tok bytes", 2, "unknown option tok"),
-        ("data prepare CARD.yaml --tokenizer gpt9", 1, "--tokenizer is gpt9; expected one of gpt2, bytes"),
         ("data nonsense", 2, "unknown verb 'data nonsense'; expected one of data prepare, data verify, data show"),
         ("trian", 2, "unknown verb 'trian'; expected one of train"),
     ],
@@ -106,17 +104,13 @@ def test_results_can_be_traced_to_the_code():
     assert (versions()["git"] is not None) == (RECIPES.parent / ".git").exists()
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_has_an_example_and_imports_no_torch(verb):
+def test_help_has_an_example_and_imports_no_torch():
     code = (
-        "import sys; from mup_lightning.cli.main import main\n"
-        f"try: status = main([*{verb!r}.split(), '--help'])\n"
-        "except SystemExit as exit: status = exit.code\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-        "assert 'datasets' not in sys.modules, 'datasets was imported'\n"
-        "sys.exit(status)"
+        "import sys; from mup_lightning.cli.main import VERBS, main\n"
+        "for verb in VERBS:\n"
+        "    assert main([*verb.split(), '--help']) == 0\n"
+        "    assert not {'torch', 'datasets'} & sys.modules.keys(), verb"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
-    assert "example" in run.stdout
-    assert f"mup-lightning {verb}" in run.stdout
+    assert run.stdout.count("\nexample:\n  mup-lightning ") == len(VERBS)

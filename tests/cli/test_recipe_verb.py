@@ -29,13 +29,9 @@ def test_json_of_one_optimizer(capsys):
     assert set(found["roles"]) == {"input", "hidden", "output", "input_bias", "hidden_bias"}
 
 
-def test_json_of_all_optimizers(capsys):
+def test_all_optimizers_and_texts(capsys):
     found = json.loads(printed(capsys, "--json"))
     assert [table["optimizer"] for table in found] == list(FAMILIES)
-    assert {table["branch_depth"] for table in found} == {2}
-
-
-def test_tables_in_text(capsys):
     assert "muon_kimi, k = 2" in printed(capsys, "--optimizer", "muon_kimi")
     assert "All optimizers, k = 1" in printed(capsys, "--branch-depth", "1")
 
@@ -50,13 +46,10 @@ def test_diff_takes_adamw_unless_told(capsys):
 @pytest.mark.parametrize(
     ("argv", "status", "message"),
     [
-        ("--branch-depth 0", 1, "--branch-depth is 0; expected a whole number of at least 1"),
         ("--diff depth-mup --optimizer lion", 1, "depth-mup has no rule for lion; compare with --optimizer adamw or"),
         ("--diff mup --variant measured", 1, "--diff compares the published rules; leave --variant measured out"),
-        ("--optimizer muonn", 1, "--optimizer is muonn; expected one of sgd, adamw"),
         ("--diff pum", 1, "--diff is pum; expected one of "),
         ("--branch 1", 2, "unknown option branch; did you mean branch_depth?"),
-        ("--optimizer", 2, "--optimizer needs a value"),
         ("adamw", 2, "unexpected argument 'adamw'"),
     ],
 )
@@ -65,13 +58,11 @@ def test_refusals(capsys, argv, status, message):
     assert f"error: {message}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--optimizer", "adamw"], ["--diff", "mup"]])
-def test_it_imports_neither_torch_nor_numpy(argv):
+def test_it_imports_neither_torch_nor_numpy():
     code = (
         "import sys; from mup_lightning.cli.main import main\n"
-        f"main(['recipe', *{argv!r}])\n"
+        "for options in (['--optimizer', 'adamw'], ['--diff', 'mup']): assert main(['recipe', *options]) == 0\n"
         "assert not {'torch', 'numpy', 'lightning'} & sys.modules.keys()"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
-    assert ("mup-lightning recipe --optimizer" in run.stdout) == (argv == ["--help"])
