@@ -15,10 +15,7 @@ from mup_lightning.errors import UserError, located
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that, after a crash or power cut at any moment, it is the old one or the new one, whole.
 
-    The folder is made if it is missing.
-
-    Raises:
-        OSError: it cannot be written; the old file is untouched.
+    The folder is made if it is missing. Raises OSError where it cannot be written; the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
@@ -45,11 +42,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_atomic` of a value as JSON.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
+    """`write_atomic` of a value as JSON. Raises ValueError if a number is not finite."""
     write_atomic(path, json.dumps(value, allow_nan=False, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -62,12 +55,7 @@ def file_sha256(path: Path) -> str:
 def read_json(path: Path, expected: str) -> Any:
     """The contents of a JSON file.
 
-    Args:
-        path: the file.
-        expected: what it should be, and what makes it, for the messages.
-
-    Raises:
-        UserError: it cannot be read, or is not JSON.
+    Raises UserError where it cannot be read or is not JSON, with what was `expected` and what makes it.
     """
     try:
         return json.loads(_read(path, expected))
@@ -93,12 +81,7 @@ class _UniqueKeyLoader(yaml.CSafeLoader):
 def read_yaml(path: Path, expected: str) -> Any:
     """The contents of a YAML file.
 
-    Args:
-        path: the file.
-        expected: what it should be, for the messages, such as "a sweep file, see recipes/experiment/".
-
-    Raises:
-        UserError: it cannot be read, is not UTF-8, not YAML, or has a key twice.
+    Raises UserError where it cannot be read, is not UTF-8, not YAML, or has a key twice, with what was `expected`.
     """
     text = _read(path, expected)
     try:

@@ -50,8 +50,7 @@ class Raw(str):
 class Typed:
     """Base of a dataclass whose fields are converted to their types, or refused, whenever an object is made.
 
-    Args:
-        prefix: what stands before a field's name in messages: "model." for a section, "--" for options of a verb.
+    `prefix` stands before a field's name in messages: "model." for a section, "--" for options of a verb.
     """
 
     _prefix: ClassVar[str] = ""
@@ -70,15 +69,9 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], values: Any, prefix: str = "") -> T:
-    """Make an object from nested plain values.
+    """Make an object of a dataclass from nested plain values; `prefix` stands before the fields' names in messages.
 
-    Args:
-        cls: a dataclass.
-        values: field -> value; a mapping where a field is a dataclass.
-        prefix: what stands before the fields' names in messages.
-
-    Raises:
-        UserError: an unknown key, a missing one, or a value that is not of its field's type.
+    Raises UserError for an unknown key, a missing one, or a value that is not of its field's type.
     """
     known = hints(cls)
     if not isinstance(values, Mapping):
@@ -102,15 +95,9 @@ def unknown_key(key: str, known: list[str]) -> UsageError:
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """Convert a value to its type: a list to a tuple, 1 to 1.0, a mapping to a dataclass.
+    """Convert a value (from Python, from YAML, or `Raw`) to its type: a list to a tuple, a mapping to a dataclass.
 
-    Args:
-        value: from Python, from YAML, or `Raw`.
-        hint: the type, as `hints` gives it.
-        key: names the value in messages.
-
-    Raises:
-        UserError: it is not of that type, or out of bounds.
+    Raises UserError, in which `key` names the value, where it is not of that type, or out of bounds.
     """
     try:
         return _convert(value, hint, key)

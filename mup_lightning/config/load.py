@@ -39,26 +39,17 @@ _EXPECTED = "a recipe: sections such as model, recipe, data, trainer, with keys 
 
 
 def build_config(layers: Sequence[Layer]) -> Config:
-    """The configuration of recipe files and mappings of dotted keys; later ones win.
+    """The configuration of recipe files and mappings such as {"model.width": 512}; later ones win.
 
-    Args:
-        layers: files, and mappings such as {"model.width": 512}.
-
-    Raises:
-        UserError: naming the file, the key, its value and what was expected.
+    Raises UserError naming the file, the key, its value and what was expected.
     """
     return Config.from_plain(merge(layers, [Config]))
 
 
 def merge(layers: Sequence[Layer], classes: Sequence[type]) -> dict[str, Any]:
-    """Files and mappings as nested plain values, each value checked against its type, each file named in its errors.
+    """Files and mappings, applied left to right, as nested plain values.
 
-    Args:
-        layers: applied left to right.
-        classes: dataclasses whose fields are the keys.
-
-    Raises:
-        UserError: see `build_config`.
+    Each value is checked against its type in `classes`, dataclasses whose fields are the keys.
     """
     flat: dict[str, Any] = {}
     for layer in layers:
@@ -122,12 +113,8 @@ def unknown_option(key: str, classes: Sequence[type]) -> UserError:
 def word(name: str, value: str) -> list[Layer]:
     """What name=value of a command line stands for: recipe files, a preset, or one key.
 
-    Args:
-        name: "config" (files with blanks between them), a subfolder of recipes/, an everyday word, or a dotted key.
-        value: as typed.
-
-    Raises:
-        UserError: there is no such preset.
+    `name` is "config" (files with blanks between them), a subfolder of recipes/, an everyday word, or a dotted key.
+    Raises UserError where there is no such preset.
     """
     if name == "config":
         return [Path(file) for file in value.split()]
@@ -137,11 +124,7 @@ def word(name: str, value: str) -> list[Layer]:
 
 
 def preset(group: str, name: str) -> Path:
-    """The file of a preset, such as recipes/size/xl.yaml.
-
-    Raises:
-        UserError: there is none; the message lists what there is.
-    """
+    """The file of a preset, such as recipes/size/xl.yaml. Raises UserError, with what there is, where there is none."""
     file = RECIPES / group / f"{name}.yaml"
     if not file.is_file():
         there = sorted(path.stem for path in (RECIPES / group).glob("*.yaml"))

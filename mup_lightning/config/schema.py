@@ -96,11 +96,7 @@ class ModelConfig(Typed, prefix="model."):
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding: vocab_size rounded up to a multiple of 64.
-
-        Raises:
-            UserError: vocab_size is still unset.
-        """
+        """Rows of the embedding: vocab_size rounded up to a multiple of 64. Raises UserError where that is unset."""
         if self.vocab_size is None:
             raise UserError("model.vocab_size is not set; give it, or set data.tokenizer, whose size it takes")
         return -(-self.vocab_size // PAD_VOCABULARY_TO) * PAD_VOCABULARY_TO
@@ -263,11 +259,7 @@ class Config(Typed):
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Self:
-        """The Config of nested plain values, as config.yaml and checkpoints hold them.
-
-        Raises:
-            UserError: a value is refused, or a key is unknown: another version of mup_lightning wrote it.
-        """
+        """The Config of nested plain values, as config.yaml and checkpoints hold them. Raises UserError."""
         return build(cls, values)
 
     def identity(self) -> dict[str, Any]:

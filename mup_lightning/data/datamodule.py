@@ -69,13 +69,8 @@ class TokenDataModule(pl.LightningDataModule):
 
     A batch is a dict: `tokens` int64 (micro_batch, context + 1), inputs and targets offset by one, and `counters` int64
     (micro_batch,), the samples' places in the run. Give the Trainer `use_distributed_sampler=False`, `max_steps`, and
-    `accumulate_grad_batches=accumulation_steps(batch_size, micro_batch, world_size)`; one "epoch" is the whole run.
-
-    Args:
-        config: corpus, batch size, workers.
-        context: tokens the model sees at once; a sample has one token more.
-        seed: seed of the sample order.
-        max_steps: optimizer steps of the whole run.
+    `accumulate_grad_batches=accumulation_steps(batch_size, micro_batch, world_size)`; one "epoch" is the whole run of
+    `max_steps` optimizer steps. `seed` is that of the sample order.
     """
 
     train_store: TokenStore

@@ -42,10 +42,7 @@ class BadDocument(Exception):  # noqa: N818  # a finding, which is counted
 class DocumentReader:
     """The documents of a card in order, in small batches: a text, or why there is none.
 
-    Args:
-        card: the data set.
-        files: its local files (empty for a hub data set).
-        position: position of an earlier reader; this one begins after its last batch.
+    Begins after the last batch of an earlier reader where the `position` of that one is given.
 
     Attributes:
         read: documents read so far, by earlier readers too.

@@ -45,15 +45,8 @@ def prepare(
     """Tokenise the data set of a card into a folder.
 
     A finished corpus of the same source and tokenizer is left as it is; an unfinished one is continued after its last
-    finished shard, and ends in the same bytes as without the interruption.
-
-    Args:
-        card: the data set.
-        folder: folder to write.
-        tokenizer: vocabulary.
-        shard_tokens: maximum length of a shard in tokens.
-        progress: show a progress bar where stderr is a terminal.
-        force: overwrite whatever corpus the folder holds.
+    finished shard (of at most `shard_tokens`), and ends in the same bytes as without the interruption. `force`
+    overwrites whatever corpus the folder holds; `progress` shows a bar where stderr is a terminal.
 
     Raises:
         UserError: the folder holds another corpus, the input is bad, a split is empty, or the disk is full (finished
@@ -208,11 +201,8 @@ def unigram_loss(folder: Path, splits: dict[str, Split], vocab_size: int) -> flo
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
-    """What a prepared corpus holds, as plain values."""
-    keys = ("name", "tokenizer", "vocab_size", "documents", "skipped", "text_bytes", "unigram_loss")
-    splits = {
-        name: {"tokens": split.tokens, "documents": split.documents, "shards": len(split.shards)}
-        for name, split in manifest.splits.items()
-    }
-    origin = {"licence": manifest.source.get("licence", ""), "corpus_hash": manifest_hash(manifest)}
-    return {key: getattr(manifest, key) for key in keys} | origin | {"splits": splits}
+    """What a prepared corpus holds: its manifest, the number of shards in place of each, and its hash."""
+    values = {"corpus_hash": manifest_hash(manifest), **asdict(manifest)}
+    for split in values["splits"].values():
+        split["shards"] = len(split["shards"])
+    return values

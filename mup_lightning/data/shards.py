@@ -216,15 +216,9 @@ class SplitWriter:
     A shard is closed before the document that would make it longer than `shard_tokens`, so no document is cut, and
     where shards begin depends on the documents alone. A single document longer than that makes a longer shard.
 
-    Args:
-        folder: where the shards are written.
-        name: train or val.
-        shard_tokens: tokens in a shard.
-        split: what an earlier writer has written. The open shard, whose tokens count though it is not in
-            `split.shards` yet, is truncated to its length at the time; every later shard is deleted.
-
-    Raises:
-        UserError: a shard of the earlier writer is missing or too short.
+    Continues what an earlier writer has written: its `split`. The open shard, whose tokens count though it is not in
+    `split.shards` yet, is truncated to its length at the time; every later shard is deleted. Raises UserError where a
+    shard is missing or too short.
     """
 
     def __init__(self, folder: Path, name: str, shard_tokens: int, split: Split | None = None) -> None:

@@ -35,11 +35,8 @@ def requeue(step: int, first_step: int) -> bool:
         step: optimizer steps done and saved.
         first_step: how many of them were done when this process started.
 
-    Returns:
-        Whether it was requeued; a cancelled job is not.
-
-    Raises:
-        UserError: it would be requeued forever, or SLURM refuses.
+    Returns whether it was requeued: a cancelled job is not. Raises UserError where it would be requeued forever, or
+    SLURM refuses.
     """
     job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     again = "submit it again with the same command and resume=auto"

@@ -22,11 +22,7 @@ RECORD = "job.json"
 
 
 def submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> None:
-    """Submit the training of a configuration, or only print the script if `dry`.
-
-    Raises:
-        UserError: training or SLURM would refuse it.
-    """
+    """Submit a training, or only print its script. Raises UserError for what training or SLURM would refuse."""
     settle(config, slurm)
     check(config)
     from mup_lightning.training.checkpoint import plain
@@ -66,16 +62,7 @@ srun --kill-on-bad-exit=1{_cpus(slurm)} bash -c 'trap "" USR1 TERM; exec "$@"' t
 def submit_sweep(sweep: Path, command: list[str], slurm: SlurmConfig, *, out: Path, tasks: int, dry: bool) -> None:
     """Submit a sweep, which has been checked, as an array job whose tasks share its configurations.
 
-    Args:
-        sweep: the sweep's file.
-        command: `mup-lightning` verb and options that run it, without --shard.
-        slurm: what each task requests from SLURM.
-        out: folder of its table.
-        tasks: jobs of the array.
-        dry: print the script instead.
-
-    Raises:
-        UserError: SLURM would refuse it.
+    `command` runs it, without --shard; `out` is the folder of its table. Raises UserError where SLURM would refuse it.
     """
     _plain_names({"--out": str(out)})
     folder = out / "slurm"
@@ -106,8 +93,7 @@ exit "$status"
 def settle(config: Config, slurm: SlurmConfig) -> None:
     """Set in the configuration what the cluster decides: devices, accelerator, precision.
 
-    Raises:
-        UserError: configuration and cluster contradict each other.
+    Raises UserError where the two contradict each other.
     """
     from mup_lightning.training.hardware import resolve_precision
 
@@ -130,14 +116,7 @@ def settle(config: Config, slurm: SlurmConfig) -> None:
 
 
 def check(config: Config) -> None:
-    """Refuse what `train` would refuse, and a run that has a job already.
-
-    Args:
-        config: settled.
-
-    Raises:
-        UserError: the reason.
-    """
+    """Raise UserError for what `train` would refuse in a settled configuration, and a run that has a job already."""
     _plain_names({"run.root": config.run.root, "run.name": config.run.name})
     if config.run.resume not in (None, "last", "auto"):
         raise UserError(

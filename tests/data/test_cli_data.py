@@ -16,7 +16,8 @@ def test_prepare_verify_show(make_card, tmp_path, monkeypatch, capsys):
         assert main(prepare) == 0
         printed = capsys.readouterr()
         assert printed.out.startswith(said)
-        assert "documents: 40\nskipped:\n  empty: 1\n" in printed.out
+        assert "\ndocuments: 40\n" in printed.out
+        assert "\nskipped:\n  empty: 1\n" in printed.out
         assert printed.err == ""
     assert main(["data", "show", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
