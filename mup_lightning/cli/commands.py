@@ -145,14 +145,14 @@ _VERBS = (
         "report transfer",
         "whether the best value stays where it is while the model grows",
         run=f"{_STUDIES}.transfer.report:run",
-        settings=f"{_STUDIES}.transfer.settings:TransferSettings",
+        settings=f"{_STUDIES}.transfer.report:TransferSettings",
         example="mup-lightning report transfer runs/sweeps/lr_width --out runs/sweeps/lr_width",
     ),
     Verb(
         "report best",
         "the best value of every group of a sweep",
         run=f"{_STUDIES}.transfer.best:run",
-        settings=f"{_STUDIES}.transfer.settings:BestSettings",
+        settings=f"{_STUDIES}.transfer.best:BestSettings",
         example="mup-lightning report best runs/sweeps/optimizers",
     ),
     Verb(

@@ -218,9 +218,9 @@ def submit(settings: "SubmitSettings", config: "Config") -> None:
         )
     assert settings.tasks is not None
     from mup_lightning.studies.sweep.grid import expand
-    from mup_lightning.studies.sweep.spec import load, setting
+    from mup_lightning.studies.sweep.spec import load
 
-    sweep = load(settings.sweep, dict(setting(text) for text in settings.set))
+    sweep = load(settings.sweep, settings.set)
     expand(sweep)  # refuses what the sweep itself would refuse
     out = settings.out or sweep.folder
     check_folder(out)

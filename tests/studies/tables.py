@@ -5,7 +5,8 @@ import csv
 import numpy as np
 
 from mup_lightning.studies.transfer.losses import read_losses
-from mup_lightning.studies.transfer.transfer import to_dict, transfer
+from mup_lightning.studies.transfer.report import to_dict
+from mup_lightning.studies.transfer.verdict import transfer
 
 COLUMNS = ("parametrization", "axis", "size", "log2_value", "seed", "loss")
 SIZES = (64, 128, 256, 512)

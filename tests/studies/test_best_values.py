@@ -75,13 +75,6 @@ def test_rows_that_differ_in_an_option_are_two_groups(tmp_path, capsys):
     ]
 
 
-def test_a_value_at_which_one_seed_was_stopped_is_lost(tmp_path, capsys):
-    rows = [*runs(sgd_3="6.0 6.1", sgd_2="5.0 -")]
-    lines = printed(capsys, table(tmp_path, *rows[:-1], rows[-1] | {"steps": 30, "stopped": "hopeless"}))
-    assert lines[1].split() == ["sgd", "2^-3", "(edge)", "6.050", "2^-2", "stopped"]
-    assert lines[3].startswith("120 steps")
-
-
 def test_a_run_may_stand_in_a_table_on_two_axes(tmp_path, capsys):
     rows = [{"loss": 2.4, "config_hash": "aaa", "axis": axis} for axis in ("width", "depth")]
     assert "2.400" in printed(capsys, table(tmp_path, *rows))[1]
@@ -90,13 +83,10 @@ def test_a_run_may_stand_in_a_table_on_two_axes(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"log2_value": "x"}], "log2_value is 'x'; expected a power of two"),
         ([{"unigram_loss": "x"}], "row 2: unigram_loss is 'x'; expected a number"),
-        ([{"steps": "x"}], "steps is 'x'; expected a number"),
         ([{"config_hash": "a"}, {"config_hash": "b"}], "row 3 has size 128, 2^-3, seed 0 again (before: "),
-        ([{"config_hash": "a"}] * 2, "row 3 has size 128, 2^-3, seed 0 again (before: "),
-        ([{}, {"seed": 1, "steps": 40}], "differ in steps (recipe, k ≥ 2: 120, recipe, k ≥ 2: 40)"),
-        ([{}, {"seed": 1, "unigram_loss": 3.1}], "differ in unigram_loss (recipe, k ≥ 2: 6.5, recipe, k ≥ 2: 3.1)"),
+        ([{}, {"seed": 1, "steps": 40}], "differ in steps (120 and 40)"),
+        ([{}, {"seed": 1, "unigram_loss": 3.1}], "differ in unigram_loss (6.5 and 3.1)"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys, rows, message):

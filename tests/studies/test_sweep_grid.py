@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = sorted(f for f in (ROOT / "recipes/experiment").glob("*.yaml") if "sweep" in yaml.safe_load(f.read_text()))
 
 
-def trials_of(tmp_path, content, overrides=None):
+def trials_of(tmp_path, content, *overrides):
     return expand(load(write(tmp_path, content), overrides))
 
 
@@ -54,7 +54,7 @@ def test_files_of_a_grid_come_after_those_of_the_sweep_and_options_win(corpus, t
     content = tiny_sweep(corpus, configs=[str(tmp_path / "first.yaml")], grids=grids, vary={})
     recipes = [trial.config.recipe for trial in trials_of(tmp_path, content)]
     assert sorted((r.lr, r.weight_decay) for r in recipes) == [(0.125, 0.5), (0.25, 0.25), (0.5, 0.5)]
-    trials = trials_of(tmp_path, tiny_sweep(corpus), {"recipe.lr": 0.5, "trainer.max_steps": 3})
+    trials = trials_of(tmp_path, tiny_sweep(corpus), "recipe.lr=0.5", "trainer.max_steps=3")
     assert sorted((t.config.recipe.lr, t.config.seed) for t in trials) == [(0.5, 0), (0.5, 1)]
     assert {trial.checked.tokens for trial in trials} == {3 * 8 * 16}
 
@@ -75,12 +75,10 @@ def test_the_hash_is_of_what_determines_the_numbers(corpus, tmp_path):
     (trial,) = trials_of(tmp_path, tiny_sweep(corpus, vary={}))
     assert trial.checked.corpus == manifest_hash(Manifest.load(corpus))
     other = write_corpus(tmp_path / "other", seed=1)
-    for key, value in {"data.path": str(other), "seed": 5, "trainer.max_steps": 61, "data.val_tokens": 256}.items():
-        (changed,) = trials_of(tmp_path, tiny_sweep(corpus, vary={}), {key: value})
-        assert changed.hash != trial.hash, key
-    for key, value in {"trainer.log_every": 3, "data.workers": 1, "data.verify": False}.items():
-        (same,) = trials_of(tmp_path, tiny_sweep(corpus, vary={}), {key: value})
-        assert same.hash == trial.hash, key
+    different = (f"data.path={other}", "seed=5", "trainer.max_steps=61", "data.val_tokens=256")
+    for setting in (*different, "trainer.log_every=3", "data.workers=1", "data.verify=false"):
+        (changed,) = trials_of(tmp_path, tiny_sweep(corpus, vary={}), setting)
+        assert (changed.hash != trial.hash) == (setting in different), setting
 
 
 @pytest.mark.parametrize("name", ["lr_depth", "lr_depth_adamw_logits", "wd_width"])
@@ -103,28 +101,20 @@ REFUSED = [
     ({"grids": [{"vay": {}}]}, r"unknown option sweep\.grids\.vay; did you mean sweep\.grids\.vary\?"),
     ({"grids": []}, r"sweep\.grids is \[\]; expected a list of grids"),
     ({"vary": {"recipe.lrr": [1]}}, r"grid 1 at recipe\.lrr 1: unknown option recipe\.lrr; did you mean recipe\.lr"),
-    ({"vary": {"recipe.lr": 0.5}}, r"vary\.recipe\.lr is 0\.5; expected a list of values, or log2"),
-    ({"vary": {"recipe.lr": []}}, r"vary\.recipe\.lr is \[\]; expected a list"),
-    ({"vary": {"recipe.lr": {"log2": [-9, "x"]}}}, r"log2 of recipe\.lr is \[-9, 'x'\]; expected"),
+    ({"vary": {"recipe.lr": []}}, r"vary\.recipe\.lr is \[\]; expected a list of values, or log2"),
     ({"vary": {"recipe.lr": {"log2": 2000}}}, r"log2 of recipe\.lr is \[2000\]; expected .*exponents between"),
     ({"vary": {"model.width": [16, 67]}}, r"grid 1 at model\.width 67: .*no divisor"),
     ({"vary": {"data.micro_batch": [8, 3]}}, r"data\.micro_batch 3.*(multiple|divi)"),
     ({"vary": {"data.path": ["nowhere"]}}, r"no prepared corpus at nowhere"),
-    ({"vary": {"run.name": ["mine"]}}, r"run\.name is set, but the runs of a sweep have folders of their own: --out"),
+    ({"vary": {"run.name": ["mine"]}}, r"run\.name is set, but the runs of a sweep have folders of their own"),
     ({"vary": {"trainer.strategy": ["ddp"]}}, r"trainer\.strategy is ddp; .*--workers"),
     ({"vary": {"model.width": [16, 32], "model.depth": [1, 2]}}, r"crosses several .*add `axis: model\.width`"),
     ({"grids": [{"set": {"seed": 1}, "vary": {"seed": [2]}}]}, r"seed is both under set and under vary"),
-    ({"value": ["recipe.lr"]}, r"sweep\.value is \['recipe\.lr'\]; expected text"),
     ({"value": "recipe.weight_dekay"}, r"unknown option recipe\.weight_dekay; did you mean recipe\.weight_decay"),
-    ({"value": "recipe.optimizer"}, r"sweep\.value is recipe\.optimizer, which is 'adamw'; expected the key of a num"),
-    ({"value": "recipe"}, r"sweep\.value is recipe, which is RecipeConfig"),
+    ({"value": "recipe"}, r"sweep\.value is recipe, which is RecipeConfig.*; expected the key of a number"),
     ({"value": "recipe.weight_decay"}, r"sweep\.value is recipe\.weight_decay, which is 0 or less in every"),
-    ({"axis": "width"}, r"sweep\.axis is 'width'; expected one of model\.width, model\.depth, both"),
-    ({"configs": "recipes/gpt2.yaml"}, r"sweep\.configs is 'recipes/gpt2\.yaml'; expected a list"),
-    ({"configs": ["nowhere.yaml"]}, r"nowhere\.yaml"),
     ({"name": "../elsewhere"}, r"sweep\.name is '\.\./elsewhere'; expected a folder's name"),
     ({"for_tune": True}, r"takes what it does not name from a target; run it by mup-lightning tune sweep="),
-    ({"keep_runs": "yes please"}, r"sweep\.keep_runs is 'yes please'; expected one of off, logs, on"),
 ]
 
 
@@ -139,9 +129,9 @@ def test_what_is_wrong_is_one_line_before_anything_runs(corpus, tmp_path, change
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text", ["", "sweep: [", "sweep: 3", "swep: {}", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("text", ["", "sweep: [", "sweep: 3"])
 def test_files_that_are_no_sweep(tmp_path, text):
-    (tmp_path / "sweep.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (tmp_path / "sweep.yaml").write_text(text)
     with pytest.raises(UserError, match=r"sweep\.yaml"):
         load(tmp_path / "sweep.yaml")
 
@@ -150,10 +140,7 @@ def test_files_that_are_no_sweep(tmp_path, text):
     ("arguments", "message"),
     [
         (["--set", "a=[1"], r"--set is 'a=\[1'; expected KEY=VALUE with a YAML value"),
-        (["--set", "seed"], r"--set is 'seed'; expected KEY=VALUE"),
         (["--shard", "3/2"], r"--shard is 3/2; expected I/N with I from 1 to N"),
-        (["--shard", "two"], r"--shard is two; expected I/N"),
-        (["--workers", "-1"], r"--workers is -1; expected a whole number of at least 0"),
         (["--out", "/proc/nowhere"], r"/proc/nowhere cannot be made: No such file or directory; name anoth"),
     ],
 )
@@ -190,9 +177,8 @@ def test_the_file_in_the_documentation_is_read(corpus, tmp_path, monkeypatch):
     text = next(file.read_text() for file in (ROOT / "docs").rglob("sweeps.md"))
     (tmp_path / "mine.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
     monkeypatch.chdir(ROOT)
-    small = {"data.path": str(corpus), "data.tokenizer": "bytes", "model.context": 16, "data.val_tokens": 512}
-    sweep = load(tmp_path / "mine.yaml", small | {"data.batch_size": 8, "data.micro_batch": 8})
-    trials = expand(sweep)
+    small = f"data.path={corpus} data.tokenizer=bytes model.context=16 data.val_tokens=512 data.batch_size=8"
+    trials = expand(load(tmp_path / "mine.yaml", [*small.split(), "data.micro_batch=8"]))
     assert {trial.axes for trial in trials} == {("width",)}
     assert len(trials) == 2 * 3 * 3 * 4
     shipped = set(re.findall(r"`(\w+)`", text.partition("## What ships")[2]))

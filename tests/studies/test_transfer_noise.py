@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mup_lightning.studies.transfer.losses import read_losses
-from mup_lightning.studies.transfer.transfer import transfer
+from mup_lightning.studies.transfer.verdict import transfer
 from tests.studies.tables import SIZES, curves, report, write
 
 
@@ -122,7 +122,7 @@ def test_means_are_those_of_a_mixed_model(tmp_path):
     curve = finding.curves[0]
     assert curve.means.tolist() == pytest.approx(expected)
     error = np.sqrt(of_means[0, 0] + of_means[2, 2] - 2 * of_means[0, 2])
-    assert curve.difference_se(-8.0, -6.0) == pytest.approx(error)
+    assert curve.difference_ses[0, 2] == pytest.approx(error)
 
 
 def test_scatter_that_the_noise_cannot_explain_widens_the_interval(tmp_path):

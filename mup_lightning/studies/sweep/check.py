@@ -50,23 +50,23 @@ class Checker:
         Raises:
             UserError: as `train` would, without training; or for what a study cannot do.
         """
-        hardware.resolve(config.trainer)
-        if config.trainer.strategy != "single":
+        trainer, data = config.trainer, config.data
+        hardware.resolve(trainer)
+        if trainer.strategy != "single":
             raise UserError(
-                f"trainer.strategy is {config.trainer.strategy}; the runs of a study take one process each (single), "
-                f"and --workers says how many of them run at once"
+                f"trainer.strategy is {trainer.strategy}; the runs of a study take one process each (single), and "
+                f"--workers says how many of them run at once"
             )
-        planned = plan(config, device="cpu" if config.trainer.accelerator == "cpu" else "cuda")
-        if planned.accumulation[1] is None:
+        planned = plan(config, device="cpu" if trainer.accelerator == "cpu" else "cuda")
+        micro_batches = planned.accumulation[1]
+        if micro_batches is None:
             raise UserError(
-                f"data.batch_size {config.data.batch_size} is not a multiple of data.micro_batch "
-                f"{config.data.micro_batch}"
+                f"data.batch_size {data.batch_size} is not a multiple of data.micro_batch {data.micro_batch}"
             )
-        manifest = self._open(config)
-        steps, micro_batches = config.trainer.max_steps, planned.accumulation[1]
+        manifest, steps = self._open(config), trainer.max_steps
         flops = planned.flops_of(steps)
-        validations = max(1, steps // (config.trainer.validate_every or steps))
-        seen = min(config.data.val_tokens or math.inf, manifest.splits["val"].tokens)
+        validations = max(1, steps // (trainer.validate_every or steps))
+        seen = min(data.val_tokens or math.inf, manifest.splits["val"].tokens)
         validating = validations * seen * planned.flops.matmul_per_token / 3  # forward alone
         overhead = steps * micro_batches * (_OVERHEAD + _OVERHEAD_PER_BLOCK * config.model.depth)
         return Checked(

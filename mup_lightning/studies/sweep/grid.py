@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass
 from itertools import product
+from operator import attrgetter
 from typing import Any
 
 from mup_lightning.config.load import build_config
@@ -13,15 +13,16 @@ from mup_lightning.config.schema import Config, RunConfig, leaves
 from mup_lightning.errors import UserError
 from mup_lightning.optim.registry import SECTIONS, options_in_force, used_sections
 from mup_lightning.studies.sweep.check import Checked, Checker
-from mup_lightning.studies.sweep.spec import AXES, Grid, Sweep
+from mup_lightning.studies.sweep.spec import Grid, Sweep
 from mup_lightning.tables import power_of_two
+from mup_lightning.typed import unknown_key
 
 _HASHED_RULES = "adamw muon sgd lion sophia shampoo soap sso".split()
 """Sections of rules that every hash covers, used or not, as those of published tables do. Do not add to them: a rule
 that is not among them is in the hashes of the runs that use it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trial:
     """One configuration of a sweep.
 
@@ -30,18 +31,23 @@ class Trial:
         hash: of everything that determines its numbers, the contents of the corpus included.
         checked: its corpus and its cost.
         axes: "width", "depth" or "both": of every grid that it belongs to.
-        value: the dotted key that is swept.
+        key: the dotted key that is swept.
         varied: dotted key -> value, of all keys that vary in the sweep.
-        label: what tells it from the others, such as "mup width=64 lr=2^-7 seed=1".
+        label: what distinguishes it from the others, such as "mup width=64 lr=2^-7 seed=1".
     """
 
     config: Config
     hash: str
     checked: Checked
     axes: tuple[str, ...]
-    value: str
+    key: str
     varied: dict[str, Any]
     label: str = ""
+
+    @property
+    def value(self) -> float:
+        """The swept value."""
+        return float(look_up(self.config, self.key))
 
 
 def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None) -> list[Trial]:
@@ -63,7 +69,10 @@ def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None) -> list[Tria
             values = dict(zip(grid.vary, combination, strict=True))
             try:
                 config = build_config([defaults or {}, *grid.configs, grid.set | values])
-                _refuse_no_number(config, sweep.value)
+                swept = look_up(config, sweep.value)
+                if isinstance(swept, bool) or not isinstance(swept, int | float):
+                    what = f"{sweep.value}, which is {swept!r:.40}"
+                    raise UserError(f"sweep.value is {what}; expected the key of a number, such as recipe.lr")
                 if config.run.resume is not None:
                     raise UserError("run.resume is set; a sweep starts every run anew")
                 checked = checker.check(config)
@@ -72,15 +81,16 @@ def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None) -> list[Tria
                 raise UserError(f"{sweep.file}: grid {number}{f' at {where}' if where else ''}: {error}") from None
             config.run = RunConfig()
             name = config_hash(config, checked.corpus)
-            axes = (*trials[name].axes, _axis(grid)) if name in trials else (_axis(grid),)
+            axes = (*trials[name].axes, grid.size) if name in trials else (grid.size,)
             varied = {key: look_up(config, key) for key in keys}
             trials[name] = Trial(config, name, checked, tuple(dict.fromkeys(axes)), sweep.value, varied)
-    if all(look_up(trial.config, sweep.value) <= 0 for trial in trials.values()):
+    if all(trial.value <= 0 for trial in trials.values()):
         raise UserError(
             f"{sweep.file}: sweep.value is {sweep.value}, which is 0 or less in every configuration, so that there "
             f"would be nothing to compare; give it values above 0 under vary, or name another key"
         )
-    return sorted(_labelled(list(trials.values()), keys), key=lambda trial: (-trial.checked.work, trial.hash))
+    _label(list(trials.values()), keys)
+    return sorted(trials.values(), key=lambda trial: (-trial.checked.work, trial.hash))
 
 
 def _varying(grids: tuple[Grid, ...]) -> list[str]:
@@ -92,23 +102,20 @@ def _varying(grids: tuple[Grid, ...]) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def _labelled(trials: list[Trial], keys: list[str]) -> list[Trial]:
-    """The trials with labels of what differs between them."""
-    names = {key: f"{key.rpartition('.')[2]}=" for key in keys} | {"recipe.optimizer": "", "recipe.parametrization": ""}
-    shown = dict.fromkeys(["recipe.optimizer", "recipe.parametrization", *keys])
+def _label(trials: list[Trial], keys: list[str]) -> None:
+    """Label the trials by what differs between them."""
+    plain = ["recipe.optimizer", "recipe.parametrization"]
+    shown = dict.fromkeys([*plain, "recipe.branch_depth", *keys])
     differing = [key for key in shown if len({str(look_up(trial.config, key)) for trial in trials}) > 1]
-    result = []
     for trial in trials:
-        sp = trial.config.recipe.parametrization == "sp"  # which has no branch depth
-        own = {key: look_up(trial.config, key) for key in differing if not (sp and key == "recipe.branch_depth")}
-        label = " ".join(f"{names[key]}{_short(value)}" for key, value in own.items())
-        result.append(replace(trial, label=label or trial.hash[:12]))
-    return result
-
-
-def _short(value: Any) -> str:
-    """Fractions that are powers of two as such."""
-    return power_of_two(value) if isinstance(value, float) and 0 < value < 1 else str(value)
+        words = []
+        for key in differing:
+            value = look_up(trial.config, key)
+            if key == "recipe.branch_depth" and trial.config.recipe.parametrization == "sp":
+                continue  # SP has none
+            text = power_of_two(value) if isinstance(value, float) and 0 < value < 1 else str(value)
+            words.append(text if key in plain else f"{key.rpartition('.')[2]}={text}")
+        trial.label = " ".join(words) or trial.hash[:12]
 
 
 def shard(trials: list[Trial], text: str) -> list[Trial]:
@@ -136,36 +143,16 @@ def config_hash(config: Config, corpus: str) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _axis(grid: Grid) -> str:
-    """What the size is in a grid: what the file says, else what varies."""
-    if grid.axis is not None:
-        return AXES[grid.axis]
-    return "depth" if len(grid.vary.get("model.depth", ())) > 1 else "width"
-
-
 def look_up(config: Config, key: str) -> Any:
-    """The value of a dotted key.
+    """The value of a dotted key; for a rule's option the one in force.
 
     Raises:
         UserError: there is none.
     """
     section, _, option = key.removeprefix("rules.").partition(".")
-    if key.startswith("rules.") and section in SECTIONS:
-        options = options_in_force(config.rules, section)
-        if option in options:
-            return options[option]
-    value: Any = config
-    for name in key.split("."):
-        if not hasattr(value, name):
-            near = get_close_matches(key, leaves(asdict(config)), n=1, cutoff=0.5)
-            raise UserError(f"unknown option {key}" + (f"; did you mean {near[0]}?" if near else ""))
-        value = getattr(value, name)
-    return value
-
-
-def _refuse_no_number(config: Config, key: str) -> None:
-    value = look_up(config, key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(
-            f"sweep.value is {key}, which is {value!r:.40}; expected the key of a number, such as recipe.lr"
-        )
+    try:
+        if key.startswith("rules.") and section in SECTIONS:
+            return options_in_force(config.rules, section)[option]
+        return attrgetter(key)(config)
+    except (AttributeError, KeyError):
+        raise unknown_key(key, list(leaves(asdict(config)))) from None

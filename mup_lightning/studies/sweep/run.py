@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from mup_lightning import tables
 from mup_lightning.files import check_folder
-from mup_lightning.studies.sweep.grid import Trial, expand, look_up, shard
-from mup_lightning.studies.sweep.spec import SweepSettings, load, setting
-from mup_lightning.studies.sweep.table import prepare, read_trials, write_table
+from mup_lightning.studies.sweep.grid import Trial, expand, shard
+from mup_lightning.studies.sweep.results import append, prepare, read_trials, write_table
+from mup_lightning.studies.sweep.spec import SweepSettings, load
 from mup_lightning.studies.sweep.trial import Outcome, run_trial
 from mup_lightning.studies.workers import DIED, each, fitting, gpus, threads
 from mup_lightning.tables import power_of_two
@@ -52,7 +52,7 @@ def run(settings: SweepSettings) -> int:
     Returns:
         See `Summary.exit_code`.
     """
-    sweep = load(settings.file, dict(setting(text) for text in settings.set))
+    sweep = load(settings.file, settings.set)
     whole = expand(sweep)
     trials = shard(whole, settings.shard)
     folder = settings.out or sweep.folder
@@ -63,12 +63,6 @@ def run(settings: SweepSettings) -> int:
     if settings.dry_run:
         print(dry_run(trials, folder, settings.workers))
         return 0
-    if others := len(read_trials(folder).keys() - {trial.hash for trial in whole}):
-        print(
-            f"note: {folder} also has {others} configurations that are not in this sweep (other values, or another "
-            f"--set); reports will read them, too. --out FOLDER keeps sweeps apart",
-            file=sys.stderr,
-        )
     return run_trials(trials, folder, settings.workers, sweep.keep_runs, whole).exit_code
 
 
@@ -82,43 +76,46 @@ def run_trials(
         folder: of the results.
         workers: processes; None: as many as the machine carries.
         keep: see `Sweep.keep_runs`.
-        whole: the trials of the whole sweep; empty: `trials`.
+        whole: the trials of the whole sweep, which are in the table; empty: `trials`.
 
     Raises:
         UserError: the folder cannot be used.
     """
-    finished = prepare(folder, whole or trials)
-    left = [trial for trial in trials if trial.hash not in finished]
-    summary = Summary(len(trials) - len(left))
+    whole, total = whole or trials, len(trials)
+    known = prepare(folder, whole)
+    if others := len(known - {trial.hash for trial in whole}):
+        print(f"note: results.csv leaves out {others} results in {folder} that are not of this sweep", file=sys.stderr)
+    left = [trial for trial in trials if trial.hash not in known]
+    summary = Summary(total - len(left))
     count = how_many(left, workers)
     print(
-        f"{len(trials)} configurations, {summary.finished} of them finished before; {count} worker processes; "
-        f"results in {folder / 'results.csv'}",
+        f"{total} configurations, {summary.finished} of them finished before; {count} worker processes; results in "
+        f"{folder / 'results.csv'}",
         flush=True,
     )
     do = partial(run_trial, folder=folder, keep=keep)
     on_gpu = left and left[0].config.trainer.accelerator == "gpu"
+    outcomes = each(do, left, count, threads(count), gpus=gpus() if on_gpu else (), log=folder / LOG, died=_died)
     bar = tqdm(total=sum(trial.checked.work for trial in left), desc="sweep", bar_format=_BAR, disable=None)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for trial, outcome in each(
-            do, left, count, threads(count), gpus=gpus() if on_gpu else (), log=folder / LOG, died=_died
-        ):
+        for trial, outcome in outcomes:
             summary.states[outcome.state] += 1
             summary.finished += outcome.state in ("ran", "diverged", "finished")
-            if outcome.state == "failed":
+            if outcome.state in ("ran", "diverged"):
+                append(folder, trial)
+            elif outcome.state == "failed":
                 summary.failed.append(f"{trial.label}: {outcome.text}")
-            tqdm.write(f"[{summary.finished}/{len(trials)}] {trial.label}: {outcome.text}", file=sys.stderr)
+            tqdm.write(f"[{summary.finished}/{total}] {trial.label}: {outcome.text}", file=sys.stderr)
             bar.update(trial.checked.work)
-            write_table(folder)
     except KeyboardInterrupt:
         summary.interrupted = True
     finally:
         signal.signal(signal.SIGTERM, before)
         bar.close()
-    write_table(folder)  # workers may have finished trials while the interruption came
-    summary.finished = len(read_trials(folder).keys() & {trial.hash for trial in trials})
-    print(_last_screen(summary, folder, len(trials)), flush=True)
+    # Workers may have finished trials while the interruption came, and so may other processes.
+    summary.finished = len(write_table(folder, whole) & {trial.hash for trial in trials})
+    print(_last_screen(summary, folder, total), flush=True)
     return summary
 
 
@@ -148,40 +145,35 @@ def _last_screen(summary: Summary, folder: Path, total: int) -> str:
     if summary.states["diverged"]:
         lines.append(f"{summary.states['diverged']} configurations diverged, which is a result, too")
     done = f"{summary.finished} of {total} are finished"
-    if summary.interrupted:
-        lines.append(f"stopped: {done}; the same command goes on from there")
-    else:
-        lines.append(f"{done}: {folder / 'results.csv'}")
-    return "\n".join(lines)
+    stopped = f"stopped: {done}; the same command goes on from there"
+    return "\n".join([*lines, stopped if summary.interrupted else f"{done}: {folder / 'results.csv'}"])
 
 
 def dry_run(trials: list[Trial], folder: Path, workers: int | None) -> str:
     """What would be run, a line for all trials that differ in the swept value and the seed alone, and what it costs."""
     records = read_trials(folder)
-    timed = [(trial, records[trial.hash]["rows"][0]) for trial in trials if trial.hash in records]
-    timed = [(trial, row) for trial, row in timed if row["loss"]]
-    seconds = sum(float(row["seconds"]) for _, row in timed)
+    timed = [(trial, float(records[trial.hash]["result"]["seconds"])) for trial in trials if trial.hash in records]
+    seconds = sum(seconds for _, seconds in timed)
     speed = sum(trial.checked.work for trial, _ in timed) / seconds if seconds else ASSUMED_SPEED
     groups: dict[str, list[Trial]] = {}
-    swept = f"{trials[0].value.rpartition('.')[2]}="
     for trial in trials:
-        label = " ".join(word for word in trial.label.split() if not word.startswith(("seed=", swept)))
-        groups.setdefault(label, []).append(trial)
-    lines = [["configurations", "axis", trials[0].value, "seeds", "runs", "finished", "tokens", "FLOPs", "minutes"]]
+        own = ("seed=", f"{trial.key.rpartition('.')[2]}=")
+        label = " ".join(word for word in trial.label.split() if not word.startswith(own))
+        groups.setdefault(label or "all", []).append(trial)
+    lines = [["configurations", "axis", trials[0].key, "seeds", "runs", "finished", "tokens", "FLOPs", "minutes"]]
     for label, group in groups.items():
-        values = sorted({look_up(trial.config, trial.value) for trial in group})
+        values = sorted({trial.value for trial in group})
         ends = " to ".join(dict.fromkeys(power_of_two(value) for value in (values[0], values[-1])))
         axes = " and ".join(sorted({axis for trial in group for axis in trial.axes}, reverse=True))
         seeds = ", ".join(map(str, sorted({trial.config.seed for trial in group})))
         counts = str(len(group)), str(sum(trial.hash in records for trial in group))
-        lines.append([label or "all", axes, f"{ends} ({len(values)})", seeds, *counts, *_cost(group, speed)])
+        lines.append([label, axes, f"{ends} ({len(values)})", seeds, *counts, *_cost(group, speed)])
     left = [trial for trial in trials if trial.hash not in records]
     tokens, flops, minutes = _cost(left, speed)
-    count = max(1, how_many(left, workers))
     basis = f"as {len(timed)} finished ones took" if timed else f"a guess: {speed:.0e} operations per second and worker"
     return (
         f"{tables.text(lines)}\n\n{len(trials)} configurations, {len(left)} left: {tokens} tokens, {flops} FLOPs, "
-        f"{minutes} minutes of one worker; {count} would run at once ({basis})"
+        f"{minutes} minutes of one worker; {max(1, how_many(left, workers))} would run at once ({basis})"
     )
 
 

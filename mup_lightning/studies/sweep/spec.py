@@ -1,5 +1,7 @@
 """What a sweep file says: grids of values over composed recipe files. Imports no torch."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,11 +11,6 @@ import yaml
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_yaml
 from mup_lightning.typed import Bound, NonNegativeInt, Typed, build, convert
-
-AXES = {"model.width": "width", "model.depth": "depth", "both": "both"}
-"""What `axis` can be -> the axis as tables name it."""
-
-Axis = Literal["model.width", "model.depth", "both"]
 
 _Exponents = list[Annotated[float, Bound("exponents between -1000 and 1000", lambda value: abs(value) < 1000)]]
 _Values = Annotated[list[Any], Bound("a list of values, or log2: [-9, -8, -7]", lambda value: len(value) > 0)]
@@ -36,7 +33,7 @@ class Grid(Typed, prefix="sweep.grids."):
     configs: tuple[Path, ...] = ()
     set: dict[str, Any] = field(default_factory=dict)
     vary: dict[str, Any] = field(default_factory=dict)
-    axis: Axis | None = None
+    axis: Literal["model.width", "model.depth", "both"] | None = None
 
     def __post_init__(self) -> None:
         """Compute the powers of two, and refuse a key that is both set and varied."""
@@ -47,6 +44,12 @@ class Grid(Typed, prefix="sweep.grids."):
             self.vary[key] = convert(_powers(values, key), _Values, f"vary.{key}")
         if both := sorted(self.set.keys() & self.vary.keys()):
             raise UserError(f"{both[0]} is both under set and under vary; expected it under one of them")
+
+    @property
+    def size(self) -> str:
+        """What grows, as tables name it: width, depth or both."""
+        alone = len(self.vary.get("model.depth", ())) > 1
+        return (self.axis or ("model.depth" if alone else "model.width")).removeprefix("model.")
 
 
 @dataclass(frozen=True)
@@ -96,17 +99,18 @@ class SweepSettings(Typed, prefix="--"):
     dry_run: bool = False
 
 
-def load(file: str | Path, overrides: dict[str, Any] | None = None, *, tuning: bool = False) -> Sweep:
+def load(file: str | Path, overrides: Sequence[str] = (), *, tuning: bool = False) -> Sweep:
     """Read a sweep file, and complete each of its grids by what stands outside of them.
 
     Args:
         file: YAML with one key, `sweep`.
-        overrides: dotted key -> value; wins over what the file sets and varies.
+        overrides: KEY=VALUE with dotted keys and YAML values; win over what the file sets and varies.
         tuning: there is a target; see `Sweep.for_tune`.
 
     Raises:
         UserError: it cannot be read, a key is unknown or of another kind than expected, or a target is missing.
     """
+    fixed = dict(_setting(text) for text in overrides)
     content = read_yaml(Path(file), "a sweep file, see recipes/experiment/")
     try:
         if not isinstance(content, dict) or list(content) != ["sweep"]:
@@ -114,7 +118,7 @@ def load(file: str | Path, overrides: dict[str, Any] | None = None, *, tuning: b
         sweep = build(Sweep, content["sweep"], "sweep.")
         if sweep.for_tune and not tuning:
             raise UserError(f"takes what it does not name from a target; run it by mup-lightning tune sweep={file}")
-        grids = tuple(_completed(grid, sweep, overrides or {}) for grid in sweep.grids)
+        grids = tuple(_completed(grid, sweep, fixed) for grid in sweep.grids)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     return replace(sweep, grids=grids, name=sweep.name or Path(file).stem, file=str(file))
@@ -125,13 +129,9 @@ def _completed(grid: Grid, shared: Sweep, overrides: dict[str, Any]) -> Grid:
     fixed = {key: value for key, value in shared.set.items() if key not in grid.vary} | grid.set | overrides
     vary = {key: values for key, values in (shared.vary | grid.vary).items() if key not in {**grid.set, **overrides}}
     if placed := [key for key in (*fixed, *vary) if key.startswith("run.")]:
-        raise UserError(
-            f"{placed[0]} is set, but the runs of a sweep have folders of their own: --out FOLDER says where, and "
-            f"keep_runs: true keeps them"
-        )
-    crossed = all(len(vary.get(key, ())) > 1 for key in ("model.width", "model.depth"))
+        raise UserError(f"{placed[0]} is set, but the runs of a sweep have folders of their own (--out, keep_runs)")
     axis = grid.axis or shared.axis
-    if crossed and axis in (None, "both"):
+    if axis in (None, "both") and all(len(vary.get(key, ())) > 1 for key in ("model.width", "model.depth")):
         raise UserError(
             "a grid crosses several model.width with several model.depth; add `axis: model.width` for a line over the "
             "width at every depth, or `axis: model.depth`; to grow both: `axis: both`, and a grid for every size"
@@ -149,16 +149,9 @@ def _powers(value: Any, key: str) -> Any:
     return powers if several else powers[0]
 
 
-def setting(text: str) -> tuple[str, Any]:
-    """The key and the value of `KEY=VALUE`.
-
-    Raises:
-        UserError: it is anything else.
-    """
+def _setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    try:
+    with suppress(yaml.YAMLError):
         if key and equals:
             return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        pass
     raise UserError(f"--set is {text!r}; expected KEY=VALUE with a YAML value, such as trainer.max_steps=200")

@@ -18,7 +18,7 @@ from mup_lightning.config.schema import Config, RunConfig
 from mup_lightning.errors import Diverged, UserError
 from mup_lightning.files import write_json
 from mup_lightning.studies.sweep.grid import Trial
-from mup_lightning.studies.sweep.table import measured, rows_of, trial_file
+from mup_lightning.studies.sweep.results import trial_file
 from mup_lightning.training.checkpoint import plain
 from mup_lightning.training.train import train
 
@@ -46,26 +46,21 @@ def run_trial(trial: Trial, folder: Path, keep: str) -> Outcome:
         keep: see `Sweep.keep_runs`.
     """
     file = trial_file(folder, trial.hash)
-    lock = file.with_suffix(".lock")
-    claim = FileLock(lock, fallback_to_soft=False)
+    lock = FileLock(file.with_suffix(".lock"), fallback_to_soft=False, blocking=False)
     try:
-        claim.acquire(blocking=False)
+        with lock:
+            if file.exists():
+                return Outcome("finished", "another process has run it")
+            result = measure(trial, folder / "runs", keep)
+            write_json(file, {"config": plain(asdict(trial.config)), "result": result})
+            Path(lock.lock_file).unlink()  # nobody asks for it any more, now that the file is there
     except Timeout:
         return Outcome("elsewhere", "another process is running it")
-    try:
-        if file.exists():
-            return Outcome("finished", "another process has run it")
-        result = measure(trial, folder / "runs", keep)
-        rows = rows_of(trial, measured(trial, **result))
-        write_json(file, {"config": plain(asdict(trial.config)), "rows": rows})
-        lock.unlink()  # nobody asks for it any more, now that the file is there
     except UserError as error:
         return Outcome("failed", str(error))
     except Exception as error:  # a bug, or no memory: the sweep continues and reports it at the end
         traceback.print_exc()
         return Outcome("failed", f"{type(error).__name__}: {error}")
-    finally:
-        claim.release()
     if result["diverged"]:
         return Outcome("diverged", f"diverged, {result['diverged']}")
     return Outcome("ran", f"loss {result['loss']:.4f} in {result['seconds']:.0f} s")
@@ -89,10 +84,10 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
     config = placed(trial, root)
     folder = Path(config.run.root) / config.run.name
     shutil.rmtree(folder, ignore_errors=True)  # what a killed worker has left
-    losses = LastLosses(config.trainer.max_steps)
+    last = LastLosses(max(1, config.trainer.max_steps // 10))
     loss, speed, diverged = None, 0.0, ""
     try:
-        result = train(config, callbacks=[losses], progress=False, keep=keep != "off")
+        result = train(config, callbacks=[last], progress=False, keep=keep != "off")
     except Diverged as error:
         diverged = f"step {error.step}: {str(error).splitlines()[0].partition(' in step')[0]}"
     else:
@@ -103,10 +98,12 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
             loss, diverged = None, f"step {result.steps}: the validation loss is {loss}"
     if keep == "logs":
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    train_loss = float(torch.stack([*last.losses]).mean()) if last.losses else math.nan
     return {
         "loss": loss,
-        "train_loss": losses.mean(),
-        "steps": losses.steps,
+        "train_loss": train_loss if math.isfinite(train_loss) else None,
+        "steps": last.steps,
+        "tokens": last.steps * config.data.batch_size * config.model.context,
         "seconds": round(time.perf_counter() - begin, 3),
         "tokens_per_second": round(speed, 1),
         "diverged": diverged,
@@ -116,30 +113,17 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
 def placed(trial: Trial, root: Path) -> Config:
     """A trial's configuration with a run folder; the corpus has been verified for the whole sweep already."""
     name = f"{trial.label.replace(' ', '-').replace('/', '-')}-{trial.hash[:8]}"
-    config = trial.config
-    return replace(config, run=RunConfig(str(root), name), data=replace(config.data, verify=False))
+    return replace(trial.config, run=RunConfig(str(root), name), data=replace(trial.config.data, verify=False))
 
 
 class LastLosses(StepCallback):
-    """Keeps the training losses of the last tenth of a run, on the device.
+    """Keeps the number of steps, and the training losses of the last `count` of them, on the device."""
 
-    Args:
-        max_steps: of the run.
-
-    Attributes:
-        steps: done.
-    """
-
-    def __init__(self, max_steps: int) -> None:
+    def __init__(self, count: int) -> None:
         self.steps = 0
-        self._losses: deque[torch.Tensor] = deque(maxlen=max(1, max_steps // 10))
+        self.losses: deque[torch.Tensor] = deque(maxlen=count)
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """See `StepCallback`."""
         self.steps = step
-        self._losses.append(module.step_loss())
-
-    def mean(self) -> float | None:
-        """The mean loss, nats per token; None before the first step, or if it is not finite."""
-        mean = float(torch.stack(list(self._losses)).mean()) if self._losses else math.nan
-        return mean if math.isfinite(mean) else None
+        self.losses.append(module.step_loss())

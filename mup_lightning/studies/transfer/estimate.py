@@ -1,18 +1,13 @@
-"""Noise between seeds, and the best base value of each size with its error."""
+"""The best base value of each size with its error, how it moves with the size, and what it costs to tune small."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from mup_lightning.studies.fit import student_t
-
-Array = NDArray[np.float64]
-
-_UNSTABLE = 4.0
-"""Values whose seeds spread this many times more than usual are near divergence and say nothing about the noise."""
+from mup_lightning.studies.transfer.curves import Array, Curve, Noise
 
 _MISFIT = 0.25
 """A loss h nats above the best one is trusted to this fraction of h: curves are parabolas only near the bottom."""
@@ -27,140 +22,6 @@ the flat side, at four times up to 0.34, however exact the losses are.
 _DRAWS = 4000
 _UNIFORM = 12**-0.5
 """Standard deviation of a uniform distribution over an interval of length 1."""
-
-
-@dataclass(frozen=True)
-class Noise:
-    """How much losses differ between seeds.
-
-    Attributes:
-        between_seeds: standard deviation of a loss between seeds at one value, pooled, nats; None: unknown.
-        residual: standard deviation once each seed's random effect is removed; None: unknown.
-        dof: degrees of freedom of `residual`.
-    """
-
-    between_seeds: float | None
-    residual: float | None
-    dof: float
-
-    def __str__(self) -> str:
-        """For people: between seeds, and seed by seed where that differs."""
-        if self.between_seeds is None or self.residual is None:
-            return "unknown (one seed)"
-        paired = f" ({self.residual:.3f} seed by seed)" if self.residual != self.between_seeds else ""
-        return f"{self.between_seeds:.3f}{paired}"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Mean loss against base value at one size, adjusted for the seeds that ran each value.
-
-    Attributes:
-        size: the size as written in the table.
-        position: log2 of the size.
-        values: V log2 of the base values, ascending.
-        means: V mean losses, nats; infinite where any seed has no loss: the mean of the others would flatter the value.
-        root: V x K matrix R with R Rᵀ the covariance of the means, nats²; zero where nothing is known.
-        spread: V standard deviations between seeds, nats; NaN where there are not two.
-        lost: values without a mean -> "diverged" or "stopped" (given up as hopeless).
-    """
-
-    size: str
-    position: float
-    values: Array
-    means: Array
-    root: Array
-    spread: Array
-    lost: dict[float, str]
-
-    @property
-    def trained(self) -> dict[float, float]:
-        """Value -> mean loss, of those that are not lost."""
-        both = zip(self.values.tolist(), self.means.tolist(), strict=True)
-        return {value: mean for value, mean in both if value not in self.lost}
-
-    @property
-    def difference_ses(self) -> Array:
-        """Standard error of the difference of each two means, nats; 0 where nothing is known."""
-        return np.sqrt(((self.root[:, None] - self.root) ** 2).sum(axis=-1))
-
-    def difference_se(self, value: float, other: float) -> float:
-        """`difference_ses` of two of the values."""
-        return float(self.difference_ses[self.values == value, self.values == other].item())
-
-
-def adjust_for_seeds(runs: pd.DataFrame, given: float | None = None) -> tuple[tuple[Curve, ...], Noise]:
-    """Estimate the noise, and mean losses that do not depend on which seeds ran which value.
-
-    A seed draws the initial weights and the order of samples, and affects neighbouring values alike. So a loss is the
-    mean of its value + a random effect of its seed + a residual, independent between sizes (a linear mixed model). The
-    residual's variance is what a least-squares fit of values and seeds leaves, pooled over all sizes; the effects' is
-    the rest of the variance between seeds at one value. Means are by generalised least squares, and their covariance
-    reflects which seeds they share (Henderson 1975). Unstable values do not count towards the noise and keep their own
-    spread.
-
-    Args:
-        runs: runs of one group, see `read_losses`.
-        given: standard deviation between seeds, nats, to assume where no value has two.
-
-    Returns:
-        A curve for each size, small to large, and the noise.
-    """
-    sizes = [size.sort_values(["log2_value", "seed"]) for _, size in runs.groupby("position")]
-    lost = [size[size["loss"].isna()].groupby("log2_value")["stopped"].all() for size in sizes]
-    trained = [size[~size["log2_value"].isin(gone.index)] for size, gone in zip(sizes, lost, strict=True)]
-    cells = pd.concat(trained).groupby(["position", "log2_value"])["loss"].agg(["var", "count"]).query("count > 1")
-    if cells.empty:
-        noise, residual, effect, limit = Noise(given, given, math.inf), (given or 0.0) ** 2, 0.0, math.inf
-    else:
-        dof = cells["count"] - 1
-        # Median of a chi-square over its degrees of freedom (Wilson and Hilferty 1931).
-        limit = _UNSTABLE**2 * float((cells["var"] / (1 - 2 / (9 * dof)) ** 3).median())
-        stable = cells["var"] <= limit
-        between = float((cells["var"] * dof)[stable].sum() / dof[stable].sum())
-        squares, left = np.sum([_residuals(size, limit) for size in trained], axis=0)
-        residual = squares / left if left else between
-        effect = max(0.0, between - residual)
-        noise = Noise(math.sqrt(between), math.sqrt(residual), float(left or dof[stable].sum()))
-    curves = (_curve(*own, residual, effect, limit) for own in zip(sizes, trained, lost, strict=True))
-    return tuple(curves), noise
-
-
-def _one_hot(labels: pd.Series) -> Array:
-    """Design matrix of N labels: a column for each distinct one, in order."""
-    return (labels.to_numpy()[:, None] == np.unique(labels)).astype(float)
-
-
-def _residuals(trained: pd.DataFrame, limit: float) -> tuple[float, int]:
-    """Residual sum of squares at one size, after value and seed effects, and its degrees of freedom."""
-    stable = trained[trained.groupby("log2_value")["loss"].transform("var") <= limit]  # NaN for a single seed, left out
-    if stable["log2_value"].nunique() < 2:
-        return 0.0, 0
-    design = np.concatenate([_one_hot(stable["log2_value"]), _one_hot(stable["seed"])], axis=1)
-    losses = stable["loss"].to_numpy()
-    solution, _, rank, _ = np.linalg.lstsq(design, losses, rcond=1e-9)
-    return float(((losses - design @ solution) ** 2).sum()), len(losses) - int(rank)
-
-
-def _curve(
-    runs: pd.DataFrame, trained: pd.DataFrame, lost: pd.Series, residual: float, effect: float, limit: float
-) -> Curve:
-    """Fit one size by generalised least squares, given the variances of the residuals and of the random effects."""
-    cells = trained.groupby("log2_value")["loss"].agg(["mean", "var"])
-    values_V = np.unique(runs["log2_value"])
-    kept = np.isin(values_V, cells.index)
-    values_NV, seeds_NS = _one_hot(trained["log2_value"]), _one_hot(trained["seed"])
-    own_V = np.where(cells["var"] > limit, cells["var"], residual)
-    own_N = np.maximum(values_NV @ own_V, 1e-9 * (residual + effect) or 1.0)  # random effects alone would be singular
-    weights_NV = np.linalg.solve(np.diag(own_N) + effect * seeds_NS @ seeds_NS.T, values_NV)
-    fit_VN = np.linalg.solve(values_NV.T @ weights_NV, weights_NV.T)
-    means_V, spread_V = np.full(len(kept), math.inf), np.full(len(kept), math.nan)
-    means_V[kept], spread_V[kept] = fit_VN @ trained["loss"].to_numpy(), np.sqrt(cells["var"])
-    root = np.zeros((len(kept), len(trained) + seeds_NS.shape[1]))
-    if residual + effect:
-        root[kept] = fit_VN @ np.hstack([np.diag(np.sqrt(own_N)), math.sqrt(effect) * seeds_NS])
-    why = {float(value): "stopped" if stopped else "diverged" for value, stopped in lost.items()}
-    return Curve(runs["size"].iloc[0], runs["position"].iloc[0], values_V, means_V, root, spread_V, why)
 
 
 @dataclass(frozen=True)
@@ -275,3 +136,115 @@ def _vertices(grid: Array, losses_DV: Array, ties_VV: Array, errors_V: Array) ->
     vertex = np.clip(-linear / np.where(convex, 2 * square, 1.0), (x_first + x_low) / 2, (x_end + x_high) / 2)
     vertex = np.where(convex, vertex, (x_low + x_high) / 2)
     return grid[best] + np.where(inner, vertex, 0.0), best, low, high
+
+
+@dataclass(frozen=True)
+class Regret:
+    """Cost at one size of a value tuned at the smallest size, on the grid.
+
+    Attributes:
+        value: log2 of the tuned value; NaN where nothing trained at the smallest size.
+        nats: mean loss with that value minus the lowest mean loss; None where there is none.
+        why: reason that there is none: "diverged", "missing" (not run) or "untuned" (nothing trained at the smallest
+            size); else empty.
+        ci_half_width: half the width of the 95 % interval of `nats`; 0 where the noise is unknown.
+        at_least: the best value of this size is the last one tried, so the regret may be larger.
+        ties: value -> regret and its half width, of values that tie with the tuned one at the smallest size and trained
+            here.
+    """
+
+    value: float
+    nats: float | None = None
+    why: str = ""
+    ci_half_width: float = 0.0
+    at_least: bool = False
+    ties: dict[float, tuple[float, float]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The nats with their interval, or why there are none."""
+        if self.nats is None:
+            return {"missing": "not tried", "untuned": "-"}.get(self.why, self.why)
+        half = f" (±{self.ci_half_width:.3f})" if self.ci_half_width else ""
+        return f"{'≥ ' if self.at_least else ''}{self.nats:.3f}{half}"
+
+
+def regret(curve: Curve, smallest: Optimum | None, own: Optimum | None, dof: float) -> Regret:
+    """The regret of one size.
+
+    Args:
+        curve: its losses.
+        smallest: the optimum of the smallest size; None: nothing trained there.
+        own: the optimum of this size; None: nothing trained here.
+        dof: degrees of freedom of the noise.
+    """
+    if smallest is None:
+        return Regret(math.nan, why="untuned")
+    value, costs = smallest.best_value, {}
+    if own is not None:
+        ses = curve.difference_ses[:, curve.values == own.best_value][:, 0]
+        half_widths = dict(zip(curve.values.tolist(), (student_t(dof) * ses).tolist(), strict=True))
+        trained = {tie: curve.trained[tie] for tie in smallest.plateau if tie in curve.trained}
+        costs = {tie: (loss - own.loss, half_widths[tie]) for tie, loss in trained.items()}
+    if value not in costs:
+        return Regret(value, why="diverged" if value in curve.lost else "missing", ties=costs)
+    nats, half_width = costs.pop(value)
+    return Regret(value, nats, "", half_width, bool(own and own.edge), costs)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Slope of the log2 optimum against log2 size.
+
+    Attributes:
+        slope: powers of two of the value per doubling of the size, by ordinary least squares.
+        low: lower end of its 95 % interval; None where it is unknown (two sizes of one seed).
+        high: upper end.
+        mean: mean of the optima, where the line passes at the mean log2 size.
+        mean_se: standard error of `mean`; None as `low`.
+        dof: degrees of freedom of the interval.
+        bound: "at most" or "at least" where optima lie at an edge of the grid, so that the true slope is below or above
+            this one; "unknown" where some would turn it up and some down; else empty.
+    """
+
+    slope: float
+    low: float | None
+    high: float | None
+    mean: float
+    mean_se: float | None
+    dof: float
+    bound: str
+
+
+def slope_of(optima: Sequence[Optimum], noise: Noise) -> Slope | None:
+    """Fit a line to the optima; None where there are fewer than two.
+
+    An optimum misses the line by its own error, known from the seeds, and by a misfit common to all (true curvature,
+    loss curves that are not parabolas), whose variance is what the residuals leave beyond the known errors, at least 0.
+    The slope's error has both parts, and the degrees of freedom of both (Welch and Satterthwaite). With one seed the
+    noise is unknown: the interval is that of a plain regression, or wider where optima lie at an edge.
+    """
+    count, left = len(optima), len(optima) - 2
+    if left < 0:
+        return None
+    y = np.array([o.value for o in optima])
+    x = np.array([o.position for o in optima])
+    x = x - x.mean()
+    known = np.array([o.se**2 for o in optima])
+    spread = float(x @ x)
+    slope, mean = float(x @ y) / spread, float(y.mean())
+    # An optimum at an edge moves the slope in the edge's direction, times the sign of its size's offset from the mean.
+    turns = {math.copysign(1.0, xi) * o.edge for xi, o in zip(x, optima, strict=True) if o.edge and xi}
+    bound = {(): "", (-1.0,): "at most", (1.0,): "at least"}.get(tuple(turns), "unknown")
+    if not left and (noise.residual is None or not known.all()):
+        return Slope(slope, None, None, mean, None, 0.0, bound)
+    squares = float(((y - mean - slope * x) ** 2).sum())
+    misfit = max(0.0, squares - float((1 - 1 / count - x * x / spread) @ known)) / left if left else 0.0
+    variances = float((x / spread) ** 2 @ known), misfit / spread
+    per_dof = variances[0] ** 2 / noise.dof + (variances[1] ** 2 / left if left else 0.0)
+    dof = max(1.0, sum(variances) ** 2 / per_dof) if per_dof else math.inf
+    half = student_t(dof) * math.sqrt(sum(variances))
+    mean_se = math.sqrt(float(known.sum()) / count**2 + misfit / count)
+    if noise.residual is None:
+        mean_se = max(mean_se, math.sqrt(squares / left / count))
+        half, dof = max((half, dof), (student_t(left) * math.sqrt(squares / left / spread), float(left)))
+    return Slope(slope, slope - half, slope + half, mean, mean_se, dof, bound)

@@ -4,27 +4,21 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from mup_lightning.studies import style
-from mup_lightning.studies.transfer.transfer import Transfer, families
-from mup_lightning.studies.transfer.verdict import bounded_slope
-
-Color = tuple[float, float, float, float]
-
-_OPTIMUM, _BEYOND = style.SERIES[2], style.SERIES[0]
+from mup_lightning.studies.transfer.verdict import Group, bounded_slope, families
 
 _HEADROOM = 0.6
 """Nats shown above the worst of the best losses, at most: further up, the exact height does not matter."""
 
 
-def draw(found: Sequence[Transfer], folder: Path) -> list[Path]:
+def draw(found: Sequence[Group], folder: Path) -> list[Path]:
     """Draw a figure for each swept value over each axis, a column per parametrization.
 
     Args:
@@ -39,40 +33,49 @@ def draw(found: Sequence[Transfer], folder: Path) -> list[Path]:
     ]
 
 
-def _figure(family: Sequence[Transfer]) -> Figure:
+def _figure(family: Sequence[Group]) -> Figure:
     """Loss against base value above, the best value against size below."""
     figure = Figure(figsize=(1.6 + 3.7 * len(family), 7.2), layout="constrained")
     upper, lower = figure.subplots(2, len(family), squeeze=False, sharey="row", height_ratios=(1.25, 1))
-    positions = {curve.size: curve.position for one in family for curve in one.curves}
-    sizes = sorted(positions, key=lambda size: positions[size])
+    curves = [curve for one in family for curve in one.curves]
+    sizes = [size for _, size in sorted({(curve.position, curve.size) for curve in curves})]
     colors = {size: style.STEPS(i / max(1, len(sizes) - 1)) for i, size in enumerate(sizes)}
     for one, losses, optima in zip(family, upper, lower, strict=True):
         _draw_losses(losses, one, colors)
         _draw_optima(optima, one)
-    _limit_losses(upper[0], family)
-    values = np.concatenate([curve.values for one in family for curve in one.curves])
+    if trained := [curve for curve in curves if curve.trained]:  # every best loss and bar, but no heights of divergence
+        lowest = min(np.nanmin(curve.means - np.nan_to_num(curve.spread)) for curve in trained)
+        best = max(best.loss for one in family for best in one.optima)
+        top = min(max(max(curve.trained.values()) for curve in trained) + 0.03, best + _HEADROOM)
+        upper[0].set_ylim(lowest - 0.03 * (top - lowest), top)
+    values = np.concatenate([curve.values for curve in curves])
     lower[0].set_ylim(values.min() - 0.8, values.max() + 0.8)  # the whole grid, so that small moves look small
     upper[0].set_ylabel("validation loss, nats per token")
     lower[0].set_ylabel(f"log2 of the best {family[0].settings.get('value', 'base value')}")
-    _legend(upper[-1], colors, family)
+    marks = {label: mark for ax in upper for mark, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    names = [name for name in (*sizes, "best tried", "diverged") if name in marks]
+    figure.legend(
+        [marks[name] for name in names], names, title=family[0].axis, loc="outside right upper", frameon=False
+    )
     lines = [family[0].title, "where the best value transfers, it lies on the dashed line at every size"]
     wrapped = [part for line in lines for part in textwrap.wrap(line, 22 + 34 * len(family))]
     figure.suptitle("\n".join(wrapped), fontsize=12 if len(family) > 1 else 11)
     return figure
 
 
-def _draw_losses(ax: Axes, found: Transfer, colors: dict[str, Color]) -> None:
+def _draw_losses(ax: Axes, found: Group, colors: dict[str, tuple[float, float, float, float]]) -> None:
     """Mean losses with the spread between seeds; crosses above the panel mark lost values."""
     for row, curve in enumerate(found.curves):
         color = colors[curve.size]
         means = np.where(np.isfinite(curve.means), curve.means, np.nan)  # a lost value leaves a gap
-        ax.plot(curve.values, means, "o-", color=color, linewidth=1.6, markersize=4)
+        ax.plot(curve.values, means, "o-", color=color, linewidth=1.6, markersize=4, label=curve.size)
         ax.errorbar(curve.values, means, curve.spread, fmt="none", ecolor=color, elinewidth=1.2, capsize=2)
         if best := found.at(curve.size):
-            ax.plot(best.best_value, best.loss, "o", color=color, markersize=8.5, markeredgecolor="black", zorder=3)
+            ring: dict[str, Any] = {"markersize": 8.5, "markeredgecolor": "black", "zorder": 3, "label": "best tried"}
+            ax.plot(best.best_value, best.loss, "o", color=color, **ring)
         for value in curve.lost:  # the largest size highest; an empty line would collapse the layout
-            transform = ax.get_xaxis_transform()
-            ax.plot(value, 1.02 + 0.022 * row, "x", color=color, markersize=5, transform=transform, clip_on=False)
+            place: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False}
+            ax.plot(value, 1.02 + 0.022 * row, "x", color=color, markersize=5, label="diverged", **place)
     crosses = 4 * len(found.curves) + 2 if any(curve.lost for curve in found.curves) else 0
     ax.set_title(found.label, fontsize=12, pad=8 + crosses)
     ax.set_xlabel(f"log2 of the base value ({found.settings.get('value', 'value')})")
@@ -81,51 +84,24 @@ def _draw_losses(ax: Axes, found: Transfer, colors: dict[str, Color]) -> None:
     style.decorate(ax)
 
 
-def _limit_losses(ax: Axes, family: Sequence[Transfer]) -> None:
-    """Show every best loss and bar, but not the heights of divergence."""
-    curves = [curve for one in family for curve in one.curves if curve.trained]
-    if not curves:
-        return
-    lowest = min(np.nanmin(curve.means - np.nan_to_num(curve.spread)) for curve in curves)
-    best = max(best.loss for one in family for best in one.optima)
-    top = min(max(max(curve.trained.values()) for curve in curves) + 0.03, best + _HEADROOM)
-    ax.set_ylim(lowest - 0.03 * (top - lowest), top)
-
-
-def _legend(ax: Axes, colors: dict[str, Color], family: Sequence[Transfer]) -> None:
-    """List the sizes of all panels, to the right of them."""
-    marks: list[Artist] = [Line2D([], [], color=color, marker="o", markersize=4) for color in colors.values()]
-    marks.append(Line2D([], [], color="white", marker="o", markeredgecolor="black", markersize=8))
-    names = [*colors, "best tried"]
-    if any(curve.lost for one in family for curve in one.curves):
-        marks.append(Line2D([], [], color="0.4", marker="x", linestyle="none", markersize=5))
-        names.append("diverged\nor stopped")
-    ax.legend(marks, names, title=family[0].axis, loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False)
-
-
-def _draw_optima(ax: Axes, found: Transfer) -> None:
+def _draw_optima(ax: Axes, found: Group) -> None:
     """Optima with their 95 % intervals and the fitted line; arrows point beyond the edge of the grid."""
-    if not found.optima:
-        ax.text(0.5, 0.5, "nothing trained", transform=ax.transAxes, ha="center")
-        return
-    x = np.array([best.position for best in found.optima])
-    y = [best.value for best in found.optima]
-    ax.axhline(y[0], linestyle="--", color="black", linewidth=1.4)
-    half_widths = [best.ci_half_width for best in found.optima]
-    ax.errorbar(2**x, y, yerr=half_widths, fmt="o", color=_OPTIMUM, capsize=3, markersize=6)
+    blue, orange = style.SERIES[2], style.SERIES[0]
     for best in found.optima:
+        x = 2**best.position
+        ax.errorbar(x, best.value, yerr=best.ci_half_width, fmt="o", color=blue, capsize=3, markersize=6)
         if best.edge:
-            place = 2**best.position, best.value
-            arrow = {"arrowstyle": "->", "color": _BEYOND}
-            ax.annotate("", (place[0], place[1] + 0.6 * best.edge), place, arrowprops=arrow)
-    text, last = "one size", found.regrets[-1]
+            arrow = {"arrowstyle": "->", "color": orange}
+            ax.annotate("", (x, best.value + 0.6 * best.edge), (x, best.value), arrowprops=arrow)
+    title = "one size"
+    if found.optima:
+        ax.axhline(found.optima[0].value, linestyle="--", color="black", linewidth=1.4)
     if found.slope is not None:
-        line = found.slope.mean + found.slope.slope * (x - x.mean())
-        ax.plot(2**x, line, color=_OPTIMUM, linewidth=1.4)
-        why = "-" if last.why == "untuned" else last.why
-        cost = why if last.nats is None else f"{'≥ ' if last.at_least else ''}{last.nats:.3f} nats"
-        text = f"slope {bounded_slope(found.slope)} a doubling\nregret at {last.size}: {cost}"
-    ax.set_title(f"{found.verdict.partition(':')[0]}\n{text}", fontsize=9.5, loc="left")
+        places = np.array([best.position for best in found.optima])
+        line = found.slope.mean + found.slope.slope * (places - places.mean())
+        ax.plot(2**places, line, color=blue, linewidth=1.4)
+        title = f"slope {bounded_slope(found.slope)} a doubling\nregret at {found.curves[-1].size}: {found.regrets[-1]}"
+    ax.set_title(f"{found.verdict.partition(':')[0]}\n{title}", fontsize=9.5, loc="left")
     ax.set_xscale("log", base=2)
     ax.set_xticks([2**curve.position for curve in found.curves], [curve.size for curve in found.curves])
     ax.xaxis.set_minor_locator(NullLocator())
@@ -136,7 +112,7 @@ def _draw_optima(ax: Axes, found: Transfer) -> None:
     style.decorate(ax)
 
 
-def _name(one: Transfer, found: Sequence[Transfer]) -> str:
+def _name(one: Group, found: Sequence[Group]) -> str:
     """The axis, the value, and what else distinguishes this figure from the others of the table."""
     parts = [one.axis, one.settings.get("value", "").rpartition(".")[2]]
     for key, text in one.settings.items():

@@ -3,10 +3,9 @@
 import csv
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from mup_lightning.errors import UserError
@@ -22,18 +21,17 @@ _REPEATED = {"recipe.optimizer", "recipe.parametrization", "recipe.branch_depth"
 """Columns named like options that repeat another column."""
 
 _EXPECTED = f"the results.csv of a sweep, or the columns {', '.join(COLUMNS)} (an empty loss: diverged)"
-_NOT_STOPPED = ("", "0", "0.0", "false", "no", "none", "nan")
-_LARGEST_LOG2, _LARGEST_LOSS = 1e6, 1e9
-"""Beyond these magnitudes neither a power of two nor a loss means anything."""
+_NO_NUMBER = ["", "nan", "inf", "+inf", "-inf"]
+_LARGEST = 1e9
+"""Beyond this magnitude neither a power of two nor a loss means anything."""
 
 
-def read_table(path: Path, needed: Sequence[str] = COLUMNS, expected: str = _EXPECTED) -> pd.DataFrame:
+def read_table(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """Read a CSV file as text, however it was saved (byte order mark, any line endings, blank lines).
 
     Args:
         path: the file, or the folder whose results.csv it is.
         needed: columns that the table must have.
-        expected: what the file should be, for the messages.
 
     Returns:
         Text cells. The index names each row for messages: "PATH, row 2".
@@ -46,17 +44,12 @@ def read_table(path: Path, needed: Sequence[str] = COLUMNS, expected: str = _EXP
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             rows = {f"{path}, row {reader.line_num}": row for row in reader if row}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; expected {expected}") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV file: {error}; expected {expected}") from None
-    if not rows:
-        raise UserError(f"{path} is empty; expected {expected}")
-    head = rows.pop(next(iter(rows)))
-    if missing := [column for column in needed if column not in head]:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}; expected {expected}")
-    if repeated := sorted({column for column in head if head.count(column) > 1}):
-        raise UserError(f"{path} has the columns {', '.join(repeated)} more than once; expected each once")
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise UserError(f"{path} cannot be read as CSV: {reason}; expected {_EXPECTED}") from None
+    head = rows.pop(next(iter(rows))) if rows else []
+    if wrong := [column for column in dict.fromkeys([*needed, *head]) if head.count(column) != 1]:
+        raise UserError(f"{path} lacks the columns {', '.join(wrong)}, or has them twice; expected {_EXPECTED}")
     if ragged := [place for place, row in rows.items() if len(row) != len(head)]:
         raise UserError(f"{ragged[0]}: expected {len(head)} cells as in the heading")
     if not rows:
@@ -64,30 +57,26 @@ def read_table(path: Path, needed: Sequence[str] = COLUMNS, expected: str = _EXP
     return pd.DataFrame(list(rows.values()), columns=head, index=list(rows), dtype=object)
 
 
-def numbers(
-    table: pd.DataFrame, column: str, expected: str, *, largest: float = math.inf, empty: bool = False
-) -> pd.Series:
+def numbers(table: pd.DataFrame, column: str, expected: str, *, empty: bool = False) -> pd.Series:
     """A column of a text table as numbers.
 
     Args:
         table: see `read_table`.
         column: its name.
         expected: what a cell should hold, for the message.
-        largest: largest magnitude accepted.
         empty: accept cells that are empty, nan or infinite; they become NaN.
 
     Raises:
         UserError: naming the row, the cell and what was expected.
     """
     text = table[column].str.strip()
-    found = text.map(_number).astype(float)
-    wrong = ~(np.isfinite(found) & (found.abs() <= largest))
-    if empty:
-        wrong &= ~text.str.fullmatch("[-+]?(nan|inf|infinity)?", case=False)
+    found = pd.to_numeric(text, errors="coerce").astype(float)
+    found = found.where(found.abs() <= _LARGEST)
+    wrong = found.isna() & ~(text.str.lower().isin(_NO_NUMBER) & empty)
     if wrong.any():
         where = wrong.idxmax()
         raise UserError(f"{where}: {column} is {table.loc[where, column]!r}; expected {expected}")
-    return found.where(np.isfinite(found))
+    return found
 
 
 def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
@@ -106,8 +95,7 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
         size: as text, in that spelling, too.
         position: log2 of the size; of "WxD", half of log2 W + log2 D, so that doubling both is one doubling.
         log2_value: log2 of the base value.
-        loss: nats per token; NaN where the run has none.
-        stopped: whether a run without a loss was given up as hopeless rather than diverged.
+        loss: nats per token; NaN where the run diverged.
         steps: done; NaN where the table does not say.
         corpus, config_hash: empty where the table does not say.
 
@@ -120,19 +108,67 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
             raise UserError(f"{path} has only runs at value 0; expected values above 0")
         print(f"note: runs left out at value 0, which has no logarithm: {zero.sum()}", file=sys.stderr)
         table = table[~zero]
-    optional = {column: "" for column in ("stopped", "steps", "corpus", "config_hash") if column not in table}
-    table = table.assign(**optional)
-    sizes = [_size(text, place) for place, text in table["size"].items()]
-    columns = [*SETTINGS, *options(table)]
+    table = table.assign(**{column: "" for column in ("steps", "corpus", "config_hash") if column not in table})
+    sides = table["size"].str.split("x").map(lambda sides: [_number(side) for side in sides])
+    if (wrong := sides.map(lambda sides: len(sides) > 2 or not all(0 < side < math.inf for side in sides))).any():
+        where = wrong.idxmax()
+        found = table.loc[where, "size"]
+        raise UserError(f"{where}: size is {found!r}; expected a number above 0, or WIDTHxDEPTH")
+    columns = [column for column in (*SETTINGS, *options(table)) if column in table]
     return table.assign(
         settings=[_settings(row, columns) for row in table.to_dict("records")],
-        size=[size for size, _ in sizes],
-        position=[position for _, position in sizes],
-        log2_value=numbers(table, "log2_value", "a power of two, such as -7", largest=_LARGEST_LOG2),
-        loss=numbers(table, "loss", "nats per token (empty: diverged)", largest=_LARGEST_LOSS, empty=True),
-        stopped=~table["stopped"].str.strip().str.lower().isin(_NOT_STOPPED),
+        size=["x".join(f"{side:.15g}" for side in own) for own in sides],
+        position=[sum(map(math.log2, own)) / len(own) for own in sides],
+        log2_value=numbers(table, "log2_value", "a power of two, such as -7"),
+        loss=numbers(table, "loss", "nats per token (empty: diverged)", empty=True),
         steps=numbers(table, "steps", "a number", empty=True),
     )
+
+
+def refuse_different(runs: pd.DataFrame, families: Sequence[Hashable], columns: Sequence[str]) -> None:
+    """Refuse to compare losses of different texts, or after different numbers of steps.
+
+    Args:
+        runs: see `read_losses`.
+        families: equal for runs that are compared.
+        columns: what they must agree in, where the table says.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    trained = runs.assign(family=families)[runs["loss"].notna()]
+    for column in columns:
+        known = trained[trained[column].replace("", None).notna()]
+        for _, values in known.groupby("family", sort=False)[column]:
+            if values.nunique() > 1:
+                each = " and ".join(f"{value:.12}".removesuffix(".0") for value in values.unique())
+                raise UserError(
+                    f"runs that are compared differ in {column} ({each}), so their losses cannot be compared: make a "
+                    f"table of each, or add a column of the option behind it, such as data.path or trainer.max_steps"
+                )
+
+
+def refuse_twice(runs: pd.DataFrame) -> None:
+    """Refuse two runs of one size, value and seed, and two shapes at one place, such as 64x4 and 128x2.
+
+    Raises:
+        UserError: naming both rows, or both shapes.
+    """
+    for sizes in runs.groupby("position")["size"].unique():
+        if len(sizes) > 1:
+            raise UserError(
+                f"{' and '.join(sizes)} would be one size: expected models whose width and depth grow together, such "
+                f"as 64x2 and 128x4; make a table of those, or of one axis at a time"
+            )
+    keys = ["position", "log2_value", "seed"]
+    if (again := runs.duplicated(keys)).any():
+        second = runs[again].iloc[0]
+        first = runs[(runs[keys] == second[keys]).all(axis=1)].iloc[0]
+        other = ", of another configuration, which no column shows" * (first["config_hash"] != second["config_hash"])
+        raise UserError(
+            f"{second.name} has size {second['size']}, 2^{second['log2_value']:g}, seed {second['seed'] or '(none)'} "
+            f"again (before: {first.name}){other}; keep one of the two rows"
+        )
 
 
 def options(table: pd.DataFrame) -> list[str]:
@@ -146,15 +182,10 @@ def _published(path: Path) -> pd.DataFrame:
     Raises:
         UserError: it is not such a file.
     """
-    expected = (
-        '{"tables": {NAME: {parametrization, axis, optimizer, hyperparameter, layernorm, log2_values, '
-        "validation_loss}}}, as the published losses have it, or a .csv"
-    )
+    expected = "the published losses, as docs/results/published_losses.json has them, or a .csv"
     try:
-        tables = read_json(path, expected)["tables"].items()
-        rows = [
-            {
-                "place": f"{path}, {name}, size {size}, 2^{value}",
+        rows = {
+            f"{path}, {name}, size {size}, 2^{value}": {
                 "parametrization": table["parametrization"],
                 "axis": table["axis"],
                 "size": size,
@@ -165,32 +196,20 @@ def _published(path: Path) -> pd.DataFrame:
                 "value": table["hyperparameter"],
                 "layer_norm": str(table["layernorm"]),
             }
-            for name, table in tables
+            for name, table in read_json(path, expected)["tables"].items()
             for size, losses in table["validation_loss"].items()
             for value, loss in zip(table["log2_values"], losses, strict=True)
-        ]
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a table of losses; expected {expected}") from None
-    return pd.DataFrame(rows, dtype=object).set_index("place")
+    return pd.DataFrame(list(rows.values()), index=list(rows), dtype=object)
 
 
-def _settings(row: Mapping[str, str], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _settings(row: dict[str, str], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """What separates groups of runs; see `read_losses`."""
     varies = {row.get("value"), row["axis"]} | ({"width", "depth"} if row["axis"] == "both" else set())
-    own = {key: row[key] for key in columns if row.get(key) and key not in varies}
+    own = {key: row[key] for key in columns if row[key] and key not in varies}
     return tuple((key, _spelling(text) if key in SETTINGS else text) for key, text in own.items())
-
-
-def _size(text: str, where: str) -> tuple[str, float]:
-    """A size in one spelling, and its position; see `read_losses`.
-
-    Raises:
-        UserError: it is not a size.
-    """
-    sides = [_number(side) for side in text.split("x")]
-    if len(sides) > 2 or not all(0 < side < math.inf for side in sides):
-        raise UserError(f"{where}: size is {text!r}; expected a number above 0, or WIDTHxDEPTH")
-    return "x".join(map(_spelling, text.split("x"))), sum(map(math.log2, sides)) / len(sides)
 
 
 def _spelling(text: str) -> str:
@@ -201,6 +220,6 @@ def _spelling(text: str) -> str:
 def _number(text: str) -> float:
     """The number in a cell; NaN where there is none."""
     try:
-        return float(text or "nan")
+        return float(text)
     except ValueError:
         return math.nan

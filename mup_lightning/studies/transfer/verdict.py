@@ -1,42 +1,157 @@
-"""One plain sentence: does the best value of the small model serve the large one?"""
+"""From a table of losses to one sentence a group: does the best value of the small model serve the large one?"""
 
 import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
+import pandas as pd
+
 from mup_lightning import tables
+from mup_lightning.errors import UserError
 from mup_lightning.studies.fit import student_t
-from mup_lightning.studies.transfer.drift import Regret, Slope
-from mup_lightning.studies.transfer.estimate import Curve, Noise, Optimum
+from mup_lightning.studies.transfer.curves import Curve, Noise, curves_of
+from mup_lightning.studies.transfer.estimate import Optimum, Regret, Slope, optimum, regret, slope_of
+from mup_lightning.studies.transfer.losses import refuse_different, refuse_twice
 
 TRANSFERS, DRIFTS, FAILS, UNCLEAR = "transfers", "drifts", "does not transfer", "cannot tell"
 """How a verdict begins. Drifts: the optimum moves, but the value tuned small still costs next to nothing."""
 
+SLOPE_TOLERANCE, REGRET_TOLERANCE = 0.15, 0.02
+
 _ASSUMED_NOISE = 0.01
 """Noise between seeds, nats, that cannot be ruled out with one seed: a regret it could explain proves nothing."""
 
+_NAMES = {"sp": "SP", "mup": "recipe", "muP k=1": "recipe, k = 1", "muP k>=2": "recipe, k ≥ 2"}
 
-@dataclass(frozen=True)
-class Evidence:
-    """What is known about one group.
+
+@dataclass
+class Group:
+    """Runs that differ only in size, base value and seed, and what follows from them.
 
     Attributes:
         axis: what grows: width, depth, both, or any other word.
+        settings: column -> text of what the runs share, the parametrization first.
+        steps: steps of the runs that finished; None where the table does not say.
+        seeds: largest number of seeds of any value.
         curves: losses of every size, small to large.
         noise: noise of the losses.
         optima: optimum of each size where anything trained.
-        slope: slope of the optima; None where there are fewer than two.
         regrets: regret of every size.
+        slope: slope of the optima; None where there are fewer than two.
+        verdict: one sentence, see `judge`.
     """
 
     axis: str
-    curves: tuple[Curve, ...]
+    settings: dict[str, str]
+    steps: int | None
+    seeds: int
+    curves: list[Curve]
     noise: Noise
-    optima: tuple[Optimum, ...]
+    optima: list[Optimum]
+    regrets: list[Regret]
     slope: Slope | None
-    regrets: tuple[Regret, ...]
+    verdict: str = ""
+
+    @property
+    def label(self) -> str:
+        """The parametrization for people, with k where it has one."""
+        return _label(self.settings)
+
+    @property
+    def title(self) -> str:
+        """What is swept over what, and what else is fixed."""
+        rest = {key: text for key, text in self.settings.items() if key not in ("parametrization", "branch_depth")}
+        value, optimizer = rest.pop("value", "base value"), rest.pop("optimizer", "")
+        layer_norm = rest.pop("layer_norm", rest.pop("model.layer_norm", ""))
+        norm = {"True": "LayerNorm", "False": "no LayerNorm"}.get(layer_norm.capitalize(), "")
+        steps = f"{self.steps} steps" if self.steps else ""
+        parts = [f"{value} over {self.axis}", optimizer, norm, *(f"{key} {text}" for key, text in rest.items()), steps]
+        return ", ".join(filter(None, parts))
+
+    @property
+    def family(self) -> tuple[tuple[str, str], ...]:
+        """Equal for groups that differ only in the parametrization."""
+        return _family(self.axis, self.settings)
+
+    def at(self, size: str) -> Optimum | None:
+        """The optimum of a size; None where nothing trained."""
+        return next((best for best in self.optima if best.size == size), None)
 
 
-def judge(found: Evidence, slope_tolerance: float, regret_tolerance: float) -> str:
+def transfer(
+    runs: pd.DataFrame,
+    slope_tolerance: float = SLOPE_TOLERANCE,
+    regret_tolerance: float = REGRET_TOLERANCE,
+    noise: float | None = None,
+) -> list[Group]:
+    """Judge every group of a table.
+
+    Args:
+        runs: see `read_losses`.
+        slope_tolerance: slope that still counts as transfer, powers of two per doubling.
+        regret_tolerance: regret that still counts as transfer, nats.
+        noise: standard deviation between seeds, nats, for groups that have one seed.
+
+    Returns:
+        The groups in the order of the table, families together, and in a family SP before k ≥ 2 before k = 1.
+
+    Raises:
+        UserError: the runs cannot be compared: a run appears twice, all diverged, no group has two sizes, or corpora or
+            steps differ within a family.
+    """
+    own_families = [_family(axis, dict(own)) for axis, own in zip(runs["axis"], runs["settings"], strict=True)]
+    refuse_different(runs, own_families, ["corpus", "steps"])
+    if runs["loss"].isna().all():
+        raise UserError(f"no run has a loss, all {len(runs)} diverged; lower the base values")
+    found = []
+    for (axis, settings), own in runs.groupby(["axis", "settings"], sort=False):
+        refuse_twice(own)
+        curves, own_noise = curves_of(own, noise)
+        best = [optimum(curve, own_noise.dof) for curve in curves]
+        optima = [each for each in best if each]
+        regrets = [regret(curve, best[0], each, own_noise.dof) for curve, each in zip(curves, best, strict=True)]
+        steps = own["steps"][own["loss"].notna()].max()
+        steps = None if pd.isna(steps) else round(steps)
+        seeds = int(own.groupby(["position", "log2_value"]).size().max())
+        slope = slope_of(optima, own_noise)
+        group = Group(axis, dict(settings), steps, seeds, curves, own_noise, optima, regrets, slope)
+        group.verdict = judge(group, slope_tolerance, regret_tolerance)
+        found.append(group)
+    if all(len(group.curves) < 2 for group in found):
+        raise UserError(_one_size(runs))
+    order = {"SP": 0, "recipe, k = 1": 2}
+    return [one for own in families(found) for one in sorted(own, key=lambda group: order.get(group.label, 1))]
+
+
+def families(found: Iterable[Group]) -> list[list[Group]]:
+    """Groups that differ only in the parametrization, together."""
+    by_family: dict[Hashable, list[Group]] = defaultdict(list)
+    for one in found:
+        by_family[one.family].append(one)
+    return list(by_family.values())
+
+
+def _label(settings: Mapping[str, str]) -> str:
+    name, k = settings["parametrization"], settings.get("branch_depth", "")
+    return _NAMES.get(name, name) + {"": "", "1": ", k = 1"}.get(k, ", k ≥ 2")
+
+
+def _family(axis: str, settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    own = ("parametrization", "branch_depth")
+    return ("axis", axis), *((key, text) for key, text in settings.items() if key not in own)
+
+
+def _one_size(runs: pd.DataFrame) -> str:
+    """Why no group has two sizes: there are none, or columns tell all of them apart."""
+    have = " and ".join(f"{axis} {', '.join(own['size'].unique())}" for axis, own in runs.groupby("axis", sort=False))
+    settings = pd.DataFrame([dict(own) for own in runs["settings"]]).fillna("")
+    differing = [key for key in settings if settings[key].nunique() > 1]
+    why = f"; runs that differ in {' or '.join(differing)} are not compared" if differing else ""
+    return f"no group has two sizes, which transfer is seen between: there are {have}{why}"
+
+
+def judge(found: Group, slope_tolerance: float, regret_tolerance: float) -> str:
     """The verdict: one of the four words above, the reasons, and the numbers they rest on.
 
     Args:
@@ -44,26 +159,54 @@ def judge(found: Evidence, slope_tolerance: float, regret_tolerance: float) -> s
         slope_tolerance: powers of two of the value per doubling of the size, up or down.
         regret_tolerance: nats at the largest size.
     """
-    facts, largest, last = _facts(found), found.regrets[-1], f"{found.axis} {found.regrets[-1].size}"
+    axis, slope, cost, one_seed = found.axis, found.slope, found.regrets[-1], found.noise.residual is None
+    small, large = (f"{axis} {curve.size}" for curve in (found.curves[0], found.curves[-1]))
     drift = _drift(found, slope_tolerance)
-    failures = _failures(found, regret_tolerance, drifts=bool(drift))
-    if failures:
-        return f"{FAILS}: {', and '.join(filter(None, [drift, *failures]))}; {facts}"
-    facts += _expensive_tie(found, regret_tolerance)
-    caveats = _caveats(found, slope_tolerance, regret_tolerance, drifts=bool(drift))
-    if drift and not caveats and largest.at_least:
-        caveats = [
-            f"the cost of tuning at the smallest size is unknown: at {last} the best value is the last one tried, so "
-            "widen the grid"
-        ]
-    if caveats:
+    facts = f"slope {bounded_slope(slope)}, regret {cost}, noise {found.noise}"
+
+    # Which of the values that tie at the smallest size is tuned is chance: a failure must not hang on it.
+    dear, cheap = _dear(cost, regret_tolerance), cost.nats is not None and cost.nats <= regret_tolerance
+    other = ""
+    for value, (nats, half_width) in sorted(cost.ties.items(), key=lambda tie: tie[1]):
+        if nats <= regret_tolerance if dear else cheap and nats - half_width > regret_tolerance:
+            other = f"2^{value:g}, which ties with 2^{cost.value:g} at {small}, costs {nats:.3f} nats at {large}"
+            break
+    failure = ""
+    if not found.curves[-1].trained:
+        failure = f"every value that was tried diverged at {large}"
+    elif dear and not other:
+        failure = f"what is best at {small} {'diverges' if cost.nats is None else f'costs {cost} nats'} at {large}"
+        if one_seed and cost.nats is not None and not drift:
+            # The noise at which one seed's regret would no longer stand above the tolerance.
+            explaining = (cost.nats - regret_tolerance) / (student_t(math.inf) * math.sqrt(2))
+            failure = f"{failure} (unless seeds differ by {explaining:.3f})" if explaining >= _ASSUMED_NOISE else ""
+    if failure:
+        return f"{FAILS}: {', and '.join(filter(None, [drift, failure]))}; {facts}"
+    facts += f" ({other})" if other and not dear else ""
+
+    edges = ", ".join(best.size for best in found.optima if best.edge)
+    lost = ", ".join(curve.size for curve in found.curves if not curve.trained)
+    regrets = zip(found.curves, found.regrets, strict=True)
+    between = [curve.size for curve, own in regrets if _dear(own, regret_tolerance)]
+    unsure = slope is None or slope.low is None or slope.high is None
+    steep = slope and max(abs(slope.slope), -(slope.low or 0.0) / 2, (slope.high or 0.0) / 2) > slope_tolerance
+    doubts: dict[str, object] = {
+        "fewer than two sizes trained": slope is None,
+        f"at {axis} {edges} the best value is the last one tried, so widen the grid": edges
+        and (not drift or cost.at_least),
+        f"nothing trained at {axis} {lost}": lost,
+        f"the best value of {small} was not tried at {large}": cost.why == "missing",
+        f"{other}: more seeds at {small}": dear and other,
+        "the regret may be noise: more seeds": cost.nats and not cheap and not other,
+        f"the regret is high at {axis} {', '.join(between)}, although not at the largest": cheap and between,
+        "the slope is too uncertain: more sizes, seeds or steps": not drift and not edges and (unsure or steep),
+    }
+    if caveats := [doubt for doubt, holds in doubts.items() if holds]:
         return f"{UNCLEAR}: {'; '.join(filter(None, [drift, *caveats]))}; {facts}"
-    if drift:
-        return f"{DRIFTS}: {drift}, but what is tuned at the smallest size costs little at the largest; {facts}"
-    return f"{TRANSFERS}: {facts}"
+    return f"{DRIFTS}: {drift}, but what is tuned small costs little; {facts}" if drift else f"{TRANSFERS}: {facts}"
 
 
-def _drift(found: Evidence, tolerance: float) -> str:
+def _drift(found: Group, tolerance: float) -> str:
     """A sentence where the optimum moves faster than is tolerated, and certainly moves; else empty."""
     slope = found.slope
     if slope is None or slope.low is None or slope.high is None:
@@ -73,126 +216,20 @@ def _drift(found: Evidence, tolerance: float) -> str:
     if not (falls or rises):
         return ""
     axis = "width and depth" if found.axis == "both" else found.axis
-    return (
-        f"the best value {'falls' if falls else 'rises'} by {'at least ' if slope.bound else ''}{abs(slope.slope):.2f} "
-        f"powers of two for each doubling of the {axis}"
-    )
+    by = f"{'falls' if falls else 'rises'} by {'at least ' if slope.bound else ''}{abs(slope.slope):.2f}"
+    return f"the best value {by} powers of two for each doubling of the {axis}"
 
 
-def _failures(found: Evidence, tolerance: float, *, drifts: bool) -> list[str]:
-    """What proves that the value does not transfer, drift aside."""
-    largest, axis = found.regrets[-1], found.axis
-    if largest.size not in {o.size for o in found.optima}:
-        return [f"every value that was tried diverged or was stopped at {axis} {largest.size}"]
-    if not _expensive(largest, tolerance) or _cheap_tie(found, tolerance):
-        return []
-    what = f"what is best at {axis} {found.optima[0].size} {_fate(largest)} at {axis} {largest.size}"
-    if found.noise.residual is None and largest.nats is not None and not drifts:
-        # The noise at which one seed's regret would no longer stand above the tolerance.
-        explaining = (largest.nats - tolerance) / (student_t(math.inf) * math.sqrt(2))
-        return [f"{what} (unless seeds differ by {explaining:.3f} or more)"] if explaining >= _ASSUMED_NOISE else []
-    return [what]
-
-
-def _expensive(regret: Regret, tolerance: float) -> bool:
+def _dear(cost: Regret, tolerance: float) -> bool:
     """Whether a regret exceeds the tolerance by more than the noise explains."""
-    return regret.infinite or (regret.nats is not None and regret.nats - regret.ci_half_width > tolerance)
-
-
-def _cheap(regret: Regret, tolerance: float) -> bool:
-    return regret.nats is not None and regret.nats <= tolerance
-
-
-def _cheap_tie(found: Evidence, tolerance: float) -> str:
-    """A sentence where the regret is large, but that of a value that ties at the smallest size is small; else empty.
-
-    Which of the two is tuned is chance, and so is the regret: it proves no failure.
-    """
-    largest = found.regrets[-1]
-    other = min(largest.ties, key=lambda tie: tie.nats or 0.0, default=None)
-    if not _expensive(largest, tolerance) or other is None or not _cheap(other, tolerance):
-        return ""
-    within = "" if found.noise.residual is None else ", within the noise"
-    return (
-        f"2^{largest.value:g} and 2^{other.value:g} are equally good at {found.axis} {found.optima[0].size}{within}; "
-        f"at {found.axis} {largest.size} the first {_fate(largest)} and the second {_fate(other)}: more seeds at "
-        f"{found.optima[0].size}"
-    )
-
-
-def _expensive_tie(found: Evidence, tolerance: float) -> str:
-    """A remark where the regret is small, but that of a value that ties at the smallest size is not; else empty."""
-    largest = found.regrets[-1]
-    other = max(largest.ties, key=lambda tie: (tie.nats or 0.0) - tie.ci_half_width, default=None)
-    if not _cheap(largest, tolerance) or other is None or not _expensive(other, tolerance):
-        return ""
-    return f" (2^{other.value:g}, which ties at {found.optima[0].size}, would cost {other.nats:.3f})"
-
-
-def _caveats(found: Evidence, slope_tolerance: float, regret_tolerance: float, *, drifts: bool) -> list[str]:
-    """What stands in the way of a verdict."""
-    slope, largest, axis = found.slope, found.regrets[-1], found.axis
-    if slope is None:
-        one = len(found.regrets) < 2
-        return ["there is only one size" if one else "there are fewer than two sizes with a finite loss"]
-    caveats = []
-    edges = [o.size for o in found.optima if o.edge]
-    if edges and not drifts:
-        caveats.append(f"at {axis} {', '.join(edges)} the best value is the last one tried, so widen the grid")
-    if lost := [r.size for r in found.regrets if r.size not in {o.size for o in found.optima}]:
-        caveats.append(f"nothing trained at {axis} {', '.join(lost)}")
-    if largest.why == "missing":
-        caveats.append(f"the best value of the smallest size was not tried at {axis} {largest.size}")
-    elif tie := _cheap_tie(found, regret_tolerance):
-        caveats.append(tie)
-    elif largest.nats is not None and largest.nats > regret_tolerance:
-        within = "one seed does not tell whether by noise" if found.noise.residual is None else "within the noise"
-        caveats.append(f"the regret is above {regret_tolerance:g}, but {within}: more seeds")
-    between = [r for r in found.regrets[:-1] if _expensive(r, regret_tolerance)]
-    if between and _cheap(largest, regret_tolerance):
-        cost = between[0].why or f"{between[0].nats:.3f} nats"
-        caveats.append(f"at {axis} {between[0].size} the regret is {cost}, although not at the largest")
-    if not drifts and not edges:
-        if slope.low is None or slope.high is None:
-            caveats.append("two sizes of one seed do not tell how sure the slope is: more sizes or seeds")
-        elif max(-slope.low, slope.high) > 2 * slope_tolerance or abs(slope.slope) > slope_tolerance:
-            caveats.append("the slope is too uncertain: more sizes, seeds or steps")
-    return caveats
-
-
-def _fate(regret: Regret) -> str:
-    """What becomes of a value at a size, as a predicate."""
-    if regret.nats is None:
-        return "diverges" if regret.why == "diverged" else "was stopped as hopeless"
-    return f"costs {_cost(regret)}"
-
-
-def _cost(regret: Regret) -> str:
-    return f"{'at least ' if regret.at_least else ''}{regret.nats:.3f} nats"
-
-
-def _facts(found: Evidence) -> str:
-    """Slope, regret and noise in a few words."""
-    facts, largest, slope = [], found.regrets[-1], found.slope
-    if slope is not None:
-        bound = f"{slope.bound} " if slope.bound in ("at most", "at least") else ""
-        facts.append(f"slope {bound}{with_interval(slope)}")
-    if largest.nats is not None:
-        facts.append(f"regret {_cost(largest)}")
-    elif largest.infinite:
-        facts.append("regret without limit")
-    return ", ".join([*facts, f"noise {found.noise}"])
-
-
-def with_interval(slope: Slope) -> str:
-    """A slope with its interval where that is known, such as -0.05 [-0.16, +0.06]."""
-    if slope.low is None or slope.high is None:
-        return tables.signed(slope.slope)
-    return tables.interval(slope.slope, slope.low, slope.high)
+    return cost.why == "diverged" or (cost.nats is not None and cost.nats - cost.ci_half_width > tolerance)
 
 
 def bounded_slope(slope: Slope | None) -> str:
-    """A slope with its interval, marked as a bound where optima lie at the edge."""
+    """A slope with its interval where that is known, marked as a bound where optima lie at the edge."""
     if slope is None:
         return "-"
-    return {"at most": "≤ ", "at least": "≥ ", "unknown": "? "}.get(slope.bound, "") + with_interval(slope)
+    bound = {"at most": "≤ ", "at least": "≥ ", "unknown": "? "}.get(slope.bound, "")
+    if slope.low is None or slope.high is None:
+        return bound + tables.signed(slope.slope)
+    return bound + tables.interval(slope.slope, slope.low, slope.high)

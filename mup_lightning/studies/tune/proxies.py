@@ -11,25 +11,18 @@ from mup_lightning.optim.registry import options_in_force, used_sections
 from mup_lightning.studies.sweep.grid import Trial, expand, look_up
 from mup_lightning.studies.sweep.spec import Grid, Sweep
 
-SHAPE = ("model.width", "model.depth", "recipe.base_width", "recipe.base_depth")
-"""What the recipe scales by: it may differ."""
+_SCALED = "model.width model.depth recipe.base_width recipe.base_depth".split()
+"""What the recipe scales by."""
 
-_MAY_DIFFER = (*SHAPE, "model.heads", "model.head_size", "model.vocab_size", "model.loss_chunk", "seed")
-"""Heads are compared by the dimension that follows from them."""
-
-NOT_TRANSFERRED = (
-    "data.tokenizer",
-    "data.batch_size",
-    "data.path",
-    "model.context",
-    "model.head_dim",
-    "model.dropout",
-    "trainer.max_steps",
-    "trainer.precision",
-    "trainer.gradient_clip",
-    "schedule.min_lr",
-)
+NOT_TRANSFERRED = """
+    data.tokenizer data.batch_size data.path model.context model.head_dim model.dropout trainer.max_steps
+    trainer.precision trainer.gradient_clip schedule.min_lr
+""".split()
 """What moves the best values, too, in ways that no recipe here follows. Everything else must be the same."""
+
+_MAY_DIFFER = {*_SCALED, *NOT_TRANSFERRED, "schedule.warmup_steps", "model.heads", "model.head_size"}
+_MAY_DIFFER |= {"model.vocab_size", "model.loss_chunk", "seed"}
+"""Heads are compared by the dimension that follows from them, the warm-up by its share of the run."""
 
 _OF_THE_TARGET = tuple(
     "run. trainer.strategy trainer.devices trainer.nodes model.width model.depth model.heads model.vocab_size "
@@ -50,23 +43,25 @@ def proxy_trials(sweep: Sweep, target: Config, below: int, above: int) -> list[T
     Raises:
         UserError: the sweep contradicts the target, or a configuration is one that training would refuse.
     """
-    grids = list(sweep.grids)
+    grids, key = list(sweep.grids), sweep.value
+    if any(key in grid.set for grid in grids):
+        raise UserError(f"{key} is swept, so --set and {sweep.file} cannot fix it; --{key} says what to search around")
     if not names_values(sweep):
-        middle = round(math.log2(_middle(sweep, target)))
+        own = look_up(target, key)
+        if isinstance(own, bool) or not isinstance(own, int | float) or own <= 0:
+            raise UserError(f"{key} is {own!r} in the target; expected a number above 0 to search around (--{key})")
+        middle = round(math.log2(own))
         values = [2.0**exponent for exponent in range(middle - below, middle + above + 1)]
-        grids = [
-            replace(
-                grid,
-                vary=grid.vary | {sweep.value: _above_floor(values, grid, sweep, target)},
-                set={key: value for key, value in grid.set.items() if key != sweep.value},
-            )
-            for grid in grids
-        ]
-    elif any(sweep.value not in grid.vary for grid in grids):
-        raise UserError(f"{sweep.file}: some grids vary {sweep.value}, others do not; expected all of them or none")
+        for number, grid in enumerate(grids):  # no learning rate may be below the floor of the schedule
+            floor = float(grid.set.get("schedule.min_lr", target.schedule.min_lr)) if key == "recipe.lr" else 0.0
+            if not (above_floor := [value for value in values if value >= floor]):
+                raise UserError(f"every {key} that would be tried around {own:g} lies below schedule.min_lr {floor:g}")
+            grids[number] = replace(grid, vary=grid.vary | {key: above_floor})
+    elif any(key not in grid.vary for grid in grids):
+        raise UserError(f"{sweep.file}: some grids vary {key}, others do not; expected all of them or none")
     grids = [replace(grid, set=_warmup(grid, target) | grid.set) for grid in grids]
     trials = expand(replace(sweep, grids=tuple(grids)), like_target(target, grids))
-    refuse_incompatible([trial.config for trial in trials], target, sweep.value, sweep.file)
+    refuse_incompatible([trial.config for trial in trials], target, key, sweep.file)
     return trials
 
 
@@ -88,46 +83,15 @@ def like_target(target: Config, grids: Sequence[Grid]) -> dict[str, Any]:
     return values
 
 
-def _middle(sweep: Sweep, target: Config) -> float:
-    """Where the grid begins: what the sweep file or --set fixes the swept value to, else the target's own value."""
-    fixed = {str(grid.set[sweep.value]): grid.set[sweep.value] for grid in sweep.grids if sweep.value in grid.set}
-    if len(fixed) > 1:
-        raise UserError(f"{sweep.file} sets {sweep.value} to {' and '.join(fixed)}; expected one middle of the grid")
-    middle = next(iter(fixed.values()), look_up(target, sweep.value))
-    try:
-        found = float(middle)
-    except (TypeError, ValueError):
-        found = math.nan
-    if not 0 < found < math.inf:
-        where = f"{sweep.file} or --set" if fixed else "the target"
-        raise UserError(
-            f"{sweep.value} is {middle!r} in {where}; expected a number above 0 to search around, or values under vary "
-            f"in {sweep.file}"
-        )
-    return found
-
-
-def _above_floor(values: list[float], grid: Grid, sweep: Sweep, target: Config) -> list[float]:
-    """Values without those below the floor of the schedule, which no learning rate may have."""
-    floor = float(grid.set.get("schedule.min_lr", target.schedule.min_lr))
-    left = [value for value in values if value >= floor or sweep.value != "recipe.lr"]
-    if not left:
-        raise UserError(
-            f"recipe.lr: every value around {values[len(values) // 2]:g} that would be tried lies below "
-            f"schedule.min_lr {floor:g}, where the schedule ends; lower that, or begin from a higher recipe.lr"
-        )
-    return left
-
-
 def _warmup(grid: Grid, target: Config) -> dict[str, Any]:
     """The target's warm-up as the same share of a shorter run; empty if it follows the length by itself."""
     steps = grid.set.get("trainer.max_steps", target.trainer.max_steps)
     if not target.schedule.warmup_steps or "trainer.max_steps" in grid.vary:
         return {}
-    return {"schedule.warmup_steps": max(1, round(warmup_share(target) * int(steps)))}
+    return {"schedule.warmup_steps": max(1, round(_warmup_share(target) * int(steps)))}
 
 
-def warmup_share(config: Config) -> float:
+def _warmup_share(config: Config) -> float:
     """Share of the run that the warm-up takes: schedules are alike if this is equal, not if the steps are."""
     steps = config.schedule.warmup_steps
     return 0.1 if steps is None else steps / config.trainer.max_steps
@@ -141,10 +105,7 @@ def refuse_incompatible(proxies: Sequence[Config], target: Config, swept: str, w
     """
     for proxy in proxies:
         if found := incompatibilities(proxy, target, swept):
-            more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
-            raise UserError(
-                f"{where}: the best value would not carry over: {'; '.join(found[:4])}{more}. Make them the same"
-            )
+            raise UserError(f"{where}: the best value would not carry over: {'; '.join(found)}. Make them the same")
     bases = sorted({(proxy.recipe.base_width, proxy.recipe.base_depth) for proxy in proxies})
     if len(bases) > 1 and target.recipe.parametrization != "sp":
         raise UserError(
@@ -162,9 +123,8 @@ def incompatibilities(proxy: Config, target: Config, swept: str) -> list[str]:
         swept: dotted key of the value that is tuned.
     """
     theirs, ours = _identity(target), _identity(proxy)
-    skipped = {swept, *_MAY_DIFFER, *NOT_TRANSFERRED, "schedule.warmup_steps"}
-    if proxy.recipe.parametrization == target.recipe.parametrization == "sp":
-        skipped.add("recipe.branch_depth")  # SP has none
+    sp = proxy.recipe.parametrization == target.recipe.parametrization == "sp"  # which has no branch depth
+    skipped = _MAY_DIFFER | {swept} | ({"recipe.branch_depth"} if sp else set())
     return [
         f"{key} is {ours[key]} in the proxy, {theirs[key]} in the target"
         for key in ours
@@ -186,9 +146,9 @@ def not_transferred(proxies: Sequence[Config], target: Config) -> list[str]:
         ours = sorted({look_up(proxy, key) for proxy in proxies} - {"auto"})
         if theirs != "auto" and any(value != theirs for value in ours):
             found.append(f"{key} is {' or '.join(map(str, ours))} in the proxies, {theirs} in the target")
-    share = warmup_share(target)
+    share = _warmup_share(target)
     # A difference of less than a step is rounding.
-    if any(abs(warmup_share(proxy) - share) * proxy.trainer.max_steps >= 1 for proxy in proxies):
-        shares = " or ".join(sorted({f"{warmup_share(proxy):.1%}" for proxy in proxies}))
+    if any(abs(_warmup_share(proxy) - share) * proxy.trainer.max_steps >= 1 for proxy in proxies):
+        shares = " or ".join(sorted({f"{_warmup_share(proxy):.1%}" for proxy in proxies}))
         found.append(f"the warm-up takes {shares} of the run in the proxies, {share:.1%} in the target")
     return found

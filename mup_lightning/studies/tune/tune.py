@@ -1,22 +1,27 @@
 """`mup-lightning tune`: finds a base value of a large model on small ones, and writes the large one's configuration."""
 
+import json
 import shlex
-from dataclasses import replace
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from mup_lightning.config.schema import Config
+import yaml
+
+from mup_lightning.config.load import merge
+from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
-from mup_lightning.files import check_folder, make_folder
+from mup_lightning.files import check_folder, write_atomic
 from mup_lightning.plan.plan import plan
-from mup_lightning.studies.sweep.grid import Trial, look_up
+from mup_lightning.studies.sweep.grid import look_up
+from mup_lightning.studies.sweep.results import read_trials
 from mup_lightning.studies.sweep.run import dry_run, run_trials
-from mup_lightning.studies.sweep.spec import load, setting
-from mup_lightning.studies.sweep.table import read_trials
+from mup_lightning.studies.sweep.spec import Sweep, load
 from mup_lightning.studies.transfer.figures import draw
-from mup_lightning.studies.transfer.losses import read_losses
+from mup_lightning.studies.transfer.losses import COLUMNS, read_losses
 from mup_lightning.studies.transfer.report import text
-from mup_lightning.studies.transfer.transfer import Transfer, transfer
-from mup_lightning.studies.tune import report
+from mup_lightning.studies.transfer.verdict import Group, transfer
 from mup_lightning.studies.tune.prediction import ends, predict
 from mup_lightning.studies.tune.proxies import (
     incompatibilities,
@@ -44,82 +49,78 @@ def run(settings: TuneSettings, target: Config) -> int:
         0; 1 if a configuration has no result; 130 after Ctrl-C.
     """
     if target.run.resume is not None:
-        raise UserError(
-            "run.resume is set, but tune trains small models, and goes on with them by itself; leave it out"
-        )
+        raise UserError("run.resume is set, but tune trains small models, and continues with them by itself")
     folder = settings.out or Path("runs") / "tune" / target.run.name
     check_folder(folder)
     if settings.results:
         return _from_results(settings.results, target, folder)
-    sweep = load(settings.sweep or SWEEP, dict(setting(text) for text in settings.set), tuning=True)
-    below = above = AROUND
-    trials: list[Trial] = []
-    groups: list[Transfer] = []
+    sweep = load(settings.sweep or SWEEP, settings.set, tuning=True)
+    if settings.dry_run:
+        print(_preview(sweep, target, folder, settings.workers))
+        return 0
+    below, above, runs = AROUND, AROUND, 0
     for _ in range(ROUNDS):
-        before, trials = trials, proxy_trials(sweep, target, below, above)
-        if len(trials) == len(before):  # it cannot grow any more
+        trials = proxy_trials(sweep, target, below, above)
+        if len(trials) == runs:  # the grid cannot grow any more
             break
-        if settings.dry_run:
-            print(dry_run(trials, folder, settings.workers))
-            if not names_values(sweep):
-                print(f"more values if the best is the first or last of them, at most {ROUNDS - 1} times")
-            print(cost_of(target, sum(trial.checked.flops for trial in trials)))
-            if differing := not_transferred([trial.config for trial in trials], target):
-                print(f"not transferred by the recipe: {'; '.join(differing)}")
-            return 0
+        runs = len(trials)
         summary = run_trials(trials, folder, settings.workers, sweep.keep_runs)
         if summary.exit_code:
             return summary.exit_code
-        if summary.finished < len(trials):
+        if summary.finished < runs:
             print(f"{folder} is not complete: repeat this command once the other process has ended", flush=True)
             return 1
-        groups = groups_of(folder, trials)
+        groups = groups_of(folder, sweep.value, {trial.hash for trial in trials})
         reached = {end for group in groups for best in group.optima for end in ends(group, best)}
         if names_values(sweep) or not reached:
             break
         below, above = below + FURTHER * (-1 in reached), above + FURTHER * (1 in reached)
-    _conclude(groups, [trial.config for trial in trials], sweep.value, target, folder, folder)
-    return 0
+    return _conclude(groups, [trial.config for trial in trials], sweep.value, target, folder, folder)
 
 
-def groups_of(folder: Path, trials: list[Trial]) -> list[Transfer]:
-    """What the results of these trials say. Other tunes may have swept other values through the same configurations."""
-    own = {(trial.hash, axis, trial.value) for trial in trials for axis in trial.axes}
-    runs = read_losses(folder / "results.csv")
-    places = zip(runs["config_hash"], runs["axis"], runs["value"], strict=True)
-    return transfer(runs[[place in own for place in places]])
+def groups_of(folder: Path, key: str, hashes: set[str]) -> list[Group]:
+    """What the results of these trials say; another tune, of another value, may have written the table meanwhile."""
+    runs = read_losses(folder)
+    return transfer(runs[runs["config_hash"].isin(hashes) & (runs["value"] == key)])
+
+
+def _preview(sweep: Sweep, target: Config, folder: Path, workers: int | None) -> str:
+    """What would be run, and what it costs."""
+    trials = proxy_trials(sweep, target, AROUND, AROUND)
+    lines = [dry_run(trials, folder, workers)]
+    if not names_values(sweep):
+        lines.append(f"more values if the best is the first or last of them, at most {ROUNDS - 1} times")
+    lines.append(_cost_of(target, sum(trial.checked.flops for trial in trials)))
+    if differing := not_transferred([trial.config for trial in trials], target):
+        lines.append(f"not transferred by the recipe: {'; '.join(differing)}")
+    return "\n".join(lines)
 
 
 def _from_results(results: Path, target: Config, folder: Path) -> int:
     """Use those results of a finished sweep whose models are like the target."""
     place = results if results.is_dir() else results.parent
-    records = read_trials(place)
-    swept = {str(row["value"]) for record in records.values() for row in record["rows"]}
-    if len(swept) != 1:
-        found = f"sweeps of several values, {' and '.join(sorted(swept))}" if swept else "no results"
-        raise UserError(
-            f"{place} has {found}; expected the folder of a sweep of one value (of several, repeat the tune that ran "
-            f"the one that you want, with its --sweep and this folder as --out: it repeats no run)"
-        )
-    (key,) = swept
-    known = {name: Config.from_plain(record["config"]) for name, record in records.items() if record["config"]}
-    differences = {name: incompatibilities(config, target, key) for name, config in known.items()}
-    alike = {name: config for name, config in known.items() if not differences[name]}
+    runs = read_losses(place, (*COLUMNS, "value", "config_hash"))
+    keys = list(runs["value"].unique())
+    if len(keys) > 1:
+        raise UserError(f"{place} has sweeps of several values, {' and '.join(keys)}; expected the folder of one sweep")
+    records = read_trials(place).items()
+    of_table = {name: record["config"] for name, record in records if name in set(runs["config_hash"])}
+    known = {name: Config.from_plain(config) for name, config in of_table.items() if config}
     if not known:
         raise UserError(f"{place} does not say which configurations its rows have; expected the folder of a sweep")
+    differences = {name: incompatibilities(config, target, keys[0]) for name, config in known.items()}
+    alike = {name: config for name, config in known.items() if not differences[name]}
     nearest = min(known, key=lambda name: len(differences[name]))
-    refuse_incompatible(list(alike.values()) or [known[nearest]], target, key, str(place))
-    runs = read_losses(place / "results.csv")
+    refuse_incompatible(list(alike.values()) or [known[nearest]], target, keys[0], str(place))
     groups = transfer(runs[runs["config_hash"].isin(alike)])
-    _conclude(groups, list(alike.values()), key, target, folder, place)
-    return 0
+    return _conclude(groups, list(alike.values()), keys[0], target, folder, place)
 
 
 def _conclude(
-    groups: list[Transfer], proxies: list[Config], key: str, target: Config, folder: Path, source: Path
-) -> None:
+    groups: list[Group], proxies: Sequence[Config], key: str, target: Config, folder: Path, source: Path
+) -> int:
     """Print what was found, draw it, and write the target's configuration with the value."""
-    base, own = _base(proxies[0]), _base(target)
+    base, own = ((config.recipe.base_width, config.recipe.base_depth) for config in (proxies[0], target))
     differing = not_transferred(proxies, target)
     more = [f"not transferred by the recipe: {'; '.join(differing)}"] if differing else []
     if target.recipe.parametrization == "sp":
@@ -132,31 +133,33 @@ def _conclude(
         )
     shape = (target.model.width, target.model.depth)
     result = predict(groups, key, shape, more)
-    present = look_up(target, key) if base == own else None
-    print(f"\n{text(groups)}\n\n{report.text(result, base, shape, present)}")
-    seeds = max(group.seeds for group in groups)
-    counted = "one seed" if seeds == 1 else f"up to {seeds} seeds"
-    origin = f"{len(proxies)} runs of {groups[0].steps} steps, {counted}: {source / 'results.csv'}"
-    make_folder(folder)
+    said = result.text(base, shape, look_up(target, key) if base == own else None)
+    print(f"\n{text(groups)}\n\n{said}")
+    counted = f"{len(proxies)} runs of {groups[0].steps} steps, seeds: {max(group.seeds for group in groups)}"
+    comment = [f"Tuned on small models, for {shape}. {counted}: {source / 'results.csv'}", *said.splitlines()]
     # A file for each value, so that the weight decay's does not replace the learning rate's.
     file = folder / ("tuned.yaml" if key == "recipe.lr" else f"tuned_{key.rpartition('.')[2]}.yaml")
-    report.write(result, base, target, origin, present, file)
-    for picture in draw(groups, folder):
-        print(f"wrote {picture}")
-    print(f"wrote {file}\n\nnext: {cost_of(target)}\n  mup-lightning train -c {shlex.quote(str(file))}", flush=True)
+    found = {key: result.value, "recipe.base_width": base[0], "recipe.base_depth": base[1]}
+    _write(target, found, comment, file)
+    for written in [*draw(groups, folder), file]:
+        print(f"wrote {written}")
+    print(f"\nnext: {_cost_of(target)}\n  mup-lightning train -c {shlex.quote(str(file))}", flush=True)
+    return 0
 
 
-def _base(config: Config) -> tuple[int, int]:
-    return config.recipe.base_width, config.recipe.base_depth
+def _write(target: Config, found: dict[str, float], comment: list[str], file: Path) -> None:
+    """Write the target's whole configuration with these values, as a recipe file for `mup-lightning train`."""
+    name = f"{target.run.name.removesuffix('-tuned')}-tuned"
+    values = leaves(asdict(target)) | {"model.vocab_size": None, "run.name": name} | found  # the tokenizer's vocabulary
+    content = json.loads(json.dumps(merge([values], [Config])))  # tuples as lists
+    # Paths and negative numbers stay whole.
+    wrapper = textwrap.TextWrapper(116, initial_indent="# ", subsequent_indent="#     ", break_on_hyphens=False)
+    head = "\n".join(line for text in comment for line in wrapper.wrap(text))
+    write_atomic(file, f"{head}\n{yaml.safe_dump(content, sort_keys=False)}")
 
 
-def cost_of(target: Config, spent: float = 0.0) -> str:
-    """What training the target takes.
-
-    Args:
-        target: the large model.
-        spent: FLOPs of the small models, to compare; 0: do not.
-    """
+def _cost_of(target: Config, spent: float = 0.0) -> str:
+    """What training the target takes, compared with FLOPs of the small models (0: not)."""
     # The learning rate is still to be found, so its floor may lie above the one given; neither costs anything.
     free = replace(target, schedule=replace(target.schedule, min_lr=0.0))
     planned = plan(free, device="cpu" if target.trainer.accelerator == "cpu" else "cuda")

@@ -1,0 +1,143 @@
+"""The folder of a sweep: a file for each finished trial, and the table that is made of them.
+
+FOLDER/trials/HASH.json holds the configuration and the result of a trial. It is written whole, so a trial is finished
+if and only if its file is there. FOLDER/results.csv has a row for each axis of each finished trial of the sweep that
+was run last: rows are appended as trials end, and the table is made anew, in order, when a sweep begins and ends.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from mup_lightning.errors import UserError
+from mup_lightning.files import make_folder, read_json, write_atomic, write_json
+from mup_lightning.studies.sweep.grid import Trial
+from mup_lightning.studies.transfer.losses import read_table
+
+COLUMNS = """
+    parametrization optimizer branch_depth width depth axis size value log2_value seed loss train_loss unigram_loss
+    steps tokens parameters seconds tokens_per_second diverged corpus config_hash
+""".split()
+"""Of every table, in order; the keys that vary in the sweep follow."""
+
+_ORDER = "parametrization optimizer branch_depth axis width depth value log2_value seed".split()
+"""The columns that rows are sorted by."""
+
+Record = dict[str, Any]
+"""A trial's file: `config`, nested (None: unknown, from a table alone), and `result`, column -> value."""
+
+
+def trial_file(folder: Path, name: str) -> Path:
+    """Where the result of the trial with this hash is, once it is finished."""
+    return folder / "trials" / f"{name}.json"
+
+
+def read_trials(folder: Path) -> dict[str, Record]:
+    """Hash -> record of every finished trial; of those in results.csv if there is nothing else.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    if (folder / "trials").is_dir():
+        expected = "a trial's result; remove the file, and the sweep runs this trial again"
+        records = {file.stem: read_json(file, expected) for file in (folder / "trials").glob("*.json")}
+        return {name: {"result": r["rows"][0]} | r if "rows" in r else r for name, r in records.items()}
+    if not (folder / "results.csv").exists():
+        return {}
+    rows = read_table(folder / "results.csv", COLUMNS).to_dict("records")
+    return {row["config_hash"]: {"config": None, "result": row} for row in rows}
+
+
+def prepare(folder: Path, trials: Sequence[Trial]) -> set[str]:
+    """Make a folder ready for a sweep; a results.csv without its trials (a published one) becomes files of trials.
+
+    Args:
+        folder: of the sweep.
+        trials: of the whole sweep.
+
+    Returns:
+        Hashes of finished trials.
+
+    Raises:
+        UserError: the folder cannot be written, or something in it is damaged.
+    """
+    make_folder(folder)
+    try:
+        with _lock(folder):
+            records = read_trials(folder)
+            if not (folder / "trials").is_dir():
+                adopted = folder / "trials.unfinished"
+                adopted.mkdir(exist_ok=True)
+                for name, record in records.items():
+                    write_json(adopted / f"{name}.json", record)
+                adopted.rename(folder / "trials")
+            _write(folder, trials, records)
+    except OSError as error:
+        place = "choose a folder (--out) on a file system with locks"
+        raise UserError(f"{folder} cannot be written or locked ({error.strerror}); {place}") from error
+    return set(records)
+
+
+def write_table(folder: Path, trials: Sequence[Trial]) -> set[str]:
+    """Make results.csv of the files of these trials.
+
+    Returns:
+        Hashes of finished trials.
+    """
+    with _lock(folder):
+        records = read_trials(folder)
+        _write(folder, trials, records)
+    return set(records)
+
+
+def append(folder: Path, trial: Trial) -> None:
+    """Add the rows of a trial that has just been finished to results.csv."""
+    record = read_json(trial_file(folder, trial.hash), "a trial's result")
+    with _lock(folder), (folder / "results.csv").open("r+", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, file.readline().strip().split(","), extrasaction="ignore", lineterminator="\n")
+        file.seek(0, 2)
+        writer.writerows(rows_of(trial, record["result"]))
+
+
+def _lock(folder: Path) -> FileLock:
+    """Held while results.csv is written; it ends with its process."""
+    return FileLock(folder / "sweep.lock", fallback_to_soft=False)
+
+
+def _write(folder: Path, trials: Sequence[Trial], records: dict[str, Record]) -> None:
+    rows = [row for trial in trials if trial.hash in records for row in rows_of(trial, records[trial.hash]["result"])]
+    columns = list(dict.fromkeys([*COLUMNS, *trials[0].varied]))
+    frame = pd.DataFrame(rows, columns=columns, dtype=object).sort_values(_ORDER, key=_numbers)
+    write_atomic(folder / "results.csv", frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """What a column is sorted by: numbers before text."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    return numbers if numbers.notna().any() else column.astype(str)
+
+
+def rows_of(trial: Trial, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a trial, one for each of its axes: what only the run knows, and what its configuration says."""
+    recipe, model = trial.config.recipe, trial.config.model
+    own = {
+        "parametrization": recipe.parametrization,
+        "optimizer": recipe.optimizer,
+        "branch_depth": recipe.branch_depth if recipe.parametrization == "mup" else None,
+        "width": model.width,
+        "depth": model.depth,
+        "value": trial.key,
+        "log2_value": math.log2(trial.value) if trial.value > 0 else None,
+        "seed": trial.config.seed,
+        "unigram_loss": trial.checked.unigram_loss,
+        "parameters": trial.checked.parameters,
+        "corpus": trial.checked.corpus,
+        "config_hash": trial.hash,
+    }
+    sizes = {"width": model.width, "depth": model.depth, "both": f"{model.width}x{model.depth}"}
+    return [result | own | {"axis": axis, "size": sizes[axis]} | trial.varied for axis in trial.axes]
