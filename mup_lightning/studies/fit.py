@@ -71,34 +71,6 @@ class Verdict(StrEnum):
         return {Verdict.PASS: 0, Verdict.FAIL: 3, Verdict.UNCLEAR: 4}[self]
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """An exponent held against the band it should lie in.
-
-    Attributes:
-        label: what was measured, from the general to the particular, such as ("width", "hidden", "step 1").
-        fit: the exponent; None where a value is zero, so that there is none.
-        band: lowest and highest exponent accepted.
-        verdict: PASS if the interval lies inside the band, FAIL if wholly outside (or there is no exponent),
-            else UNCLEAR.
-    """
-
-    label: tuple[str, ...]
-    fit: Fit | None
-    band: tuple[float, float]
-    verdict: Verdict
-
-
-def judge(label: tuple[str, ...], found: Fit | None, band: tuple[float, float]) -> Judgement:
-    """Hold an exponent against its band; see `Judgement`."""
-    least, most = band
-    if found is None or found.high < least or found.low > most:
-        verdict = Verdict.FAIL
-    else:
-        verdict = Verdict.PASS if least <= found.low and found.high <= most else Verdict.UNCLEAR
-    return Judgement(label, found, band, verdict)
-
-
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
     """FAIL if any is, else UNCLEAR if any is, else PASS."""
     found = set(verdicts)

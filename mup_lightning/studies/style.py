@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -62,3 +64,64 @@ def step_key(figure: Figure, axes: Sequence[Axes], steps: int) -> None:
     """Add the colour bar that explains `STEPS`, of training steps 0 to `steps`."""
     key = ScalarMappable(Normalize(0, max(1, steps)), STEPS)
     figure.colorbar(key, ax=axes, label="training step", shrink=0.5, ticks=MaxNLocator(5, integer=True))
+
+
+def points(
+    ax: Axes,
+    sizes: Sequence[float],
+    values_SP: Sequence[Sequence[float]],
+    color: Any,
+    *,
+    exponent: float | None = None,
+    seeds: bool = True,
+    shift: float = 1.0,
+    **options: Any,
+) -> None:
+    """Draw values against size: single seeds pale, and their geometric means, joined by lines.
+
+    Args:
+        ax: the panel.
+        sizes: P of them.
+        values_SP: P values above 0 of S seeds.
+        color: of all of it.
+        exponent: in place of joining the means, draw the line of this exponent through their middle.
+        seeds: whether to draw single seeds.
+        shift: factor to the side, so that points of several kinds stay visible where they agree.
+        options: of the means' markers and line.
+    """
+    x_P, y_SP = np.array(sizes, dtype=float), np.array(values_SP)
+    means_P = np.exp(np.log(y_SP).mean(0))
+    if seeds:
+        ax.plot(shift * x_P, y_SP.T, ".", color=color, alpha=0.3, markersize=5)
+    if exponent is not None:
+        options["linestyle"] = "none"
+        middle = np.exp(np.log(means_P / x_P**exponent).mean())
+        ax.plot(x_P, middle * x_P**exponent, "-", color=color, linewidth=1.4)
+    ax.plot(shift * x_P, means_P, color=color, **{"marker": "o", "linewidth": 1.4, "markersize": 4, **options})
+
+
+def write(ax: Axes, lines: Sequence[tuple[str, Any]], *, below: bool = False) -> None:
+    """Write lines of (text, colour) into the upper, or lower, left corner of a panel."""
+    corner, up, va = (0, 1, "bottom") if below else (1, -1, "top")
+    for number, (words, color) in enumerate(reversed(lines) if below else lines):
+        offset = (5, up * (4 + 13 * number))
+        ax.annotate(words, (0, corner), offset, "axes fraction", "offset points", color=color, fontsize=9.5, va=va)
+
+
+def share_scale(axes: Sequence[Axes], sizes: Sequence[float], lines: int = 1) -> None:
+    """Give panels one logarithmic scale: at least a factor of 4, so that small noise looks small, and room for text.
+
+    Args:
+        axes: the panels.
+        sizes: all that is on their horizontal axes.
+        lines: of text at the top of each.
+    """
+    for ax in axes:
+        ax.set_yscale("log")
+    low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
+    middle, half = np.sqrt(low * high), max(2.0, np.sqrt(high / low))
+    for ax in axes:
+        log_sizes(ax, sizes)
+        log_values(ax, (1, 2, 5) if half < 20 else (1,))
+        ax.set_ylim(middle / half, middle * half * half ** (0.2 + 0.2 * lines))
+        decorate(ax)

@@ -4,15 +4,18 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import TypeVar
 
 import psutil
+from tqdm import tqdm
 
 from mup_lightning.errors import UserError
 
@@ -110,6 +113,40 @@ def _do(do: Callable[[T], R], item: T) -> R:
     return result
 
 
+def run_all(
+    name: str, measure: Callable[[T], R], items: Sequence[T], workers: int, work: Sequence[float] | None = None
+) -> list[R]:
+    """Measure all items, under one progress bar.
+
+    Args:
+        name: of what is done, for the user.
+        measure: see `each`.
+        items: what is trained.
+        workers: processes; 0: in this one.
+        work: of each item, in any unit: those with the most begin first.
+
+    Returns:
+        The results in the order of the items.
+    """
+    work = work or [1.0] * len(items)
+    order = sorted(range(len(items)), key=lambda place: -work[place])
+    where = f"on {workers} worker processes" if workers else "in this process"
+    print(f"{name}: {len(items)} trainings {where}", file=sys.stderr, flush=True)
+    results: dict[int, R] = {}
+    bar_format = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}{postfix}]"
+    numbered = ((place, items[place]) for place in order)
+    with tqdm(total=sum(work), desc=name, bar_format=bar_format, leave=False, disable=None) as bar:
+        for (place, _), result in each(partial(_numbered, measure), numbered, workers, threads(workers)):
+            results[place] = result
+            bar.set_postfix_str(f", {len(results)}/{len(items)} trainings")
+            bar.update(work[place])
+    return [results[place] for place in range(len(items))]
+
+
+def _numbered(measure: Callable[[T], R], item: tuple[int, T]) -> R:
+    return measure(item[1])
+
+
 def start_up(threads: int, gpu: str | None = None, log: Path | None = None) -> None:
     """Prepare a worker before its first item, and before torch is imported; see `each`."""
     if log is not None:
@@ -126,7 +163,6 @@ def start_up(threads: int, gpu: str | None = None, log: Path | None = None) -> N
 
     tune_allocator()
     import torch
-    from tqdm import tqdm
 
     torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed worker would leave behind

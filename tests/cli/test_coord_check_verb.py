@@ -7,7 +7,7 @@ import pytest
 
 from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
-from mup_lightning.studies.coordinates.results import read_check, write_check
+from mup_lightning.studies.coordinates.report import read_check
 from mup_lightning.studies.coordinates.run import name_of, read_list
 from mup_lightning.studies.coordinates.settings import CheckSettings
 from tests.studies.coordinate_runs import result
@@ -45,8 +45,8 @@ def argv(corpus, tmp_path):
 def test_one_check_and_its_files(argv, tmp_path, capsys):
     wide = [item for band in ("growth_at_init", "feature_band", "change_band") for item in (f"--{band}", "9")]
     assert main([*argv, *wide, "--axis", "depth", "--depths", "1,2,4"]) == 0
-    printed = capsys.readouterr().out
-    assert "depths 1, 2, 4, 2 seeds, 3 steps at a constant learning rate; 12 trainings in this process" in printed
+    printed, progress = capsys.readouterr()
+    assert "coordinate check of muon_kimi over depth: 12 trainings in this process" in progress
     assert "\nrecipe, k ≥ 2: PASS: no exponent" in printed
     assert "\nSP: PASS" in printed
     found = read_check(tmp_path / "check" / "coordinates.json")
@@ -61,8 +61,8 @@ def test_the_exit_status_is_the_verdict_of_what_was_asked_for(argv, tmp_path, ca
     bands = [item for band in ("growth_at_init", "feature_band", "change_band") for item in (f"--{band}", "1e-9")]
     code = main([*argv, *bands, "--recipe.parametrization", "sp"])
     found = json.loads((tmp_path / "check" / "coordinates.json").read_text())["findings"]
-    assert list(found) == ["sp"]
-    assert code == {"FAIL": 3, "UNCLEAR": 4}[found["sp"]["verdict"]]
+    assert [one["of"] for one in found] == [["sp"]]
+    assert code == {"FAIL": 3, "UNCLEAR": 4}[found[0]["verdict"]]
     assert main([*argv, "--alone", "--recipe.optimizer", "sgd", "--recipe.lr", "1e38"]) == 4
     assert "UNCLEAR: training diverges at the smallest size already" in capsys.readouterr().out
 
@@ -90,8 +90,8 @@ def test_mistakes_end_in_one_line(argv, tmp_path, monkeypatch, capsys, more, mes
 
 def test_the_table_of_finished_checks(tmp_path, capsys):
     folders = [tmp_path / "a", tmp_path / "b"]
-    write_check(result(), folders[0] / "coordinates.json")
-    write_check(result(CheckSettings(axis="depth", depths=[2, 4, 8])), folders[1] / "coordinates.json")
+    result().write(folders[0] / "coordinates.json")
+    result(CheckSettings(axis="depth", depths=[2, 4, 8])).write(folders[1] / "coordinates.json")
     assert main(["coord-check", "--table", *map(str, folders)]) == 0
     assert capsys.readouterr().out.count("| muon_kimi |") == 2
     assert main(["coord-check", "--table", str(tmp_path)]) == 1
@@ -105,7 +105,7 @@ def test_a_list_of_checks_is_run_once_and_ends_in_a_table(corpus, tmp_path, caps
     file.write_text(json.dumps({"configs": [str(tmp_path / "common.yaml")], "checks": checks}))
     words = ["coord-check", "--all", str(file), "--out", str(tmp_path / "out")]
     assert main(words) == 0  # whatever the verdicts
-    assert capsys.readouterr().out.count("trainings in this process") == 2
+    assert capsys.readouterr().err.count("trainings in this process") == 2
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| adamw | width 16 to 64 |" in table
     assert "**UNCLEAR**: training diverges" in table

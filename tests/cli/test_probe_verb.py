@@ -17,20 +17,17 @@ def test_one_of_ours(tmp_path, capsys):
     assert main(["probe", "--optimizer", "muon", "--quick", "--out", str(out)]) == 0
     printed = capsys.readouterr()
     assert "muon steps as its family declares: all 12 exponents agree within 0.15." in printed.out
-    assert "replaced" not in printed.err
     assert (out / "probe.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((out / "probe.json").read_text())
-    assert result["verdict"] == "PASS"
+    assert result["findings"][0]["verdict"] == "PASS"
     assert result["versions"]["torch"].startswith("2.")
     assert result["settings"]["widths"] == [32, 64, 128]
-    assert len(result["networks"]) == 5 * 4
+    assert len(result["runs"]) == 5 * 4
 
     assert main(["probe", "--optimizer", "muon", "--quick", "--out", str(out), "--json"]) == 0
-    printed = capsys.readouterr()
-    assert "probe.json was there and has been replaced" in printed.err
-    short = json.loads(printed.out)
-    assert short["exponents"] == result["exponents"]
-    assert "networks" not in short
+    short = json.loads(capsys.readouterr().out)
+    assert short["findings"] == result["findings"]
+    assert "runs" not in short
 
 
 def test_an_unknown_class_gets_a_recipe(tmp_path, capsys):
@@ -54,7 +51,7 @@ def test_exit_status_tells_verdicts_from_errors(tmp_path, name, tolerance, verdi
     """SOAP is found to differ; with noise that is as large as the tolerance, nothing can be told."""
     argv = ["probe", "--optimizer", name, "--quick", "--out", str(tmp_path), "--tolerance", tolerance]
     assert main(argv) == status
-    assert json.loads((tmp_path / "probe.json").read_text())["verdict"] == verdict
+    assert json.loads((tmp_path / "probe.json").read_text())["findings"][0]["verdict"] == verdict
 
 
 def test_arguments_reach_the_rule(tmp_path):
@@ -63,7 +60,7 @@ def test_arguments_reach_the_rule(tmp_path):
     for words in (argv, argv[:-2]):
         main(words)
         found = json.loads((tmp_path / "probe.json").read_text())
-        directions.append(found["networks"][0]["roles"]["hidden"]["direction"])
+        directions.append(found["runs"][0]["measured"]["hidden"]["direction"])
         assert found["facts"]["arguments"] == ({"momentum": 0.5} if words is argv else {})
     assert directions[0][0] == pytest.approx(directions[1][0], rel=1e-5)  # step 1 knows no momentum
     assert directions[0][-1] != pytest.approx(directions[1][-1], rel=1e-3)

@@ -4,9 +4,9 @@ from random import Random
 
 from mup_lightning.config.schema import Config
 from mup_lightning.studies.coordinates.measure import features
-from mup_lightning.studies.coordinates.results import CheckResult, Run
+from mup_lightning.studies.coordinates.report import Check, conclude
 from mup_lightning.studies.coordinates.settings import CheckSettings
-from mup_lightning.studies.coordinates.verdict import conclude
+from mup_lightning.studies.scaling import Run
 
 STEPS = 2
 WIDTH, DEPTH = 64, 2
@@ -27,12 +27,10 @@ def runs(settings, exponents=None, *, noise=0.01, diverged=(), parametrization="
             return [0.0 if kind == "changes" else start, *later]
 
         for seed in range(1, settings.seeds + 1):
-            bad = shape in diverged
-            steps = 1 if bad else STEPS + 1
+            why, steps = ("step 1: the loss is nan", 1) if shape in diverged else (None, STEPS + 1)
             names = features(settings.axis, shape[1])
-            norms, changes = ({name: curve(name, kind)[:steps] for name in names} for kind in ("norms", "changes"))
-            why = "step 1: the loss is nan" if bad else None
-            result.append(Run(parametrization, shape, seed, norms, changes, [3.0] * (steps - 1), why))
+            measured = {kind: {name: curve(name, kind)[:steps] for name in names} for kind in ("norms", "changes")}
+            result.append(Run((parametrization,), shape, seed, [3.0] * (steps - 1), measured, why))
     return result
 
 
@@ -44,10 +42,11 @@ def judged(settings, exponents=None, *, layer_norm=True, **more):
 def result(settings=None, exponents=None, sp=None, *, asked="mup", diverged=(), **recipe):
     """A finished check; `sp` gives SP's exponents, where it is trained too."""
     settings = settings or CheckSettings(widths=[64, 128, 256], seeds=3)
-    recipe |= {"parametrization": asked}
-    config = Config.from_plain({"model": {"width": WIDTH, "depth": DEPTH}, "recipe": recipe})
+    plain = {"model": {"width": WIDTH, "depth": DEPTH}, "recipe": recipe | {"parametrization": asked}}
+    config = Config.from_plain(plain | {"trainer": {"max_steps": STEPS}})
     by_name = {asked: exponents} | ({"sp": sp} if sp is not None else {})
-    found = {name: runs(settings, given, parametrization=name, diverged=diverged) for name, given in by_name.items()}
-    sizes = settings.sizes(WIDTH, DEPTH)
-    findings = {name: conclude(of_name, sizes, settings) for name, of_name in found.items()}
-    return CheckResult(settings, config, findings, [run for of_name in found.values() for run in of_name], {}, 1.0)
+    found = [runs(settings, given, parametrization=name, diverged=diverged) for name, given in by_name.items()]
+    findings = [conclude(one, settings.sizes(WIDTH, DEPTH), settings) for one in found]
+    return Check(
+        settings=settings, config=config, findings=findings, runs=[run for one in found for run in one], versions={}
+    )

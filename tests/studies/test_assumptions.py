@@ -33,13 +33,12 @@ def small(corpus):
 
 def one(network, optimizer, depth, seed, settings):
     """The training of this network."""
-    settings = replace(settings, network=network, optimizer=[optimizer])
-    found = [training for training in trainings(settings) if training.config.model.depth == depth]
-    return next(training for training in found if training.config.seed == seed)
+    found = trainings(replace(settings, network=network, optimizer=[optimizer]))
+    return next(one for one in found if (one[1].model.depth, one[1].seed) == (depth, seed))
 
 
 def build(*what):
-    return build_network(what[0], one(*what).config)
+    return build_network(*one(*what))
 
 
 def group(rule, **options):
@@ -202,7 +201,7 @@ def test_a_measured_step_is_the_step_that_training_makes(network, small):
         subject.optimizer.step()
         losses.append(loss.item())
         if step in (0, 2, 4):
-            ratios = found.times[{0: "start", 2: "middle", 4: "end"}[step]]
+            ratios = found.measured[{0: "start", 2: "middle", 4: "end"}[step]]
             after = {name: p.detach().double().numpy() for name, p in subject.model.named_parameters()}
             matrix, name, rows = {
                 "mlp": ("second", "branches.1.layers.1.weight", slice(None)),
@@ -218,7 +217,7 @@ def test_a_measured_step_is_the_step_that_training_makes(network, small):
 def test_the_mlp_s_features_and_activations_by_hand(small):
     """The network of the docstring, written out in numpy, before and after the first step."""
     what = ("mlp", "adamw", 2, 0, replace(small, warmup=0))
-    found = measure(one(*what)).times["start"]
+    found = measure(one(*what)).measured["start"]
     subject = build(*what)
     batch = next(subject.batches)
     x = batch[0].double().numpy()
@@ -256,7 +255,7 @@ def test_the_mlp_s_features_and_activations_by_hand(small):
 
 def test_what_gpt2_shows(small):
     """V and not Q or K, the stream after each block, and GELU after the up matrix."""
-    found = measure(one("gpt2", "adamw", 2, 0, small)).times["start"]
+    found = measure(one("gpt2", "adamw", 2, 0, small)).measured["start"]
     assert set(found["weights"]) == {"token", "value", "out", "up", "down"}
     assert set(found["features"]) == {"token", "value", "out", "up", "down", "stream"}
     assert set(found["activation"]) == {"value", "up"}
@@ -285,7 +284,7 @@ def test_what_gpt2_shows(small):
 def test_the_learning_rate_rises_as_asked(small):
     """SGD's step is proportional to its rate: with 3 steps of warm-up the first one is a quarter."""
     slow, fast = (
-        measure(one("mlp", "sgd", 2, 0, replace(small, warmup=warmup))).times["start"]["weights_step"]["second"]
+        measure(one("mlp", "sgd", 2, 0, replace(small, warmup=warmup))).measured["start"]["weights_step"]["second"]
         for warmup in (3, 0)
     )
     assert slow == pytest.approx([value / 4 for value in fast], rel=1e-3)

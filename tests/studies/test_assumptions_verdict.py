@@ -1,16 +1,19 @@
-"""From measured ratios to verdicts: what holds passes, and a seeded violation fails."""
+"""From measured ratios to verdicts, in words, a table, figures and an exit status; a seeded violation fails."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
 from mup_lightning.studies.assumptions import measure as measuring
 from mup_lightning.studies.assumptions import run as running
+from mup_lightning.studies.assumptions.report import CLAIMS, Assumptions, conclude, markdown, picture, positions, text
 from mup_lightning.studies.assumptions.run import check, trainings
 from mup_lightning.studies.assumptions.settings import TIMES, AssumptionSettings
-from mup_lightning.studies.assumptions.verdict import Run, conclude, positions
+from mup_lightning.studies.scaling import Run
 
 SETTINGS = AssumptionSettings(network="mlp", optimizer=["adamw"])
 
@@ -23,7 +26,7 @@ def runs(ratio, noise=0.01, assumption="alignment"):
         for seed in range(SETTINGS.seeds):
             values = (ratio(depth) * np.exp(noise * generator.normal(size=depth))).tolist()
             times = {time: {assumption: {"first": list(values), "input": values[:1]}} for time in TIMES}
-            result.append(Run("mlp", "adamw", depth, seed, [], times))
+            result.append(Run(("mlp", "adamw"), (64, depth), seed, [], times))
     return result
 
 
@@ -34,9 +37,9 @@ def verdict(ratio, assumption="alignment", noise=0.01, settings=SETTINGS):
 def test_what_is_flat_passes():
     found = verdict(lambda L: 20.0)
     assert found.verdict == "PASS"
-    assert found.sentence.startswith("PASS: ratio between 19.")
+    assert found.sentence.startswith("ratio between 19.")
     assert len(found.lines) == 3 * (4 + 1)
-    assert {line.position for line in found.lines if line.matrix == "input"} == {"only"}
+    assert {line.label[2] for line in found.lines if line.label[0] == "input"} == {"only"}
     assert all(abs(line.fit.exponent) < 0.02 for line in found.lines)
 
 
@@ -50,9 +53,9 @@ def test_what_vanishes_or_grows_with_depth_fails(exponent):
 
 def test_a_flat_cancellation_fails_where_the_ratio_should_be_near_one():
     found = verdict(lambda L: 0.7, "weights")
-    assert found.verdict == "FAIL"
-    assert "below 0.8 in 15 of 15 lines" in found.sentence
-    assert "yet no exponent lies beyond ±0.1" in found.sentence
+    assert {found.verdict, *(line.verdict for line in found.lines)} == {"FAIL"}
+    assert "; below 0.8 in 15 of 15 lines" in found.sentence
+    assert "beyond" not in found.sentence
     assert verdict(lambda L: 0.7).verdict == "PASS"
     assert verdict(lambda L: 0.7, "weights", settings=replace(SETTINGS, least=0.6)).verdict == "PASS"
 
@@ -60,29 +63,30 @@ def test_a_flat_cancellation_fails_where_the_ratio_should_be_near_one():
 def test_noise_is_unclear():
     found = verdict(lambda L: 20.0, noise=0.5)
     assert found.verdict == "UNCLEAR"
-    assert "the interval reaches beyond ±0.1 in" in found.sentence
+    assert "interval reaches beyond ±0.1 in" in found.sentence
 
 
 def test_noise_in_single_blocks_does_not_leave_it_unclear_but_their_growth_fails():
     def seeded(last):
         result = runs(lambda L: 20.0)
         for run in result:
-            run.times["end"]["alignment"]["first"][-1] *= last(run)
+            run.measured["end"]["alignment"]["first"][-1] *= last(run.shape[1], run.seed)
         return conclude(result, "alignment", SETTINGS)
 
-    noisy = seeded(lambda run: (0.5, 1.0, 2.0)[run.seed] ** (run.depth == 64))
-    assert {line.position for line in noisy.lines if line.verdict == "UNCLEAR"} == {"last"}
+    noisy = seeded(lambda depth, seed: (0.5, 1.0, 2.0)[seed] ** (depth == 64))
+    assert {line.label[2] for line in noisy.lines if line.verdict == "UNCLEAR"} == {"last"}
     assert noisy.verdict == "PASS"
-    assert seeded(lambda run: run.depth**0.5).verdict == "FAIL"
+    assert seeded(lambda depth, seed: depth**0.5).verdict == "FAIL"
 
 
 def test_attention_s_averaging_is_measured_but_not_judged():
     result = runs(lambda L: 1.0, assumption="activation")
     for run in result:
-        for ratios in run.times.values():
-            ratios["activation"] = {"value": [1 / run.depth] * run.depth, "up": [0.5] * run.depth}
+        depth = run.shape[1]
+        for ratios in run.measured.values():
+            ratios["activation"] = {"value": [1 / depth] * depth, "up": [0.5] * depth}
     found = conclude(result, "activation", SETTINGS)
-    assert {line.verdict for line in found.lines if line.matrix == "value"} == {None}
+    assert {line.verdict for line in found.lines if line.label[0] == "value"} == {None}
     assert found.verdict == "PASS"
     assert "ratio between 0.50 and 0.50" in found.sentence
 
@@ -92,18 +96,81 @@ def test_positions():
     assert positions([5.0]) == {"only": 5.0}
 
 
+@pytest.fixture(scope="module")
+def result():
+    """A ratio of 0.9 at the start, 0.6 in the middle, and 0.3/L at the end; SGD's is half of it, seed 1's a tenth more.
+
+    Blocks differ, but by something that averages out.
+    """
+    settings = AssumptionSettings(depths=[2, 4, 8], seeds=2, width=16, steps=10, optimizer=["adamw", "sgd"])
+    outside = ("input", "token")
+
+    def measured(names, depth, factor):
+        times = {}
+        for time, value in {"start": 0.9, "middle": 0.6, "end": 0.3 / depth}.items():
+            blocks = list(factor * value + np.linspace(-0.01, 0.01, depth))
+            of = {name: [factor * value] if name in outside else blocks for name in names}
+            inside = {name: of[name] for name in names if name not in outside}
+            times[time] = {name: inside if name == "activation" else of for name in CLAIMS}
+            times[time] |= {"weights_step": {"first": [0.002, 0.25]}, "features_step": {"first": [0.5]}}
+        return times
+
+    found = [
+        Run((network, optimizer), (16, depth), seed, [], measured(names, depth, (1 + 0.1 * seed) * factor))
+        for network, names in {"mlp": ["input", "first"], "gpt2": ["token", "value", "up"]}.items()
+        for optimizer, factor in {"adamw": 1.0, "sgd": 0.5}.items()
+        for depth in settings.depths
+        for seed in range(settings.seeds)
+    ]
+    pairs = dict.fromkeys(run.of for run in found)
+    findings = [conclude([run for run in found if run.of == of], name, settings) for name in CLAIMS for of in pairs]
+    return Assumptions(settings=settings, base_lr={}, findings=findings, runs=found, versions={})
+
+
+def test_the_picture_has_a_row_for_each_network_and_a_line_for_each_time_and_optimizer(result):
+    figure = picture(result, "weights")
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    titles = ["input matrix", "first branch matrix", "token embedding", "attention: V", "MLP: up"]
+    assert [ax.get_title() for ax in shown] == titles
+    assert [ax.get_ylabel().splitlines()[0] for ax in shown if ax.get_ylabel()] == ["residual MLP", "GPT-2"]
+    ax = shown[-1]
+    lines = [line for line in ax.lines if line.get_marker() in ("o", "s")]
+    heights = {(line.get_linestyle(), line.get_color()): list(line.get_ydata()) for line in lines}
+    assert len(heights) == 6
+    seeds = 1.1**0.5  # the geometric mean of both
+    assert heights["-", "#d55e00"] == pytest.approx([0.9 * seeds] * 3)  # start, AdamW
+    assert heights["--", "#0072b2"] == pytest.approx([0.15 * seeds / L for L in (2, 4, 8)])  # end, SGD
+    assert ax.get_ylim() == (0, 1.05)
+    assert any(list(line.get_ydata()) == [0.8, 0.8] for line in ax.lines)  # the threshold
+    assert "adamw: exponent -1.00 ± 0.00" in [words.get_text() for words in ax.texts]
+    assert "GPT-2: adamw FAIL, sgd FAIL" in figure.get_suptitle()
+    # What only has to be flat has no threshold.
+    assert not any(list(line.get_ydata()) == [0.8, 0.8] for line in picture(result, "alignment").axes[0].lines)
+
+
+def test_the_text_and_the_table_have_every_finding(result):
+    found = text(result)
+    assert all(f"{finding.verdict}: {finding.sentence}" in found for finding in result.findings)
+    assert "depths 2, 4, 8, width 16, 2 seeds, after steps 0 (start), 5 (middle), 10 (end)" in found
+    lines = markdown(result).splitlines()
+    assert len(lines) == 2 + 4 * 2 * 2
+    assert "residual MLP | adamw | FAIL | 0.03 to 0.96 | 0.002 to 0.25 |" in lines[2]
+    assert "-1.00 ± 0.00 (input, end) | 5 of 15 |" in lines[2]
+    assert {line.count("|") for line in lines} == {9}
+
+
 def tiny(**changes):
     values = {"network": "mlp", "depths": [2, 4, 8], "width": 16, "seeds": 2, "steps": 6, "batch": 8, "workers": 0}
     return AssumptionSettings(**values | changes)
 
 
 def by_name(result):
-    return {found.assumption: found.verdict for found in result.findings}
+    return {found.of[2]: found.verdict for found in result.findings}
 
 
 def test_a_network_that_violates_an_assumption_is_found_out(monkeypatch):
     """Seeded: samples whose gradients cancel more and more, the deeper the network is."""
-    settings = tiny(depths=[4, 8, 16, 32], width=32, seeds=4, batch=16, optimizer=["sgd"])
+    settings = tiny(depths=[4, 8, 16], width=32, seeds=4, batch=16, optimizer=["sgd"], tolerance=0.25)
     good = by_name(check(settings))
     assert (good["weights"], good["alignment"]) == ("PASS", "PASS")
 
@@ -116,7 +183,7 @@ def test_a_network_that_violates_an_assumption_is_found_out(monkeypatch):
 
     def watched(training):
         nonlocal depth
-        depth = training.config.model.depth
+        depth = training[1].model.depth
         return real_measure(training)
 
     monkeypatch.setattr(measuring, "own_gradients", cancelling)
@@ -136,49 +203,74 @@ def rate(tmp_path):
     return write
 
 
-def test_steps_that_turn_weights_round_are_found_out(rate):
-    """Seeded: a learning rate with which a step is larger than its weight."""
+def test_learning_rates_are_those_of_the_file_or_of_the_recipe(rate):
+    """With this one a step is larger than its weight, which turns round."""
     result = check(tiny(optimizer=["sgd"], warmup=0, steps=2, rates=rate("3.0")))
     assert by_name(result)["weights"] == "FAIL"
+    assert [(run.shape, run.seed) for run in result.runs] == [((16, L), seed) for L in (2, 4, 8) for seed in (0, 1)]
     assert result.base_lr == {"mlp": {"sgd": 3.0}}
+    assert {config.recipe.lr for _, config in trainings(tiny(optimizer=["adamw"], rates=rate("3.0")))} == {2**-9}
 
 
 def test_a_divergence_is_said(rate):
-    with pytest.raises(UserError, match=r"sgd diverged in step \d+ of a mlp of width 16 and depth 8 \(seed 0\)"):
-        check(tiny(optimizer=["sgd"], rates=rate("1.0e+30")))
-
-
-def test_an_optimizer_without_a_rate_of_its_own_has_that_of_its_recipe(rate):
-    assert {one.config.recipe.lr for one in trainings(tiny(optimizer=["adamw"], rates=rate("3.0")))} == {2**-9}
-
-
-def test_trainings_begin_with_the_longest(corpus):
-    found = trainings(tiny(network="both", optimizer=["adamw", "sgd"], data=str(corpus), context=8))
-    assert len(found) == 2 * 2 * 3 * 2
-    assert (found[0].network, found[0].config.model.depth) == ("gpt2", 8)
-
-
-def test_worker_processes_measure_the_same():
-    settings = tiny(steps=2, optimizer=["adamw"])
-    here, there = check(settings), check(replace(settings, workers=2))
-    assert [(run.depth, run.seed) for run in here.runs] == [(L, seed) for L in (2, 4, 8) for seed in (0, 1)]
-    assert here.runs == there.runs
+    with pytest.raises(UserError, match=r"sgd diverged in step \d+ of a mlp of width 16 and depth 4 \(seed 0\)"):
+        check(tiny(optimizer=["sgd"], rates=rate("1.0e+30"), depths=[2, 3, 4]))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depths": [4, 8]}, "expected at least three whole numbers"),
         ({"depths": [8, 4, 16]}, r"--depths is \[8, 4, 16\]; expected .* from small to large"),
         ({"seeds": 1}, "--seeds is 1; expected a whole number of at least 2"),
-        ({"steps": 1}, "--steps is 1"),
         ({"warmup": 6}, "--warmup is 6; expected fewer steps than the 6 of --steps"),
         ({"optimizer": []}, r"--optimizer is \[\]; expected one or more"),
         ({"least": 1.5}, "--least is 1.5"),
-        ({"tolerance": 0.0}, "--tolerance is 0"),
-        ({"network": "cnn"}, "--network is 'cnn'; expected one of mlp, gpt2, both"),
     ],
 )
 def test_settings_are_checked(change, message):
     with pytest.raises(UserError, match=message):
         tiny(**change)
+
+
+TINY = ["assumptions", *"--width 16 --depths 2,3,4 --seeds 2 --steps 2 --workers 0".split()]
+
+
+def test_what_the_verb_writes(tmp_path, corpus, capsys):
+    out = tmp_path / "deep" / "folder"
+    argv = [*TINY, "--optimizer", "muon_kimi", "--data", str(corpus), "--out", str(out), "--json"]
+    assert main(argv) in (0, 3, 4)
+    result = json.loads((out / "assumptions.json").read_text())
+    assert len(result["findings"]) == 2 * 4
+    assert len(result["runs"]) == 2 * 3 * 2
+    assert result["versions"]["torch"].startswith("2.")
+    assert json.loads(capsys.readouterr().out) == {key: value for key, value in result.items() if key != "runs"}
+    assert (out / "table.md").read_text().count("\n") == 2 + 8
+    assert all((out / f"assumptions_{name}.png").read_bytes().startswith(b"\x89PNG") for name in CLAIMS)
+
+
+@pytest.mark.parametrize(("least", "tolerance", "statuses"), [(0.1, 9, [0]), (0.9999, 9, [3]), (0.1, 1e-6, [3, 4])])
+def test_the_exit_status_is_the_verdict(tmp_path, capsys, least, tolerance, statuses):
+    """With thresholds that everything passes, that no ratio passes, and that no exponent passes."""
+    argv = [*TINY, "--network", "mlp", "--optimizer", "adamw", "--out", str(tmp_path)]
+    assert main([*argv, "--least", str(least), "--tolerance", str(tolerance)]) in statuses
+    printed = capsys.readouterr().out
+    assert "a step does not cancel its weight" in printed
+    assert "GPT-2" not in printed
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--network", "cnn"], "--network is cnn; expected one of mlp, gpt2, both"),
+        (["--optimizer", "adam"], "there is no recipes/optimizer/adam.yaml; optimizer can be: adamw"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--rates", "recipes/experiment/tune.yaml"], "recipes/experiment/tune.yaml is {'sweep'"),
+        (["--out", "pyproject.toml"], "is not a folder; expected one"),
+    ],
+)
+def test_mistakes_are_one_clear_line(argv, message, capsys):
+    assert main([*TINY, *argv]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error

@@ -1,45 +1,170 @@
-"""Coordinate checks in words, tables and figures, and the file they are kept in."""
+"""From norms whose exponents are known to a verdict, in words, tables, figures and a file."""
 
 import pytest
 
 from mup_lightning.errors import UserError
-from mup_lightning.studies.coordinates.report import draw, drawn_features, markdown, picture, text
-from mup_lightning.studies.coordinates.results import read_check, write_check
+from mup_lightning.studies import style
+from mup_lightning.studies.coordinates.measure import features, rise
+from mup_lightning.studies.coordinates.report import decisive, drawn_features, markdown, picture, read_check, text
 from mup_lightning.studies.coordinates.settings import CheckSettings
-from tests.studies.coordinate_runs import STEPS, result
+from tests.studies.coordinate_runs import STEPS, judged, result
 
+WIDTHS = CheckSettings(widths=[64, 128, 256, 512], seeds=3)
+DEPTHS = CheckSettings(axis="depth", depths=[2, 4, 8, 16], seeds=3)
+BOTH = CheckSettings(axis="both", ratios=[1.0, 2.0, 4.0], seeds=3)
 GROWING = {("mlp", "norms"): 1.0, ("mlp", "changes"): 1.0}
+
+
+def test_level_features_pass():
+    found = judged(WIDTHS)
+    assert found.verdict == "PASS"
+    assert found.sentence.startswith("no exponent leaves its band; the nearest to its edge is ")
+    assert len(found.lines) == 15 * 3  # 3 single features, 3 points at 4 places
+
+
+@pytest.mark.parametrize(
+    ("point", "kind", "power", "words"),
+    [
+        ("logits", "norms", 0.3, "logits, after the last step, grows as n^+0.3"),
+        ("logits", "norms", -0.3, "logits, after the last step, shrinks as n^-0.3"),
+        ("mlp", "changes", 0.5, "its change after the last step, grows as n^+0.5"),
+        ("attention", "changes", -0.5, "its change after the last step, shrinks as n^-0.5"),
+        ("mlp", "changes", -2000.0, "its change after the last step, is zero"),  # below the smallest float
+    ],
+)
+def test_growth_and_vanishing_fail_by_name(point, kind, power, words):
+    found = judged(WIDTHS, {(point, kind): power})
+    assert found.verdict == "FAIL"
+    assert words in found.sentence
+    failed = [line.label[0] for line in found.lines if line.verdict == "FAIL"]
+    assert {name.split(",")[0] for name in (*failed, decisive(found.lines).label[0])} == {point}
+
+
+def test_noise_is_unclear_and_thresholds_are_options():
+    noisy = judged(WIDTHS, noise=0.1)
+    assert noisy.verdict == "UNCLEAR"
+    assert "more --seeds" in noisy.sentence
+    growing = {("logits", "norms"): 0.2}
+    assert judged(WIDTHS, growing).verdict == "FAIL"
+    assert judged(CheckSettings(widths=WIDTHS.widths, seeds=3, feature_band=0.3), growing).verdict == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("settings", "point", "power", "layer_norm", "verdict"),
+    [
+        (WIDTHS, "logits", -0.5, True, "PASS"),  # the head's random products
+        (WIDTHS, "logits", -1.0, True, "FAIL"),
+        (WIDTHS, "logits", 0.5, True, "FAIL"),
+        (WIDTHS, "embedding", -0.5, True, "FAIL"),
+        (DEPTHS, "residual", -0.5, True, "PASS"),  # the sum of L random branches of size 1/L
+        (DEPTHS, "residual", -1.0, True, "FAIL"),
+        (DEPTHS, "residual", 0.5, True, "FAIL"),
+        (DEPTHS, "embedding", -0.5, True, "FAIL"),
+        (DEPTHS, "final_norm", -0.5, True, "FAIL"),  # LayerNorm takes the size away
+        (DEPTHS, "final_norm", -0.5, False, "PASS"),
+        (DEPTHS, "mlp", -0.5, False, "FAIL"),  # the first block receives the embedding
+        (BOTH, "logits", -1.0, True, "FAIL"),
+        (BOTH, "logits", -1.0, False, "PASS"),
+    ],
+)
+def test_at_initialisation_only_sums_of_random_terms_may_shrink(settings, point, power, layer_norm, verdict):
+    found = judged(settings, {(point, "init"): power}, layer_norm=layer_norm)
+    assert found.verdict == verdict
+    feature, quantity = decisive(found.lines).label
+    assert verdict == "PASS" or (feature.split(",")[0], quantity) == (point, "init")
+
+
+def test_of_several_faults_the_first_is_named():
+    """What training makes of a wrong start is larger, but follows from it."""
+    found = judged(WIDTHS, {("mlp", "norms"): 3.0, ("embedding", "init"): 0.5})
+    assert decisive(found.lines).label == ("embedding", "init")
+
+
+def test_divergence_of_the_smallest_model_is_unclear_and_of_a_larger_one_fails():
+    found = judged(WIDTHS, diverged=[(64, 2), (512, 2)])
+    assert found.verdict == "UNCLEAR"
+    assert "diverges at the smallest size already, width 64, depth 2" in found.sentence
+    assert found.lines == []  # two sizes are left: no line
+
+    found = judged(WIDTHS, diverged=[(512, 2)])
+    assert found.verdict == "FAIL"
+    assert found.sentence == (
+        "training diverges at width 512, depth 2, but not at the smallest size; exponents are of the other sizes"
+    )
+    assert found.notes[0] == "diverged: (512, 2) seed 1: step 1: the loss is nan"
+    assert len(found.lines[0].values[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ([5.5, 400.0], "step 2: the loss is 400; it was 5.5 in step 1, and a uniform guess has 5.545"),
+        ([5.5, 5.4, 6.6], "step 3: the loss is 6.6"),
+        ([5.5, 6.4, 5.0], None),  # a nat is not much in a first step
+        ([5.7, 6.6], "step 2: the loss is 6.6"),  # more than a nat above ln V
+        ([4.0, 5.1], "step 2: the loss is 5.1"),  # below ln V, but a nat is lost
+        ([9.0, 8.0, 7.0], None),  # a bad start that improves
+        ([9.0, 9.1], "step 2: the loss is 9.1"),
+        ([5.5], None),
+        ([], None),
+    ],
+)
+def test_a_loss_that_rises_has_diverged_though_it_is_finite(losses, told):
+    found = rise(losses, 256)
+    assert (found is None) == (told is None)
+    assert told is None or found.startswith(told)
+
+
+def test_blocks_are_compared_at_equal_fractions_of_the_depth():
+    assert "residual, first block" in features("width", 4)
+    assert "residual, first block" not in features("depth", 4)  # 1/L of the way
+    assert [features("depth", n)["residual, middle block"] for n in (2, 8)] == [["residual/0"], ["residual/3"]]
+    assert [features("depth", n)["mlp, middle block"] for n in (2, 8)] == [["mlp/1"], ["mlp/4"]]
+    assert features("depth", 8)["mlp, last block"] == ["mlp/7"]
+    assert features("depth", 3)["mlp, largest"] == ["mlp/0", "mlp/1", "mlp/2"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"widths": [64, 128]}, r"--widths is \[64, 128\]; expected at least three numbers"),
+        ({"ratios": [0.0, 1.0, 2.0]}, "--ratios is .* above 0"),
+        ({"control_seeds": 1}, "--control-seeds is 1; expected a whole number of at least 2"),
+        ({"change_band": 0.0}, "--change-band is 0.0; expected a finite number above 0"),
+    ],
+)
+def test_impossible_settings_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        CheckSettings(**values)
+
+
+def test_ratios_make_whole_sizes():
+    settings = CheckSettings(axis="both", ratios=[1.0, 1.5, 2.0])
+    assert list(settings.sizes(64, 2)) == [(64, 2), (96, 3), (128, 4)]
+    with pytest.raises(UserError, match=r"--ratios: 1\.5 times width 64 and depth 1 are not whole numbers"):
+        settings.sizes(64, 1)
 
 
 def test_a_check_is_read_back_as_it_was_written_and_other_files_are_refused(tmp_path):
     check = result(exponents={("mlp", "changes"): -2000.0}, sp=GROWING, diverged=[(256, 2)])
-    write_check(check, tmp_path / "check.json")
-    assert read_check(tmp_path / "check.json") == check
-    for content, message in (
-        (None, "check.json cannot be read"),
-        ('{"axis": ', "is damaged"),
-        ('{"axis": "width"}', "check.json is not a result of this version of mup-lightning coord-check: unknown"),
-        ("[]", "check.json is not a result of this version"),
-    ):
-        (tmp_path / "check.json").unlink(missing_ok=True)
-        if content:
-            (tmp_path / "check.json").write_text(content)
+    file = tmp_path / "check.json"
+    check.write(file)
+    assert read_check(file) == check
+    old = "check.json is not a result of this version of mup-lightning coord-check: "
+    for content, message in (('{"axis": ', "is damaged"), ('{"axis": "width"}', old + "unknown"), ("[]", old)):
+        file.write_text(content)
         with pytest.raises(UserError, match=message):
-            read_check(tmp_path / "check.json")
+            read_check(file)
 
 
 def test_the_text_has_all_verdicts_and_every_exponent_of_the_one_asked_for():
-    lines = text(result(exponents={}, sp=GROWING)).splitlines()
-    assert lines[-1].startswith("recipe, k ≥ 2: PASS: no exponent leaves its band")
-    assert lines[-2].startswith("SP: FAIL: mlp, ")
-    assert "grows as n^+1.00" in lines[-2]
-    assert "after 2 steps" in lines[2]
-    row = next(line for line in lines if line.startswith("logits"))
-    assert row.count("±") == 3
-    assert "✗" not in row
-    row = next(line for line in text(result(exponents=GROWING)).splitlines() if line.startswith("mlp, last block"))
-    assert row.count("✗") == 2
-    assert "+1.00" in row
+    found = text(result(exponents=GROWING, sp=GROWING)).splitlines()
+    assert "after 2 steps" in found[1]
+    assert next(line for line in found if line.startswith("logits")).count("±") == 3
+    assert next(line for line in found if line.startswith("mlp, last block")).count("✗") == 2
+    assert found[-3].startswith("SP: FAIL: mlp, ")
+    assert found[-1].startswith("recipe, k ≥ 2: FAIL: mlp, ")
+    assert "grows as n^+1.00" in found[-1]
 
 
 def cells(table):
@@ -59,7 +184,7 @@ def test_one_table_of_many_checks():
         result(lr=0.001),
     ]
     rows = cells(markdown(checks))
-    assert [(*row[:3], row[3], row[4]) for row in rows] == [
+    assert [tuple(row[:5]) for row in rows] == [
         ("adamw", "width 64 to 256", "SP", "2^-7", "3"),
         ("muon_kimi", "width 256 to 1024", "recipe, k ≥ 2", "2^-7", "2"),
         ("muon_kimi", "width 64 to 256", "recipe, k ≥ 2", "0.001", "3"),
@@ -80,14 +205,6 @@ def test_a_check_that_was_asked_for_wins_over_a_control():
         assert "**FAIL**" in cells(markdown(checks))[0][-1]
 
 
-def test_sizes_that_are_left_out_are_named():
-    check = result(CheckSettings(widths=[64, 128, 256, 512], seeds=3), diverged=[(512, 2)])
-    assert text(check).splitlines()[1].endswith("; exponents without width and depth (512, 2)")
-    assert f"after {STEPS} steps" in text(check)
-    assert "  diverged: (512, 2) seed 1: step 1: the loss is nan" in text(check)
-    assert "without width and depth (512, 2) |" in markdown([check])
-
-
 def test_the_picture_has_a_line_for_each_step_and_sp_next_to_the_recipe(tmp_path):
     check = result(exponents={("final_norm", "changes"): 1.0}, sp=GROWING)
     assert drawn_features(check)[-1] == "final_norm"  # the one that decides is always drawn
@@ -96,23 +213,22 @@ def test_the_picture_has_a_line_for_each_step_and_sp_next_to_the_recipe(tmp_path
     titles = [ax.get_title() for ax in panels if ax.get_title()]
     assert titles == ["SP: ‖h‖_R", "recipe, k ≥ 2: ‖h‖_R", "SP: ‖h − h₀‖_R", "recipe, k ≥ 2: ‖h − h₀‖_R"]
     mlp = panels[4]  # the second row: mlp, last block, under SP
-    lines = [line for line in mlp.lines if line.get_linestyle() == "-"]
-    assert len(lines) == STEPS + 1
-    assert list(lines[-1].get_xdata()) == [64, 128, 256]
-    assert lines[-1].get_ydata()[2] / lines[-1].get_ydata()[0] == pytest.approx(4, rel=0.05)
+    means = [line for line in mlp.lines if line.get_linestyle() == "-"]
+    assert len(means) == STEPS + 1
+    assert list(means[-1].get_xdata()) == [64, 128, 256]
+    assert means[-1].get_ydata()[2] / means[-1].get_ydata()[0] == pytest.approx(4, rel=0.05)
     assert mlp.get_ylim() == panels[5].get_ylim()  # SP and the recipe on one scale
-    draw(check, tmp_path / "x.png")
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert style.save(figure, tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_check_whose_trainings_diverged_can_be_drawn():
+def test_a_check_whose_trainings_diverged_can_be_shown():
     check = result(diverged=[(128, 2), (256, 2)])
-    words = [written.get_text() for ax in picture(check).axes for written in ax.texts]
-    assert set(words) == {"diverges"}
-    assert "recipe, k ≥ 2: FAIL: training diverges" in text(check)
+    assert {written.get_text() for ax in picture(check).axes for written in ax.texts} == {"diverges"}
+    assert text(check).startswith("recipe, k ≥ 2: FAIL: training diverges")
+    assert "\n  diverged: (128, 2) seed 1: step 1: the loss is nan" in text(check)
 
 
 def test_what_decides_takes_the_place_of_its_kind():
     check = result(exponents=GROWING)
     assert [name.split(",")[0] for name in drawn_features(check)] == ["attention", "mlp", "residual", "logits"]
-    assert drawn_features(check)[1] == check.asked.worst[0]
+    assert drawn_features(check)[1] == decisive(check.asked.lines).label[0]

@@ -11,7 +11,8 @@ import pytest
 from mup_lightning.config.schema import Config
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.coordinates.check import check as run_check
+from mup_lightning.studies.coordinates.report import decisive
+from mup_lightning.studies.coordinates.run import check as run_check
 from mup_lightning.studies.coordinates.settings import CheckSettings
 from mup_lightning.training import module
 
@@ -90,7 +91,7 @@ def test_one_wrong_factor_fails_by_name(check, monkeypatch, axis, what, role, po
     monkeypatch.setattr(module, "derive", faulty(axis, what, role, power))
     found = check(axis, bias=bias)
     assert found.verdict == "FAIL", found.sentence
-    assert found.worst[0].split(",")[0] in names, found.sentence
+    assert decisive(found.lines).label[0].split(",")[0] in names, found.sentence
 
 
 ADAMW = {"optimizer": "adamw", "lr": 2**-9}
@@ -108,7 +109,7 @@ def test_a_wrong_hidden_rate_fails_with_adamw_too(check, monkeypatch, axis, powe
     monkeypatch.setattr(module, "derive", faulty(axis, "lr", Role.HIDDEN, power))
     found = check(axis, False, **ADAMW)
     assert found.verdict == "FAIL", found.sentence
-    assert found.worst[0].split(",")[0] in BRANCH, found.sentence
+    assert decisive(found.lines).label[0].split(",")[0] in BRANCH, found.sentence
 
 
 @pytest.mark.parametrize("axis", SIZES)
@@ -121,4 +122,4 @@ def test_k_1_fails_over_depth_because_its_branches_stop_learning(check):
     found = check("depth", branch_depth=1)
     assert found.verdict == "FAIL"
     assert "shrinks as L^-0." in found.sentence
-    assert found.worst[0].split(",")[0] in ("mlp", "attention")
+    assert decisive(found.lines).label[0].split(",")[0] in ("mlp", "attention")

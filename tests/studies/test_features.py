@@ -65,49 +65,53 @@ def test_tags_are_those_that_training_writes(make_run: MakeRun) -> None:
     assert set(OVERVIEW) <= set(WHAT) == set(POINTS)
 
 
+def shown(row):
+    """What is drawn in each panel of a row."""
+    panels = row.panels()
+    return row.varying, row.fixed, {name: [(row.size(run), run.name) for run in panels[name]] for name in panels}
+
+
 def test_a_row_for_width_and_a_row_for_depth(make_run: MakeRun) -> None:
     shapes = [(256, 2), (64, 2), (128, 2), (64, 8), (64, 4)]
-    runs = [read_run(make_run(f"mup-{w}x{d}", w, d)) for w, d in shapes]
-    runs += [read_run(make_run(f"sp-{w}x{d}", w, d, parametrization="sp")) for w, d in shapes]
-    by_width, by_depth = compare(runs, "residual")
-    assert (by_width.varying, by_width.fixed, by_width.sizes) == ("width", "depth 2", ["64", "128", "256"])
-    assert (by_depth.varying, by_depth.fixed, by_depth.sizes) == ("depth", "width 64", ["2", "4", "8"])
-    for row in (by_width, by_depth):
-        assert list(row.panels) == ["SP", "recipe, k ≥ 2"]
-    assert by_width.panels["SP"] == [(str(w), [(s, norm(w, 1, s)) for s in range(3)]) for w in (64, 128, 256)]
-    assert by_depth.panels["SP"] == [(str(d), [(s, norm(64, d - 1, s)) for s in range(3)]) for d in (2, 4, 8)]
+    runs = [read_run(make_run(f"{p}-{w}x{d}", w, d, parametrization=p)) for p in ("mup", "sp") for w, d in shapes]
+    by_width, by_depth = map(shown, compare(runs))
+    names = {"SP": "sp", "recipe, k ≥ 2": "mup"}
+    widths = {name: [(str(w), f"{p}-{w}x2") for w in (64, 128, 256)] for name, p in names.items()}
+    depths = {name: [(str(d), f"{p}-64x{d}") for d in (2, 4, 8)] for name, p in names.items()}
+    assert by_width == ("width", ", depth 2", widths)
+    assert by_depth == ("depth", ", width 64", depths)
 
 
 @pytest.mark.parametrize(
     ("shapes", "varying", "fixed", "drawn"),
     [
-        (((64, 2), (128, 2), (256, 4)), "width", "depth 2", [(64, 2), (128, 2)]),
-        (((128, 4), (64, 2)), "width × depth", "", [(64, 2), (128, 4)]),
+        (((64, 2), (128, 2), (256, 4)), "width", ", depth 2", ["64", "128"]),
+        (((128, 4), (64, 2)), "width × depth", "", ["64 × 2", "128 × 4"]),
     ],
 )
 def test_runs_that_share_no_line(make_run: MakeRun, shapes, varying, fixed, drawn) -> None:
-    (row,) = compare([read_run(make_run(f"{w}x{d}", w, d)) for w, d in shapes], "residual")
-    assert (row.varying, row.fixed, [run.shape for run in row.runs]) == (varying, fixed, drawn)
+    (row,) = compare([read_run(make_run(f"{w}x{d}", w, d)) for w, d in shapes])
+    assert (row.varying, row.fixed, [row.size(run) for run in row.runs]) == (varying, fixed, drawn)
 
 
 def test_a_row_compares_sizes_of_one_parametrization(make_run: MakeRun) -> None:
     runs = [read_run(make_run(name, w, d)) for name, w, d in (("a", 64, 2), ("b", 64, 4))]
     runs.append(read_run(make_run("sp", 128, 2, parametrization="sp")))
-    (row,) = compare(runs, "residual")
-    assert (row.varying, [run.name for run in row.runs]) == ("depth", ["a", "b"])
+    (row,) = compare(runs)
+    assert shown(row) == ("depth", ", width 64", {"recipe, k ≥ 2": [("2", "a"), ("4", "b")]})
 
 
 def test_branch_depth_makes_panels(make_run: MakeRun) -> None:
     runs = [read_run(make_run(f"{w}-{k}", w, branch_depth=k)) for w in (64, 128) for k in (3, 2, 1)]
-    (row,) = compare(runs, "logits")
-    assert {name: len(lines) for name, lines in row.panels.items()} == {"recipe, k = 1": 2, "recipe, k ≥ 2": 4}
+    (row,) = compare(runs)
+    assert {name: len(lines) for name, lines in row.panels().items()} == {"recipe, k = 1": 2, "recipe, k ≥ 2": 4}
 
 
 def test_spread_at_the_last_common_step() -> None:
-    curves = [("64", [(0, 1.0), (2, 2.0), (4, 9.0)]), ("128", [(0, 1.0), (2, 6.0)]), ("256", [(2, 3.0)])]
+    curves = [[(0, 1.0), (2, 2.0), (4, 9.0)], [(0, 1.0), (2, 6.0)], [(2, 3.0)]]
     assert spread(curves) == (2, 3.0)
     assert spread(curves[:1]) is None
-    assert spread([("64", [(0, 1.0)]), ("128", [(1, 1.0)])]) is None
+    assert spread([[(0, 1.0)], [(1, 1.0)]]) is None
 
 
 def test_what_else_differs_is_known(make_run: MakeRun) -> None:

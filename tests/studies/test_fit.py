@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mup_lightning.studies.fit import Fit, Verdict, fit, judge, overall, student_t
+from mup_lightning.studies.fit import Verdict, fit, overall, student_t
 
 SIZES = (64, 128, 256, 512)
 
@@ -38,21 +38,6 @@ def test_curvature_that_all_seeds_share_is_in_last_and_not_in_the_interval():
     assert found.half_width == pytest.approx(0, abs=1e-9)
     assert found.last == pytest.approx(np.log(curve[3] / curve[2]) / np.log(2))
     assert found.last > found.exponent + 0.05
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (0.4, 0.6, Verdict.PASS),
-        (0.3, 0.6, Verdict.UNCLEAR),
-        (0.3, 0.7, Verdict.UNCLEAR),
-        (0.66, 0.7, Verdict.FAIL),
-        (-0.1, 0.34, Verdict.FAIL),
-    ],
-)
-def test_an_interval_against_a_band(low, high, verdict):
-    assert judge(("x",), Fit((low + high) / 2, low, high, 0.0), (0.35, 0.65)).verdict is verdict
-    assert judge(("x",), None, (0.35, 0.65)).verdict is Verdict.FAIL
 
 
 def test_the_worst_verdict_counts():

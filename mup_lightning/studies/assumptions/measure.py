@@ -7,7 +7,7 @@ Shapes: B samples, T positions in a sample, I and O a matrix's inputs and output
 """
 
 import math
-from dataclasses import dataclass
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -19,43 +19,36 @@ from mup_lightning.optim.rule import Group, Item
 from mup_lightning.optim.schedule import make_schedule
 from mup_lightning.optim.spectral_norm import spectral_norms
 from mup_lightning.studies.assumptions.networks import Activations, Matrix, Network, build_network
-from mup_lightning.studies.assumptions.verdict import Ratios, Run
+from mup_lightning.studies.assumptions.settings import measured_at
+from mup_lightning.studies.scaling import Run, six_digits
 
 Pairs = list[tuple[float, float]]
 
-
-@dataclass(frozen=True)
-class Training:
-    """A network to be trained and measured.
-
-    Attributes:
-        network: mlp or gpt2.
-        config: its shape, recipe, data, length and seed.
-        measured_at: time -> steps done when it is measured.
-    """
-
-    network: str
-    config: Config
-    measured_at: dict[str, int]
+Ratios = dict[str, dict[str, list[float]]]
+"""Quantity -> matrix -> a value for every block."""
 
 
-def measure(training: Training) -> Run:
-    """Train one network and measure it.
+def measure(training: tuple[str, Config]) -> Run:
+    """Train a network, mlp or gpt2, and measure it.
 
     After the warm-up the learning rate is constant: at the end of a schedule steps are too small to cancel anything.
+
+    Returns:
+        `measured` is time -> the ratios then; see `measured_step`.
 
     Raises:
         UserError: the training diverges, the corpus cannot be read, or a ratio is not defined for the optimizer.
     """
-    config, recipe = training.config, training.config.recipe
-    network = build_network(training.network, config)
+    name, config = training
+    recipe, steps = config.recipe, config.trainer.max_steps
+    network = build_network(name, config)
     if network.optimizer.wants_hessian():
         raise UserError(f"{recipe.optimizer} cannot be checked: its first step needs a Hessian for every sample alone")
-    schedule = make_schedule(network.optimizer, config.schedule, recipe.lr, config.trainer.max_steps)
-    time_at = {steps: time for time, steps in training.measured_at.items()}
+    schedule = make_schedule(network.optimizer, config.schedule, recipe.lr, steps)
+    time_at = {done: time for time, done in measured_at(steps - 1).items()}
     times: dict[str, Ratios] = {}
     losses = []
-    for step in range(config.trainer.max_steps):
+    for step in range(steps):
         batch = next(network.batches)
         network.optimizer.zero_grad()
         try:
@@ -67,13 +60,14 @@ def measure(training: Training) -> Run:
                 network.optimizer.step()
         except FloatingPointError:
             raise UserError(
-                f"{recipe.optimizer} diverged in step {step + 1} of a {training.network} of width {config.model.width} "
-                f"and depth {config.model.depth} (seed {config.seed}), so its assumptions cannot be checked; leave it "
-                f"out of --optimizer, or give fewer --steps or a longer --warmup"
+                f"{recipe.optimizer} diverged in step {step + 1} of a {name} of width {config.model.width} and depth "
+                f"{config.model.depth} (seed {config.seed}), so its assumptions cannot be checked; leave it out of "
+                f"--optimizer, or give fewer --steps or a longer --warmup"
             ) from None
         schedule.step()
-        losses.append(_short(loss.item()))
-    return Run(training.network, recipe.optimizer, config.model.depth, config.seed, losses, times)
+        losses.append(loss.item())
+    shape = (config.model.width, config.model.depth)
+    return Run((name, recipe.optimizer), shape, config.seed, six_digits(losses), six_digits(times))
 
 
 def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
@@ -96,23 +90,23 @@ def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
         _, after = network.observed_loss(batch)
     stepped = network.weights()
 
-    found: Ratios = {name: {} for name in ("weights", "weights_step", "features", "features_step")}
-    found |= {"activation": {}, "alignment": {}}
+    found: Ratios = defaultdict(dict)
+
+    def keep(quantity: str, name: str, pairs: Pairs) -> None:
+        found[quantity][name], found[f"{quantity}_step"][name] = map(list, zip(*pairs, strict=True))
+
     for name in dict.fromkeys(matrix.name for matrix in network.matrices):
         mine = [matrix for matrix in network.matrices if matrix.name == name]
-        moved = weight_ratios([weights[matrix] for matrix in mine], [stepped[matrix] for matrix in mine])
-        found["weights"][name], found["weights_step"][name] = _columns(moved)
-        changed = [feature_ratio(before.output(matrix), after.output(matrix)) for matrix in mine]
-        found["features"][name], found["features_step"][name] = _columns(changed)
-        found["alignment"][name] = [_short(aligned[matrix]) for matrix in mine]
+        keep("weights", name, weight_ratios([weights[one] for one in mine], [stepped[one] for one in mine]))
+        keep("features", name, [feature_ratio(before.output(one), after.output(one)) for one in mine])
+        found["alignment"][name] = [aligned[one] for one in mine]
         if following := mine[0].next_matrix:
-            pairs = [(before.output(matrix), before.inputs[following, matrix.block]) for matrix in mine]
-            found["activation"][name] = [_short(activation_ratio(pre, post)) for pre, post in pairs]
-    streams = [feature_ratio(h, new) for h, new in zip(before.streams, after.streams, strict=True)]
-    found["features"]["stream"], found["features_step"]["stream"] = _columns(streams)
+            pairs = [(before.output(one), before.inputs[following, one.block]) for one in mine]
+            found["activation"][name] = [activation_ratio(pre, post) for pre, post in pairs]
+    keep("features", "stream", [feature_ratio(h, new) for h, new in zip(before.streams, after.streams, strict=True)])
     if not all(math.isfinite(value) for by in found.values() for values in by.values() for value in values):
         raise FloatingPointError("a ratio is not finite")
-    return loss, found
+    return loss, dict(found)
 
 
 def _alignment(network: Network, matrix: Matrix, weight: torch.Tensor, seen: Activations) -> float:
@@ -120,16 +114,6 @@ def _alignment(network: Network, matrix: Matrix, weight: torch.Tensor, seen: Act
     group = next(group for group in network.optimizer.param_groups if info in group["infos"])
     inputs = seen.inputs[matrix.name, matrix.block]
     return alignment(group, weight, inputs, seen.delta(matrix), transposed=info.transposed)
-
-
-def _columns(pairs: Pairs) -> tuple[list[float], list[float]]:
-    first, second = zip(*pairs, strict=True)
-    return [_short(value) for value in first], [_short(value) for value in second]
-
-
-def _short(value: float) -> float:
-    """Six digits; more would only make the file larger."""
-    return float(f"{value:.6g}")
 
 
 def weight_ratios(before: list[torch.Tensor], after: list[torch.Tensor]) -> Pairs:
@@ -164,8 +148,8 @@ def activation_ratio(before: torch.Tensor, after: torch.Tensor) -> float:
 def own_gradients(inputs_BTI: torch.Tensor, deltas_BTO: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
     """G_(i), the gradient of sample i's own loss, for every sample of a batch.
 
-    Exact: the batch's loss is the mean over its samples and no sample sees another, so the gradient of the batch is the
-    sum of the samples' contributions, and the gradient of a sample's own loss is B times its contribution.
+    Exact: the batch's loss is the mean over its samples and no sample sees another, so the gradient of a sample's own
+    loss is B times its contribution to that of the batch.
 
     Args:
         inputs_BTI: h, what went into the matrix.
@@ -193,15 +177,14 @@ def alignment(
 ) -> float:
     """‖ΔW h(x_i)‖ / ‖(1/B) ΔW_(i) h(x_i)‖, averaged over the batch: do the samples' updates add up, or cancel?
 
-    ΔW_(i) is the update that the optimizer would make if sample i were the whole batch. Both it and ΔW are first steps,
-    from the weights as they are and an empty optimizer state, for two reasons: the theory's raw direction has no
-    momentum; and ΔW_(i) depends on sample i alone. With the state of training, momentum, common to all of them, would
-    be most of every ΔW_(i), and the ratio close to B whatever the samples do.
+    ΔW_(i) is the update that the optimizer would make if sample i were the whole batch. Both are first steps, from the
+    weights as they are and an empty optimizer state: the theory's raw direction has no momentum, and with that of
+    training, common to all samples, most of every ΔW_(i) would be the same, and the ratio close to B in any case.
 
     SGD: ΔW is the mean of all ΔW_(i); the ratio is B where all samples agree, and 1 where only sample i moves its own
-    feature. An optimizer that normalises (a sign, U Vᵀ) makes each ΔW_(i) as large as ΔW, whatever the samples do, and
-    the ratio is B where ΔW moves a feature as far as its own update would. The theory needs it to stay constant while
-    the depth grows. A sample's h is all its positions together, (T, I), and its norm that of all its entries.
+    feature. An optimizer that normalises (a sign, U Vᵀ) makes each ΔW_(i) as large as ΔW, and the ratio is B where ΔW
+    moves a feature as far as its own update would. The theory needs it to stay constant while the depth grows. A
+    sample's h is all its positions together, (T, I), and its norm that of all its entries.
 
     Args:
         group: of the optimizer, with the rule and its hyper-parameters.

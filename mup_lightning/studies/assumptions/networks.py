@@ -112,7 +112,7 @@ class Network:
         """The loss, and what the forward pass shows. Nothing here is compiled, which would lose the hooks."""
         seen = Activations()
 
-        def stream(number: int, h_BTC: torch.Tensor) -> None:
+        def enter(number: int, h_BTC: torch.Tensor) -> None:
             if number == 0:
                 seen.record(self.matrices[0], self.inputs(batch), h_BTC)
             else:
@@ -120,7 +120,7 @@ class Network:
 
         with ExitStack() as hooks:
             for number, stop in enumerate(self.stops):
-                handle = stop.register_forward_pre_hook(lambda _, x, number=number: stream(number, x[0]))
+                handle = stop.register_forward_pre_hook(lambda _, x, number=number: enter(number, x[0]))
                 hooks.callback(handle.remove)
             for matrix in self.matrices[1:]:
                 layer = self.model.get_submodule(matrix.parameter.removesuffix(".weight"))
@@ -139,10 +139,9 @@ def _mlp(config: Config) -> Network:
     model = build_mlp(replace(config.recipe, branch_depth=2), config.model.width, config.model.depth, config.seed)
     matrices = [Matrix("input", "input", factor=model.recipe.multipliers.input)]
     for block in range(config.model.depth):
-        matrices += [
-            Matrix("first", f"branches.{block}.layers.0.weight", block, next_matrix="second"),
-            Matrix("second", f"branches.{block}.layers.1.weight", block),
-        ]
+        path = f"branches.{block}.layers"
+        matrices.append(Matrix("first", f"{path}.0.weight", block, next_matrix="second"))
+        matrices.append(Matrix("second", f"{path}.1.weight", block))
     return Network(
         model=model,
         optimizer=build_optimizer(dict(model.named_parameters()), model.infos, model.recipe, config.rules),
@@ -159,11 +158,12 @@ def _gpt2(config: Config) -> Network:
     model, optimizer = build_training(config)
     matrices = [Matrix("token", "token.weight", factor=model.multipliers.input)]
     for block in range(config.model.depth):
+        path = f"blocks.{block}"
         matrices += [
-            Matrix("value", f"blocks.{block}.attention.qkv.weight", block, part=(2, 3), next_matrix="out"),
-            Matrix("out", f"blocks.{block}.attention.out.weight", block),
-            Matrix("up", f"blocks.{block}.mlp.up.weight", block, next_matrix="down"),
-            Matrix("down", f"blocks.{block}.mlp.down.weight", block),
+            Matrix("value", f"{path}.attention.qkv.weight", block, part=(2, 3), next_matrix="out"),
+            Matrix("out", f"{path}.attention.out.weight", block),
+            Matrix("up", f"{path}.mlp.up.weight", block, next_matrix="down"),
+            Matrix("down", f"{path}.mlp.down.weight", block),
         ]
     rows = model.token.weight.shape[0]
     return Network(

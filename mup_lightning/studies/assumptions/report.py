@@ -1,27 +1,38 @@
-"""The assumption checks as text, as a Markdown table, and as a figure for each assumption. Imports no torch."""
+"""Judges each ratio by its exponent of depth and its smallest value, and shows the assumptions. Imports no torch."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mup_lightning import tables
 from mup_lightning.studies import style
-from mup_lightning.studies.assumptions.settings import AssumptionSettings
-from mup_lightning.studies.assumptions.verdict import FORMULAS, NEAR_ONE, Finding, Run, extremes, steepest
+from mup_lightning.studies.assumptions.settings import TIMES, AssumptionSettings, measured_at
+from mup_lightning.studies.fit import Verdict
+from mup_lightning.studies.scaling import Finding, Label, Line, Result, Run, lines
 
 CLAIMS = {
-    "weights": "a step does not cancel its weight",
-    "features": "a step does not cancel the features it changes",
-    "activation": "the nonlinearity keeps the size of features",
-    "alignment": "the updates of single samples add up",
+    "weights": ("a step does not cancel its weight", "‖W+ΔW‖ / (‖W‖+‖ΔW‖)"),
+    "features": ("a step does not cancel the features it changes", "‖h+Δh‖ / (‖h‖+‖Δh‖)"),
+    "activation": ("the nonlinearity keeps the size of features", "‖φ(Wh)‖ / ‖Wh‖"),
+    "alignment": ("the updates of single samples add up", "‖ΔW h(x_i)‖ / ‖(1/B) ΔW_(i) h(x_i)‖"),
 }
-"""Assumption -> its claim."""
+"""Assumption -> its claim, and its ratio; all norms are RMS norms."""
+
+NEAR_ONE = ("weights", "features")
+"""Assumptions whose ratios should stay near 1; the others only have to be flat in depth."""
+
+NO_CLAIM = {("activation", "value")}
+"""Measured, but not judged: attention's averaging of V takes the place of a nonlinearity, but the theory, whose
+branches are plain products, makes no claim about it."""
+
+BROAD = ("only", "mean")
+"""Positions that stand for all blocks."""
 
 NETWORKS = {"mlp": "residual MLP", "gpt2": "GPT-2"}
 
@@ -39,95 +50,140 @@ MATRICES = {
 
 NONLINEARITIES = {"first": "ReLU", "value": "attention's averaging (not judged)", "up": "GELU"}
 
-LINES: tuple[tuple[Any, str], ...] = (
-    ("-", "o"),
-    ("--", "s"),
-    (":", "^"),
-    ("-.", "D"),
-    ("-", "v"),
-    ("--", "P"),
-    (":", "X"),
-)
-"""Line and marker of each optimizer in turn."""
 
-
-@dataclass(frozen=True)
-class AssumptionResult:
-    """Finished checks: their options, base learning rates by network and optimizer, conclusions and measurements."""
+@dataclass(frozen=True, kw_only=True)
+class Assumptions(Result):
+    """Finished checks, base learning rates by network and optimizer; findings are of (network, optimizer, name)."""
 
     settings: AssumptionSettings
     base_lr: dict[str, dict[str, float]]
-    findings: list[Finding]
-    versions: dict[str, str | None]
-    runs: list[Run]
 
-    def of(self, assumption: str, network: str | None = None) -> Iterator[Finding]:
-        """The conclusions about one assumption, for one network or all."""
+    def about(self, assumption: str, network: str | None = None) -> Iterator[Finding]:
+        """The findings about one assumption, for one network or all."""
         for finding in self.findings:
-            if finding.assumption == assumption and network in (None, finding.network):
+            if finding.of[2] == assumption and network in (None, finding.of[0]):
                 yield finding
 
 
-def text(result: AssumptionResult) -> str:
+def positions(values: Sequence[float]) -> dict[str, float]:
+    """Position -> value, of a value for every block (or the only one)."""
+    if len(values) == 1:
+        return {"only": values[0]}
+    middle = values[len(values) // 2]
+    return {"first": values[0], "middle": middle, "last": values[-1], "mean": sum(values) / len(values)}
+
+
+def conclude(runs: list[Run], assumption: str, settings: AssumptionSettings) -> Finding:
+    """Judge one assumption.
+
+    Args:
+        runs: of one network and one optimizer, all depths and seeds.
+        assumption: one of `CLAIMS`.
+        settings: depths and thresholds.
+    """
+
+    def values(run: Run) -> dict[Label, float]:
+        return {
+            (matrix, time, position): value
+            for matrix in run.measured[TIMES[0]][assumption]
+            for time in TIMES
+            for position, value in positions(run.measured[time][assumption][matrix]).items()
+        }
+
+    band = (-settings.tolerance, settings.tolerance)
+    sizes = {run.shape: run.shape[1] for run in sorted(runs, key=lambda run: run.shape)}
+    found = lines(runs, sizes, values, lambda label: None if (assumption, label[0]) in NO_CLAIM else band)
+    judged = [line for line in found if line.verdict]
+    below = [line for line in judged if assumption in NEAR_ONE and min(line.means) < settings.least]
+    steep = [line for line in judged if line.verdict is Verdict.FAIL]
+    # Single blocks are noisy: their lines can refute an assumption, but not leave it unclear.
+    vague = [line for line in judged if line.verdict is Verdict.UNCLEAR and line.label[2] in BROAD]
+    verdict = Verdict.FAIL if below or steep else Verdict.UNCLEAR if vague else Verdict.PASS
+
+    low, high = extremes(judged)
+    worst = steepest(judged)
+    parts = [f"ratio between {low:.2f} and {high:.2f} at all depths, steepest exponent {worst.number} ({where(worst)})"]
+    for some, words in (
+        (sorted(below, key=lambda line: min(line.means)), f"below {settings.least:g}"),
+        (steep, f"exponent beyond ±{settings.tolerance:g}"),
+        (vague, f"interval reaches beyond ±{settings.tolerance:g}"),
+    ):
+        if some:
+            parts.append(f"{words} in {len(some)} of {len(judged)} lines ({where(some[0])})")
+    found = [replace(line, verdict=Verdict.FAIL) if line in below else line for line in found]
+    return Finding((*runs[0].of, assumption), verdict, "; ".join(parts), found)
+
+
+def where(line: Line) -> str:
+    """Matrix, time and position of a line in words."""
+    matrix, time, position = line.label
+    return f"{matrix}, {time}" + {"only": "", "mean": ", mean over blocks"}.get(position, f", {position} block")
+
+
+def steepest(found: Sequence[Line]) -> Line:
+    """The line with the largest exponent, of those that stand for all blocks."""
+    broad = (line for line in found if line.label[2] in BROAD)
+    return max(broad, key=lambda line: abs(line.fit.exponent) if line.fit else math.inf)
+
+
+def extremes(found: Sequence[Line]) -> tuple[float, float]:
+    """Smallest and largest ratio, averaged over the seeds."""
+    return min(min(line.means) for line in found), max(max(line.means) for line in found)
+
+
+def text(result: Assumptions) -> str:
     """Every assumption for the terminal, with its verdict for each network and optimizer."""
     settings = result.settings
     depths = ", ".join(map(str, settings.depths))
-    at = ", ".join(f"{steps} ({time})" for time, steps in settings.measured_at.items())
+    at = ", ".join(f"{steps} ({time})" for time, steps in measured_at(settings.steps).items())
     parts = [f"ratios at depths {depths}, width {settings.width}, {settings.seeds} seeds, after steps {at}"]
-    for assumption, formula in FORMULAS.items():
-        lines = [f"{CLAIMS[assumption]}: {formula}"]
-        for finding in result.of(assumption):
-            lines += [f"  {NETWORKS[finding.network]}, {finding.optimizer}", f"    {finding.sentence}"]
-        parts.append("\n".join(lines))
+    for assumption, (claim, formula) in CLAIMS.items():
+        parts.append(f"{claim}: {formula}")
+        for finding in result.about(assumption):
+            network, optimizer, _ = finding.of
+            parts[-1] += f"\n  {NETWORKS[network]}, {optimizer}\n    {finding.verdict}: {finding.sentence}"
     return "\n\n".join(parts)
 
 
-def markdown(result: AssumptionResult) -> str:
+def markdown(result: Assumptions) -> str:
     """A row for each assumption, network and optimizer; "pass" counts the lines over depth that pass."""
     head = "assumption, network, optimizer, verdict, ratio, size of the step, steepest exponent of L, pass"
     rows = [head.split(", ")]
-    for assumption, formula in FORMULAS.items():
-        for finding in result.of(assumption):
-            low, high = extremes(finding.judged)
-            worst = steepest(finding.judged)
-            rows.append(
-                [
-                    f"{CLAIMS[assumption]}: `{formula}`",
-                    NETWORKS[finding.network],
-                    finding.optimizer,
-                    finding.verdict,
-                    f"{low:.2f} to {high:.2f}",
-                    _step(result, finding),
-                    f"{worst.exponent} ({worst.where})",
-                    f"{sum(line.verdict == 'PASS' for line in finding.judged)} of {len(finding.judged)}",
-                ]
-            )
+    for finding in result.findings:
+        network, optimizer, assumption = finding.of
+        claim, formula = CLAIMS[assumption]
+        judged = [line for line in finding.lines if line.verdict]
+        low, high = extremes(judged)
+        worst = steepest(judged)
+        # The size of a step relative to what it changes, over everything that was measured.
+        steps = [
+            size
+            for run in result.runs
+            if run.of == (network, optimizer)
+            for ratios in run.measured.values()
+            for blocks in ratios.get(f"{assumption}_step", {}).values()
+            for size in blocks
+        ]
+        rows.append(
+            [
+                f"{claim}: `{formula}`",
+                NETWORKS[network],
+                optimizer,
+                str(finding.verdict),
+                f"{low:.2f} to {high:.2f}",
+                f"{min(steps):.3f} to {max(steps):.2f}" if steps else "",
+                f"{worst.number} ({where(worst)})",
+                f"{sum(line.verdict is Verdict.PASS for line in judged)} of {len(judged)}",
+            ]
+        )
     return tables.markdown(rows)
 
 
-def _step(result: AssumptionResult, finding: Finding) -> str:
-    """Range of the size of a step relative to what it changes, over everything that was measured."""
-    sizes = [
-        size
-        for run in result.runs
-        if (run.network, run.optimizer) == (finding.network, finding.optimizer)
-        for ratios in run.times.values()
-        for blocks in ratios.get(f"{finding.assumption}_step", {}).values()
-        for size in blocks
-    ]
-    return f"{min(sizes):.3f} to {max(sizes):.2f}" if sizes else ""
-
-
-def draw(result: AssumptionResult, folder: Path) -> list[Path]:
-    """Draw assumptions_NAME.png for each assumption, and return the files."""
-    return [style.save(picture(result, name), folder / f"assumptions_{name}.png") for name in FORMULAS]
-
-
-def picture(result: AssumptionResult, assumption: str) -> Figure:
-    """A row for each network, a column for each of its matrices; the mean over blocks, and the range of the seeds."""
+def picture(result: Assumptions, assumption: str) -> Figure:
+    """A row for each network, a column for each of its matrices: means over blocks, for each time and optimizer."""
     networks = result.settings.networks
     columns = {
-        network: list(dict.fromkeys(line.matrix for line in next(result.of(assumption, network)).lines))
+        network: list(dict.fromkeys(line.label[0] for line in next(result.about(assumption, network)).lines))
         for network in networks
     }
     most = max(map(len, columns.values()))
@@ -144,54 +200,37 @@ def picture(result: AssumptionResult, assumption: str) -> Figure:
         last = next(ax for ax in reversed(column) if ax.get_visible())
         last.tick_params(labelbottom=True)
         last.set_xlabel("depth L")
-    figure.legend(handles=_legend(result), loc="outside lower center", ncols=5, frameon=False)
+    handles = [
+        Line2D([], [], color=color, label=f"{time} (step {steps})")
+        for color, (time, steps) in zip(style.SERIES, measured_at(result.settings.steps).items(), strict=False)
+    ]
+    handles += [Line2D([], [], color="0.3", label=name, **look) for name, look in _looks(result).items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     verdicts = [
-        f"{NETWORKS[network]}: {', '.join(f'{one.optimizer} {one.verdict}' for one in result.of(assumption, network))}"
+        f"{NETWORKS[network]}: {', '.join(f'{one.of[1]} {one.verdict}' for one in result.about(assumption, network))}"
         for network in networks
     ]
-    head = f"Assumption: {CLAIMS[assumption]}.   {FORMULAS[assumption]}"
-    figure.suptitle(f"{head}\n{';  '.join(verdicts)}", fontsize=12)
+    figure.suptitle(f"Assumption: {'.   '.join(CLAIMS[assumption])}\n{';  '.join(verdicts)}", fontsize=12)
     return figure
 
 
-def _draw(ax: Axes, result: AssumptionResult, network: str, assumption: str, matrix: str) -> None:
+def _looks(result: Assumptions) -> dict[str, dict[str, Any]]:
+    """Optimizer -> its line and marker."""
+    looks = zip(result.settings.optimizer, cycle("- -- : -.".split()), cycle("os^DvPX"), strict=False)
+    return {name: {"linestyle": dashes, "marker": marker, "markersize": 4} for name, dashes, marker in looks}
+
+
+def _draw(ax: Axes, result: Assumptions, network: str, assumption: str, matrix: str) -> None:
     settings = result.settings
     if assumption in NEAR_ONE:
         ax.axhline(settings.least, color="0.6", linewidth=0.9, linestyle=":")
-    for (dashes, marker), optimizer in zip(LINES * 2, settings.optimizer, strict=False):
-        for color, time in zip(style.SERIES, settings.measured_at, strict=False):
-            values = np.array(by_depth(result, network, optimizer, assumption, matrix, time))
-            ax.fill_between(settings.depths, values.min(1), values.max(1), color=color, alpha=0.15, linewidth=0)
-            ax.plot(settings.depths, values.mean(1), linestyle=dashes, marker=marker, markersize=4, color=color)
+    words = []
+    for finding in result.about(assumption, network):
+        broad = [line for line in finding.lines if line.label[0] == matrix and line.label[2] in BROAD]
+        for color, line in zip(style.SERIES, broad, strict=False):
+            style.points(ax, settings.depths, line.values, color, **_looks(result)[finding.of[1]])
+        words.append((f"{finding.of[1]}: exponent {steepest(broad).number}", "black"))
     ax.set_title(MATRICES[matrix] + (f"\n{NONLINEARITIES[matrix]}" if assumption == "activation" else ""), fontsize=11)
-    worst = [
-        f"{finding.optimizer}: exponent {steepest([line for line in finding.lines if line.matrix == matrix]).exponent}"
-        for finding in result.of(assumption, network)
-    ]
-    ax.text(0.04, 0.04, "\n".join(worst), transform=ax.transAxes, fontsize=9, va="bottom")
+    style.write(ax, words, below=True)
     style.log_sizes(ax, settings.depths)
     style.decorate(ax)
-
-
-def by_depth(
-    result: AssumptionResult, network: str, optimizer: str, assumption: str, matrix: str, time: str
-) -> list[list[float]]:
-    """For every depth, the ratio of every seed, averaged over the blocks."""
-    found: dict[int, list[float]] = {depth: [] for depth in result.settings.depths}
-    for run in result.runs:
-        if (run.network, run.optimizer) == (network, optimizer):
-            found[run.depth].append(float(np.mean(run.times[time][assumption][matrix])))
-    return list(found.values())
-
-
-def _legend(result: AssumptionResult) -> list[Line2D]:
-    at = result.settings.measured_at
-    times = [
-        Line2D([], [], color=color, label=f"{time} (step {steps})")
-        for color, (time, steps) in zip(style.SERIES, at.items(), strict=False)
-    ]
-    optimizers = [
-        Line2D([], [], color="0.3", linestyle=dashes, marker=marker, markersize=4, label=optimizer)
-        for (dashes, marker), optimizer in zip(LINES * 2, result.settings.optimizer, strict=False)
-    ]
-    return times + optimizers

@@ -1,23 +1,20 @@
 """`mup-lightning assumptions`: measures over depth what the spectral condition assumes, while small networks train."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-
-from tqdm import tqdm
 
 from mup_lightning.config.load import build_config, preset
 from mup_lightning.config.schema import Config
-from mup_lightning.files import check_folder, read_yaml, write_atomic, write_json
-from mup_lightning.studies.assumptions.measure import Training, measure
+from mup_lightning.files import check_folder, read_yaml, write_atomic
+from mup_lightning.studies import style
+from mup_lightning.studies.assumptions.measure import measure
 from mup_lightning.studies.assumptions.networks import open_corpus
-from mup_lightning.studies.assumptions.report import AssumptionResult, draw, markdown, text
+from mup_lightning.studies.assumptions.report import CLAIMS, Assumptions, conclude, markdown, picture, text
 from mup_lightning.studies.assumptions.settings import AssumptionSettings
-from mup_lightning.studies.assumptions.verdict import FORMULAS, conclude
-from mup_lightning.studies.fit import overall
-from mup_lightning.studies.workers import cores, each
+from mup_lightning.studies.scaling import exit_code
+from mup_lightning.studies.workers import cores, run_all
 from mup_lightning.typed import PositiveFloat, convert
-from mup_lightning.versions import versions
 
 BASE = {"mlp": (64, 4), "gpt2": (256, 4)}
 """The (width, depth) at which each network's learning rates are given."""
@@ -35,48 +32,38 @@ def run(settings: AssumptionSettings) -> int:
     out = Path(settings.out)
     check_folder(out)
     result = check(settings)
-    write_json(out / "assumptions.json", asdict(result))
     write_atomic(out / "table.md", f"{markdown(result)}\n")
-    figures = ", ".join(file.name for file in draw(result, out))
-    if settings.json:
-        print(json.dumps({key: value for key, value in asdict(result).items() if key != "runs"}, indent=1))
-    else:
-        print(f"{text(result)}\n\nwrote {out / 'assumptions.json'}, table.md, {figures}")
-    return overall(finding.verdict for finding in result.findings).exit_code
+    result.write(out / "assumptions.json")
+    for assumption in CLAIMS:
+        style.save(picture(result, assumption), out / f"assumptions_{assumption}.png")
+    words = f"{text(result)}\n\nwrote {out / 'assumptions.json'}, table.md and figures"
+    print(json.dumps(result.short(), indent=1) if settings.json else words)
+    return exit_code(result.findings)
 
 
-def check(settings: AssumptionSettings) -> AssumptionResult:
+def check(settings: AssumptionSettings) -> Assumptions:
     """Check all assumptions.
 
     Raises:
         UserError: the corpus cannot be read, a training diverged, or an optimizer cannot be checked.
     """
     todo = trainings(settings)
-    workers = cores() if settings.workers is None else settings.workers
-    runs = []
-    work = sum(map(_work, todo))
-    with tqdm(total=work, desc="assumptions", bar_format=_BAR, leave=False, disable=None) as bar:
-        for training, found in each(measure, todo, workers):
-            runs.append(found)
-            bar.update(_work(training))
-    runs.sort(key=lambda found: (found.depth, found.seed))
+    work = [_WORK[network] * config.model.depth for network, config in todo]
+    runs = run_all("assumptions", measure, todo, cores() if settings.workers is None else settings.workers, work)
+    base_lr: dict[str, dict[str, float]] = {network: {} for network in settings.networks}
+    for network, config in todo:
+        base_lr[network][config.recipe.optimizer] = config.recipe.lr
     findings = [
-        conclude([one for one in runs if (one.network, one.optimizer) == (network, optimizer)], assumption, settings)
+        conclude([one for one in runs if one.of == (network, optimizer)], assumption, settings)
+        for assumption in CLAIMS
         for network in settings.networks
         for optimizer in settings.optimizer
-        for assumption in FORMULAS
     ]
-    base_lr: dict[str, dict[str, float]] = {network: {} for network in settings.networks}
-    for training in todo:
-        base_lr[training.network][training.config.recipe.optimizer] = training.config.recipe.lr
-    return AssumptionResult(settings, base_lr, findings, versions(), runs)
+    return Assumptions(settings=settings, base_lr=base_lr, findings=findings, runs=runs)
 
 
-_BAR = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
-
-
-def trainings(settings: AssumptionSettings) -> list[Training]:
-    """Every network that is trained, the longest first, so that no worker is left alone with a long one."""
+def trainings(settings: AssumptionSettings) -> list[tuple[str, Config]]:
+    """Every network that is trained: mlp or gpt2, and its configuration."""
     result = []
     for network in settings.networks:
         for optimizer in settings.optimizer:
@@ -85,13 +72,8 @@ def trainings(settings: AssumptionSettings) -> list[Training]:
                 open_corpus(config)  # refused now rather than in a worker
             for depth in settings.depths:
                 sized = replace(config, model=replace(config.model, depth=depth))
-                for seed in range(settings.seeds):
-                    result.append(Training(network, replace(sized, seed=seed), settings.measured_at))
-    return sorted(result, key=_work, reverse=True)
-
-
-def _work(training: Training) -> float:
-    return _WORK[training.network] * training.config.model.depth
+                result += [(network, replace(sized, seed=seed)) for seed in range(settings.seeds)]
+    return result
 
 
 def base_config(network: str, optimizer: str, settings: AssumptionSettings) -> Config:

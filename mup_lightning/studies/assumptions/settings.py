@@ -75,7 +75,7 @@ class AssumptionSettings(Typed, prefix="--"):
         """The networks to be checked."""
         return ["mlp", "gpt2"] if self.network == "both" else [self.network]
 
-    @property
-    def measured_at(self) -> dict[str, int]:
-        """Time -> steps done when the measurement is taken."""
-        return dict(zip(TIMES, (0, self.steps // 2, self.steps), strict=True))
+
+def measured_at(steps: int) -> dict[str, int]:
+    """Time -> steps done when the measurement is taken, of T = `steps`."""
+    return dict(zip(TIMES, (0, steps // 2, steps), strict=True))

@@ -1,7 +1,6 @@
 """One training of a coordinate check, with a look at the same few windows before the first step and after every one."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +10,7 @@ from mup_lightning.callbacks.step import StepCallback, WatchedModule
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import Diverged
 from mup_lightning.model import taps
-from mup_lightning.studies.coordinates.results import Run
+from mup_lightning.studies.scaling import Run, six_digits
 from mup_lightning.training.train import train
 
 PROBE_TOKENS = 512
@@ -19,23 +18,6 @@ PROBE_TOKENS = 512
 
 ALLOWED_RISE = 1.0
 """Nats per token by which a loss may exceed the first one, or that of a uniform guess."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """A training to be measured.
-
-    Attributes:
-        config: the whole configuration.
-        axis: what grows from one training to the next: width, depth or both.
-        work: expected time, in operations of one busy core.
-        memory: its peak, in bytes.
-    """
-
-    config: Config
-    axis: str
-    work: float
-    memory: int
 
 
 def features(axis: str, depth: int) -> dict[str, list[str]]:
@@ -55,68 +37,33 @@ def features(axis: str, depth: int) -> dict[str, list[str]]:
     return result | {point: [point] for point in (taps.FINAL_NORM, taps.LOGITS)}
 
 
-class ChangeRecorder:
-    """Measures every feature, and its change since the first round; see `taps.Recorder`.
+class FeatureProbe(StepCallback):
+    """Measures features and their changes, in forward passes of its own, which leave no trace in the training.
 
-    The features of the first round are kept, on their device. A branch times its multiplier is the same feature times
-    a constant, and is left out.
+    It is their recorder, too; see `taps.Recorder`. A branch times its multiplier is the same feature times a constant,
+    and is left out.
 
     Attributes:
-        norms: tap -> ‖h‖_R of every round.
-        changes: tap -> ‖h − h₀‖_R likewise; 0 in the first round.
+        norms: tap -> ‖h‖_R before the first step and after every one.
+        changes: tap -> ‖h − h₀‖_R likewise.
+        losses: training loss of every step, nats per token.
     """
 
     def __init__(self) -> None:
         self.norms: dict[str, list[float]] = {}
         self.changes: dict[str, list[float]] = {}
-        self._start: dict[str, torch.Tensor] = {}
-
-    @torch.no_grad()
-    def feature(self, point: str, layer: int | None, x: torch.Tensor, scale: float = 1.0) -> None:
-        """Record a feature, in float32."""
-        if point in (taps.ATTENTION_SCALED, taps.MLP_SCALED):
-            return
-        name = point if layer is None else f"{point}/{layer}"
-        x = x.detach().float() * scale  # a copy: the model may overwrite the feature's memory
-        start = self._start.setdefault(name, x)
-        self.norms.setdefault(name, []).append(_rms(x))
-        self.changes.setdefault(name, []).append(_rms(x - start))
-
-    def rms(self, point: str, layer: int | None, value: torch.Tensor) -> None:
-        """Refuse a norm without its feature, from which no change follows."""
-        raise NotImplementedError(f"{point} came as a norm alone")
-
-    def finite_rounds(self) -> int:
-        """Rounds before the first one that holds a value that is not finite."""
-        rounds = list(zip(*self.norms.values(), *self.changes.values(), strict=True))
-        return next((n for n, values in enumerate(rounds) if not all(map(math.isfinite, values))), len(rounds))
-
-
-def _rms(x: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(x)) * x.numel() ** -0.5
-
-
-class FeatureProbe(StepCallback):
-    """Measures features in forward passes of its own, which leave no trace in the training.
-
-    Attributes:
-        recorder: the measurements: a round before the first step, and one after every step.
-        losses: training loss of every step, nats per token.
-    """
-
-    def __init__(self) -> None:
-        self.recorder = ChangeRecorder()
         self.losses: list[float] = []
+        self._start: dict[str, torch.Tensor] = {}
         self._windows: torch.Tensor | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the first round, which later ones are compared with."""
+        """Measure what later features are compared with."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self._windows = next(data.val_windows(max(1, PROBE_TOKENS // data.context))).to(pl_module.device)
         self._look(pl_module)
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """Measure one more round."""
+        """Measure once more."""
         self.losses.append(float(module.step_loss()))
         self._look(module)
 
@@ -127,8 +74,23 @@ class FeatureProbe(StepCallback):
         module.eval()  # no dropout
         # In float32 whatever the precision of the training, so that small changes do not drown in rounding.
         with torch.autocast(module.device.type, enabled=False), torch.compiler.set_stance("force_eager"):
-            observe(module.model, self._windows[:, :-1], self.recorder)
+            observe(module.model, self._windows[:, :-1], self)
         module.train(was_training)
+
+    @torch.no_grad()
+    def feature(self, point: str, layer: int | None, x: torch.Tensor, scale: float = 1.0) -> None:
+        """Record a feature, in float32."""
+        if point in (taps.ATTENTION_SCALED, taps.MLP_SCALED):
+            return
+        name = point if layer is None else f"{point}/{layer}"
+        x = x.detach().float() * scale  # a copy: the model may overwrite the feature's memory
+        start = self._start.setdefault(name, x)
+        for curves, value in ((self.norms, x), (self.changes, x - start)):
+            curves.setdefault(name, []).append(float(torch.linalg.vector_norm(value)) * x.numel() ** -0.5)
+
+    def rms(self, point: str, layer: int | None, value: torch.Tensor) -> None:
+        """Refuse a norm without its feature, from which no change follows."""
+        raise NotImplementedError(f"{point} came as a norm alone")
 
 
 def observe(model: Any, tokens_BT: torch.Tensor, recorder: taps.Recorder) -> None:
@@ -138,10 +100,14 @@ def observe(model: Any, tokens_BT: torch.Tensor, recorder: taps.Recorder) -> Non
     recorder.feature(taps.LOGITS, None, logits_BTV)
 
 
-def measure(training: Training) -> Run:
-    """Train, and measure features after every step for as long as all of them are finite."""
-    config, probe = training.config, FeatureProbe()
-    diverged: str | None = None
+def measure(axis: str, config: Config) -> Run:
+    """Train, and measure features after every step for as long as all of them are finite.
+
+    Returns:
+        `measured` is "norms" and "changes": feature -> the largest ‖h‖_R, or ‖h − h₀‖_R, of its taps after 0, 1, ...
+        steps.
+    """
+    probe, diverged = FeatureProbe(), None
     try:
         result = train(config, callbacks=[probe], progress=False, keep=False)
     except Diverged as error:
@@ -149,29 +115,28 @@ def measure(training: Training) -> Run:
     else:
         if not result.finished:  # a signal ended it between two steps
             raise KeyboardInterrupt
-    rounds = probe.recorder.finite_rounds()
-    if diverged is None and rounds < len(probe.losses) + 1:
-        diverged = f"step {rounds}: a feature is no longer finite"
-    losses = probe.losses[: max(0, rounds - 1)]
+    rounds = list(zip(*probe.norms.values(), *probe.changes.values(), strict=True))
+    sound = next((n for n, values in enumerate(rounds) if not all(map(math.isfinite, values))), len(rounds))
+    if diverged is None and sound < len(rounds):
+        diverged = f"step {sound}: a feature is no longer finite"
+    losses = probe.losses[: max(0, sound - 1)]
     assert config.model.vocab_size is not None
+    named = features(axis, config.model.depth) if sound else {}
+    measured = {
+        kind: {
+            name: [max(at) for at in zip(*(curves[tap][:sound] for tap in of), strict=True)]
+            for name, of in named.items()
+        }
+        for kind, curves in (("norms", probe.norms), ("changes", probe.changes))
+    }
     return Run(
-        parametrization=config.recipe.parametrization,
+        of=(config.recipe.parametrization,),
         shape=(config.model.width, config.model.depth),
         seed=config.seed,
-        norms=_by_feature(probe.recorder.norms, rounds, training),
-        changes=_by_feature(probe.recorder.changes, rounds, training),
         losses=losses,
+        measured=six_digits(measured),
         diverged=diverged or rise(losses, config.model.vocab_size),
     )
-
-
-def _by_feature(curves: dict[str, list[float]], rounds: int, training: Training) -> dict[str, list[float]]:
-    """Feature -> the largest of its taps in every round; six digits are plenty, and half the size of the file."""
-    named = features(training.axis, training.config.model.depth) if rounds else {}
-    return {
-        name: [float(f"{max(values):.6g}") for values in zip(*(curves[tap][:rounds] for tap in at), strict=True)]
-        for name, at in named.items()
-    }
 
 
 def rise(losses: list[float], vocab_size: int) -> str | None:
@@ -185,11 +150,11 @@ def rise(losses: list[float], vocab_size: int) -> str | None:
         The first step whose loss exceeds that of the first step, and exceeds it or ln V by more than `ALLOWED_RISE`;
         None if there is none.
     """
-    limit = max(losses[0], min(losses[0], math.log(vocab_size)) + ALLOWED_RISE) if losses else 0.0
+    guess = math.log(vocab_size)
     for step, loss in enumerate(losses[1:], start=2):
-        if loss > limit:
+        if loss > max(losses[0], min(losses[0], guess) + ALLOWED_RISE):
             return (
                 f"step {step}: the loss is {loss:.4g}; it was {losses[0]:.4g} in step 1, "
-                f"and a uniform guess has {math.log(vocab_size):.4g}"
+                f"and a uniform guess has {guess:.4g}"
             )
     return None

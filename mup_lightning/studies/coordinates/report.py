@@ -1,7 +1,9 @@
-"""Coordinate checks as text, as a Markdown table of many, and as a figure. Imports no torch."""
+"""Judges a coordinate check, and shows it as text, as a Markdown table of many, and as a figure. Imports no torch."""
 
+import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mup_lightning import tables
+from mup_lightning.config.schema import Config
+from mup_lightning.errors import UserError
+from mup_lightning.files import read_json
 from mup_lightning.studies import style
-from mup_lightning.studies.coordinates.results import CheckResult, Finding
-from mup_lightning.studies.coordinates.settings import SYMBOLS, Shape
-from mup_lightning.studies.fit import Judgement, Verdict
+from mup_lightning.studies.coordinates.settings import SYMBOLS, CheckSettings
+from mup_lightning.studies.fit import Verdict
+from mup_lightning.studies.scaling import MARKS, Band, Finding, Label, Line, Result, Run, Shape, lines, title
+from mup_lightning.typed import build
+
+FILE = "coordinates.json"
 
 AXES = {"width": "width n", "depth": "depth L", "both": "growth of width and depth, r"}
 
-MARKS = {Verdict.PASS: "", Verdict.FAIL: " ✗", Verdict.UNCLEAR: " ?"}
-"""Mark after an exponent."""
+QUANTITIES = {
+    "init": ("norms", 0, "at initialisation"),
+    "feature": ("norms", -1, "after the last step"),
+    "change": ("changes", -1, "its change after the last step"),
+}
+"""What is fitted of a feature: ‖h₀‖_R, ‖h_T‖_R and ‖h_T − h₀‖_R -> its curve, the place on that, and words."""
 
 FEATURES = ("attention, last block", "mlp, last block", "residual, last block", "logits")
 """Features shown in the table and the figure; the verdict counts all of them."""
@@ -25,162 +37,243 @@ FEATURES = ("attention, last block", "mlp, last block", "residual, last block", 
 CURVES = {"norms": ("feature", "‖h‖_R"), "changes": ("change", "‖h − h₀‖_R")}
 """Curve -> the quantity that is judged after its last step, and its symbol."""
 
-TITLES = ("SP", "recipe, k = 1", "recipe, k ≥ 2")
-"""Parametrizations; all k >= 2 agree."""
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Result):
+    """A finished coordinate check; the first finding is about the parametrization that was asked for."""
+
+    settings: CheckSettings
+    config: Config
+
+    @property
+    def asked(self) -> Finding:
+        """The conclusion about the parametrization that was asked for."""
+        return self.findings[0]
+
+    @property
+    def sizes(self) -> dict[Shape, float]:
+        """(width, depth) -> what exponents are fitted against, from small to large."""
+        return self.settings.sizes(self.config.model.width, self.config.model.depth)
+
+    def title(self, finding: Finding) -> str:
+        """The parametrization that a finding is about."""
+        return title(finding.of[0], self.config.recipe.branch_depth)
 
 
-def title(result: CheckResult, parametrization: str) -> str:
-    """One of `TITLES`."""
-    if parametrization == "sp":
-        return TITLES[0]
-    return TITLES[1 if result.config.recipe.branch_depth == 1 else 2]
+def read_check(file: Path) -> Check:
+    """Read a coordinates.json.
+
+    Raises:
+        UserError: the file is missing, damaged, or not the result of such a check.
+    """
+    expected = "a result of this version of mup-lightning coord-check"
+    content = read_json(file, expected)
+    try:
+        return build(Check, content)
+    except UserError as error:
+        raise UserError(f"{file} is not {expected}: {error}") from None
 
 
-def text(result: CheckResult) -> str:
+def band(label: Label, settings: CheckSettings, *, layer_norm: bool = True) -> Band:
+    """Lowest and highest exponent that is accepted.
+
+    After the last step nothing may grow, and nothing shrink: a change that vanishes with size belongs to a part of the
+    model that has stopped learning. Before the first step nothing may grow, but sums of random terms do shrink: L
+    branches of size 1/L add up to 1/√L next to the embedding, and n products of a feature with the head's random
+    weights, over n, to logits of 1/√n. Nothing shrinks faster than that, and the rest not at all.
+
+    Args:
+        label: (feature, one of `QUANTITIES`).
+        settings: the axis and the thresholds.
+        layer_norm: whether branches and head receive the residual stream at a constant norm.
+    """
+    feature, quantity = label
+    if quantity != "init":
+        most = settings.feature_band if quantity == "feature" else settings.change_band
+        return -most, most
+    least = -0.5 if settings.axis != "depth" and feature == "logits" else 0.0
+    if settings.axis != "width" and _depends_on_stream(feature, layer_norm):
+        least -= 0.5
+    return least - settings.growth_at_init, settings.growth_at_init
+
+
+def _depends_on_stream(feature: str, layer_norm: bool) -> bool:
+    """Whether a feature depends on the norm of the sum of branches, which falls with depth before the first step.
+
+    The residual stream is that sum. A LayerNorm removes its size, but not its composition, on which attention depends:
+    measured from 16 to 64 blocks it falls as L^-0.17 in the last one, as the stream does, while MLP branches, the final
+    norm and the logits stay within L^±0.01.
+    """
+    point, _, place = feature.partition(", ")
+    if feature == "embedding" or (place == "first block" and point != "residual"):
+        return False
+    return not layer_norm or point in ("residual", "attention")
+
+
+def conclude(
+    runs: list[Run], sizes: dict[Shape, float], settings: CheckSettings, *, layer_norm: bool = True
+) -> Finding:
+    """Judge the trainings of one parametrization.
+
+    Args:
+        runs: the trainings, the same seeds at every size.
+        sizes: (width, depth) -> size, from small to large.
+        settings: the axis and the thresholds.
+        layer_norm: see `band`.
+    """
+    lost = [shape for shape in sizes if any(run.diverged for run in runs if run.shape == shape)]
+    sound = {shape: size for shape, size in sizes.items() if shape not in lost}
+    found = (
+        lines(runs, sound, _values, lambda label: band(label, settings, layer_norm=layer_norm))
+        if len(sound) > 2
+        else []
+    )
+    names = [f"width {width}, depth {depth}" for width, depth in lost]
+    if not lost:
+        worst = decisive(found)
+        verdict, sentence = worst.verdict, _sentence(worst, settings.axis)
+    elif lost[0] == next(iter(sizes)):
+        verdict = Verdict.UNCLEAR
+        sentence = (
+            f"training diverges at the smallest size already, {names[0]}: the base learning rate is too large, and "
+            f"says nothing about growth"
+        )
+    else:
+        verdict = Verdict.FAIL
+        sentence = f"training diverges at {' and at '.join(names)}, but not at the smallest size"
+        sentence += "; exponents are of the other sizes" if found else ""
+    notes = [f"diverged: {run.shape} seed {run.seed}: {run.diverged}" for run in runs if run.diverged]
+    return Finding(runs[0].of, verdict, sentence, found, notes)
+
+
+def _values(run: Run) -> dict[Label, float]:
+    return {
+        (feature, quantity): run.measured[kind][feature][place]
+        for quantity, (kind, place, _) in QUANTITIES.items()
+        for feature in run.measured[kind]
+    }
+
+
+def decisive(found: Sequence[Line]) -> Line:
+    """The line that decides. Of several FAILs, one before the first step: what happens in training follows from it."""
+
+    def severity(line: Line) -> tuple[int, bool, float]:
+        """By verdict, then by how far the interval leaves the band."""
+        least, most = line.band or (0.0, 0.0)
+        outside = math.inf if line.fit is None else max(line.fit.high - most, least - line.fit.low) / most
+        return list(MARKS).index(line.verdict), line.verdict is Verdict.FAIL and line.label[1] == "init", outside
+
+    return max(found, key=severity)
+
+
+def _sentence(line: Line, axis: str) -> str:
+    least, most = line.band or (0.0, 0.0)
+    where = f"{line.label[0]}, {QUANTITIES[line.label[1]][2]}"
+    if line.fit is None:
+        return f"{where}, is zero"
+    allowed = f"within ±{most:g}" if least == -most else f"from {least:g} to {most:+g}"
+    exponent = f"{SYMBOLS[axis]}^{tables.interval(line.fit.exponent, line.fit.low, line.fit.high)}"
+    if line.verdict is Verdict.PASS:
+        return f"no exponent leaves its band; the nearest to its edge is {where}: {exponent}, allowed {allowed}"
+    if line.verdict is Verdict.FAIL:
+        return f"{where}, {'grows' if line.fit.low > most else 'shrinks'} as {exponent}; allowed {allowed}"
+    return (
+        f"{where}, goes as {exponent}, an interval that crosses the edge of what is allowed ({allowed}); "
+        f"more --seeds, or sizes further apart, would tell"
+    )
+
+
+def text(check: Check) -> str:
     """One check for the terminal: every exponent of the parametrization that was asked for, and all verdicts."""
-    asked, name = result.asked, result.config.recipe.parametrization
-    lines = [""]
-    if asked.exponents:
-        steps = max(len(run.losses) for run in result.runs if run.parametrization == name)
-        rows = [["feature", "at init", f"after {steps} steps", "its change"]]
-        for feature in dict.fromkeys(one.label[0] for one in asked.exponents):
-            rows.append([feature, *(_cell(asked, feature, quantity) for quantity in ("init", "feature", "change"))])
-        lines += [
-            f"exponents of {SYMBOLS[result.settings.axis]} with 95 % intervals, {title(result, name)} "
-            f"(✗ outside its band, ? unclear){_without(asked)}",
-            tables.text(rows),
-            "",
-        ]
-    for one, finding in reversed(result.findings.items()):
-        lines.append(f"{title(result, one)}: {finding.verdict}: {finding.sentence}")
-    lines += [f"  diverged: {line}" for finding in result.findings.values() for line in finding.diverged]
-    return "\n".join(lines)
+    asked, symbol = check.asked, SYMBOLS[check.settings.axis]
+    parts = []
+    if asked.lines:
+        rows = [["feature", "at init", f"after {check.config.trainer.max_steps} steps", "its change"]]
+        for feature in dict.fromkeys(line.label[0] for line in asked.lines):
+            rows.append([feature, *(asked.cell(feature, quantity) for quantity in QUANTITIES)])
+        marks = "(✗ outside its band, ? unclear)"
+        parts.append(f"exponents of {symbol} with 95 % intervals, {check.title(asked)} {marks}\n{tables.text(rows)}")
+    for one in reversed(check.findings):
+        parts.append("\n  ".join([f"{check.title(one)}: {one.verdict}: {one.sentence}", *one.notes]))
+    return "\n\n".join(parts)
 
 
-def markdown(results: Sequence[CheckResult]) -> str:
+def markdown(checks: Sequence[Check]) -> str:
     """Many checks as one table, with a row for every optimizer, axis, sizes, parametrization and base learning rate.
 
     Where several checks have the same row, such as SP next to k = 1 and next to k = 2, the one that was asked for wins,
     else the last one.
     """
     rows: dict[tuple[object, ...], list[str]] = {}
-    pairs = [(result, name) for result in results for name in result.findings]
-    for result, name in sorted(pairs, key=lambda pair: pair[0].findings[pair[1]] is pair[0].asked):
-        recipe, finding, axis = result.config.recipe, result.findings[name], result.settings.axis
-        optimizer = recipe.optimizer + ("" if result.config.model.layer_norm else ", no LayerNorm")
+    pairs = [(check, finding) for check in checks for finding in check.findings]
+    for check, finding in sorted(pairs, key=lambda pair: pair[1] is pair[0].asked):
+        recipe, axis, name = check.config.recipe, check.settings.axis, check.title(finding)
+        optimizer = recipe.optimizer + ("" if check.config.model.layer_norm else ", no LayerNorm")
         optimizer += ", measured variant" if recipe.variant == "measured" else ""
-        smallest, *_, largest = result.sizes
-        sizes = f"{axis} {_size(smallest, axis)} to {_size(largest, axis)}"
-        key = (optimizer, list(AXES).index(axis), sizes, recipe.lr, TITLES.index(title(result, name)))
-        rows[key] = [
+        smallest, *_, largest = (
+            {"width": width, "depth": depth, "both": (width, depth)}[axis] for width, depth in check.sizes
+        )
+        sizes = f"{axis} {smallest} to {largest}"
+        seeds = check.settings.seeds
+        rows[optimizer, list(AXES).index(axis), sizes, recipe.lr, name != "SP", name] = [
             optimizer,
             sizes,
-            title(result, name),
+            name,
             tables.power_of_two(recipe.lr),
-            str(finding.seeds),
-            *(f"{_cell(finding, one, 'feature')} ({_cell(finding, one, 'change')})" for one in FEATURES),
-            f"**{finding.verdict}**: {finding.sentence}{_without(finding)}",
+            str(seeds if finding is check.asked else min(seeds, check.settings.control_seeds)),
+            *(f"{finding.cell(one, 'feature')} ({finding.cell(one, 'change')})" for one in FEATURES),
+            f"**{finding.verdict}**: {finding.sentence}",
         ]
     head = ["optimizer", "axis", "parametrization", "base lr", "seeds", *FEATURES, "verdict"]
     return tables.markdown([head, *(rows[key] for key in sorted(rows))])
 
 
-def _size(shape: Shape, axis: str) -> str:
-    return {"width": str(shape[0]), "depth": str(shape[1]), "both": str(shape)}[axis]
-
-
-def _without(finding: Finding) -> str:
-    """The sizes that the exponents were not fitted to."""
-    if not finding.lost or not finding.exponents:
-        return ""
-    return f"; exponents without width and depth {', '.join(map(str, finding.lost))}"
-
-
-def _cell(finding: Finding, feature: str, quantity: str) -> str:
-    one = finding.exponent(feature, quantity)
-    return "–" if one is None else _number(one) + MARKS[one.verdict]
-
-
-def _number(one: Judgement) -> str:
-    return tables.plus_minus(one.fit.exponent, one.fit.half_width) if one.fit else "zero"
-
-
-def draw(result: CheckResult, file: Path) -> None:
-    """Draw one check; the file's ending determines the format."""
-    style.save(picture(result), file)
-
-
-def picture(result: CheckResult) -> Figure:
+def picture(check: Check) -> Figure:
     """A row per feature: its norm under SP and under the recipe on one scale, then its change likewise."""
-    shown = drawn_features(result)
-    names = sorted(result.findings, key=lambda name: name != "sp")
-    columns = [(kind, name) for kind in CURVES for name in names]
+    shown, axis = drawn_features(check), check.settings.axis
+    findings = sorted(check.findings, key=lambda finding: finding.of != ("sp",))
+    columns = [(kind, finding) for kind in CURVES for finding in findings]
     figure = Figure(figsize=(1.4 + 3.0 * len(columns), 1.6 + 2.35 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), len(columns), squeeze=False, sharex=True)
     for feature, axes in zip(shown, grid, strict=True):
-        for start in range(0, len(columns), len(names)):
-            together = axes[start : start + len(names)]
-            for ax, (kind, name) in zip(together, columns[start:], strict=False):
-                _draw(ax, result, feature, kind, name)
-            _share_scale(together, list(result.sizes.values()))
+        for ax, (kind, finding) in zip(axes, columns, strict=True):
+            _draw(ax, check, feature, kind, finding)
+        for together in np.split(axes, len(CURVES)):
+            style.share_scale(list(together), list(check.sizes.values()))
         axes[0].set_ylabel(feature, fontsize=11)
-    for ax, (kind, name) in zip(grid[0], columns, strict=True):
-        ax.set_title(f"{title(result, name)}: {CURVES[kind][1]}", fontsize=11)
+    for ax, (kind, finding) in zip(grid[0], columns, strict=True):
+        ax.set_title(f"{check.title(finding)}: {CURVES[kind][1]}", fontsize=11)
     for ax in grid[-1]:
-        ax.set_xlabel(AXES[result.settings.axis])
-    style.step_key(figure, list(grid.flat), max(len(run.losses) for run in result.runs))
-    lines = [f"Coordinate check of {result.config.recipe.optimizer}: μP asks for level lines at every step"]
-    for name in names:
-        finding = result.findings[name]
-        sentence = f"{title(result, name)}: {finding.verdict}: {finding.sentence}"
-        lines += textwrap.wrap(sentence, 34 * len(columns))
-    figure.suptitle("\n".join(lines), fontsize=11)
+        ax.set_xlabel(AXES[axis])
+    style.step_key(figure, list(grid.flat), check.config.trainer.max_steps)
+    words = [f"Coordinate check of {check.config.recipe.optimizer}: μP asks for level lines at every step"]
+    for one in findings:
+        words += textwrap.wrap(f"{check.title(one)}: {one.verdict}: {one.sentence}", 34 * len(columns))
+    figure.suptitle("\n".join(words), fontsize=11)
     return figure
 
 
-def drawn_features(result: CheckResult) -> list[str]:
+def drawn_features(check: Check) -> list[str]:
     """`FEATURES`, and the one that decides, in place of its kind or below."""
-    kinds = {name.split(",")[0]: name for name in FEATURES}
-    worst = result.asked.worst
-    return list((kinds | ({worst[0].split(",")[0]: worst[0]} if worst else {})).values())
+    worst = [decisive(check.asked.lines).label[0]] if check.asked.lines else []
+    return list({name.split(",")[0]: name for name in (*FEATURES, *worst)}.values())
 
 
-def _draw(ax: Axes, result: CheckResult, feature: str, kind: str, name: str) -> None:
+def _draw(ax: Axes, check: Check, feature: str, kind: str, finding: Finding) -> None:
     """Every step's mean over the seeds against size, and single seeds at the last step."""
-    runs = [run for run in result.runs if run.parametrization == name and run.norms]
-    by_size = {
-        size: [getattr(run, kind)[feature] for run in runs if run.shape == shape]
-        for shape, size in result.sizes.items()
-    }
-    steps = max((len(curve) for of_size in by_size.values() for curve in of_size), default=1) - 1
-    for step in range(1 if kind == "changes" else 0, steps + 1):
-        points = []
-        for size, of_size in by_size.items():
-            values = [curve[step] for curve in of_size if step < len(curve) and curve[step] > 0]
-            if values and len(values) == len(of_size):
-                points.append((size, np.exp(np.mean(np.log(values)))))
-                if step == steps:
-                    ax.plot([size] * len(values), values, ".", color=style.STEPS(1.0), alpha=0.35, markersize=4)
-        if points:
-            color = style.STEPS(step / max(1, steps))
-            ax.plot(*zip(*points, strict=True), "-o", color=color, linewidth=1.4, markersize=2.5)
-    finding = result.findings[name]
-    one = finding.exponent(feature, CURVES[kind][0])
-    words, verdict = ("diverges", Verdict.FAIL) if finding.diverged else ("", Verdict.PASS)
-    if one is not None:
-        words, verdict = f"step {steps}: {_number(one)} {one.verdict}", one.verdict
-    ax.text(0.03, 0.97, words, color=style.VERDICTS[verdict], transform=ax.transAxes, fontsize=9.5, va="top")
-
-
-def _share_scale(axes: Sequence[Axes], sizes: list[float]) -> None:
-    """One vertical scale: at least a factor of 4, so that small noise looks small, and room for text above."""
-    for ax in axes:
-        ax.set_yscale("log")
-    low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
-    middle, half = np.sqrt(low * high), max(2.0, np.sqrt(high / low))
-    for ax in axes:
-        style.log_sizes(ax, sizes)
-        style.log_values(ax, (1, 2, 5) if half < 20 else (1,))
-        ax.set_ylim(middle / half, middle * half * (2 * half) ** 0.35)
-        ax.tick_params(labelsize=8.5)
-        style.decorate(ax)
+    last = check.config.trainer.max_steps
+    for step in range(1 if kind == "changes" else 0, last + 1):
+        values = {}
+        for shape, size in check.sizes.items():
+            curves = [
+                run.measured[kind].get(feature, []) for run in check.runs if (run.of, run.shape) == (finding.of, shape)
+            ]
+            if all(len(curve) > step and curve[step] > 0 for curve in curves):
+                values[size] = [curve[step] for curve in curves]
+        if values:
+            color = style.STEPS(step / last)
+            seeds = list(zip(*values.values(), strict=True))
+            style.points(ax, list(values), seeds, color, seeds=step == last, markersize=2.5)
+    line = finding.line(feature, CURVES[kind][0])
+    words = f"step {last}: {line.number} {line.verdict}" if line else "diverges"
+    style.write(ax, [(words, style.VERDICTS[line.verdict if line and line.verdict else Verdict.FAIL])])

@@ -1,15 +1,19 @@
 """`mup-lightning coord-check`: one check, a list of them, or their table. Imports no torch until a check is run."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from mup_lightning.config.load import Layer, merge, preset
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, read_yaml, write_atomic
-from mup_lightning.studies.coordinates.report import draw, markdown, text
-from mup_lightning.studies.coordinates.results import FILE, CheckResult, read_check, write_check
+from mup_lightning.studies import style
+from mup_lightning.studies.coordinates.report import FILE, Check, conclude, markdown, picture, read_check, text
 from mup_lightning.studies.coordinates.settings import CheckSettings
+from mup_lightning.studies.scaling import exit_code
+from mup_lightning.studies.workers import fitting, run_all
 
 FOLDER = Path("runs/coordinates")
 
@@ -21,7 +25,7 @@ def run(settings: CheckSettings, config: Config) -> int:
         The exit status: of one check that of its verdict; 0 for many, whose verdicts are in their table.
     """
     if not (settings.table or settings.all):
-        return run_one(settings, config).asked.verdict.exit_code
+        return exit_code([run_one(settings, config).asked])
     if (replace(settings, table=[], all=None, out=None), config) != (CheckSettings(), Config()):
         raise UserError("--table and --all allow no other option than --out: the checks have options of their own")
     out = Path(settings.out or FOLDER)
@@ -38,20 +42,85 @@ def run(settings: CheckSettings, config: Config) -> int:
     return 0
 
 
-def run_one(settings: CheckSettings, config: Config) -> CheckResult:
+def run_one(settings: CheckSettings, config: Config) -> Check:
     """Run one check, print what was found, and write coordinates.json and coordinates.png."""
     folder = Path(settings.out or FOLDER / name_of(settings, config))
     check_folder(folder)
     from mup_lightning.training.hardware import tune_allocator
 
     tune_allocator()
-    from mup_lightning.studies.coordinates.check import check
-
     result = check(settings, config)
-    write_check(result, folder / FILE)
-    draw(result, folder / "coordinates.png")
-    print(f"{text(result)}\nwrote {folder / FILE} and coordinates.png", flush=True)
+    result.write(folder / FILE)
+    style.save(picture(result), folder / "coordinates.png")
+    print(f"{text(result)}\n\nwrote {folder / FILE} and coordinates.png\n", flush=True)
     return result
+
+
+def check(settings: CheckSettings, config: Config) -> Check:
+    """Train every size and seed, and judge.
+
+    Args:
+        settings: sizes, seeds and thresholds.
+        config: the model that sizes start from, and the recipe.
+
+    Raises:
+        UserError: one of the sizes cannot be trained, or a worker died.
+    """
+    from mup_lightning.studies.coordinates.measure import measure
+
+    sizes = settings.sizes(config.model.width, config.model.depth)
+    configs, work, memory = trainings(settings, config)
+    workers = settings.workers
+    if workers is None:  # a GPU is shared only if asked
+        workers = 1 if configs[0].trainer.accelerator == "gpu" else fitting(memory, len(configs))
+    name = f"coordinate check of {config.recipe.optimizer} over {settings.axis}"
+    runs = run_all(name, partial(measure, settings.axis), configs, min(workers, len(configs)), work)
+    findings = [
+        conclude([run for run in runs if run.of == (name,)], sizes, settings, layer_norm=config.model.layer_norm)
+        for name in parametrizations(settings, config)
+    ]
+    return Check(settings=settings, config=config, findings=findings, runs=runs)
+
+
+def parametrizations(settings: CheckSettings, config: Config) -> list[Literal["sp", "mup"]]:
+    """What is trained: the requested parametrization, and SP for comparison."""
+    asked = config.recipe.parametrization
+    return [asked] if asked == "sp" or settings.alone else [asked, "sp"]
+
+
+def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], list[float], int]:
+    """All trainings, checked as `train` would.
+
+    Returns:
+        The configurations, the expected work of each, and the largest peak of memory in bytes.
+
+    Raises:
+        UserError: one of the sizes cannot be trained.
+    """
+    from mup_lightning.studies.sweep.check import Checker
+
+    checker, configs, work, memory = Checker(), [], [], 0
+    for name in parametrizations(settings, config):
+        asked = name == config.recipe.parametrization
+        for width, depth in settings.sizes(config.model.width, config.model.depth):
+            try:
+                # Another size, a constant learning rate, and nothing that only costs time.
+                sized = replace(
+                    config,
+                    model=replace(config.model, width=width, depth=depth),
+                    recipe=replace(config.recipe, parametrization=name),
+                    schedule=replace(config.schedule, warmup_steps=0, min_lr=config.recipe.lr),
+                    trainer=replace(config.trainer, validate_every=0, feature_norms_every=0, update_check_every=0),
+                )
+                checked = checker.check(sized)
+            except UserError as error:
+                raise UserError(f"at width {width}, depth {depth}: {error}") from None
+            memory = max(memory, checked.memory)
+            data = replace(sized.data, verify=False)  # just verified
+            for seed in range(1, 1 + (settings.seeds if asked else min(settings.seeds, settings.control_seeds))):
+                configs.append(replace(sized, data=data, seed=seed))
+                work.append(checked.work)
+    return configs, work, memory
 
 
 def read_list(file: Path) -> list[tuple[CheckSettings, Config]]:

@@ -10,9 +10,6 @@ from mup_lightning.typed import Bound, NonNegativeInt, PositiveFloat, PositiveIn
 SYMBOLS = {"width": "n", "depth": "L", "both": "r"}
 """Axis -> what exponents are powers of; r is the factor by which both width and depth have grown."""
 
-Shape = tuple[int, int]
-"""(width, depth) of a model."""
-
 _GROWING = Bound(
     "at least three numbers above 0, from small to large", lambda sizes: len(sizes) > 2 and sizes == sorted(set(sizes))
 )
@@ -63,7 +60,7 @@ class CheckSettings(Typed, prefix="--"):
     all: Path | None = None
     table: list[Path] = field(default_factory=list)
 
-    def sizes(self, width: int, depth: int) -> dict[Shape, float]:
+    def sizes(self, width: int, depth: int) -> dict[tuple[int, int], float]:
         """(width, depth) of every model -> its width, depth or ratio, from small to large.
 
         Args:

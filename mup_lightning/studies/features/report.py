@@ -3,16 +3,15 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mup_lightning.errors import UserError
 from mup_lightning.studies import style
-from mup_lightning.studies.features.runs import Row, Run, compare, in_order, other_differences, read_run, spread
+from mup_lightning.studies.features.runs import Row, Run, compare, other_differences, read_run, spread
 from mup_lightning.typed import Bound, Typed
 
 Picture = Annotated[
@@ -69,9 +68,14 @@ def run(settings: FigureSettings) -> int:
     if point is None or alone:
         figure = run_figure(runs[0], point)
     else:
-        rows = compare(runs, point)
+        rows = compare(runs)
         figure = comparison_figure(rows, point)
-        print("\n".join(_spreads(rows)))
+        for row in rows:
+            for name, panel in row.panels().items():
+                if found := spread([run.last(point) for run in panel]):
+                    sizes = f"{row.varying} {row.size(panel[0])} to {row.size(panel[-1])}{row.fixed}"
+                    what = f"at step {found[0]} the largest norm is {found[1]:.3g} times the smallest"
+                    print(f"{name}, {sizes}: {what}")
         if left_out := [run.name for run in runs if not any(run in row.runs for row in rows)]:
             names = ", ".join(left_out)
             print(f"note: not drawn, because no other run shares their width or depth: {names}", file=sys.stderr)
@@ -83,13 +87,13 @@ def run(settings: FigureSettings) -> int:
 
 def comparison_figure(rows: list[Row], point: str) -> Figure:
     """Norms over steps, one line per size: a row of panels per way of growing, a panel per parametrization."""
-    names = in_order({name for row in rows for name in row.panels})
+    names = sorted({name for row in rows for name in row.panels()})
     figure = Figure(figsize=(max(7.0, 1.2 + 3.9 * len(names)), 1.1 + 2.7 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), len(names), sharex=True, sharey=True, squeeze=False)
     for row, axes in zip(rows, grid, strict=True):
-        _draw_row(row, dict(zip(names, axes, strict=True)))
-    for column in grid.T:
-        next(ax for ax in reversed(column) if ax.get_visible()).tick_params(labelbottom=True)
+        for name, ax in zip(names, axes, strict=True):
+            _draw_sizes(ax, row, name, point)
+        axes[-1].legend(title=row.varying, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     where = "the last block's output" if point == "residual" else WHAT.get(point, point)
     figure.supylabel(f"RMS norm of {where}", fontsize=11)
     figure.supxlabel("training step", fontsize=11)
@@ -98,6 +102,28 @@ def comparison_figure(rows: list[Row], point: str) -> Figure:
         fontsize=12,
     )
     return figure
+
+
+def _draw_sizes(ax: Axes, row: Row, name: str, point: str) -> None:
+    sizes = list(dict.fromkeys(map(row.size, row.runs)))
+    ax.tick_params(labelbottom=True, labelleft=True)
+    looks: dict[str, dict[str, Any]] = {}
+    for place, size in enumerate(sizes):
+        large = place / max(1, len(sizes) - 1)
+        # Small models are drawn first and broad, so that lines that coincide can all be seen.
+        looks[size] = {"color": style.STEPS(large), "linewidth": 1.4 + 2.6 * (1 - large)}
+        ax.plot([], [], label=size, **looks[size])
+    runs = row.panels().get(name)
+    if runs is None:
+        ax.set_axis_off()  # the legend stays
+        return
+    for run in runs:
+        ax.plot(*zip(*run.last(point), strict=True), **looks[row.size(run)])
+    ax.set_title(f"{name}: {row.varying} grows{row.fixed}", fontsize=11)
+    _style(ax)
+    if found := spread([run.last(point) for run in runs]):
+        words = f"step {found[0]}: largest norm {found[1]:.3g} × the smallest"
+        ax.text(0.97, 0.04, words, transform=ax.transAxes, ha="right", va="bottom", fontsize=9.5)
 
 
 def run_figure(run: Run, point: str | None = None) -> Figure:
@@ -110,7 +136,6 @@ def run_figure(run: Run, point: str | None = None) -> Figure:
     points = [point] if point is not None else [name for name in OVERVIEW if name in run.norms]
     outside = [name for name in points if None in run.norms[name]]
     inside = [name for name in points if name not in outside]
-
     panels = len(inside) + bool(outside)
     columns = min(2, panels)
     rows = -(-panels // columns)
@@ -142,45 +167,17 @@ def shown_steps(run: Run) -> list[int]:
     return [steps[round(i * (len(steps) - 1) / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)]
 
 
-def _draw_row(row: Row, axes: dict[str, Axes]) -> None:
-    large = {size: place / max(1, len(row.sizes) - 1) for place, size in enumerate(row.sizes)}
-    legend: dict[str, Artist] = {}
-    for name, ax in axes.items():
-        if name not in row.panels:
-            ax.set_visible(False)
-            continue
-        for size, curve in row.panels[name]:
-            # Small models are drawn first and broad, so that lines that coincide can all be seen.
-            width = 1.4 + 2.6 * (1 - large[size])
-            (legend[size],) = ax.plot(*zip(*curve, strict=True), color=style.STEPS(large[size]), linewidth=width)
-        ax.set_title(f"{name}: {row.varying} grows" + (f", {row.fixed}" if row.fixed else ""), fontsize=11)
-        _style(ax)
-        if (found := spread(row.panels[name])) is not None:
-            text = f"step {found[0]}: largest norm {found[1]:.3g} × the smallest"
-            ax.text(0.97, 0.04, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=9.5)
-    visible = [ax for ax in axes.values() if ax.get_visible()]
-    visible[0].tick_params(labelleft=True)
-    visible[-1].legend(
-        [legend[size] for size in row.sizes],
-        row.sizes,
-        title=row.varying,
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-        frameon=False,
-    )
-
-
 def _draw_depth(ax: Axes, run: Run, point: str, steps: list[int]) -> None:
-    layers = {layer: dict(curve) for layer, curve in run.norms[point].items() if layer is not None}
+    layers = {layer + 1: dict(curve) for layer, curve in run.norms[point].items() if layer is not None}
     # What the first block is given, h_0, is the residual stream too.
-    start = dict(run.norms.get("embedding", {}).get(None, [])) if point == "residual" else {}
-    marker = "o" if len(layers) <= 16 else None
+    if point == "residual" and "embedding" in run.norms:
+        layers[0] = dict(run.norms["embedding"][None])
     for step in steps:
-        heights = [(0, start[step])] if step in start else []
-        heights += [(layer + 1, curve[step]) for layer, curve in sorted(layers.items()) if step in curve]
+        heights = [(block, curve[step]) for block, curve in sorted(layers.items()) if step in curve]
+        marker = "o" if len(layers) <= 16 else None
         color = style.STEPS(step / max(1, steps[-1]))
         ax.plot(*zip(*heights, strict=True), color=color, linewidth=1.6, marker=marker, markersize=3)
-    ax.set_title(WHAT.get(point, point) + (" (0: embedding)" if start else ""), fontsize=11)
+    ax.set_title(WHAT.get(point, point) + (" (0: embedding)" if 0 in layers else ""), fontsize=11)
     ax.set(xlabel="block", ylabel="RMS norm")
     _style(ax)
 
@@ -200,15 +197,3 @@ def _style(ax: Axes) -> None:
     style.log_values(ax)
     style.decorate(ax)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-
-
-def _spreads(rows: list[Row]) -> list[str]:
-    """The picture in numbers."""
-    lines = []
-    for row in rows:
-        for name, panel in row.panels.items():
-            if (found := spread(panel)) is not None:
-                sizes = f"{row.varying} {panel[0][0]} to {panel[-1][0]}"
-                what = f"{name}, {sizes}" + (f", {row.fixed}" if row.fixed else "")
-                lines.append(f"{what}: at step {found[0]} the largest norm is {found[1]:.3g} times the smallest")
-    return lines

@@ -1,7 +1,6 @@
 """Feature norms of trained runs, read from their TensorBoard logs and arranged for comparison."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -11,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
+from mup_lightning.studies.scaling import Shape, title
 
 PREFIX = "features/"
 """Tags are features/<point>, and features/<point>/layer_<i> inside blocks; see callbacks/feature_norms.py."""
@@ -49,16 +49,14 @@ class Run:
     norms: dict[str, dict[int | None, Curve]]
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> Shape:
         """(width, depth)."""
         return self.config.model.width, self.config.model.depth
 
     @property
     def parametrization(self) -> str:
-        """As titles call it. All k >= 2 agree."""
-        if self.config.recipe.parametrization == "sp":
-            return "SP"
-        return "recipe, k = 1" if self.config.recipe.branch_depth == 1 else "recipe, k ≥ 2"
+        """As titles call it."""
+        return title(self.config.recipe.parametrization, self.config.recipe.branch_depth)
 
     def last(self, point: str) -> Curve:
         """A point's norm in the last block, or outside blocks if it is there."""
@@ -99,45 +97,34 @@ def read_run(folder: Path, point: str | None = None) -> Run:
 
 @dataclass(frozen=True)
 class Row:
-    """Panels side by side whose runs differ in size in the same way.
+    """Runs that differ in size in the same way.
 
     Attributes:
         varying: "width", "depth", or "width × depth" where both vary together.
-        fixed: what does not, such as "depth 4"; empty where both vary.
+        fixed: what does not, such as ", depth 4"; empty where both vary.
         runs: from small to large.
-        panels: parametrization -> (size, norm over steps) of its runs, from small to large.
     """
 
     varying: str
     fixed: str
     runs: list[Run]
-    panels: dict[str, list[tuple[str, Curve]]]
 
-    @property
-    def sizes(self) -> list[str]:
-        """Each size once, from small to large."""
-        return list(dict.fromkeys(_size(run, self.varying) for run in self.runs))
+    def size(self, run: Run) -> str:
+        """What varies, of a run."""
+        width, depth = run.shape
+        return {"width": f"{width}", "depth": f"{depth}"}.get(self.varying, f"{width} × {depth}")
 
-
-def spread(lines: list[tuple[str, Curve]]) -> tuple[int, float] | None:
-    """The last step that all lines have, and the largest norm over the smallest there. None for a single line."""
-    common = set.intersection(*({step for step, _ in curve} for _, curve in lines))
-    if len(lines) < 2 or not common:
-        return None
-    step = max(common)
-    norms = [dict(curve)[step] for _, curve in lines]
-    return step, max(norms) / min(norms) if min(norms) > 0 else inf
+    def panels(self) -> dict[str, list[Run]]:
+        """Parametrization (SP, then the recipe by k) -> its runs."""
+        names = sorted({run.parametrization for run in self.runs})
+        return {name: [run for run in self.runs if run.parametrization == name] for name in names}
 
 
-def compare(runs: list[Run], point: str) -> list[Row]:
+def compare(runs: list[Run]) -> list[Row]:
     """Arrange several runs: a row where the width varies and one where the depth varies, as far as there are such runs.
 
     A row takes the fixed depth (or width) at which one parametrization has the most sizes. Where none has two, width
     and depth vary together in one row.
-
-    Args:
-        runs: any number, in any order; all have the point.
-        point: measured in the last block.
 
     Raises:
         UserError: all runs have the same size.
@@ -150,22 +137,25 @@ def compare(runs: list[Run], point: str) -> list[Row]:
             f"or one run alone to see its norms across depth"
         )
     rows = []
-    for varying, axis in (("width", 0), ("depth", 1)):
-        # What is fixed -> the most sizes that one parametrization has there.
-        sizes: dict[int, int] = defaultdict(int)
-        shapes = {(run.parametrization, run.shape) for run in runs}
-        for (_, fixed), number in Counter((kind, shape[1 - axis]) for kind, shape in shapes).items():
-            sizes[fixed] = max(sizes[fixed], number)
-        fixed = min(sizes, key=lambda value: (-sizes[value], value))
-        if sizes[fixed] > 1:
-            chosen = [run for run in runs if run.shape[1 - axis] == fixed]
-            rows.append(_row(varying, f"{('depth', 'width')[axis]} {fixed}", chosen, point))
-    return rows or [_row("width × depth", "", runs, point)]
+    for axis, (varying, other) in enumerate((("width", "depth"), ("depth", "width"))):
+        sizes: dict[tuple[int, str], set[int]] = defaultdict(set)
+        for run in runs:
+            sizes[run.shape[1 - axis], run.parametrization].add(run.shape[axis])
+        fixed, _ = min(sizes, key=lambda key: (-len(sizes[key]), key))
+        chosen = [run for run in runs if run.shape[1 - axis] == fixed]
+        if max(map(len, sizes.values())) > 1:
+            rows.append(Row(varying, f", {other} {fixed}", chosen))
+    return rows or [Row("width × depth", "", runs)]
 
 
-def in_order(parametrizations: Iterable[str]) -> list[str]:
-    """SP, then the recipe by k."""
-    return sorted(parametrizations, key=lambda name: (name != "SP", name))
+def spread(curves: list[Curve]) -> tuple[int, float] | None:
+    """The last step that all curves have, and the largest norm over the smallest there. None for a single one."""
+    common = set.intersection(*({step for step, _ in curve} for curve in curves))
+    if len(curves) < 2 or not common:
+        return None
+    step = max(common)
+    norms = [dict(curve)[step] for curve in curves]
+    return step, max(norms) / min(norms) if min(norms) > 0 else inf
 
 
 def other_differences(runs: list[Run]) -> list[str]:
@@ -173,15 +163,3 @@ def other_differences(runs: list[Run]) -> list[str]:
     meant = {"model.width", "model.depth", "model.heads", "recipe.parametrization", "recipe.branch_depth", "seed"}
     flat = [leaves(run.config.identity()) for run in runs]
     return [key for key in flat[0] if key not in meant and any(other.get(key) != flat[0][key] for other in flat)]
-
-
-def _row(varying: str, fixed: str, runs: list[Run], point: str) -> Row:
-    lines: dict[str, list[tuple[str, Curve]]] = defaultdict(list)
-    for run in runs:
-        lines[run.parametrization].append((_size(run, varying), run.last(point)))
-    return Row(varying, fixed, runs, {name: lines[name] for name in in_order(lines)})
-
-
-def _size(run: Run, varying: str) -> str:
-    width, depth = run.shape
-    return {"width": f"{width}", "depth": f"{depth}"}.get(varying, f"{width} × {depth}")

@@ -43,26 +43,39 @@ DECAY_MEANINGS = {
 }
 
 
-class ExternalOptimizer:
-    """A torch optimizer class that can be built on any network.
+class Update(NamedTuple):
+    """The first step that moved a matrix: its number, from 1, and by parameter name the value before and the change.
+
+    `state` holds the tensors that the optimizer keeps for each parameter after the step.
+    """
+
+    number: int
+    before: Tensors
+    change: Tensors
+    state: dict[str, Tensors]
+
+
+class External:
+    """A torch optimizer class that can be built on any network, and has been examined on the probe's smallest.
 
     Args:
         path: "package.module:Class".
         arguments: for its constructor, in addition to parameters, lr and weight decay.
+        settings: of the probe.
 
     Attributes:
         lr: the class's own default learning rate; 1e-3 if it has none.
         decays: constructor arguments that are weight decays; libraries have separate ones for vectors.
-        grouping: how it is given the parameters.
+        grouping: how it is given the parameters: the first way that works.
         dtype: precision of its first updates: float64, so that small differences are seen, if it can do that.
+        once: its first update at `lr`.
 
     Raises:
         UserError: there is no such class, or the probe cannot drive it; says why.
     """
 
-    def __init__(self, path: str, arguments: dict[str, Any]) -> None:
-        self.path, self.arguments = path, arguments
-        self.grouping, self.dtype = ALL, torch.float64
+    def __init__(self, path: str, arguments: dict[str, Any], settings: ProbeSettings) -> None:
+        self.path, self.arguments, self.settings = path, arguments, settings
         module, _, name = path.partition(":")
         with self._own_words(f"cannot import {module}"):
             self.kind: Any = getattr(importlib.import_module(module), name, None)
@@ -84,9 +97,34 @@ class ExternalOptimizer:
         ]
         if taken := sorted({"lr", *self.decays} & arguments.keys()):
             raise UserError(f"--arguments has {taken[0]!r}, which the probe sets itself; leave it out")
+        self.once = self._first_that_works()
+        self._refuse_copies()
 
-    def build(self, network: ResidualMLP, lr: float, decay: float = 0.0) -> list[torch.optim.Optimizer]:
-        """The optimizer on a network, and an AdamW for the vectors if it takes matrices alone."""
+    def _first_that_works(self) -> Update:
+        errors = []
+        for self.grouping in (ALL, MARKED, MATRICES):
+            for self.dtype in (torch.float64, torch.float32):
+                try:
+                    return self.first_update(self.lr)
+                except UserError as error:
+                    errors.append(error)
+        # Of each grouping the error in float32 counts: that in float64 may be about the precision.
+        raise errors[1]
+
+    def _refuse_copies(self) -> None:
+        """Refuse an optimizer that keeps its own copy of the weights: the probe sets them, and it would not notice."""
+        for name, weight in self.once.before.items():
+            for key, tensor in self.once.state.get(name, {}).items():
+                if weight.ndim > 1 and tensor.shape == weight.shape:
+                    copies = (weight, weight + self.once.change[name])
+                    if any((tensor.to(weight) - known).norm() <= 1e-5 * known.norm() for known in copies):
+                        raise self.refusal(
+                            f"it keeps its own copy of the weights (its state {key!r}), as lookahead, averaging and "
+                            f"schedule-free optimizers do, and does not see that the probe sets them after every step"
+                        )
+
+    def step_on(self, network: ResidualMLP, lr: float, decay: float = 0.0) -> tuple[Step, list[torch.optim.Optimizer]]:
+        """Its step on a network, from gradients alone, and the optimizers that make it: AdamW for what it refuses."""
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in network.parameters() if parameter.ndim == 1]
         given: Any = {
@@ -99,17 +137,38 @@ class ExternalOptimizer:
             optimizers = [self.kind(given, lr=lr, **decays, **self.arguments)]
         if self.grouping == MATRICES:
             optimizers.append(torch.optim.AdamW(vectors, lr=lr, eps=1e-16, weight_decay=0.0))
-        return optimizers
-
-    def step(self, optimizers: list[torch.optim.Optimizer]) -> Step:
-        """A step of all of them from gradients alone."""
 
         def step(*_: Any) -> None:
             for optimizer in optimizers:
                 with self._own_words("its step fails"):
                     optimizer.step()
 
-        return step
+        return step, optimizers
+
+    def first_update(self, lr: float, decay: float = 0.0) -> Update:
+        """The first update at this learning rate and weight decay, always from the same start on the smallest network.
+
+        Raises:
+            UserError: the optimizer fails, is not finite, or does not move within the probe's steps.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # for optimizers that draw numbers
+            network = build_network(self.settings, *self.settings.base, seed=0).to(self.dtype)
+            step, optimizers = self.step_on(network, lr, decay)
+            steps = updates(self.path, network, step, self.settings, seed=0)
+            for number, (_, before, change) in enumerate(steps, 1):
+                if any(added.ndim > 1 and added.any() for added in change.values()):
+                    held = {
+                        parameter: state for optimizer in optimizers for parameter, state in optimizer.state.items()
+                    }
+                    state = {
+                        name: {key: value for key, value in held.get(parameter, {}).items() if torch.is_tensor(value)}
+                        for name, parameter in network.named_parameters()
+                    }
+                    return Update(number, before, change, state)
+        raise self.refusal(
+            f"it changed no matrix in {self.settings.steps} steps; does it warm up? Give it more --steps"
+        )
 
     def refusal(self, reason: str) -> UserError:
         """The error that says why it cannot be probed."""
@@ -125,41 +184,6 @@ class ExternalOptimizer:
             raise self.refusal(f"{what}: {words}") from error
 
 
-class Update(NamedTuple):
-    """The first step that moved a matrix: its number, from 1, and by parameter name the value before and the change.
-
-    `state` holds the tensors that the optimizer keeps for each parameter after the step.
-    """
-
-    number: int
-    before: Tensors
-    change: Tensors
-    state: dict[str, Tensors]
-
-
-def first_update(external: ExternalOptimizer, settings: ProbeSettings, lr: float, decay: float = 0.0) -> Update:
-    """The first update at this learning rate and weight decay, always from the same start on the smallest network.
-
-    Raises:
-        UserError: the optimizer fails, is not finite, or does not move within the probe's steps.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # for optimizers that draw numbers
-        network = build_network(settings, *settings.base, seed=0).to(external.dtype)
-        optimizers = external.build(network, lr, decay)
-        steps = updates(external.path, network, external.step(optimizers), settings, seed=0)
-        for number, (_, before, change) in enumerate(steps, 1):
-            if any(added.ndim > 1 and added.any() for added in change.values()):
-                state = {
-                    name: {key: value for key, value in optimizer.state[parameter].items() if torch.is_tensor(value)}
-                    for optimizer in optimizers
-                    for name, parameter in network.named_parameters()
-                    if parameter in optimizer.state
-                }
-                return Update(number, before, change, state)
-    raise external.refusal(f"it changed no matrix in {settings.steps} steps; does it warm up? Give it more --steps")
-
-
 def external_subject(path: str, arguments: dict[str, Any], settings: ProbeSettings) -> Subject:
     """A torch optimizer class as a subject, once its first update has been examined.
 
@@ -171,67 +195,30 @@ def external_subject(path: str, arguments: dict[str, Any], settings: ProbeSettin
     Raises:
         UserError: there is no such class, or it cannot be probed; says why.
     """
-    external = ExternalOptimizer(path, arguments)
-    once = _choose_grouping(external, settings)
-    _refuse_copies(external, once)
-    learning_rate = _learning_rate(external, settings, once)
+    external = External(path, arguments, settings)
+    learning_rate = _learning_rate(external)
     # If steps are proportional, the same large rate as for our own. If not its own rate, in float64, or the weight's
     # last digits would drown a small step.
     rate, dtype = (LR, torch.float32) if learning_rate["proportional"] else (external.lr, torch.float64)
     names = packages_distributions().get(external.kind.__module__.partition(".")[0])
-    return Subject(
-        path,
-        lambda network, r_n, r_L: external.step(external.build(network, rate)),
-        rate,
-        dtype,
-        tuple(role for role in Role if external.grouping != MATRICES or not role.is_vector),
-        facts={
-            "arguments": arguments,
-            "learning_rate": learning_rate,
-            "weight_decay": _weight_decay(external, settings),
-            "grouping": external.grouping,
-            "package": f"{names[0]} {version(names[0])}" if names else None,
-        },
-    )
+    facts = {
+        "arguments": arguments,
+        "learning_rate": learning_rate,
+        "weight_decay": _weight_decay(external),
+        "grouping": external.grouping,
+        "package": f"{names[0]} {version(names[0])}" if names else None,
+    }
+    roles = tuple(role for role in Role if external.grouping != MATRICES or not role.is_vector)
+    return Subject(path, lambda network, r_n, r_L: external.step_on(network, rate)[0], rate, dtype, roles, facts=facts)
 
 
-def _choose_grouping(external: ExternalOptimizer, settings: ProbeSettings) -> Update:
-    """Take the first grouping and precision that work. Raises the first error if none do."""
-    errors = []
-    for external.grouping in (ALL, MARKED, MATRICES):
-        for external.dtype in (torch.float64, torch.float32):
-            try:
-                return first_update(external, settings, external.lr)
-            except UserError as error:
-                errors.append(error)
-    # Of each grouping the error in float32 counts: that in float64 may be about the precision.
-    raise errors[1]
-
-
-def _refuse_copies(external: ExternalOptimizer, once: Update) -> None:
-    """Refuse an optimizer that keeps its own copy of the weights: the probe sets them, and it would not notice."""
-    for name, weight in once.before.items():
-        for key, tensor in once.state.get(name, {}).items():
-            if weight.ndim < 2 or tensor.shape != weight.shape:
-                continue
-            if any(
-                (tensor.to(weight) - known).norm() <= 1e-5 * known.norm()
-                for known in (weight, weight + once.change[name])
-            ):
-                raise external.refusal(
-                    f"it keeps its own copy of the weights (its state {key!r}), as lookahead, averaging and "
-                    f"schedule-free optimizers do, and does not see that the probe sets them after every step"
-                )
-
-
-def _learning_rate(external: ExternalOptimizer, settings: ProbeSettings, once: Update) -> dict[str, Any]:
+def _learning_rate(external: External) -> dict[str, Any]:
     """Whether twice the rate, and a very large one, give the same direction at that multiple; in plain values."""
-    matrices, vectors = _differences(once, first_update(external, settings, 2 * external.lr), 2.0)
+    matrices, vectors = _differences(external, 2 * external.lr)
     proportional = matrices <= SAME
     if proportional:
         try:
-            large = first_update(external, settings, LR)
-            proportional = _differences(once, large, LR / external.lr)[0] <= SAME
+            proportional = _differences(external, LR)[0] <= SAME
         except UserError:
             proportional = False
     if matrices > SAME:
@@ -245,7 +232,7 @@ def _learning_rate(external: ExternalOptimizer, settings: ProbeSettings, once: U
         meaning += "; those of vectors are not (does it have another rate for them?)" if vectors > SAME else ""
     return {
         "default": external.lr,
-        "first_moving_step": once.number,
+        "first_moving_step": external.once.number,
         "proportional": proportional,
         "difference": matrices,
         "vectors": vectors <= SAME,
@@ -253,17 +240,18 @@ def _learning_rate(external: ExternalOptimizer, settings: ProbeSettings, once: U
     }
 
 
-def _differences(once: Update, other: Update, ratio: float) -> tuple[float, float]:
-    """The largest relative difference between the steps of one and of the other over ratio: (matrices, vectors)."""
+def _differences(external: External, lr: float) -> tuple[float, float]:
+    """The largest relative difference of a step at this rate, scaled back, from the first: (matrices, vectors)."""
+    change = external.first_update(lr).change
     worst = {True: 0.0, False: 0.0}
-    for name, step in once.change.items():
-        difference = float((other.change[name] / ratio - step).norm())
+    for name, step in external.once.change.items():
+        difference = float((change[name] / (lr / external.lr) - step).norm())
         relative = difference / float(step.norm()) if step.any() else (float("inf") if difference else 0.0)
         worst[step.ndim > 1] = max(worst[step.ndim > 1], relative)
     return worst[True], worst[False]
 
 
-def _weight_decay(external: ExternalOptimizer, settings: ProbeSettings) -> dict[str, Any]:
+def _weight_decay(external: External) -> dict[str, Any]:
     """How weight decay enters a step, in plain values: is the difference that it makes -lr · decay · W?
 
     At a thousandth of the rate, where float64 allows it: many classes take the decay off the stepped weight, W + ΔW.
@@ -271,7 +259,7 @@ def _weight_decay(external: ExternalOptimizer, settings: ProbeSettings) -> dict[
     kind, factor = "none", None
     if "weight_decay" in external.decays:
         lr, same = (1e-3 * external.lr, 0.01) if external.dtype == torch.float64 else (external.lr, 0.05)
-        without, decayed = (first_update(external, settings, lr, decay) for decay in (0.0, DECAY))
+        without, decayed = (external.first_update(lr, decay) for decay in (0.0, DECAY))
         # If the numbers differ, it moved by decay alone before it moved by gradients.
         moved = 1.0 if decayed.number == without.number else 0.0
         names = [name for name, weight in without.before.items() if weight.ndim > 1]

@@ -24,8 +24,8 @@ from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, exponents
 from mup_lightning.spectral.roles import Role
 from mup_lightning.studies.probe.network import CLASSES, INPUTS, ResidualMLP, batches, build_mlp
-from mup_lightning.studies.probe.settings import AXES, LATER_FROM, WINDOWS, ProbeSettings
-from mup_lightning.studies.probe.verdict import Cell
+from mup_lightning.studies.probe.settings import LATER_FROM, ProbeSettings
+from mup_lightning.studies.scaling import Run
 
 STEP_SIZE = 0.05
 """‖ΔW‖_R of every step over the weight's own size, at the base."""
@@ -173,7 +173,7 @@ def updates(
         yield loss.item(), before, change
 
 
-def measure(subject: Subject, settings: ProbeSettings, width: int, depth: int, seed: int) -> dict[str, Any]:
+def measure(subject: Subject, settings: ProbeSettings, width: int, depth: int, seed: int) -> Run:
     """Train one network and record its directions.
 
     Args:
@@ -184,9 +184,8 @@ def measure(subject: Subject, settings: ProbeSettings, width: int, depth: int, s
         seed: seed of weights, task and data.
 
     Returns:
-        Plain values: "width", "depth", "seed", "losses" (before each step), and "roles": role -> "direction" (‖A‖_R of
-        each step, the geometric mean over the role's parameters) and "windows": window -> ‖A‖_R. None where a step
-        changed nothing.
+        `measured` is role -> "direction" (‖A‖_R of each step, the geometric mean over the role's parameters), "first"
+        and "later" (that of a window). None where a step changed nothing.
 
     Raises:
         UserError: a step was not finite.
@@ -203,28 +202,11 @@ def measure(subject: Subject, settings: ProbeSettings, width: int, depth: int, s
         for role in subject.roles:
             mine = [found[name] / subject.lr for name, info in network.infos.items() if info.role is role]
             directions[role].append(_geometric_mean(mine))
-    roles = {
-        str(role): {
-            "direction": directions[role],
-            "windows": {"first": directions[role][0], "later": _geometric_mean(directions[role][LATER_FROM - 1 :])},
-        }
-        for role in subject.roles
+    measured = {
+        str(role): {"direction": of_role, "first": of_role[0], "later": _geometric_mean(of_role[LATER_FROM - 1 :])}
+        for role, of_role in directions.items()
     }
-    return {"width": width, "depth": depth, "seed": seed, "losses": losses, "roles": roles}
-
-
-def points(networks: list[dict[str, Any]], settings: ProbeSettings) -> dict[Cell, list[list[float]]]:
-    """‖A‖_R along both lines, for each seed and size, of every role in every window in which all networks moved."""
-    values = {(n["width"], n["depth"], n["seed"]): n["roles"] for n in networks}
-    found: dict[Cell, list[list[float]]] = {}
-    for role in map(Role, networks[0]["roles"]):
-        for window in WINDOWS:
-            size = {key: roles[role]["windows"][window] for key, roles in values.items()}
-            if None not in size.values():
-                for axis in AXES:
-                    _, shapes = settings.line(axis)
-                    found[window, role, axis] = [[size[*at, seed] for at in shapes] for seed in range(settings.seeds)]
-    return found
+    return Run((subject.name,), (width, depth), seed, losses, measured)
 
 
 def _geometric_mean(values: list[Any]) -> float | None:

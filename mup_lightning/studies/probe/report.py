@@ -1,8 +1,11 @@
-"""A probe as text, as a Markdown table and as a picture. Imports no torch."""
+"""Holds exponents against a declared family, or proposes a recipe, and shows a probe. Imports no torch."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -10,59 +13,217 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mup_lightning import tables
+from mup_lightning.errors import UserError
+from mup_lightning.spectral.condition import solve
+from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.roles import Role
-from mup_lightning.spectral.tables import as_text
+from mup_lightning.spectral.scale import Scale
+from mup_lightning.spectral.tables import as_plain, as_text, plain_scale
 from mup_lightning.studies import style
-from mup_lightning.studies.fit import Fit, Verdict
-from mup_lightning.studies.probe.settings import AXES, WINDOWS
-from mup_lightning.studies.probe.verdict import Probe, Proposal, declared, sentence
+from mup_lightning.studies.fit import Verdict, overall
+from mup_lightning.studies.probe.settings import AXES, WINDOWS, ProbeSettings
+from mup_lightning.studies.scaling import Band, Finding, Label, Line, Result, Run, lines
 
-MARKS = {Verdict.PASS: "", Verdict.FAIL: " ✗", Verdict.UNCLEAR: " ?"}
-"""What follows an exponent in the Markdown table."""
+FINITE_SIZE = 0.05
+"""How far an exponent may be from a quarter without a warning, however narrow its interval: small networks bend."""
 
 LOOKS = {"first": (style.SERIES[0], "s", 0.97), "later": (style.SERIES[2], "o", 1.03)}
 """Window -> colour, marker, and a shift to the side, so that both stay visible where they agree."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probe(Result):
+    """A finished probe, with one finding, whose lines are labelled (role, window, axis).
+
+    Attributes:
+        settings: what was measured.
+        facts: the optimizer's arguments, and what was found out before the probe.
+        proposal: a recipe for an undeclared optimizer, see `propose`; None for one of ours.
+    """
+
+    settings: ProbeSettings
+    facts: dict[str, Any]
+    proposal: dict[str, Any] | None
+
+    @property
+    def finding(self) -> Finding:
+        """The only one."""
+        return self.findings[0]
+
+    @property
+    def name(self) -> str:
+        """The optimizer's."""
+        return self.finding.of[0]
+
+
+def conclude(
+    name: str, family: Family | None, settings: ProbeSettings, facts: dict[str, Any], runs: list[Run]
+) -> Probe:
+    """Fit, and hold every exponent against what the family declares; without a family, propose one.
+
+    Raises:
+        UserError: no window has steps in all networks.
+    """
+
+    def band(label: Label) -> Band | None:
+        if family is None:
+            return None
+        exponent = float(getattr(family.direction(solve(Role(label[0]), settings.branch_depth)), label[2]))
+        return exponent - settings.tolerance, exponent + settings.tolerance
+
+    labels = [(role, window, axis) for role in runs[0].measured for window in WINDOWS for axis in AXES]
+    found = [line for label in labels for line in lines(runs, settings.line(label[2]), partial(_value, label), band)]
+    found = [line for line in found if line.fit]  # none where a step changed nothing
+    if not found:
+        raise UserError(
+            f"{name} changed nothing in {settings.steps} steps, so there is nothing to measure. Does it warm up? Give "
+            f"it more --steps, or other --arguments"
+        )
+    if family:
+        verdict = overall(line.verdict for line in found if line.verdict)
+        finding, proposal = Finding((name,), verdict, _sentence(name, verdict, found, settings), found), None
+    else:
+        proposal = propose(name, found, settings.branch_depth)
+        known = ", ".join(proposal["nearest"])
+        sentence = f"{name} steps like none of ours (nearest: {known}, off by {proposal['off']:g}); its own recipe"
+        if proposal["off"] == 0:
+            sentence = f"{name} steps as declared of {known}; that recipe"
+        finding = Finding((name,), None, f"{sentence} is proposed.", found)
+    return Probe(settings=settings, facts=facts, findings=[finding], runs=runs, proposal=proposal)
+
+
+def _value(label: Label, run: Run) -> dict[Label, float]:
+    role, window, _ = label
+    return {label: run.measured[role][window] or 0.0}
+
+
+def _sentence(name: str, verdict: Verdict, found: list[Line], settings: ProbeSettings) -> str:
+    tolerance, total = f"{settings.tolerance:g}", len(found)
+    cells = [line for line in found if line.verdict is verdict]
+    words = [
+        f"{role} in {axis}, {WINDOWS[window]}: {line.number}, declared {declared(line)}"
+        for line in cells[:4]
+        for role, window, axis in [line.label]
+    ]
+    some = f"({'; '.join(words)}{'; ...' if len(cells) > 4 else ''})"
+    return {
+        Verdict.PASS: f"{name} steps as its family declares: all {total} exponents agree within {tolerance}.",
+        Verdict.FAIL: f"{name} does not step as its family declares: {len(cells)} of {total} exponents are off by more "
+        f"than {tolerance} {some}.",
+        Verdict.UNCLEAR: f"{name}: {len(cells)} of {total} exponents may or may not agree with its family within "
+        f"{tolerance} {some}; more --seeds or a wider range of sizes would tell.",
+    }[verdict]
+
+
+def declared(line: Line) -> Fraction | None:
+    """The declared exponent, which is the middle of its band; None for an undeclared optimizer."""
+    return Fraction(sum(line.band) / 2).limit_denominator(12) if line.band else None
+
+
+def snap(value: float) -> Fraction:
+    """The nearest quarter."""
+    return Fraction(round(4 * value), 4)
+
+
+def family_of(name: str, found: Sequence[Line]) -> tuple[Family, list[Line], dict[Role, Scale]]:
+    """Take measured exponents, snapped to quarters, for a family; for roles without them it declares AdamW's.
+
+    Returns:
+        The family, the lines it rests on (later steps, where a recipe is used, if there are any), and ‖A‖_R by role.
+    """
+    windows = [line.label[1] for line in found]
+    used = [line for line in found if line.label[1] == ("later" if "later" in windows else "first")]
+    exponents = {(line.label[0], line.label[2]): snap(line.fit.exponent) for line in used if line.fit}
+    snapped = {Role(role): Scale(*(exponents[role, axis] for axis in AXES)) for role, _ in exponents}
+    return Family(name, lambda w: snapped.get(w.role) or FAMILIES["adamw"].direction(w)), used, snapped
+
+
+def propose(name: str, found: Sequence[Line], branch_depth: int) -> dict[str, Any]:
+    """Propose a recipe from measured exponents, as plain values.
+
+    Args:
+        name: what to call the optimizer.
+        found: exponents of all roles that it updates.
+        branch_depth: k.
+
+    Returns:
+        "window": the steps that it rests on; "direction": role -> ‖A‖_R; "recipe"; "nearest": those of our families
+        that declare the most similar ‖A‖_R; "off": the largest difference of an exponent from theirs; "warnings":
+        exponents whose interval does not contain the quarter they were snapped to.
+    """
+    family, used, snapped = family_of(name, found)
+    off = {
+        # A family whose declaration was measured to be wrong is no model to follow.
+        known.name: max(_distance(scale, known, role, branch_depth) for role, scale in snapped.items())
+        for known in FAMILIES.values()
+        if known.measured is None
+    }
+    return {
+        "window": used[0].label[1],
+        "direction": {str(role): plain_scale(scale) for role, scale in snapped.items()},
+        "recipe": as_plain(family, branch_depth),
+        "nearest": [known for known, distance in off.items() if distance == min(off.values())],
+        "off": min(off.values()),
+        "warnings": list(_warnings(used)),
+    }
+
+
+def _distance(scale: Scale, family: Family, role: Role, branch_depth: int) -> float:
+    """Largest difference of an exponent from what a family declares; whole-matrix ones leave vectors to AdamW."""
+    mine = FAMILIES["adamw"] if family.whole_matrix and role.is_vector else family
+    difference = scale / mine.direction(solve(role, branch_depth))
+    return float(max(abs(difference.width), abs(difference.depth)))
+
+
+def _warnings(used: Sequence[Line]) -> Iterator[str]:
+    for line in used:
+        if (found := line.fit) is None:
+            continue
+        quarter = snap(found.exponent)
+        if not found.low <= quarter <= found.high and abs(found.exponent - quarter) > FINITE_SIZE:
+            role, _, axis = line.label
+            low, high = tables.signed(found.low), tables.signed(found.high)
+            yield f"{role} in {axis}: the interval {low} to {high} does not contain {quarter}, the nearest quarter"
+
+
 def text(probe: Probe) -> str:
     """One probe for the terminal: exponents, what is declared, the verdict; a recipe where one is proposed."""
-    head = ["role", "steps"]
-    for symbol in AXES.values():
-        head += [f"exponent of {symbol}", *(["declared", "verdict"] if probe.judgements else [])]
-    lines = [head]
-    for role in _roles(probe):
-        for window in _windows(probe):
-            line = [str(role), WINDOWS[window]]
-            for axis in AXES:
-                found = probe.fits[window, role, axis]
-                line.append(tables.interval(found.exponent, found.low, found.high))
-                if probe.judgements:
-                    judged = probe.judgements[window, role, axis]
-                    line += [str(declared(judged)), judged.verdict]
-            lines.append(line)
-    paragraphs = [f"‖A‖_R of {probe.optimizer}, exponents with 95 % intervals", tables.text(lines)]
+    table = [row[1:] for row in [HEAD, *_rows(probe)]]
+    parts = [
+        f"‖A‖_R of {probe.name}, exponents with 95 % intervals (✗ FAIL, ? UNCLEAR, – no step)\n{tables.text(table)}"
+    ]
     if probe.proposal:
-        paragraphs.append(_proposal(probe, probe.proposal))
-    if "first" not in _windows(probe):
-        paragraphs.append("note: its first step changes nothing, so there is no exponent at step 1")
-    return "\n\n".join([*paragraphs, sentence(probe)])
+        family, *_ = family_of(probe.name, probe.finding.lines)
+        parts.append("Proposed recipe: " + as_text(family, probe.settings.branch_depth))
+        notes = [
+            f"learning rate: {probe.facts['learning_rate']['meaning']}",
+            f"weight decay: {probe.facts['weight_decay']['meaning']}",
+            f"parameters given to it: {probe.facts['grouping']}",
+            *(f"warning: {warning}" for warning in probe.proposal["warnings"]),
+        ]
+        parts.append("\n".join(notes))
+    return "\n\n".join([*parts, probe.finding.sentence])
+
+
+HEAD = ["optimizer", "role", "declared n, L", "n at step 1", "n later", "L at step 1", "L later"]
 
 
 def markdown(probes: Sequence[Probe]) -> str:
     """Several probes as one Markdown table: measured exponents next to the declared ones; ✗ FAIL, ? UNCLEAR."""
-    lines = [["optimizer", "role", "declared n, L", "n at step 1", "n later", "L at step 1", "L later"]]
-    for probe in probes:
-        title = f"**{probe.optimizer}**: {probe.verdict}"
-        for role in _roles(probe):
-            line = [title, str(role), ", ".join(_declared(probe, role, axis) for axis in AXES)]
-            for axis in AXES:
-                for window in WINDOWS:
-                    found, judged = probe.fits.get((window, role, axis)), probe.judgements.get((window, role, axis))
-                    mark = MARKS[judged.verdict] if judged else ""
-                    line.append(_plus_minus(found) + mark if found else "–")
-            lines.append(line)
-            title = ""
-    return tables.markdown(lines) + "\n"
+    return tables.markdown([HEAD, *(row for probe in probes for row in _rows(probe))]) + "\n"
+
+
+def _rows(probe: Probe) -> Iterator[list[str]]:
+    first = f"**{probe.name}**: {probe.finding.verdict or 'proposed'}"
+    for role in _roles(probe):
+        mine = {line.label[2]: str(declared(line) or 0) for line in probe.finding.lines if line.label[0] == role}
+        wanted = ", ".join(mine[axis] for axis in AXES) if probe.proposal is None else "–"
+        yield [first, role, wanted, *(probe.finding.cell(role, window, axis) for axis in AXES for window in WINDOWS)]
+        first = ""
+
+
+def _roles(probe: Probe) -> list[str]:
+    return list(dict.fromkeys(line.label[0] for line in probe.finding.lines))
 
 
 def picture(probe: Probe) -> Figure:
@@ -71,78 +232,40 @@ def picture(probe: Probe) -> Figure:
     figure = Figure(figsize=(1.2 + 2.9 * len(roles), 6.6), layout="constrained")
     grid = figure.subplots(len(AXES), len(roles), squeeze=False, sharey="row")
     for row, axis in zip(grid, AXES, strict=True):
+        sizes = list(probe.settings.line(axis).values())
         for ax, role in zip(row, roles, strict=True):
-            _draw(ax, probe, role, axis)
-        row[0].set_ylabel(f"‖A‖_R, relative to {axis} {probe.settings.line(axis)[0][0]}")
-        # Show at least a factor of 6, so that small noise looks small, and leave the upper part to the text.
-        low, high = np.log(row[0].get_ylim())
-        low, high = min(low, -0.9), max(high, 0.9)
-        row[0].set_ylim(np.exp(low), np.exp(high + 0.4 * (high - low)))
+            _draw(ax, probe, role, axis, np.array(sizes, dtype=float))
+            ax.set_xlabel(axis)
+        row[0].set_ylabel(f"‖A‖_R, relative to {axis} {sizes[0]}")
+        style.share_scale(list(row), sizes, lines=3)
     for ax, role in zip(grid[0], roles, strict=True):
-        kind = "bias" if role.is_vector else "matrix"
-        where = role.removesuffix("_bias")
-        ax.set_title(f"{where} {kind}" if where != "hidden" else f"hidden {'biases' if role.is_vector else 'matrices'}")
+        where, _, bias = role.partition("_")
+        several = "hidden biases" if bias else "hidden matrices"
+        ax.set_title(several if where == "hidden" else f"{where} {bias or 'matrix'}")
     handles: dict[str, Artist] = {}
     for ax in grid.flat:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False)
-    title = f"How the raw step A of {probe.optimizer} grows with the network (‖·‖_R: RMS operator norm)"
-    figure.suptitle(f"{title}\n{textwrap.fill(sentence(probe), 34 * len(roles))}", fontsize=11)
+    title = f"How the raw step A of {probe.name} grows with the network (‖·‖_R: RMS operator norm)"
+    figure.suptitle(f"{title}\n{textwrap.fill(probe.finding.sentence, 34 * len(roles))}", fontsize=11)
     return figure
 
 
-def _draw(ax: Axes, probe: Probe, role: Role, axis: str) -> None:
-    sizes = np.array(probe.settings.line(axis)[0], dtype=float)
-    ratios = sizes / sizes[0]
-    texts = []
-    for window in _windows(probe):
-        color, marker, shift = LOOKS[window]
-        fit, by_seed = probe.fits[window, role, axis], np.array(probe.points[window, role, axis])
-        means = np.exp(np.log(by_seed).mean(0))
-        # The fitted line goes through the middle of the points.
-        unit = np.exp(np.mean(np.log(means) - fit.exponent * np.log(ratios)))
-        ax.plot(sizes * shift, by_seed.T / unit, ".", color=color, alpha=0.3, markersize=5)
+def _draw(ax: Axes, probe: Probe, role: str, axis: str, sizes: np.ndarray) -> None:
+    words, slope = [], None
+    for window, (color, marker, shift) in LOOKS.items():
+        line = probe.finding.line(role, window, axis)
+        if line is None or line.fit is None:
+            continue
+        # The fitted line, which goes through the middle of the points, begins at 1.
+        unit = np.exp(np.mean(np.log(line.values) - line.fit.exponent * np.log(sizes / sizes[0])))
         label = f"measured, {WINDOWS[window]} (pale: single seeds)"
-        ax.plot(sizes * shift, means / unit, marker, color=color, markersize=5, label=label)
-        ax.plot(sizes, ratios**fit.exponent, "-", color=color, linewidth=1.4)
-        texts.append((f"{WINDOWS[window]}: {_plus_minus(fit)}", color))
-    if probe.judgements:
-        slope = float(Fraction(_declared(probe, role, axis)))
-        ax.plot(sizes, ratios**slope, "--", color="black", linewidth=1.6, label="declared slope")
-        texts.append((f"declared: {tables.signed(slope)}", "black"))
-    for line, (words, color) in enumerate(texts):
-        ax.text(0.04, 0.96 - 0.085 * line, words, color=color, transform=ax.transAxes, fontsize=9.5, va="top")
-    ax.set_xlabel(axis)
-    style.log_sizes(ax, list(sizes))
-    style.log_values(ax)
-    style.decorate(ax)
-
-
-def _roles(probe: Probe) -> list[Role]:
-    return list(dict.fromkeys(role for _, role, _ in probe.fits))
-
-
-def _windows(probe: Probe) -> list[str]:
-    return [window for window in WINDOWS if any(window == of for of, _, _ in probe.fits)]
-
-
-def _declared(probe: Probe, role: Role, axis: str) -> str:
-    """The declared exponent as a fraction; a dash for an unknown optimizer."""
-    judged = probe.judgements.get((_windows(probe)[-1], role, axis))
-    return str(declared(judged)) if judged else "–"
-
-
-def _plus_minus(found: Fit) -> str:
-    return tables.plus_minus(found.exponent, found.half_width)
-
-
-def _proposal(probe: Probe, proposal: Proposal) -> str:
-    facts = probe.facts
-    notes = [
-        f"learning rate: {facts['learning_rate']['meaning']}",
-        f"weight decay: {facts['weight_decay']['meaning']}",
-        f"parameters given to it: {facts['grouping']}",
-        *(f"warning: {warning}" for warning in proposal.warnings),
-    ]
-    return "\n".join(["Proposed recipe: " + as_text(proposal.family, probe.settings.branch_depth), "", *notes])
+        looks: dict[str, Any] = {"marker": marker, "shift": shift, "label": label, "markersize": 5}
+        style.points(ax, list(sizes), np.array(line.values) / unit, color, exponent=line.fit.exponent, **looks)
+        words.append((f"{WINDOWS[window]}: {line.number}", color))
+        slope = declared(line)
+    if slope is not None:
+        ax.plot(sizes, (sizes / sizes[0]) ** float(slope), "--", color="black", linewidth=1.6, label="declared slope")
+        words.append((f"declared: {tables.signed(float(slope))}", "black"))
+    style.write(ax, words)

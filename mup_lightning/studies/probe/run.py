@@ -2,24 +2,17 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
-from mup_lightning.errors import UserError
-from mup_lightning.files import check_folder, write_atomic, write_json
+from mup_lightning.files import check_folder, write_atomic
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.studies import style
-from mup_lightning.studies.probe import report
 from mup_lightning.studies.probe.external import external_subject
-from mup_lightning.studies.probe.measure import Subject, measure, our_subject, points
+from mup_lightning.studies.probe.measure import Subject, build_network, measure, our_subject
+from mup_lightning.studies.probe.report import Probe, conclude, markdown, picture, text
 from mup_lightning.studies.probe.settings import ProbeSettings
-from mup_lightning.studies.probe.verdict import Probe, conclude
-from mup_lightning.versions import versions
-
-FILE = "probe.json"
-TABLE = "table.md"
+from mup_lightning.studies.scaling import exit_code
+from mup_lightning.studies.workers import run_all
 
 
 def run(settings: ProbeSettings) -> int:
@@ -31,7 +24,7 @@ def run(settings: ProbeSettings) -> int:
     Raises:
         UserError: an optimizer cannot be probed, or a folder cannot be written.
     """
-    base = settings.out or Path("runs/probe")
+    base = Path(settings.out or "runs/probe")
     names = list(FAMILIES) if settings.optimizer is None else [settings.optimizer]
     alone = settings.out is not None and not settings.all
     folders = {name: base if alone else base / name.replace(":", ".") for name in names}
@@ -40,26 +33,18 @@ def run(settings: ProbeSettings) -> int:
     probes: list[Probe] = []
     for name, folder in folders.items():
         mine = settings.of(name)
-        subject = make_subject(name, mine)
-        total = len(mine.shapes) * mine.seeds
-        with tqdm(total=total, desc=f"probe {name}", unit="network", leave=False, disable=None) as bar:
-            found = probe(subject, mine, bar.update)
+        found = probe(make_subject(name, mine), mine)
         probes.append(found)
-        if (folder / FILE).exists():
-            print(f"note: {folder / FILE} was there and has been replaced", file=sys.stderr)
-        write_json(folder / FILE, found.to_dict() | {"versions": versions()})
-        style.save(report.picture(found), folder / "probe.png")
+        found.write(folder / "probe.json")
+        style.save(picture(found), folder / "probe.png")
         if settings.all:
-            write_atomic(base / TABLE, report.markdown(probes))  # after each, so that Ctrl-C loses one probe alone
+            write_atomic(base / "table.md", markdown(probes))  # after each, so that Ctrl-C loses one probe alone
         if not settings.json:
-            print(f"{report.text(found)}\nwrote {folder / FILE} and probe.png\n", flush=True)
-    if settings.all:
-        print(f"wrote {base / TABLE}", file=sys.stderr)
+            print(f"{text(found)}\n\nwrote {folder / 'probe.json'} and probe.png\n", flush=True)
     if settings.json:
-        short = [{key: value for key, value in found.to_dict().items() if key != "networks"} for found in probes]
+        short = [found.short() for found in probes]
         print(json.dumps(short if settings.all else short[0], indent=1))
-    codes = {found.exit_code for found in probes}
-    return 3 if 3 in codes else max(codes)
+    return exit_code(found.finding for found in probes)
 
 
 def make_subject(name: str, settings: ProbeSettings) -> Subject:
@@ -71,26 +56,13 @@ def make_subject(name: str, settings: ProbeSettings) -> Subject:
     return external_subject(name, settings.arguments, settings)
 
 
-def probe(subject: Subject, settings: ProbeSettings, on_network: Callable[[], object] = lambda: None) -> Probe:
+def probe(subject: Subject, settings: ProbeSettings) -> Probe:
     """Measure every size and seed, fit, and judge or propose.
-
-    Args:
-        subject: the optimizer.
-        settings: sizes, steps, tolerance.
-        on_network: called after every network.
 
     Raises:
         UserError: a step was not finite, or no step changed anything.
     """
-    networks = []
-    for width, depth in settings.shapes:
-        for seed in range(settings.seeds):
-            networks.append(measure(subject, settings, width, depth, seed))
-            on_network()
-    moved = points(networks, settings)
-    if not moved:
-        raise UserError(
-            f"{subject.name} changed nothing in {settings.steps} steps, so there is nothing to measure. Does it warm "
-            f"up? Give it more --steps, or other --arguments"
-        )
-    return conclude(subject.name, subject.family, settings, subject.facts, networks, moved)
+    subject.build(build_network(settings, *settings.base, seed=0), 1.0, 1.0)  # refuses wrong arguments at once
+    networks = [(*shape, seed) for shape in settings.shapes for seed in range(settings.seeds)]
+    runs = run_all(f"probe of {subject.name}", lambda network: measure(subject, settings, *network), networks, 0)
+    return conclude(subject.name, subject.family, settings, subject.facts, runs)

@@ -1,7 +1,6 @@
 """Options of `mup-lightning probe`. Imports no torch."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 from mup_lightning.errors import UserError
@@ -71,7 +70,7 @@ class ProbeSettings(Typed, prefix="--"):
     steps: Steps = 0
     batch: PositiveInt = 32
     tolerance: PositiveFloat = 0.15
-    out: Path | None = None
+    out: str | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
@@ -101,12 +100,9 @@ class ProbeSettings(Typed, prefix="--"):
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """(width, depth) of every network: the width line, then the rest of the depth line."""
-        width, depth = self.base
-        return [(n, depth) for n in self.widths] + [(width, L) for L in self.depths[1:]]
+        return list(self.line("width") | self.line("depth"))
 
-    def line(self, axis: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-        """The sizes along an axis, and the (width, depth) of the networks that have them."""
+    def line(self, axis: str) -> dict[tuple[int, int], float]:
+        """(width, depth) of the networks along an axis -> their width or depth."""
         width, depth = self.base
-        if axis == "width":
-            return self.widths, [(n, depth) for n in self.widths]
-        return self.depths, [(width, L) for L in self.depths]
+        return {(n, depth): n for n in self.widths} if axis == "width" else {(width, L): L for L in self.depths}

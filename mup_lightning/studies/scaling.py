@@ -1,0 +1,171 @@
+"""What the measuring studies share: what trainings gave, lines over size, findings, and their file.
+
+Imports no torch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mup_lightning import tables
+from mup_lightning.files import write_json
+from mup_lightning.studies.fit import Fit, Verdict, fit, overall
+from mup_lightning.versions import versions
+
+Label = tuple[str, ...]
+Band = tuple[float, float]
+Shape = tuple[int, int]
+"""(width, depth) of a model."""
+
+MARKS = {None: "", Verdict.PASS: "", Verdict.UNCLEAR: " ?", Verdict.FAIL: " ✗"}
+"""Mark after an exponent in a table, by verdict; from the one that decides least to the one that decides all."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training gave.
+
+    Attributes:
+        of: what was trained, such as ("mlp", "adamw").
+        shape: (width, depth).
+        seed: of weights and data.
+        losses: before each step.
+        measured: plain values, as the study's `measure` describes them.
+        diverged: None, or the step at which it diverged and what was seen there.
+    """
+
+    of: Label
+    shape: Shape
+    seed: int
+    losses: list[float]
+    measured: dict[str, Any]
+    diverged: str | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measured value against size: its exponent, held against a band.
+
+    Attributes:
+        label: what was measured, such as ("hidden", "later", "width").
+        values: for each seed, that of every size.
+        fit: its exponent; None where a value is zero, so that there is none.
+        band: lowest and highest exponent accepted; None: nothing is claimed.
+        verdict: PASS if the interval lies inside the band, FAIL if wholly outside (or there is no exponent), else
+            UNCLEAR; None where nothing is claimed.
+    """
+
+    label: Label
+    values: list[list[float]]
+    fit: Fit | None
+    band: Band | None
+    verdict: Verdict | None
+
+    @property
+    def number(self) -> str:
+        """The exponent, such as +0.48 ± 0.03."""
+        return tables.plus_minus(self.fit.exponent, self.fit.half_width) if self.fit else "zero"
+
+    @property
+    def means(self) -> list[float]:
+        """The value at every size, averaged over the seeds."""
+        return [sum(column) / len(column) for column in zip(*self.values, strict=True)]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A conclusion.
+
+    Attributes:
+        of: what it is about, such as ("mlp", "adamw", "weights").
+        verdict: None where nothing is claimed.
+        sentence: the reason.
+        lines: what it rests on.
+        notes: what else should be told, one a line.
+    """
+
+    of: Label
+    verdict: Verdict | None
+    sentence: str
+    lines: list[Line]
+    notes: list[str] = field(default_factory=list)
+
+    def line(self, *label: str) -> Line | None:
+        """The line of a label, if there is one."""
+        return next((line for line in self.lines if line.label == label), None)
+
+    def cell(self, *label: str) -> str:
+        """A line's exponent with the mark of its verdict; a dash if there is no such line."""
+        line = self.line(*label)
+        return line.number + MARKS[line.verdict] if line else "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished study: its options, its conclusions, and everything measured."""
+
+    settings: Any
+    findings: list[Finding]
+    runs: list[Run]
+    versions: dict[str, str | None] = field(default_factory=versions)
+
+    def write(self, file: Path) -> None:
+        """Write everything as JSON."""
+        write_json(file, asdict(self))
+
+    def short(self) -> dict[str, Any]:
+        """Plain values for JSON, without the measurements of single trainings."""
+        return {key: value for key, value in asdict(self).items() if key != "runs"}
+
+
+def lines(
+    runs: Sequence[Run],
+    sizes: Mapping[Shape, float],
+    values: Callable[[Run], Mapping[Label, float]],
+    band: Callable[[Label], Band | None],
+) -> list[Line]:
+    """Fit and judge everything that was measured of trainings that differ in size and seed.
+
+    Args:
+        runs: the same seeds at every size; other shapes are left out.
+        sizes: (width, depth) -> what exponents are powers of, from small to large.
+        values: what is fitted of a training, by label.
+        band: lowest and highest exponent accepted of a label; None: nothing is claimed.
+    """
+    found = {(run.seed, run.shape): values(run) for run in runs if run.shape in sizes}
+    seeds = sorted({seed for seed, _ in found})
+    result = []
+    for label in next(iter(found.values())):
+        by_seed = [[found[seed, shape][label] for shape in sizes] for seed in seeds]
+        exponent = fit(list(sizes.values()), by_seed) if min(map(min, by_seed)) > 0 else None
+        allowed = band(label)
+        result.append(Line(label, by_seed, exponent, allowed, judge(exponent, allowed) if allowed else None))
+    return result
+
+
+def judge(exponent: Fit | None, band: Band) -> Verdict:
+    """Hold an exponent against its band; see `Line`."""
+    least, most = band
+    if exponent is None or exponent.high < least or exponent.low > most:
+        return Verdict.FAIL
+    return Verdict.PASS if least <= exponent.low and exponent.high <= most else Verdict.UNCLEAR
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """Exit status of a verb: 3 if anything is a FAIL, else 4 if anything is UNCLEAR, else 0."""
+    return overall(finding.verdict for finding in findings if finding.verdict).exit_code
+
+
+def title(parametrization: str, branch_depth: int) -> str:
+    """A parametrization as tables and figures call it; all k >= 2 agree."""
+    return "SP" if parametrization == "sp" else f"recipe, k {'= 1' if branch_depth == 1 else '≥ 2'}"
+
+
+def six_digits(values: Any) -> Any:
+    """Nested lists and dictionaries of numbers with six digits each: plenty, and half the size of the file."""
+    if isinstance(values, dict):
+        return {key: six_digits(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [six_digits(value) for value in values]
+    return float(f"{values:.6g}")

@@ -1,0 +1,85 @@
+"""What the measuring studies share: runs in order, lines over size, verdicts, and points on a shared scale."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from mup_lightning.studies import style
+from mup_lightning.studies.fit import Fit, Verdict
+from mup_lightning.studies.scaling import Finding, Run, exit_code, judge, lines, six_digits
+from mup_lightning.studies.workers import run_all
+
+SIZES = {(16, 2): 16, (32, 2): 32, (64, 2): 64}
+
+
+def test_the_longest_begins_and_results_are_in_order(capsys):
+    begun = []
+    assert run_all("study", lambda item: begun.append(item) or -item, [1, 2, 3], 0, [1.0, 5.0, 2.0]) == [-1, -2, -3]
+    assert begun == [2, 3, 1]
+    assert capsys.readouterr().err == "study: 3 trainings in this process\n"
+    assert run_all("study", abs, [-1, -1], 1) == [1, 1]
+
+
+def grown(power, noise=0.0):
+    """Runs at all sizes, and at one more that has no place on the line; a value that grows, and one that is zero."""
+    return [
+        Run(("x",), shape, seed, [], {"grows": (1 + noise * seed) * shape[0] ** power, "zero": 0.0})
+        for seed in (2, 1)
+        for shape in (*SIZES, (64, 8))
+    ]
+
+
+def test_every_value_has_a_line_over_size():
+    bands = {"grows": (0.4, 0.6), "zero": None}
+    one, zero = lines(
+        grown(0.5, noise=1.0),
+        SIZES,
+        lambda run: {(name,): value for name, value in run.measured.items()},
+        lambda label: bands[label[0]],
+    )
+    assert one.values == [[2 * n**0.5 for n in SIZES.values()], [3 * n**0.5 for n in SIZES.values()]]  # by seed
+    assert (one.fit.exponent, one.verdict) == (pytest.approx(0.5), Verdict.PASS)
+    assert one.means == pytest.approx([2.5 * n**0.5 for n in SIZES.values()])
+    assert (zero.fit, zero.verdict) == (None, None)
+    finding = Finding(("x",), Verdict.FAIL, "", [one, zero])
+    assert [finding.cell("grows"), finding.cell("zero"), finding.cell("other")] == ["+0.50 ± 0.00", "zero", "–"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.4, 0.6, Verdict.PASS),
+        (0.3, 0.6, Verdict.UNCLEAR),
+        (0.3, 0.7, Verdict.UNCLEAR),
+        (0.66, 0.7, Verdict.FAIL),
+        (-0.1, 0.34, Verdict.FAIL),
+    ],
+)
+def test_an_interval_against_a_band(low, high, verdict):
+    assert judge(Fit((low + high) / 2, low, high, 0.0), (0.35, 0.65)) is verdict
+    assert judge(None, (0.35, 0.65)) is Verdict.FAIL
+
+
+def test_the_worst_verdict_is_the_exit_status():
+    found = {verdict: Finding((), verdict, "", []) for verdict in (None, *Verdict)}
+    assert [exit_code([found[None], found[verdict]]) for verdict in found] == [0, 0, 3, 4]
+    assert exit_code(found.values()) == 3
+
+
+def test_numbers_are_written_with_six_digits():
+    assert six_digits({"a": [1 / 3, (123456.7, 1e-9 / 7)]}) == {"a": [0.333333, [123457.0, 1.42857e-10]]}
+
+
+def test_points_are_drawn_with_their_means_and_a_line_through_their_middle():
+    upper, lower = Figure().subplots(2, 1)
+    values = [[n**0.5 * factor for n in SIZES.values()] for factor in (1, 4)]
+    style.points(upper, list(SIZES.values()), values, "red", exponent=0.5, shift=1.1)
+    *pale, fitted, means = upper.lines
+    assert [list(line.get_ydata()) for line in pale] == values
+    assert fitted.get_ydata() == pytest.approx(means.get_ydata())
+    assert means.get_ydata() == pytest.approx(2 * np.array(values[0]))
+    assert means.get_xdata() / fitted.get_xdata() == pytest.approx(1.1)
+    style.points(lower, [16, 32], [[100.0, 101.0]], "red", seeds=False)
+    style.share_scale([upper, lower], [16, 32, 64])
+    assert upper.get_ylim() == lower.get_ylim()
+    assert lower.get_ylim()[1] > 100
