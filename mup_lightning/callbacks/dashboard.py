@@ -1,6 +1,5 @@
 """The run's page in TensorBoard: panels in the tab "Custom Scalars", and texts that explain them."""
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -8,7 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mup_lightning import tables
-from mup_lightning.callbacks.gradient_norms import AFTER, TAG
+from mup_lightning.callbacks.norms import CLIPPED_NORM, GRADIENT_NORM
 from mup_lightning.callbacks.spectral_monitor import BRANCHES, PRODUCTS
 from mup_lightning.config.schema import Config, TrainerConfig, leaves
 from mup_lightning.model.gpt2 import GPT2
@@ -38,10 +37,8 @@ entries, and ‖W‖_R is how much a matrix can enlarge the RMS norm of what it 
 see the values as they are. `docs/guide/tensorboard.md` explains each of them: meaning, unit and expected scaling.
 """
 
-Layout = dict[str, dict[str, list[Any]]]
-"""{category: {title: ["Multiline", [patterns]] or ["Margin", [value, lower, upper]]}}, as TensorBoard takes it.
-
-The patterns of a Multiline are matched from the beginning of a tag on; those of a Margin are tags."""
+Charts = dict[str, list[Any]]
+"""Title -> ["Multiline", patterns, which tags match from their beginning on] or ["Margin", [value, lower, upper]]."""
 
 
 class Dashboard(pl.Callback):
@@ -52,7 +49,7 @@ class Dashboard(pl.Callback):
         pages: title -> Markdown; TensorBoard sorts them by title.
     """
 
-    def __init__(self, layout: Layout, pages: dict[str, str]) -> None:
+    def __init__(self, layout: dict[str, Charts], pages: dict[str, str]) -> None:
         self.layout, self.pages = layout, pages
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -63,8 +60,8 @@ class Dashboard(pl.Callback):
                 trainer.logger.experiment.add_text(title, text, global_step=0)
 
 
-def panels(trainer: TrainerConfig, branch_depth: int) -> Layout:
-    """The panels of what a run logs, the same at every depth: TensorBoard merges equal panels of several runs.
+def panels(trainer: TrainerConfig, branch_depth: int) -> dict[str, Charts]:
+    """Category -> panels of what is logged, the same at every depth: TensorBoard merges equal ones of several runs.
 
     Args:
         trainer: says what is logged.
@@ -76,53 +73,46 @@ def panels(trainer: TrainerConfig, branch_depth: int) -> Layout:
         "learning rate over its peak: up in the warm-up, then down": "train/lr_factor$",
     }
     stable = {
-        "gradient norm: no growth over time": f"{TAG}$",
-        "gradient norm after clipping: at most trainer.gradient_clip": f"{AFTER}$",
-        "gradient norm before clipping, a curve for each update rule": rf"{TAG}/(?!after_clipping)\w+$",
+        "gradient norm: no growth over time": f"{GRADIENT_NORM}$",
+        "gradient norm after clipping: at most trainer.gradient_clip": f"{CLIPPED_NORM}$",
+        "gradient norm before clipping, a curve for each update rule": rf"{GRADIENT_NORM}/(?!after_clipping)\w+$",
     }
     if trainer.spike_sigmas:
         stable["loss spikes so far: a level line"] = "train/loss_spikes$"
     fast = {"tokens per second": "train/tokens_per_second$", "seconds per step": "train/step_seconds$"}
     if trainer.peak_flops != "off":
         fast["MFU: share of the peak FLOP/s that the model uses"] = "train/mfu$"
-    layout: Layout = {
-        "Is it learning?": _lines(learning),
-        "Is it stable?": _lines(stable),
-        "How fast is it?": _lines(fast),
+    features = {
+        title: rf"features/{point}/layer_\d+$" if point in LAYER_POINTS else f"features/{point}$"
+        for point, title in FEATURES.items()
     }
+    layout = {"Is it learning?": learning, "Is it stable?": stable, "How fast is it?": fast}
     if trainer.feature_norms_every:
-        layout["Do features keep their size? RMS norms, the same for every width and depth"] = _lines(
-            {
-                title: rf"features/{point}/layer_\d+$" if point in LAYER_POINTS else f"features/{point}$"
-                for point, title in FEATURES.items()
-            }
-        )
+        layout["Do features keep their size? RMS norms, the same for every width and depth"] = features
+    charts: dict[str, Charts] = {
+        category: {title: ["Multiline", [pattern]] for title, pattern in patterns.items()}
+        for category, patterns in layout.items()
+    }
     if trainer.spectral_norms_every:
-        layout["Does the spectral condition hold? The same at every size"] = _spectral(branch_depth)
-    return layout
+        charts["Does the spectral condition hold? The same at every size"] = _spectral(branch_depth)
+    return charts
 
 
-def _lines(patterns: dict[str, str]) -> dict[str, list[Any]]:
-    return {title: ["Multiline", [pattern]] for title, pattern in patterns.items()}
-
-
-def _spectral(branch_depth: int) -> dict[str, list[Any]]:
+def _spectral(branch_depth: int) -> Charts:
     """The condition by role, then the norms that it is made of."""
-    charts: dict[str, list[Any]] = {}
+    charts: Charts = {}
     for quantity, text in (("w", "α‖W‖_R"), ("dw", "α‖ΔW‖_R, of one step")):
         tags = [f"spectral/condition/{at}/{quantity}$" for at in ("input/token", "input/position", "output/head")]
         charts[f"input and output: {text}"] = ["Multiline", tags]
     for branch in BRANCHES:
         for product, formula in PRODUCTS.items():
             text = formula.replace("·L", "·√L") if product == "w2_w1" and branch_depth == 1 else formula
-            tag = f"spectral/condition/{branch}/{product}"
-            title = f"{branch} branch: {text}, mean and range over layers"
-            charts[title] = ["Margin", [f"{tag}/mean", f"{tag}/min", f"{tag}/max"]]
-    norms = {
-        f"hidden matrices: {text}, mean over layers": rf"spectral/norms/hidden/\w+/{quantity}/mean$"
-        for quantity, text in (("w", "‖W‖_R"), ("dw", "‖ΔW‖_R of one step"))
-    }
-    return charts | _lines(norms)
+            tags = [f"spectral/condition/{branch}/{product}/{end}" for end in ("mean", "min", "max")]
+            charts[f"{branch} branch: {text}, mean and range over layers"] = ["Margin", tags]
+    for quantity, text in (("w", "‖W‖_R"), ("dw", "‖ΔW‖_R of one step")):
+        tags = [rf"spectral/norms/hidden/\w+/{quantity}/mean$"]
+        charts[f"hidden matrices: {text}, mean over layers"] = ["Multiline", tags]
+    return charts
 
 
 def pages(config: Config, model: GPT2) -> dict[str, str]:
@@ -132,12 +122,11 @@ def pages(config: Config, model: GPT2) -> dict[str, str]:
         config: resolved.
         model: before a strategy wraps it.
     """
-    shape, base, trainer = config.model, config.recipe, config.trainer
-    parameters = sum(math.prod(info.shape) for info in model.parameter_info.values())
-    tokens = trainer.max_steps * config.data.batch_size * shape.context
+    infos, base = model.parameter_info.values(), config.recipe
+    tokens = config.trainer.max_steps * config.data.batch_size * config.model.context
     facts = [
         ["this run", config.run.name],
-        ["size", f"{parameters:,} parameters, {tokens:,} tokens"],
+        ["size", f"{sum(info.numel for info in infos):,} parameters, {tokens:,} tokens"],
         *([key, str(value)] for key, value in leaves(asdict(config)).items()),
     ]
     if base.parametrization == "sp":
@@ -147,13 +136,13 @@ def pages(config: Config, model: GPT2) -> dict[str, str]:
         families = [family, *([FAMILIES["adamw"]] if family.whole_matrix else [])]
         texts = [f"```\n{as_text(family, base.branch_depth)}\n```" for family in families]
         scaling = "\n\n".join(["**How the base values were scaled**", *texts])
+    recipe = derive(base, width=config.model.width, depth=config.model.depth)
     values = [["role", "rule", "init std", "peak learning rate", "weight decay", "ε"]]
-    recipe = derive(base, width=shape.width, depth=shape.depth)
-    for role in dict.fromkeys(info.role for info in model.parameter_info.values()):
+    for role in dict.fromkeys(info.role for info in infos):
         v = recipe.values[role]
-        std = "-" if role.is_vector else f"{v.init_std:.6g}"
-        eps = "-" if v.eps is None else f"{v.eps:.6g}"
-        values.append([str(role), v.rule, std, f"{v.lr:.6g}", f"{v.weight_decay:.6g}", eps])
+        std, eps = (None if role.is_vector else v.init_std), v.eps
+        numbers = ["-" if number is None else f"{number:.6g}" for number in (std, v.lr, v.weight_decay, eps)]
+        values.append([str(role), v.rule, *numbers])
     multipliers = ", ".join(f"{part} {value:.6g}" for part, value in vars(recipe.multipliers).items())
     return {
         "1_how_to_read_the_panels": READING.strip(),

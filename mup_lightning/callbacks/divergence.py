@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from tqdm import tqdm
 
 from mup_lightning.callbacks.losses import Losses
-from mup_lightning.callbacks.step import StepCallback, WatchedModule
+from mup_lightning.callbacks.step import StepCallback, WatchedModule, log
 from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.errors import Diverged
 
@@ -25,12 +25,11 @@ LEAST_SPREAD = 0.01
 class RunningLevel:
     """Level and spread of the last losses by ranks, so that spikes among them hardly move either.
 
-    The level is the median of the newer half of the window, so it follows a falling loss. The spread is that of the
-    differences between neighbours: 1.4826 times their median absolute deviation from their median, over √2 because a
-    difference of two values scatters √2 as much as each; but at least 1 % of the level. Differences do not contain the
-    trend: from the losses themselves, a fast-falling loss would have a spread so wide that nothing is a spike. A loss
-    is a spike if it exceeds level + sigmas x spread. Spikes enter the window like every loss: a few are outvoted, while
-    a loss that stays high becomes the level within a quarter of the window.
+    A loss is a spike if it exceeds level + sigmas x spread. The level is the median of the newer half of the window, so
+    it follows a falling loss. The spread is that of the differences between neighbours, which do not contain the trend:
+    1.4826 times their median absolute deviation, over √2 because a difference of two values scatters √2 as much as
+    each; but at least 1 % of the level. Spikes enter the window like every loss: a few are outvoted, while a loss that
+    stays high becomes the level within a quarter of the window.
 
     Args:
         window: losses that are remembered; none is judged before half of them are there.
@@ -93,8 +92,8 @@ class Divergence(StepCallback):
                 if enough:
                     break
         self.spikes += len(found)
-        if self.losses.recent and trainer.logger is not None:
-            trainer.logger.log_metrics({"train/loss_spikes": float(self.spikes)}, step=step)
+        if self.losses.recent:
+            log(trainer, {"train/loss_spikes": float(self.spikes)}, step)
         if found and trainer.is_global_zero:
             tqdm.write(f"warning: {_describe(found)}", file=sys.stderr)
         if enough:

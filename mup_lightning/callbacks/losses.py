@@ -1,11 +1,15 @@
-"""Training and validation loss over all processes, without waiting for the device in every step."""
+"""Training and validation loss over all processes, as curves and on the progress bar."""
 
+import os
+import sys
+import time
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from tqdm import tqdm
 
-from mup_lightning.callbacks.step import StepCallback, WatchedModule, due
+from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log
 from mup_lightning.callbacks.throughput import Throughput
 
 KEY = "step_losses"
@@ -43,10 +47,8 @@ class Losses(StepCallback):
         # A checkpoint must not be saved before its losses have been judged.
         if at_point or due(step, self.save_every, trainer.max_steps) or trainer.should_stop:
             self.new = self._exchanged(trainer)[before:]
-        if not at_point:
-            return
-        self.recent, self._known = self._known, []
-        if trainer.logger is not None:
+        if at_point:
+            self.recent, self._known = self._known, []
             group = trainer.optimizers[0].param_groups[0]
             values = {
                 "train/loss": sum(self.recent) / len(self.recent),
@@ -54,7 +56,7 @@ class Losses(StepCallback):
                 "train/lr_factor": group["lr"] / group["initial_lr"],
                 "train/tokens": float(step * self.tokens_per_step),
             }
-            trainer.logger.log_metrics(values, step=step)
+            log(trainer, values, step)
 
     def _exchanged(self, trainer: pl.Trainer) -> list[float]:
         """The mean over processes of every step's loss since the last point; called by all processes together."""
@@ -98,9 +100,60 @@ class Validation(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Measure where it is due."""
-        if not due(step, self.every, trainer.max_steps):
+        if due(step, self.every, trainer.max_steps):
+            with self.throughput.paused():
+                self.last = module.validation_loss()
+            log(trainer, {"validation/loss": self.last}, step)
+
+
+class ProgressBar(StepCallback):
+    """A tqdm bar in a terminal; in a file, one line every 15 seconds. Only the first process shows it.
+
+    Args:
+        throughput: where the speed is read.
+        validation: where the last validation loss is read.
+    """
+
+    def __init__(self, throughput: Throughput, validation: Validation) -> None:
+        self.throughput, self.validation = throughput, validation
+        self._bar: tqdm[Any] | None = None
+        self._shown = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar where the run stands, which is past 0 after a resume."""
+        # Some terminals report no columns at all: no bar fits there.
+        terminal = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        if trainer.is_global_zero:
+            self._bar = tqdm(
+                total=trainer.max_steps,
+                initial=trainer.global_step,
+                desc="training",
+                dynamic_ncols=True,
+                disable=not terminal,
+                bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+            )
+
+    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """Advance. The loss is copied from the device at most ten times a second."""
+        if self._bar is None:
             return
-        with self.throughput.paused():
-            self.last = module.validation_loss()
-        if trainer.logger is not None:
-            trainer.logger.log_metrics({"validation/loss": self.last}, step=step)
+        self._bar.update(1)
+        now, terminal = time.monotonic(), not self._bar.disable
+        if now - self._shown < (0.1 if terminal else 15.0) and step != trainer.max_steps:
+            return
+        self._shown = now
+        status = f"loss {float(module.step_loss()):.3f}, {self.throughput.tokens_per_second:,.0f} tokens/s"
+        if self.validation.last is not None:
+            status += f", validation {self.validation.last:.3f}"
+        if terminal:
+            self._bar.set_postfix_str(status)
+        else:
+            seconds = (trainer.max_steps - step) * self.throughput.seconds / max(1, self.throughput.steps)
+            left = f"{tqdm.format_interval(seconds)} left" if self.throughput.steps else "time left unknown"
+            print(f"step {step}/{trainer.max_steps}: {status}, {left}", file=sys.stderr, flush=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Close the bar, also after an error."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

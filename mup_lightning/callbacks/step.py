@@ -1,5 +1,6 @@
 """Lightning's hooks count micro-batches; what callbacks do happens once per optimizer step."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl
@@ -10,13 +11,7 @@ from mup_lightning.optim.optimizer import HybridOptimizer
 
 
 class WatchedModule(Protocol):
-    """What callbacks may ask of the LightningModule that trains.
-
-    Attributes:
-        recorder: receives the features of the next micro-batch's forward pass, and is dropped after it.
-        hybrid: the optimizer, as it was before a strategy wrapped it.
-        gradient_norm: global norm of the raw gradients in the last step, 0-dim, before clipping.
-    """
+    """What callbacks may ask of the LightningModule that trains; see `training.module.GPT2Module`."""
 
     recorder: Recorder | None
     hybrid: HybridOptimizer
@@ -60,6 +55,32 @@ class StepCallback(pl.Callback):
             self.on_step_end(trainer, cast(WatchedModule, pl_module), trainer.global_step)
 
 
+class Measurement(StepCallback):
+    """Something measured in one step of every `every`, from the first on, where there is a logger.
+
+    The step of a point is the number of optimizer steps that the weights had seen: the first point shows the
+    initialisation.
+
+    Args:
+        every: steps between measurements.
+        written: step whose point is in the logs already. A run that went on past the checkpoint it resumes from has
+            written the point of that step; one that was stopped there has not.
+    """
+
+    def __init__(self, every: int, written: int | None = None) -> None:
+        self.every, self.written = every, written
+
+    def due(self, trainer: pl.Trainer, step: int) -> bool:
+        """Whether the step that has begun is to be measured."""
+        return trainer.logger is not None and (step - 1) % self.every == 0
+
+
 def due(step: int, every: int, last: int) -> bool:
     """Whether something done every `every` steps (0: only at the end) is due after step `step` of `last`."""
     return step == last or (every > 0 and step % every == 0)
+
+
+def log(trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:
+    """Log the values, where there is a logger."""
+    if trainer.logger is not None:
+        trainer.logger.log_metrics(dict(values), step=step)

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 
 from mup_lightning import signals
-from mup_lightning.callbacks.step import StepCallback, WatchedModule, due
+from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log
 from mup_lightning.config.schema import TrainerConfig
 
 MEASURE_SECONDS = 0.3
@@ -20,7 +20,7 @@ MATRIX_SIZES = {"cpu": 1024, "cuda": 8192}
 
 
 class Throughput(StepCallback):
-    """Times steps, each from the end of the one before, and logs the speed every `every` steps.
+    """Times steps, each from the end of the one before, and logs the speed every `trainer.log_every` steps.
 
     Waiting for data, logging and measuring count: they slow training down. No synchronisation is forced on a GPU; but
     every step's check of the gradient norm waits for the step before it, so a mean over several steps is right up to
@@ -79,7 +79,7 @@ class Throughput(StepCallback):
             }
             if self._all_peaks:
                 values["train/mfu"] = self.flops_per_token * rate / self._all_peaks
-            trainer.logger.log_metrics(values, step=step)
+            log(trainer, values, step)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -98,7 +98,7 @@ def measured_peak(device: torch.device, precision: str) -> float:
     """FLOP/s of a product of two dense square matrices, the quickest of as many as fit into `MEASURE_SECONDS`.
 
     On CPU with the threads of this process. No product reaches a data sheet's figure, so an MFU against this is higher
-    than one against the data sheet. Measured once in a process; nothing else here waits for the device.
+    than one against the data sheet. Measured once in a process.
 
     Args:
         device: this process's.

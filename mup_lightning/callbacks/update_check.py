@@ -40,13 +40,13 @@ class UpdateCheck(StepCallback):
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Watch the optimizer in the steps that are checked."""
-        module.hybrid.watch = self._measure if (step - 1) % self.every == 0 else None
-        if module.hybrid.watch:
-            self.largest = {}
+        module.hybrid.watch = None
+        if (step - 1) % self.every == 0:
+            module.hybrid.watch, self.largest = self._measure, {}
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Stop all processes if one has found a wrong update."""
-        if (step - 1) % self.every:
+        if not module.hybrid.watch:
             return
         wrong = {name: size for name, size in self.largest.items() if not BOUNDS[0] < size < BOUNDS[1]}
         if trainer.strategy.reduce_boolean_decision(bool(wrong), all=False):

@@ -127,17 +127,17 @@ class CorpusSettings(Typed, prefix="--"):
 
 def train(config: "Config") -> int:
     """Train, and print at the end what came of it."""
-    from mup_lightning.training.hardware import is_first_process, tune_allocator
+    from mup_lightning.training import tune_allocator
 
     tune_allocator()
-    from mup_lightning.training import summary
-    from mup_lightning.training.train import train
+    from mup_lightning.training.run import is_first_process
+    from mup_lightning.training.train import after, before, train
 
     if is_first_process():
-        print(summary.before(config), flush=True)
+        print(before(config), flush=True)
     result = train(config)
     if is_first_process():
-        print(summary.after(config, result), flush=True)
+        print(after(config, result), flush=True)
     if result.finished:
         return 0
     if not signals.in_job():
@@ -152,10 +152,10 @@ def train(config: "Config") -> int:
 
 def evaluate(settings: EvaluateSettings) -> None:
     """Print the validation loss of a checkpoint."""
-    from mup_lightning.training.hardware import tune_allocator
+    from mup_lightning.training import tune_allocator
 
     tune_allocator()
-    from mup_lightning.training.evaluate import evaluate
+    from mup_lightning.training.finished import evaluate
 
     result = evaluate(settings.checkpoint, settings.data, batch=settings.batch, val_tokens=settings.val_tokens)
     if settings.json:
@@ -173,15 +173,14 @@ def evaluate(settings: EvaluateSettings) -> None:
 
 def export(settings: ExportSettings) -> None:
     """Write a checkpoint's weights for use elsewhere."""
-    from mup_lightning.training.export import export
+    from mup_lightning.training.finished import export
 
     print(export(settings.checkpoint, settings.out, settings.format))
 
 
 def plan(settings: PlanSettings, config: "Config") -> None:
     """Print what a run would use and cost."""
-    from mup_lightning.plan.plan import plan
-    from mup_lightning.plan.screen import screen
+    from mup_lightning.plan.plan import plan, screen
 
     result = plan(config, settings.gpus)
     _print(result.plain() if settings.json else screen(config, result, settings.gpu_memory))

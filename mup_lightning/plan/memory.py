@@ -32,30 +32,27 @@ Not counted: CUDA's context and libraries (about 1 GB), the allocator's fragment
 library.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
-from mup_lightning.config.schema import ModelConfig
+from mup_lightning.config.schema import Config, ModelConfig
 from mup_lightning.model.loss import default_chunk
 from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.rule import Group, Item
+
+STAGES = (0, 1, 2, 3)
 
 ZERO_BUCKET = 1 << 23
 """Elements that DeepSpeed reduces, or fetches ahead, at once: 32 MB. Its own 2 GB are more than most models have."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RuleMemory:
-    """The memory of one rule over all its parameters, in bytes.
+    """What one rule needs over all its parameters: elements (numel), bytes of state, bytes that it makes in a step.
 
-    Attributes:
-        numel: elements of all parameters that it updates (a count, not bytes).
-        state: that it keeps.
-        step: that it makes at most while it steps.
-        largest: elements of the largest parameter of a whole-matrix rule, which is never divided; else 0.
-        largest_state: state of that parameter; else 0.
+    `largest` and `largest_state` are those of the largest parameter of a whole-matrix rule, never divided; else 0.
     """
 
     numel: int = 0
@@ -74,43 +71,19 @@ def rule_memory(groups: list[Group], device: str = "cuda") -> dict[str, RuleMemo
     """
     result: dict[str, RuleMemory] = {}
     for group in groups:
-        rule = RULES[group["rule"]]
-        tensors = [(torch.empty(info.shape, device="meta"), info) for info in group["infos"]]
-        items = [Item(tensor, tensor, {}, info.blocks, info.transposed) for tensor, info in tensors]
-        for item in items:
-            rule.start(group, item)
-        states = [sum(v.nbytes for v in item.state.values() if torch.is_tensor(v) and v.ndim) for item in items]
-        numels = [item.parameter.numel() for item in items]
-        before = result.get(rule.name, RuleMemory())
-        result[rule.name] = RuleMemory(
-            numel=before.numel + sum(numels),
-            state=before.state + sum(states),
-            step=max(before.step, rule.scratch(group, items, torch.device(device))),
-            largest=max(before.largest, *numels) if rule.whole_matrix else 0,
-            largest_state=max(before.largest_state, *states) if rule.whole_matrix else 0,
-        )
+        rule, found = RULES[group["rule"]], result.setdefault(group["rule"], RuleMemory())
+        items = []
+        for info in group["infos"]:
+            tensor = torch.empty(info.shape, device="meta")
+            items.append(Item(tensor, tensor, {}, info.blocks, info.transposed))
+            rule.start(group, items[-1])
+            state = sum(v.nbytes for v in items[-1].state.values() if torch.is_tensor(v) and v.ndim)
+            found.numel += info.numel
+            found.state += state
+            if rule.whole_matrix:
+                found.largest, found.largest_state = max(found.largest, info.numel), max(found.largest_state, state)
+        found.step = max(found.step, rule.scratch(group, items, torch.device(device)))
     return result
-
-
-@dataclass(frozen=True)
-class Load:
-    """What decides about memory.
-
-    Attributes:
-        model: shape and switches.
-        sequences: in one forward pass.
-        rules: rule -> what it needs.
-        half: bf16 rather than float32.
-        device: decides the chunk of the loss: "cuda" or "cpu".
-        watched: elements of all matrices that the spectral monitor copies, and of the largest one; 0 where it is off.
-    """
-
-    model: ModelConfig
-    sequences: int
-    rules: Mapping[str, RuleMemory]
-    half: bool = True
-    device: str = "cuda"
-    watched: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -143,106 +116,110 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + max(self.activations + self.exchange, self.step)
 
 
-def memory(load: Load, gpus: int, zero: int) -> Memory:
-    """Estimate the memory of one GPU.
+def memory(config: Config, groups: list[Group], gpus: tuple[int, ...], device: str = "cuda") -> list[Memory]:
+    """Estimate the memory of one GPU, for every number of GPUs and every ZeRO stage.
 
     Args:
-        load: the model and its optimizer.
-        gpus: P.
-        zero: stage; see the module's text. Stage 0 on one GPU is strategy single.
+        config: of the run; precision auto counts as bf16.
+        groups: of its optimizer.
+        gpus: numbers of GPUs. Stage 0 on one GPU is strategy single.
+        device: "cuda", or "cpu" for processes without a GPU.
     """
-    rules = load.rules.values()
+    rules = rule_memory(groups, device).values()
     n = sum(rule.numel for rule in rules)
-    shards = gpus if zero else 1
-    state = sum(
-        max(_shard(rule.state, gpus), rule.largest_state) if rule.largest else _shard(rule.state, shards)
-        for rule in rules
-    )
-    gradients = 4 * _shard(n, gpus if zero >= 2 else 1)
     bucket = 4 * min(ZERO_BUCKET, n)
-    gone = gradients - 4 * _shard(n, gpus) if zero else 0  # at stage 1: the other processes' partitions
-    step = max((_step(rule, gpus, zero, load.device) for rule in rules), default=0)
-    step = max(step, 4 * load.watched[1]) + 4 * max(_shard(load.watched[0], gpus), load.watched[1])
-    return Memory(
-        gpus=gpus,
-        zero=zero,
-        weights=4 * _shard(n, gpus if zero == 3 else 1),
-        gradients=gradients,
-        optimizer=state + (4 * _shard(n, gpus) if zero else 0),
-        activations=activations(load, gathered=zero == 3),
-        exchange=(4 * n if gpus > 1 else 0, bucket, bucket, 3 * bucket)[zero],
-        step=max(0, step + (bucket if zero == 3 else 0) - gone),
-    )
-
-
-def _step(rule: RuleMemory, gpus: int, zero: int, device: str) -> int:
-    """Bytes of one rule, for itself and for the exchange of its matrices (see the module's text)."""
-    matrices, partition = rule.numel if rule.largest else 0, 4 * _shard(rule.numel, gpus)
-    if not zero:
-        gathered = (2 if device == "cpu" else 1) * 4 * matrices  # gloo makes a copy
-        return max(rule.step, gathered + 4 * _shard(matrices, gpus) if gpus > 1 else 0)
-    if zero < 3 or gpus == 1:
-        # Most matrices are whole where they are worked on. Gloo copies the weights that it gathers at the end.
-        return max(partition + rule.step, 4 * rule.numel - partition if device == "cpu" else 0)
-    whole = 4 * max(_shard(matrices, gpus), rule.largest)
-    return partition + max(2 * whole + rule.step, 4 * whole if matrices else 0)
+    half = config.trainer.precision != "fp32"
+    matrices = [info.numel for group in groups for info in group["infos"] if len(info.shape) == 2]
+    found = []
+    for P, zero in product(gpus, STAGES):
+        state = sum(
+            max(_shard(rule.state, P), rule.largest_state) if rule.largest else _shard(rule.state, P if zero else 1)
+            for rule in rules
+        )
+        gradients = 4 * _shard(n, P if zero >= 2 else 1)
+        gone = gradients - 4 * _shard(n, P) if zero else 0  # at stage 1: the other processes' partitions
+        step = max(_step(rule, P, zero, device) for rule in rules)
+        if config.trainer.spectral_norms_every:
+            step = max(step, 4 * max(matrices)) + 4 * max(_shard(sum(matrices), P), max(matrices))
+        forward = activations(config.model, config.data.micro_batch, half, device, gathered=zero == 3)
+        found.append(
+            Memory(
+                gpus=P,
+                zero=zero,
+                weights=4 * _shard(n, P if zero == 3 else 1),
+                gradients=gradients,
+                optimizer=state + (4 * _shard(n, P) if zero else 0),
+                activations=forward,
+                exchange=(4 * n if P > 1 else 0, bucket, bucket, 3 * bucket)[zero],
+                step=max(0, step + (bucket if zero == 3 else 0) - gone),
+            )
+        )
+    return found
 
 
 def _shard(total: int, gpus: int) -> int:
     return -(-total // gpus)
 
 
-def activations(load: Load, *, gathered: bool = False) -> int:
+def _step(rule: RuleMemory, gpus: int, zero: int, device: str) -> int:
+    """Bytes of one rule, for itself and for the exchange of its matrices (see the module's text)."""
+    matrices, partition = rule.numel if rule.largest else 0, 4 * _shard(rule.numel, gpus)
+    share = _shard(matrices, gpus)
+    if not zero:
+        gathered = (2 if device == "cpu" else 1) * 4 * matrices  # gloo makes a copy
+        return max(rule.step, gathered + 4 * share if gpus > 1 else 0)
+    if zero < 3 or gpus == 1:
+        # Most matrices are whole where they are worked on. Gloo copies the weights that it gathers at the end.
+        return max(partition + rule.step, 4 * rule.numel - partition if device == "cpu" else 0)
+    whole = 4 * max(share, rule.largest)
+    return partition + max(2 * whole + rule.step, 4 * whole if matrices else 0)
+
+
+def activations(model: ModelConfig, sequences: int, half: bool, device: str, *, gathered: bool = False) -> int:
     """Bytes at the end of the forward pass, beyond weights, gradients and optimizer state.
 
     In bf16: float32 weights and residual stream, with bf16 copies of the matrices kept for the backward pass.
 
     Args:
-        load: the model and its micro-batch.
+        model: shape and switches.
+        sequences: in one forward pass.
+        half: bf16 rather than float32.
+        device: decides the chunk of the loss.
         gathered: ZeRO 3: whole weights on top of the shards (see the module's text).
     """
-    model, tokens = load.model, load.sequences * load.model.context
-    C, V, low = model.width, model.padded_vocab, 2 if load.half else 4
+    tokens, C, V, low = sequences * model.context, model.width, model.padded_vocab, 2 if half else 4
     block = (4 + 2 * model.mlp_ratio) * C * C
-    casts = 2 * block * model.depth if load.half else 0
+    casts = 2 * block * model.depth if half else 0
     whole = 4 * (min(2, model.depth) * block + V * C) if gathered else 0
     # The final norm's input, the features, their gradient from the loss, and the features in low precision.
-    head = tokens * C * (3 * 4 + (2 if load.half else 0)) + 4 * V * C
+    head = tokens * C * (3 * 4 + (2 if half else 0)) + 4 * V * C
     backward = tokens * C * (8 * low + 2 * 4)
-    blocks = model.depth * block_activations(load)
-    return casts + whole + blocks + head + max(_loss(load, tokens), backward)
+    # The chunked cross-entropy while it sweeps: a chunk's logits.
+    chunk = min(tokens, model.loss_chunk or default_chunk(V, torch.device(device)))
+    loss = 4 * chunk * V
+    if half:
+        # Logits in bf16 and in float32, a chunk's part of the weight's gradient, and the weight's cast. On CPU torch
+        # adds a bf16 product to the float32 gradient by way of a float32 copy; a GPU converts as it adds.
+        loss = 6 * chunk * V + 4 * V * C + (4 * V * C if device == "cpu" else 0)
+    blocks = model.depth * tokens * block_activations(model, half)
+    return casts + whole + blocks + head + max(loss, backward)
 
 
-def block_activations(load: Load) -> int:
-    """Bytes that one block keeps for its backward pass, with flash attention.
+def block_activations(model: ModelConfig, half: bool) -> int:
+    """Bytes that one block keeps of a token for its backward pass, with flash attention.
 
-    Per token, a the low-precision size: both norms' inputs (8·C) and statistics; the inputs of the four products
-    (C, C, C, mlp_ratio·C), Q, K and V (3C) and GELU's input (mlp_ratio·C), all at a; one float32 per head (the log of
-    the softmax's sum). ReLU keeps its output alone, which the next product keeps anyway. qk_norm adds the normalised Q
-    and K, a copy of attention's output, and in bf16 the float32 Q and K (torch's composite form; the fused kernel
-    spares these). Dropout adds a byte for every element that it masks.
+    With a the low-precision size: both norms' inputs (8·C) and statistics; the inputs of the four products (C, C, C,
+    mlp_ratio·C), Q, K and V (3C) and GELU's input (mlp_ratio·C), all at a; one float32 per head (the log of the
+    softmax's sum). ReLU keeps its output alone, which the next product keeps anyway. qk_norm adds the normalised Q and
+    K, a copy of attention's output, and in bf16 the float32 Q and K (torch's composite form; the fused kernel spares
+    these). Dropout adds a byte for every element that it masks.
     """
-    model, tokens = load.model, load.sequences * load.model.context
-    C, f, heads = model.width, model.mlp_ratio, model.width // model.head_dim
-    low = 2 if load.half else 4
+    C, f, heads, low = model.width, model.mlp_ratio, model.width // model.head_dim, 2 if half else 4
     per_token = low * C * (6 + f + (f if model.activation == "gelu" else 0)) + 4 * heads
     if model.layer_norm:
         per_token += 2 * (4 * C + 8)
     if model.qk_norm:
-        per_token += 3 * low * C + (8 * C if load.half else 0) + 8 * heads
+        per_token += 3 * low * C + (8 * C if half else 0) + 8 * heads
     if model.dropout > 0:
         per_token += 2 * C
-    return tokens * per_token
-
-
-def _loss(load: Load, tokens: int) -> int:
-    """Buffers of the chunked cross-entropy while it sweeps: logits of a chunk, and in bf16 their casts and products.
-
-    On CPU torch adds a bf16 product to the float32 gradient by way of a float32 copy; a GPU converts as it adds.
-    """
-    C, V = load.model.width, load.model.padded_vocab
-    chunk = min(tokens, load.model.loss_chunk or default_chunk(V, torch.device(load.device)))
-    if not load.half:
-        return 4 * chunk * V
-    # Logits in bf16 and in float32, a chunk's part of the weight's gradient, and the weight's cast.
-    return 6 * chunk * V + 4 * V * C + (4 * V * C if load.device == "cpu" else 0)
+    return per_token

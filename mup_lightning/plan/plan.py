@@ -6,35 +6,26 @@ The model is laid out on the meta device and grouped by the same functions as in
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mup_lightning import tables
 from mup_lightning.config.schema import Config
-from mup_lightning.data.sampler import accumulation_steps
-from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.optim.optimizer import make_groups
 from mup_lightning.optim.registry import RULES, resolve_rules
 from mup_lightning.optim.rule import Group
 from mup_lightning.optim.schedule import warmup_cosine
-from mup_lightning.plan.memory import Load, Memory, memory, rule_memory
-from mup_lightning.spectral.recipe import Multipliers, Recipe, derive
+from mup_lightning.plan.memory import Memory, memory
+from mup_lightning.spectral.recipe import Recipe, derive
 from mup_lightning.spectral.roles import Role
-
-STAGES = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
 class ParameterPlan:
-    """What training would use for one parameter.
+    """What training would use for one parameter; see `spectral.recipe.Values`.
 
     Attributes:
-        name: as in the model and its checkpoints.
         shape: whole, before any sharding.
-        role: in the spectral condition.
-        rule: that updates it.
         multiplier: the factor of the forward pass that it sits under: a branch's, the embeddings', the logits'.
         init_std: standard deviation of its entries; 0 for vectors, which start at a constant.
-        lr: peak learning rate.
-        weight_decay: decoupled; a step at the peak removes lr x weight_decay.
-        eps: ε that the recipe gives the rule; None where it gives none.
     """
 
     name: str
@@ -43,19 +34,6 @@ class ParameterPlan:
     rule: str
     multiplier: float
     init_std: float
-    lr: float
-    weight_decay: float
-    eps: float | None
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """A parameter group of the optimizer: parameters that share all their values."""
-
-    roles: tuple[str, ...]
-    tensors: int
-    parameters: int
-    rule: str
     lr: float
     weight_decay: float
     eps: float | None
@@ -87,7 +65,7 @@ class Plan:
         parameter_count: of the model, with the padded vocabulary.
         tokens: trained on in the whole run.
         flops: operations per token.
-        groups: of the optimizer, in order.
+        groups: of the optimizer, in order: roles, counts of tensors and parameters, and the values that they share.
         parameters: in the model's order.
         accumulation: GPUs -> micro-batches per step on each, or None where the batch cannot be divided among them.
         memory: for every number of GPUs and ZeRO stage.
@@ -97,7 +75,7 @@ class Plan:
     parameter_count: int
     tokens: int
     flops: Flops
-    groups: list[GroupPlan]
+    groups: list[dict[str, Any]]
     parameters: list[ParameterPlan]
     accumulation: dict[int, int | None]
     memory: list[Memory]
@@ -109,9 +87,7 @@ class Plan:
 
     def plain(self) -> dict[str, Any]:
         """As plain values for JSON; memory in bytes, with its total."""
-        result = asdict(self)
-        result["memory"] = [asdict(m) | {"total": m.total} for m in self.memory]
-        return result
+        return asdict(self) | {"memory": [asdict(m) | {"total": m.total} for m in self.memory]}
 
 
 def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> Plan:
@@ -120,68 +96,50 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> 
     Args:
         config: of the run; precision auto counts as bf16, because a GPU is what is planned for. Its section `rules` is
             resolved in place.
-        gpus: numbers of GPUs to estimate memory for.
+        gpus: numbers of GPUs to estimate memory for, each at least 1.
         device: "cuda", or "cpu" for processes without a GPU.
 
     Raises:
-        UserError: training would refuse the configuration, or a number of GPUs is below 1.
+        UserError: training would refuse the configuration.
     """
-    if not gpus or min(gpus) < 1:
-        raise UserError(
-            f"the numbers of GPUs are {', '.join(map(str, gpus)) or 'empty'}; expected numbers of at least 1"
-        )
     warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)
     resolve_rules(config)
     recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
     model = build(config.model, recipe, config.seed, device="meta")
-    infos = model.parameter_info
-    groups = make_groups(dict(model.named_parameters()), infos, recipe, config.rules)
-    matrices = [info.numel for info in infos.values() if len(info.shape) == 2]
-    load = Load(
-        config.model,
-        config.data.micro_batch,
-        rule_memory(groups, device),
-        half=config.trainer.precision != "fp32",
-        device=device,
-        watched=(sum(matrices), max(matrices)) if config.trainer.spectral_norms_every else (0, 0),
-    )
-    tokens_per_step = config.data.batch_size * config.model.context
+    groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
+    batch, micro = config.data.batch_size, config.data.micro_batch
+    tokens_per_step = batch * config.model.context
     return Plan(
-        parameter_count=sum(info.numel for info in infos.values()),
+        parameter_count=sum(info.numel for info in model.parameter_info.values()),
         tokens=config.trainer.max_steps * tokens_per_step,
         flops=_flops(model, groups, tokens_per_step),
-        groups=[_group(group, recipe) for group in groups],
+        groups=[_group(group) for group in groups],
         parameters=_parameters(config, model, recipe),
-        accumulation={number: _accumulation(config, number) for number in gpus},
-        memory=[memory(load, number, zero) for number in gpus for zero in STAGES],
+        accumulation={P: None if batch % (micro * P) else batch // (micro * P) for P in gpus},
+        memory=memory(config, groups, gpus, device),
         notes=_notes(config, groups),
     )
 
 
 def _parameters(config: Config, model: GPT2, recipe: Recipe) -> list[ParameterPlan]:
-    result = []
+    m, result = recipe.multipliers, []
+    # The final norm has no multiplier of its own.
+    multipliers = {Role.INPUT: m.input, Role.OUTPUT: m.output, Role.INPUT_BIAS: 1.0}
     for name, info in model.parameter_info.items():
         values = recipe.values[info.role]
         std = 0.0 if info.role.is_vector else values.init_std
         if config.recipe.gpt2_residual_init and info.closes_branch:
             std *= (2 * config.model.depth) ** -0.5
-        numbers = (_multiplier(info.role, recipe.multipliers), std, values.lr, values.weight_decay, values.eps)
+        numbers = (multipliers.get(info.role, m.residual), std, values.lr, values.weight_decay, values.eps)
         result.append(ParameterPlan(name, info.shape, str(info.role), values.rule, *numbers))
     return result
 
 
-def _multiplier(role: Role, multipliers: Multipliers) -> float:
-    """The forward pass's factor by role; the final norm has none of its own."""
-    by_role = {Role.INPUT: multipliers.input, Role.OUTPUT: multipliers.output, Role.INPUT_BIAS: 1.0}
-    return multipliers.residual if role.in_branch else by_role[role]
-
-
-def _group(group: Group, recipe: Recipe) -> GroupPlan:
+def _group(group: Group) -> dict[str, Any]:
     infos = group["infos"]
-    values = recipe.values[infos[0].role]
     roles = tuple(dict.fromkeys(str(info.role) for info in infos))
-    numel = sum(info.numel for info in infos)
-    return GroupPlan(roles, len(infos), numel, values.rule, values.lr, values.weight_decay, values.eps)
+    counts = {"roles": roles, "tensors": len(infos), "parameters": sum(info.numel for info in infos)}
+    return counts | {key: group[key] for key in ("rule", "lr", "weight_decay", "eps")}
 
 
 def _flops(model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
@@ -204,13 +162,6 @@ def _flops(model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
     )
 
 
-def _accumulation(config: Config, gpus: int) -> int | None:
-    try:
-        return accumulation_steps(config.data.batch_size, config.data.micro_batch, gpus)
-    except UserError:
-        return None
-
-
 def _notes(config: Config, groups: list[Group]) -> list[str]:
     notes = ["init_std 0: vectors start at a constant, gains of LayerNorms at 1 and biases at 0"]
     if config.model.tied:
@@ -222,3 +173,47 @@ def _notes(config: Config, groups: list[Group]) -> list[str]:
     if uncounted:
         notes.append(f"the operations of {', '.join(sorted(uncounted))} itself are not in the FLOPs")
     return notes
+
+
+def screen(config: Config, plan: Plan, gpu_memory: float) -> str:
+    """The plan for the terminal; what exceeds the memory of one GPU, in GB, has a star."""
+    model, data, flops = config.model, config.data, plan.flops
+    head = [
+        f"GPT-2 of width {model.width}, depth {model.depth}, context {model.context}: "
+        f"{plan.parameter_count:,} parameters",
+        f"  tokens          {plan.tokens:,} in {config.trainer.max_steps} steps of {data.batch_size} sequences",
+        f"  FLOPs           {flops.convention_per_token:.4g} per token by the convention 6N + 12·L·n·T (to compare)",
+        f"                  {flops.matmul_per_token:.4g} per token in matrix products as computed (to predict)",
+        f"                  {flops.matmul_per_token * plan.tokens:.3g} in the run",
+    ]
+    if flops.newton_schulz_per_step:
+        share = f"{flops.newton_schulz_share:.1%} of all"
+        head.append(f"  Newton-Schulz   {flops.newton_schulz_per_step:.3g} in a step, {share}")
+    groups = [["group", "roles", "tensors", "parameters", "rule", "learning rate", "weight decay", "epsilon"]]
+    for number, group in enumerate(plan.groups):
+        values = [_value(group[key]) for key in ("lr", "weight_decay", "eps")]
+        counts = [str(group["tensors"]), f"{group['parameters']:,}"]
+        groups.append([str(number), ", ".join(group["roles"]), *counts, group["rule"], *values])
+    rows = dict.fromkeys((p.role, _value(p.multiplier), _value(p.init_std)) for p in plan.parameters)
+    roles = [["role", "multiplier", "init std"], *map(list, rows)]
+    precision = "fp32" if config.trainer.precision == "fp32" else "bf16"
+    title = (
+        f"Memory in GB on each GPU ({precision}, forward passes of {data.micro_batch} x {model.context} tokens, "
+        f"* over {gpu_memory:g} GB).\n"
+        f"ZeRO 0 is also strategy single or ddp; the total has activations with exchange or step, whichever is larger."
+    )
+    columns = ["weights", "gradients", "optimizer", "activations", "exchange", "step", "total"]
+    lines = [["GPUs", "passes per step", "ZeRO", *columns]]
+    for m in plan.memory:
+        first = [str(m.gpus), str(plan.accumulation[m.gpus] or "no +")] if m.zero == 0 else ["", ""]
+        cells = [f"{getattr(m, column) / 1e9:.2f}" for column in columns]
+        lines.append([*first, str(m.zero), *cells[:-1], cells[-1] + (" *" if m.total > gpu_memory * 1e9 else "")])
+    notes = [f"note: {note}" for note in plan.notes]
+    if None in plan.accumulation.values():
+        notes.insert(0, f"+ data.batch_size {data.batch_size} is no multiple of {data.micro_batch} x GPUs")
+    parts = ["\n".join(head), tables.text(groups), tables.text(roles), title, tables.text(lines), "\n".join(notes)]
+    return "\n\n".join(parts)
+
+
+def _value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"

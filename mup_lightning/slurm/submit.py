@@ -25,7 +25,7 @@ def submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> None:
     """Submit a training, or only print its script. Raises UserError for what training or SLURM would refuse."""
     settle(config, slurm)
     check(config)
-    from mup_lightning.training.checkpoint import plain
+    from mup_lightning.training.run import plain
 
     config.run.resume = "auto"
     folder, trainer = Path(config.run.root) / config.run.name / "slurm", config.trainer
@@ -95,7 +95,7 @@ def settle(config: Config, slurm: SlurmConfig) -> None:
 
     Raises UserError where the two contradict each other.
     """
-    from mup_lightning.training.hardware import resolve_precision
+    from mup_lightning.training.trainer import resolve_precision
 
     gpus, trainer = slurm.gpus, config.trainer
     if gpus is None:
@@ -128,8 +128,7 @@ def check(config: Config) -> None:
     from mup_lightning.data.sampler import accumulation_steps
     from mup_lightning.data.shards import Manifest
     from mup_lightning.plan.plan import plan
-    from mup_lightning.training.checkpoint import RunFolder
-    from mup_lightning.training.saving import identity_of, resume_from
+    from mup_lightning.training.run import RunFolder, identity_of, resume_from
 
     data, trainer = config.data, config.trainer
     plan(config)

@@ -159,7 +159,7 @@ def start_up(threads: int, gpu: str | None = None, log: Path | None = None) -> N
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         del os.environ[name]  # Lightning would take the job's task for one process of many
     threading.Thread(target=die_with_parent, daemon=True).start()
-    from mup_lightning.training.hardware import tune_allocator
+    from mup_lightning.training import tune_allocator
 
     tune_allocator()
     import torch

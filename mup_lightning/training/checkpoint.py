@@ -1,4 +1,4 @@
-"""A run's folder and its checkpoints, complete or absent.
+"""Checkpoints, complete or absent.
 
 A checkpoint is a folder `step_<step>` that holds the tensors (`tensors`), Lightning's counters and `checkpoint.json`,
 which lists every file with its size and sha256, the run's configuration and data, and the step. The folder is made
@@ -7,19 +7,15 @@ that a run makes anew, after a resume from an older checkpoint, are set aside: `
 history of the newest one.
 """
 
-import hashlib
 import itertools
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
-from mup_lightning.files import make_folder, read_json, sync_folder, write_atomic, write_json
+from mup_lightning.files import file_sha256, sync_folder, write_json
 
 STATE_FILE = "state.ckpt"
 MARKER_FILE = "checkpoint.json"
@@ -48,90 +44,6 @@ class Checkpoint:
     def state(self) -> Path:
         """The file that Lightning reads."""
         return self.path / STATE_FILE
-
-
-class RunFolder:
-    """One folder per run: resolved configuration, TensorBoard events, checkpoints, result.
-
-    Args:
-        config: says where the folder is.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self.path = Path(config.run.root) / config.run.name
-        self.config_file = self.path / "config.yaml"
-        self.result_file = self.path / "result.json"
-        self.checkpoints = self.path / "checkpoints"
-        self.tensorboard = self.path / "tensorboard"
-
-    def refuse_used(self) -> None:
-        """Raise UserError if the folder holds a run already."""
-        saved = complete(self.checkpoints)
-        if self.config_file.exists() or saved:
-            state = f"a run with a checkpoint at {saved[-1].name}" if saved else "a run without a checkpoint"
-            raise UserError(
-                f"{self.path} already holds {state}; continue it (--run.resume last), give the new run another name "
-                f"(--run.name NAME), or remove the folder"
-            )
-
-    def owns(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint is one of this run's own."""
-        return checkpoint.path.resolve().parent == self.checkpoints.resolve()
-
-    def has_logs(self) -> bool:
-        """Whether TensorBoard would find something of this run."""
-        return any(self.tensorboard.glob("*tfevents*"))
-
-    def logged_at(self, step: int) -> set[str]:
-        """Tags of the points that TensorBoard has of one step, without those that a resume has purged."""
-        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-
-        found: set[str] = set()
-        for file in sorted(self.tensorboard.glob("*tfevents*")):
-            for event in EventFileLoader(str(file)).Load():
-                if event.session_log.status == SessionLog.START and event.step <= step:
-                    found.clear()
-                elif event.step == step:
-                    found |= {value.tag for value in event.summary.value}
-        return found
-
-    def open(self, config: Config, start: Checkpoint | None) -> None:
-        """Make the folder and save the resolved configuration; that of a resumed run does not replace the first one.
-
-        Where a run goes back to an older checkpoint of its own, the later ones belong to a history that is gone: they
-        are set aside.
-        """
-        make_folder(self.path, "--run.root, --run.name")
-        file = self.config_file
-        if file.exists():
-            file = self.path / f"config.resumed_at_{start.step if start else 0:08d}.yaml"
-        write_atomic(file, yaml.safe_dump(plain(asdict(config)), sort_keys=False))
-        if start and self.owns(start) and (aside := set_aside(self.checkpoints, start.step)):
-            print(
-                f"note: the run is made anew from step {start.step} on; its later checkpoints are kept as "
-                f"{', '.join(map(str, aside))}"
-            )
-
-    def finished_result(self) -> dict[str, Any] | None:
-        """The contents of result.json, if the run reached its end.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        if not self.result_file.is_file():
-            return None
-        expected = "the result of a run; remove it, and repeat this command"
-        result = read_json(self.result_file, expected)
-        if not isinstance(result, dict) or "finished" not in result:
-            raise UserError(
-                f"{self.result_file} is damaged: it does not say whether the run finished; expected {expected}"
-            )
-        return result if result["finished"] else None
-
-    def save_result(self, result: dict[str, Any]) -> None:
-        """Write result.json."""
-        write_json(self.result_file, result)
 
 
 def read(path: Path) -> Checkpoint:
@@ -164,12 +76,9 @@ def verify(checkpoint: Checkpoint) -> None:
     """
     for name, expected in checkpoint.files.items():
         file = checkpoint.path / name
-        found = file.stat().st_size if file.is_file() else None
-        if found is None:
-            problem = "is missing"
-        elif found != expected["bytes"]:
-            problem = f"has {found:,} bytes instead of {expected['bytes']:,}: it was cut short"
-        elif _sha256(file) != expected["sha256"]:
+        if not file.is_file() or file.stat().st_size != expected["bytes"]:
+            problem = f"is missing or was cut short: expected {expected['bytes']:,} bytes"
+        elif file_sha256(file) != expected["sha256"]:
             problem = "has other content than was saved (sha256 differs)"
         else:
             continue
@@ -224,7 +133,7 @@ def seal(
     """
     source, target = unfinished(folder, step), folder / folder_name(step)
     files = written | {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(source.iterdir())
         if path.name not in written
     }
@@ -240,7 +149,7 @@ def seal(
         shutil.rmtree(old)
     for leftover in folder.glob(".unfinished_*"):
         shutil.rmtree(leftover)
-    return read(target)
+    return Checkpoint(target, step, config, identity, files)
 
 
 def set_aside(folder: Path, step: int) -> list[Path]:
@@ -251,29 +160,12 @@ def set_aside(folder: Path, step: int) -> list[Path]:
     Returns:
         Their new folders, which no run deletes, and from which another run may start.
     """
-    later = [path for path in complete(folder) if path.name > folder_name(step)]
-    return [path.rename(_free(folder, f"aside_{path.name}")) for path in later]
-
-
-def _free(folder: Path, name: str) -> Path:
-    """The name itself, or with the first number that makes it new."""
-    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-    return next(path for path in map(folder.joinpath, names) if not path.exists())
-
-
-def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Compare two identities: one line for every key whose values differ."""
-    a, b = leaves(saved), leaves(now)
-    return [
-        f"{key}: {a.get(key)} in the checkpoint, {b.get(key)} now"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key)
-    ]
-
-
-def plain(value: Any) -> Any:
-    """A value as YAML and JSON give it back: tuples become lists."""
-    return json.loads(json.dumps(value))
+    aside = []
+    for path in complete(folder):
+        if path.name > folder_name(step):
+            names = (f"aside_{path.name}{f'_{number}' if number > 1 else ''}" for number in itertools.count(1))
+            aside.append(path.rename(next(free for name in names if not (free := folder / name).exists())))
+    return aside
 
 
 def _offer(path: Path) -> str:
@@ -282,8 +174,3 @@ def _offer(path: Path) -> str:
     if not before:
         return "; there is no checkpoint before it"
     return f"; the one before it is there: resume from {before[-1]} (--run.resume {before[-1]})"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ the same order on all processes (`InOrder`), and a step whose gradients are not 
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
@@ -64,11 +64,13 @@ class ZeROStrategy(DeepSpeedStrategy):
         """Wrap model and optimizer, and record in the optimizer where its parameters have gone."""
         import deepspeed
 
-        assert isinstance(optimizer, HybridOptimizer)
-        names = {id(held.tensor): name for name, held in optimizer.held.items()}
-        if self.stage == 3:
-            assert self.config is not None
-            self.config["zero_optimization"]["stage3_max_live_parameters"] = _gathered_at_once(model)
+        hybrid = cast(HybridOptimizer, optimizer)
+        names = {id(held.tensor): name for name, held in hybrid.held.items()}
+        if self.stage == 3 and self.config:
+            # Fetch two blocks ahead, this one and the next. DeepSpeed's own 1e9 elements are more than most models
+            # have: each layer would fetch a bucket more, and what is there already is not released.
+            block = sum(parameter.numel() for parameter in cast(GPT2Module, model).model.blocks[0].parameters())
+            self.config["zero_optimization"]["stage3_max_live_parameters"] = 2 * block
         engine, wrapped, _, _ = deepspeed.initialize(
             config=self.config,
             model=model,
@@ -79,7 +81,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         )
         if self.stage > 0:
             for flat, layout in layouts(wrapped, names, self.stage, self.world_size):
-                optimizer.set_layout(flat, layout)
+                hybrid.set_layout(flat, layout)
         if self.stage > 1:
             InOrder(wrapped, list(model.parameters()))
         return engine, wrapped
@@ -95,11 +97,9 @@ class ZeROStrategy(DeepSpeedStrategy):
         last_of_step = self.deepspeed_engine.is_gradient_accumulation_boundary()
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
         if self.parts_gradients and last_of_step:
-            module = self.lightning_module
-            assert isinstance(module, GPT2Module)
             wrapped: Any = self.optimizers[0]
             norm = float("inf") if wrapped.overflow else wrapped._global_grad_norm
-            module.see_gradient_norm(torch.as_tensor(norm, device=self.root_device))
+            cast(GPT2Module, self.lightning_module).see_gradient_norm(torch.as_tensor(norm, device=self.root_device))
         return result
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -117,16 +117,6 @@ class ZeROStrategy(DeepSpeedStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """See `lightning_module_state_dict`."""
         return {}
-
-
-def _gathered_at_once(model: nn.Module) -> int:
-    """Elements of gathered weights up to which DeepSpeed fetches more ahead: two blocks, this one and the next.
-
-    Its own 1e9 is more than most models have: every layer fetches a bucket more, from the end of the forward pass on
-    those of the backward pass, and what is there already is not released.
-    """
-    assert isinstance(model, GPT2Module)
-    return 2 * sum(parameter.numel() for parameter in model.model.blocks[0].parameters())
 
 
 def _config(stage: int, clip: float) -> dict[str, Any]:
@@ -163,7 +153,7 @@ def layouts(wrapped: Any, names: dict[int, str], stage: int, world_size: int) ->
         for flat, group in zip(wrapped.fp32_partitioned_groups_flat, wrapped.fp16_groups, strict=True):
             layout = each_cut({names[id(parameter)]: parameter.ds_numel for parameter in group}, world_size)
             mine = {names[id(parameter)]: parameter.ds_tensor.flatten() for parameter in group}
-            _check(flat, {fragment: mine[fragment.name][: fragment.length] for fragment in layout.ranks[rank]})
+            _check(flat, {part: mine[part.name][: part.length] for part in layout.ranks[rank]})
             yield flat, layout
         return
     for index, flat in enumerate(wrapped.single_partition_of_fp32_groups):
@@ -171,7 +161,7 @@ def layouts(wrapped: Any, names: dict[int, str], stage: int, world_size: int) ->
         places = {names[id(p)]: (offset, p.numel()) for p, offset in zip(group, offsets, strict=True)}
         layout = contiguous(places, wrapped.partition_size[index], world_size)
         whole = {names[id(parameter)]: parameter.detach().flatten() for parameter in group}
-        _check(flat, {fragment: fragment.of_whole(whole[fragment.name]) for fragment in layout.ranks[rank]})
+        _check(flat, {part: part.of_whole(whole[part.name]) for part in layout.ranks[rank]})
         yield flat, layout
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mup_lightning.config.schema import Config
+from mup_lightning.data.datamodule import Batch
 from mup_lightning.errors import Diverged
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.model.loss import cross_entropy
@@ -51,7 +52,7 @@ class GPT2Module(pl.LightningModule):
         hybrid: the optimizer, as it was before a strategy wrapped it.
         recorder: receives the features of the next micro-batch, and is dropped after it.
         gradient_norm: global norm of the raw gradients in the last step, 0-dim, before clipping.
-        micro_losses: (loss, counters) of each micro-batch of the current step; losses stay on the device.
+        micro_losses: (loss, batch) of each micro-batch of the current step; losses stay on the device.
     """
 
     def __init__(self, config: Config) -> None:
@@ -65,31 +66,26 @@ class GPT2Module(pl.LightningModule):
         self.strict_loading = False  # weights come from `tensors`, not from Lightning
         self.recorder: Recorder | None = None
         self.gradient_norm: torch.Tensor = torch.tensor(0.0)
-        self.micro_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._batches: list[dict[str, torch.Tensor]] = []
+        self.micro_losses: list[tuple[torch.Tensor, Batch]] = []
 
     def configure_optimizers(self) -> Any:
-        """The one optimizer, and its schedule over steps."""
-        # It was built before Lightning moved the model to its device, which keeps the parameters themselves.
-        assert all(self.hybrid.held[name].tensor is parameter for name, parameter in self.model.named_parameters())
-        steps = self.config.trainer.max_steps
-        schedule = make_schedule(self.hybrid, self.config.schedule, self.config.recipe.lr, steps)
+        """The one optimizer, made before Lightning moved the model to its device, and its schedule over steps."""
+        config = self.config
+        schedule = make_schedule(self.hybrid, config.schedule, config.recipe.lr, config.trainer.max_steps)
         return {"optimizer": self.hybrid, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Loss of one micro-batch: `tokens` (b, T + 1) and `counters` (b,), the samples' places in the global order."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.micro_losses.clear()
-            self._batches.clear()
         if self.config.model.dropout > 0:
             # Dropout's mask is a pure function of the place in the run too: there is no generator's state to save.
             torch.manual_seed(stable_seed(repr((self.config.seed, batch_idx, self.global_rank))))
-        self._batches.append(batch)
         recorder, self.recorder = self.recorder, None
         # Recording would be compiled anew, and differently: a measured step runs uncompiled.
         with self._autocast(), torch.compiler.set_stance("force_eager" if recorder else "default"):
             loss = self.model.loss(batch["tokens"], recorder)
-        self.micro_losses.append((loss.detach(), batch["counters"]))
+        self.micro_losses.append((loss.detach(), batch))
         return loss
 
     def configure_gradient_clipping(
@@ -106,7 +102,7 @@ class GPT2Module(pl.LightningModule):
             Diverged: the loss or a gradient is NaN or infinite; names the step and the batch.
         """
         # DeepSpeed's strategy asks after every micro-batch, not only after the last one of a step.
-        if len(self._batches) < self.trainer.accumulate_grad_batches:
+        if len(self.micro_losses) < self.trainer.accumulate_grad_batches:
             return
         if not getattr(self.trainer.strategy, "parts_gradients", False):
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -139,7 +135,7 @@ class GPT2Module(pl.LightningModule):
         draws = partial(uniforms, self.config.seed, self.trainer.global_step)
         with self._autocast():
             diagonals = estimate(
-                [partial(self, b["tokens"], draws(b["counters"].tolist(), context)) for b in self._batches],
+                [partial(self, b["tokens"], draws(b["counters"].tolist(), context)) for _, b in self.micro_losses],
                 list(wanting.values()),
                 self.config.data.batch_size * context,
                 lambda gradient: reduce(gradient, reduce_op="mean"),
@@ -156,8 +152,7 @@ class GPT2Module(pl.LightningModule):
         return cross_entropy(features_NC, model.output_matrix, labels_N, model.vocab_size, chunk=chunk)[0]
 
     def _autocast(self) -> torch.autocast:
-        """Precision bf16: float32 weights, bf16 matrix products. Our own instead of Lightning's, so that it is the same
-        under every strategy."""
+        """Precision bf16: float32 weights, bf16 matrix products; the same under every strategy, unlike Lightning's."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.trainer.precision == "bf16")
 
     def step_loss(self) -> torch.Tensor:
@@ -174,12 +169,12 @@ class GPT2Module(pl.LightningModule):
         return float(total[0] / total[1])
 
     def _not_finite(self) -> str:
-        bad = [(loss, counters) for loss, counters in self.micro_losses if not torch.isfinite(loss)]
-        if bad:
-            what, counters = f"the loss is {bad[0][0].item()}", bad[0][1]
-        else:
-            what = f"the norm of the gradients is {float(self.gradient_norm)}"
-            counters = torch.cat([counters for _, counters in self.micro_losses])
+        """What is not finite, in which step, and the tokens of the first bad micro-batch, or of the whole step."""
+        counters = torch.cat([batch["counters"] for _, batch in self.micro_losses])
+        what = f"the norm of the gradients is {float(self.gradient_norm)}"
+        for loss, batch in reversed(self.micro_losses):
+            if not torch.isfinite(loss):
+                what, counters = f"the loss is {loss.item()}", batch["counters"]
         samples = self.trainer.datamodule.describe(counters.cpu())  # type: ignore[attr-defined]
         return (
             f"{what} in step {self.trainer.global_step + 1}. Stopped before the optimizer step: no weight has changed, "

@@ -20,7 +20,6 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from mup_lightning.distributed.layout import Layout
 from mup_lightning.optim.optimizer import HybridOptimizer
 
 WEIGHT = "weight"
@@ -78,20 +77,15 @@ def held(optimizer: HybridOptimizer, rank: int) -> dict[str, torch.Tensor]:
     if not optimizer.layouts and rank == 0:
         tensors |= {f"{WEIGHT}/{name}": held.tensor for name, held in optimizer.held.items()}
     for flat, layout in optimizer.layouts.items():
-        tensors |= _fragments(WEIGHT, flat, layout, rank)
-        for quantity, value in optimizer.state.get(flat, {}).items():
+        mine = layout.ranks[rank]
+        for quantity, value in {WEIGHT: flat, **optimizer.state.get(flat, {})}.items():
             if isinstance(value, torch.Tensor) and value.shape == flat.shape:
-                tensors |= _fragments(quantity, value, layout, rank)
+                tensors |= {f"{quantity}/{part.name}@{part.start}": part.of_flat(value) for part in mine}
             else:  # one value for all parameters in it; each parameter's is saved by who holds its beginning
-                begun = [fragment.name for fragment in layout.ranks[rank] if fragment.start == 0]
-                tensors |= {f"{quantity}/{name}": _as_tensor(value) for name in begun}
+                tensors |= {f"{quantity}/{part.name}": _as_tensor(value) for part in mine if part.start == 0}
     for name, (_, state) in optimizer.kept(rank, once=True).items():
         tensors |= {f"{quantity}/{name}": _as_tensor(value) for quantity, value in state.items()}
     return tensors
-
-
-def _fragments(quantity: str, flat: torch.Tensor, layout: Layout, rank: int) -> dict[str, torch.Tensor]:
-    return {f"{quantity}/{fragment.name}@{fragment.start}": fragment.of_flat(flat) for fragment in layout.ranks[rank]}
 
 
 class Shards:
@@ -158,14 +152,12 @@ class Shards:
         for flat, layout in optimizer.elementwise_flats().items():
             some = next(iter(layout.held))
             for quantity in self._states_of(some):
-                if self._shape(self._pieces[quantity, some][0][1]):
-                    value = torch.zeros_like(flat)
-                    for fragment in layout.ranks[rank]:
-                        part = self.read_part(quantity, fragment.name, fragment.start, fragment.length)
-                        fragment.of_flat(value).copy_(part)
-                    optimizer.state[flat][quantity] = value
-                else:
+                if not self._shape(self._pieces[quantity, some][0][1]):
                     optimizer.state[flat][quantity] = _restored(self.read(quantity, some), flat)
+                    continue
+                optimizer.state[flat][quantity] = value = torch.zeros_like(flat)
+                for part in layout.ranks[rank]:
+                    part.of_flat(value).copy_(self.read_part(quantity, part.name, part.start, part.length))
 
     def _states_of(self, name: str) -> list[str]:
         return [quantity for quantity in self.quantities[name] if quantity != WEIGHT]

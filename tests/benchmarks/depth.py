@@ -51,7 +51,7 @@ class Stepper:
 
 def take_turn(settings: dict[str, Any]) -> dict[str, float]:
     """One round in one process, all depths in turn: milliseconds of a step by contender."""
-    from mup_lightning.training.hardware import tune_allocator
+    from mup_lightning.training import tune_allocator
 
     tune_allocator()
     s = Settings(**settings)

@@ -76,7 +76,7 @@ def times(settings: Settings) -> Turn:
 
 def take_turn(name: str, settings: dict[str, Any]) -> dict[str, float]:
     """One round of one comparison: milliseconds of a step by contender."""
-    from mup_lightning.training.hardware import tune_allocator
+    from mup_lightning.training import tune_allocator
 
     tune_allocator()
     s = Settings(**settings)

@@ -11,10 +11,8 @@ from typing import Any, cast
 
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 from mup_lightning.config.schema import Config
-from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.optimizer import HybridOptimizer, make_groups
-from mup_lightning.plan.memory import Load, memory, rule_memory
-from mup_lightning.spectral.recipe import derive
+from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.plan.plan import plan
 from tests.benchmarks.harness import Case, Quantity, Settings, Turn
 from tests.benchmarks.process import MAPPED, measure, peak_mb, reset_peak, resident_mb
 from tests.benchmarks.trainer import corpus_for
@@ -116,7 +114,7 @@ class Watch(StepCallback):
 
 def take_times(corpus: str, rule: str, strategies: list[str], settings: dict[str, Any]) -> dict[str, list[float]]:
     """Milliseconds of a step under each strategy, in their order, mean over the timed steps: "wall" and "processor"."""
-    from mup_lightning.training.hardware import tune_allocator
+    from mup_lightning.training import tune_allocator
 
     tune_allocator()
     s = StrategySettings(**settings)
@@ -164,13 +162,11 @@ def take_peak(corpus: str, rule: str, strategy: str, settings: dict[str, Any]) -
 
 
 def planned_mb(config: Config) -> float:
-    """What `mup-lightning plan` says of a run, for this machine's CPU instead of a GPU."""
-    recipe = derive(config.recipe, config.model.width, config.model.depth)
-    model = build(config.model, recipe, 0, device="meta")
-    groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
-    load = Load(config.model, config.data.micro_batch, rule_memory(groups, "cpu"), half=False, device="cpu")
+    """What `mup-lightning plan` says of a run that keeps nothing, for this machine's CPU instead of a GPU."""
     strategy = config.trainer.strategy
-    return memory(load, PROCESSES, int(strategy[-1]) if strategy.startswith("zero") else 0).total / 1e6
+    zero = int(strategy[-1]) if strategy.startswith("zero") else 0
+    unwatched = replace(config, trainer=replace(config.trainer, precision="fp32", spectral_norms_every=0))
+    return next(m.total for m in plan(unwatched, (PROCESSES,), "cpu").memory if m.zero == zero) / 1e6
 
 
 def _train(config: Config) -> Watch:

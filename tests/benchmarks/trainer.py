@@ -41,7 +41,7 @@ def ours(corpus: str, settings: dict[str, Any], **every: int) -> dict[str, Any]:
         "step_seconds" of each timed step, "peak_mb" up to the last of them, "imports_mb", resident once everything is
         imported, and "whole_run_peak_mb", with validation and checkpoint at the end.
     """
-    from mup_lightning.training.hardware import tune_allocator
+    from mup_lightning.training import tune_allocator
 
     tune_allocator()
     from mup_lightning.training.train import train

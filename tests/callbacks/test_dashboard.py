@@ -1,4 +1,4 @@
-"""The run's page: panels that find the tags of every callback, and texts, written once."""
+"""The run's page and docs/guide/tensorboard.md: panels and a table that name the tags of every callback."""
 
 import re
 from pathlib import Path
@@ -8,20 +8,34 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from mup_lightning.callbacks.dashboard import pages, panels
+from mup_lightning.optim.registry import RULES
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.spectral.roles import Role
 from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.module import build_training
 from mup_lightning.training.train import train
 
+DOCS = Path(__file__).parents[2] / "docs" / "guide" / "tensorboard.md"
+PLACEHOLDERS = {
+    "RULE": list(RULES),
+    "BRANCH": ["attention", "mlp"],
+    "MATRIX": ["attention_query", "attention_key", "attention_value", "attention_out", "mlp_up", "mlp_down"],
+    "LAYERS": ["layer_i", "mean", "min", "max"],
+}
+
+
+def expanded(tag):
+    """A tag of the table with every word in the place of its placeholders."""
+    for placeholder, words in PLACEHOLDERS.items():
+        if placeholder in tag.split("/"):
+            return [full for word in words for full in expanded(tag.replace(placeholder, word))]
+    return [tag]
+
 
 def written(result):
     """(layouts, title -> texts) in a run's logs."""
     log = EventAccumulator(result.tensorboard).Reload()
-    layouts = []
-    for event in log.Tensors("custom_scalars__config__"):
-        layouts.append(Layout())
-        layouts[-1].ParseFromString(event.tensor_proto.string_val[0])
+    layouts = [Layout.FromString(event.tensor_proto.string_val[0]) for event in log.Tensors("custom_scalars__config__")]
     texts = {
         tag.removesuffix("/text_summary"): [event.tensor_proto.string_val[0].decode() for event in log.Tensors(tag)]
         for tag in log.Tags()["tensors"]
@@ -30,18 +44,23 @@ def written(result):
     return layouts, texts
 
 
-def test_every_panel_finds_tags_and_every_feature_has_a_panel(tiny):
-    config = tiny()
+@pytest.mark.parametrize("optimizer", ["muon_kimi", "adamw"])
+def test_the_table_is_what_a_run_writes_and_every_panel_finds_tags(tiny, optimizer):
+    config = tiny(**{"recipe.optimizer": optimizer, "trainer.spectral_norms_every": 4})
     result = train(config, progress=False)
     tags = read_scalars(Path(result.tensorboard)).keys()
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in DOCS.open() if line.startswith("| `")]
+    assert all(tag and meaning and unit for tag, meaning, unit, _ in lines)
+    named = {full for tag, *_ in lines for full in expanded(tag.strip("`"))}
+    wanted = {tag for tag in named if tag.split("/")[-1] not in set(RULES) - {"adamw", optimizer}}
+    assert {re.sub(r"layer_00[01]$", "layer_i", tag) for tag in tags} == wanted
+
     (layout,), texts = written(result)
     shown = set()
     for category in layout.category:
         for chart in category.chart:
             margins = [tag for series in chart.margin.series for tag in (series.value, series.lower, series.upper)]
-            patterns = [*chart.multiline.tag, *margins]
-            assert patterns, chart.title
-            for pattern in patterns:
+            for pattern in [*chart.multiline.tag, *margins]:
                 found = {tag for tag in tags if re.match(pattern, tag)}  # as TensorBoard matches
                 assert found, (category.title, chart.title, pattern)
                 if category.title.startswith("Do features keep"):

@@ -8,9 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, EventAccumulator
 
-from mup_lightning.callbacks.spectral_shard import SpectralShare
 from mup_lightning.errors import Diverged
-from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.train import train
@@ -153,32 +151,6 @@ def test_training_is_the_same_to_the_bit(tiny):
     assert list(runs[1][2]["spectral/condition/mlp/w2_w1/mean"]) == list(range(10))
 
 
-def test_nothing_is_measured_where_nothing_is_kept(tiny, monkeypatch):
-    def refuse(*_):
-        raise AssertionError("measured")
-
-    monkeypatch.setattr("mup_lightning.callbacks.spectral_monitor.SpectralShare", refuse)
-    train(tiny(**{"trainer.spectral_norms_every": 1}), progress=False, keep=False)
-    with pytest.raises(AssertionError, match="measured"):
-        train(tiny(**{"trainer.spectral_norms_every": 1}), progress=False)
-
-
 def test_weights_beyond_all_bounds_end_the_run_as_they_always_do(wide):
     with pytest.raises(Diverged):
         train(wide(**{"recipe.optimizer": "adamw", "recipe.lr": 1e38}), progress=False)
-
-
-def test_the_copy_is_made_after_sophia_s_estimate(tiny, monkeypatch):
-    """The estimate is a backward pass, whose activations would be in memory together with the copy."""
-    seen = []
-    for owner, name in ((HybridOptimizer, "give_hessian"), (SpectralShare, "before")):
-        original = getattr(owner, name)
-
-        def watched(self, *arguments, original=original, name=name):
-            seen.append(name)
-            return original(self, *arguments)
-
-        monkeypatch.setattr(owner, name, watched)
-    changes = {"recipe.optimizer": "sophia", "rules.sophia.hessian_every": 1}
-    train(tiny(**changes, **{"trainer.spectral_norms_every": 1, "trainer.max_steps": 2, "schedule.warmup_steps": 1}))
-    assert seen == ["give_hessian", "before"] * 2

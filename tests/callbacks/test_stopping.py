@@ -15,9 +15,10 @@ from mup_lightning.training.train import train
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds, as a list of one."""
+    """Seconds, as a list of one; no deadline is set."""
     now = [0.0]
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signals, "_deadline", None)
     return now
 
 
@@ -34,8 +35,7 @@ def test_the_first_step_says_nothing_of_how_long_a_step_may_take(monkeypatch, cl
     assert expected == [None, None, 7.5, 15.0]
 
 
-def test_what_is_done_unhurried_puts_off_what_is_expected(monkeypatch, clock):
-    monkeypatch.setattr(signals, "_deadline", None)
+def test_what_is_done_unhurried_puts_off_what_is_expected(clock):
     signals.expect(7.0)
     clock[0] = 1.0
     with signals.unhurried():
@@ -48,25 +48,23 @@ def test_what_is_done_unhurried_puts_off_what_is_expected(monkeypatch, clock):
 
 
 class Exchanges(StepCallback):
-    """Keeps, of every exchange of numbers, in which step it is, where, and whether its process waits for ever."""
+    """Keeps, of every exchange of numbers, in which step it is, and whether its process waits for ever."""
 
     def __init__(self):
         self.step, self.seen = 0, []
 
     def on_train_start(self, trainer, pl_module):
-        reduce = trainer.strategy.reduce
-
-        def watched(*arguments, **options):
-            self.note("exchange")
-            return reduce(*arguments, **options)
-
-        trainer.strategy.reduce = watched
+        trainer.strategy.reduce = self.noted("exchange", trainer.strategy.reduce)
 
     def on_step_start(self, trainer, module, step):
         self.step = step
 
-    def note(self, where):
-        self.seen.append((self.step, where, signals._deadline is None))
+    def noted(self, where, original):
+        def noted(*arguments, **options):
+            self.seen.append((self.step, where, signals._deadline is None))
+            return original(*arguments, **options)
+
+        return noted
 
 
 def test_no_exchange_of_a_step_waits_for_ever_but_validation_and_saving_do(tiny, monkeypatch):
@@ -74,25 +72,12 @@ def test_no_exchange_of_a_step_waits_for_ever_but_validation_and_saving_do(tiny,
     monkeypatch.setenv(signals.VARIABLE, "3")
     monkeypatch.setattr(signals, "_deadline", None)
     exchanges = Exchanges()
-    validation_loss, seal = GPT2Module.validation_loss, saving.checkpoints.seal
-
-    def watched_validation(module):
-        exchanges.note("validation")
-        before, exchanges.seen = exchanges.seen, []
-        loss = validation_loss(module)
-        assert all(for_ever for _, _, for_ever in exchanges.seen)
-        exchanges.seen = before
-        return loss
-
-    def watched_seal(*arguments):
-        exchanges.note("saving")
-        return seal(*arguments)
-
-    monkeypatch.setattr(GPT2Module, "validation_loss", watched_validation)
-    monkeypatch.setattr(saving.checkpoints, "seal", watched_seal)
+    monkeypatch.setattr(GPT2Module, "validation_loss", exchanges.noted("validation", GPT2Module.validation_loss))
+    monkeypatch.setattr(saving.checkpoints, "seal", exchanges.noted("saving", saving.checkpoints.seal))
     train(tiny(**{"trainer.log_every": 1, "trainer.spectral_norms_every": 3}), callbacks=[exchanges])
     later = [(where, for_ever) for step, where, for_ever in exchanges.seen if step > 2]
-    # Losses in all of them, spectral norms in every third.
+    # Losses in all steps and spectral norms in every third; the two validations add up their sums.
     assert later.count(("exchange", False)) == 8 + 3
-    assert set(later) == {("exchange", False), ("validation", True), ("saving", True)}
+    assert later.count(("exchange", True)) == later.count(("validation", True)) == 2
+    assert set(later) == {("exchange", False), ("exchange", True), ("validation", True), ("saving", True)}
     assert signals._deadline is None

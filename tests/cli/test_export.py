@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from mup_lightning.cli.main import main
 from mup_lightning.config.schema import Config
 from mup_lightning.training.checkpoint import find
-from mup_lightning.training.evaluate import load_model
+from mup_lightning.training.finished import load_model
 from mup_lightning.training.tensors import Shards
 from mup_lightning.training.train import train
 

@@ -11,7 +11,7 @@ from mup_lightning.config.load import build_config, merge, word
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.optim.registry import SECTIONS
-from mup_lightning.training.checkpoint import plain
+from mup_lightning.training.run import plain
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

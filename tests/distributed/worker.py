@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from mup_lightning.training.hardware import tune_allocator
+from mup_lightning.training import tune_allocator
 
 
 def main(folder):

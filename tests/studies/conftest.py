@@ -12,7 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from mup_lightning.config.schema import Config
-from mup_lightning.training.checkpoint import plain
+from mup_lightning.training.run import plain
 
 
 def write_events(folder: Path, scalars: dict[str, list[tuple[int, float]]], suffix: str = "") -> None:

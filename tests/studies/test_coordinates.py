@@ -14,7 +14,7 @@ from mup_lightning.studies.coordinates import measure as measuring
 from mup_lightning.studies.coordinates.measure import FeatureProbe, observe
 from mup_lightning.studies.coordinates.run import check, trainings
 from mup_lightning.studies.coordinates.settings import CheckSettings
-from mup_lightning.training.evaluate import load_model
+from mup_lightning.training.finished import load_model
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
 

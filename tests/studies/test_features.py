@@ -10,7 +10,7 @@ import yaml
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from mup_lightning.callbacks.feature_norms import tag
+from mup_lightning.callbacks.norms import tag
 from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
 from mup_lightning.model.taps import LAYER_POINTS, POINTS

@@ -14,7 +14,7 @@ from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
 from mup_lightning.studies.sweep.grid import config_hash, expand, shard
 from mup_lightning.studies.sweep.spec import load
-from mup_lightning.training import hardware
+from mup_lightning.training.trainer import resolve
 from tests.conftest import write_corpus
 from tests.studies.sweeps import tiny_sweep, write
 
@@ -91,7 +91,7 @@ def test_published_tables_have_the_hashes_of_their_sweeps(name, monkeypatch):
         for values in product(*grid.vary.values()):
             config = build_config([*grid.configs, grid.set | dict(zip(grid.vary, values, strict=True))])
             config.trainer.accelerator = "cpu"
-            hardware.resolve(config.trainer)
+            resolve(config.trainer)
             hashes.add(config_hash(config, rows[0]["corpus"]))
     assert hashes == {row["config_hash"] for row in rows}
 

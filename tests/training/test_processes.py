@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from mup_lightning.training.checkpoint import RunFolder, plain
+from mup_lightning.training.run import RunFolder, plain
 from mup_lightning.training.train import train
 from tests.training.reference import assert_same_training, weights_of
 

@@ -13,7 +13,7 @@ from mup_lightning.callbacks.losses import Losses
 from mup_lightning.errors import UserError
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training import saving
-from mup_lightning.training.checkpoint import RunFolder
+from mup_lightning.training.run import RunFolder
 from mup_lightning.training.tensors import Shards, write
 from mup_lightning.training.train import train
 from tests.conftest import write_corpus
@@ -133,9 +133,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(crash, tiny, t
     content = tensors.read_bytes()
     middle = len(content) // 2
     for file, damaged, named in (
-        (tensors, content[:-100], r"rank_00000\.safetensors has [\d,]+ bytes instead of [\d,]+: it was cut short"),
+        (tensors, content[:-100], r"rank_00000\.safetensors is missing or was cut short: expected [\d,]+ bytes"),
         (tensors, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :], "has other content"),
-        (tensors, None, r"rank_00000\.safetensors is missing"),
+        (tensors, None, r"rank_00000\.safetensors is missing or was cut short"),
         (marker, b'{"step": 8', r"checkpoint\.json cannot be read"),
         (marker, b"\xff", r"checkpoint\.json cannot be read"),
     ):

@@ -46,7 +46,7 @@ def run_one(settings: CheckSettings, config: Config) -> Check:
     """Run one check, print what was found, and write coordinates.json and coordinates.png."""
     folder = Path(settings.out or FOLDER / name_of(settings, config))
     check_folder(folder)
-    from mup_lightning.training.hardware import tune_allocator
+    from mup_lightning.training import tune_allocator
 
     tune_allocator()
     result = check(settings, config)

@@ -8,7 +8,7 @@ from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
 from mup_lightning.plan.plan import plan
-from mup_lightning.training import hardware
+from mup_lightning.training.trainer import resolve
 
 _OVERHEAD, _OVERHEAD_PER_BLOCK = 1.0e8, 6.0e7
 """What a micro-batch costs on top of its operations (interpreter, hooks), in operations of one core. Only the order of
@@ -51,7 +51,7 @@ class Checker:
             UserError: as `train` would, without training; or for what a study cannot do.
         """
         trainer, data = config.trainer, config.data
-        hardware.resolve(trainer)
+        resolve(trainer)
         if trainer.strategy != "single":
             raise UserError(
                 f"trainer.strategy is {trainer.strategy}; the runs of a study take one process each (single), and "

@@ -19,7 +19,7 @@ from mup_lightning.errors import Diverged, UserError
 from mup_lightning.files import write_json
 from mup_lightning.studies.sweep.grid import Trial
 from mup_lightning.studies.sweep.results import trial_file
-from mup_lightning.training.checkpoint import plain
+from mup_lightning.training.run import plain
 from mup_lightning.training.train import train
 
 

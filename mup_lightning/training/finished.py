@@ -1,4 +1,6 @@
-"""Exports a checkpoint: as a plain Hugging Face GPT-2 with the multipliers folded into the weights, or as it is.
+"""What is done with a finished checkpoint: its validation loss on a corpus, and its export.
+
+A plain Hugging Face GPT-2 takes the multipliers folded into its weights:
 
     embeddings             × α_in
     a branch's last layer  × α_res               (weight and bias)
@@ -14,13 +16,18 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
+from tqdm import tqdm
 
 from mup_lightning.config.schema import Config
+from mup_lightning.data.sampler import validation_batches
+from mup_lightning.data.shards import TokenStore, check_vocabulary
 from mup_lightning.errors import UserError
 from mup_lightning.files import write_json
-from mup_lightning.model.gpt2 import GPT2
+from mup_lightning.model.gpt2 import GPT2, build
+from mup_lightning.spectral.recipe import derive
 from mup_lightning.training import checkpoint as checkpoints
-from mup_lightning.training.evaluate import load_model
+from mup_lightning.training.module import loss_sums
+from mup_lightning.training.tensors import Shards
 
 END_OF_TEXT = 50256
 """GPT-2's only special token."""
@@ -34,6 +41,52 @@ LAYERS = {
     "mlp.down": "mlp.c_proj",
 }
 """Our names inside a block -> Hugging Face's. Its linear layers are Conv1D, which keep matrices transposed."""
+
+
+def evaluate(path: Path, data: str | None = None, *, batch: int = 8, val_tokens: int | None = None) -> dict[str, Any]:
+    """Validation loss of a checkpoint.
+
+    Args:
+        path: a checkpoint's folder, or a run's folder, whose newest checkpoint is meant.
+        data: folder of a prepared corpus; None: the one that the run was trained on.
+        batch: windows in one forward pass.
+        val_tokens: only the first this many validation tokens; None: all.
+
+    Returns:
+        "checkpoint", "step", "data", "validation_loss" and "unigram_loss" (nats per token), "tokens" (predicted), and
+        "run_val_tokens": how many validation tokens the run itself was measured on; None: all.
+
+    Raises:
+        UserError: the checkpoint is damaged, or the corpus has another vocabulary or is too short.
+    """
+    checkpoint = checkpoints.find(path)
+    checkpoints.verify(checkpoint)
+    config = Config.from_plain(checkpoint.config)
+    folder = data or config.data.path
+    store = TokenStore.open(folder, "val", verify=config.data.verify)
+    check_vocabulary(store.manifest, config.data.tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(checkpoint, config).to(device)
+    batches = validation_batches(store, config.model.context, batch, val_tokens=val_tokens)
+    total, tokens = loss_sums(model, tqdm(list(batches), desc="evaluating", disable=None), device).tolist()
+    return {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "data": str(folder),
+        "validation_loss": total / tokens,
+        "unigram_loss": store.manifest.unigram_loss,
+        "tokens": int(tokens),
+        "run_val_tokens": config.data.val_tokens,
+    }
+
+
+def load_model(checkpoint: checkpoints.Checkpoint, config: Config) -> GPT2:
+    """The model of a checkpoint, in evaluation mode on the CPU, with the multipliers of its training."""
+    recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
+    model = build(config.model, recipe, config.seed, device="meta")
+    model.to_empty(device="cpu")
+    Shards(checkpoint.path).load_weights(model)
+    return model.eval()
 
 
 def export(path: Path, out: Path, form: Literal["hf", "plain"] = "hf") -> str:

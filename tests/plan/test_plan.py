@@ -15,7 +15,7 @@ from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.training.module import GPT2Module
-from tests.training.test_memory import XL, configure
+from tests.plan.test_memory import XL, configure
 
 EXAMPLE = [
     *("--model.width", "1024", "--model.depth", "16", "--recipe.optimizer", "adamw", "--recipe.parametrization", "mup"),
@@ -115,7 +115,7 @@ def test_it_says_what_training_does(changes):
         role, multipliers = p.role, module.model.multipliers
         wanted = {"input": multipliers.input, "output": multipliers.output, "input_bias": 1.0}
         assert p.multiplier == wanted.get(role, multipliers.residual)
-    assert [(g.tensors, g.parameters) for g in found.groups] == [
+    assert [(g["tensors"], g["parameters"]) for g in found.groups] == [
         (len(group["params"]), sum(p.numel() for p in group["params"])) for group in groups
     ]
 

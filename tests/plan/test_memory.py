@@ -9,14 +9,13 @@ import torch
 from mup_lightning.config.schema import Config, ModelConfig
 from mup_lightning.model.gpt2 import build
 from mup_lightning.model.parameters import ParameterInfo
-from mup_lightning.optim.optimizer import make_groups
 from mup_lightning.optim.registry import RULES, options_in_force
 from mup_lightning.optim.rule import Item
-from mup_lightning.plan.memory import Load, block_activations, memory, rule_memory
+from mup_lightning.plan.memory import block_activations, rule_memory
 from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
-from tests.training.peak import measure
+from tests.plan.peak import measure
 
 
 def configure(**changes):
@@ -57,8 +56,7 @@ SWITCHES = [{}, {"activation": "relu"}, {"layer_norm": False}, {"qk_norm": True}
 @pytest.mark.parametrize("half", [False, True])
 def test_a_block_keeps_what_autograd_keeps(switches, half):
     model = ModelConfig(width=64, context=40, heads=4, vocab_size=256, **switches)
-    load = Load(model, sequences=3, rules={}, half=half)
-    assert block_activations(load) == pytest.approx(kept_by_a_block(model, half), rel=0.01)
+    assert 3 * 40 * block_activations(model, half) == pytest.approx(kept_by_a_block(model, half), rel=0.01)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -78,7 +76,6 @@ def test_the_state_of_every_rule_is_known(name):
 
 MEASURED = [
     {"model__width": 128, "model__depth": 12, "model__context": 256, "data__tokenizer": "bytes"},
-    {"model__width": 128, "model__depth": 2, "model__context": 128, "model__tied": False},
     {
         **{"model__width": 512, "model__depth": 4, "model__context": 32, "data__tokenizer": "bytes"},
         **{"recipe__optimizer": "muon_kimi", "rules__muon": {"steps": 2}},
@@ -89,31 +86,22 @@ MEASURED = [
         **{"recipe__optimizer": "sgd", "rules__sgd": {"momentum": 0.0}, "trainer__precision": "bf16"},
     },
 ]
+UNWATCHED = {"recipe__optimizer": "adamw", "data__micro_batch": 4, "trainer__spectral_norms_every": 0}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
-@pytest.mark.parametrize("changes", MEASURED)
-def test_the_memory_of_real_steps(changes):
-    """Peak of three steps in a process of their own, on CPU; nothing here depends on time."""
-    config = configure(
-        **{"recipe__optimizer": "adamw", "data__micro_batch": 4, "trainer__precision": "fp32", **changes}
-    )
-    assert memory(_load(config, "cpu"), 1, 0).total == pytest.approx(measure(config), rel=0.15)
+def test_the_memory_of_real_steps():
+    """Peaks of three steps on CPU; nothing here depends on time."""
+    configs = [configure(**{**UNWATCHED, "trainer__precision": "fp32", **changes}) for changes in MEASURED]
+    planned = [plan(config, device="cpu").memory[0].total for config in configs]
+    assert planned == pytest.approx(measure(configs), rel=0.15)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_memory_of_real_steps_on_a_gpu(precision):
-    config = configure(model__width=768, model__depth=6, data__micro_batch=4, trainer__precision=precision)
-    assert memory(_load(config, "cuda"), 1, 0).total == pytest.approx(measure(config, "cuda"), rel=0.2)
-
-
-def _load(config, device):
-    recipe = derive(config.recipe, config.model.width, config.model.depth)
-    model = build(config.model, recipe, 0, device="meta")
-    groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
-    half = config.trainer.precision != "fp32"
-    return Load(config.model, config.data.micro_batch, rule_memory(groups, device), half, device)
+    config = configure(model__width=768, model__depth=6, trainer__precision=precision, **UNWATCHED)
+    assert plan(config).memory[0].total == pytest.approx(measure([config], "cuda")[0], rel=0.2)
 
 
 XL = {"model__width": 1600, "model__depth": 48, "data__micro_batch": 2}

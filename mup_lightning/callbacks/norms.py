@@ -1,0 +1,103 @@
+"""Norms while training: of the features at every tap, and of the gradients before and after clipping."""
+
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from torch.nn.utils import get_total_norm
+
+from mup_lightning.callbacks.step import Measurement, StepCallback, WatchedModule, due, log
+from mup_lightning.distributed.collectives import rank_and_world
+from mup_lightning.model.taps import NormRecorder
+from mup_lightning.optim.optimizer import HybridOptimizer
+
+GRADIENT_NORM = "train/gradient_norm"
+CLIPPED_NORM = f"{GRADIENT_NORM}/after_clipping"
+
+
+class FeatureNorms(Measurement):
+    """RMS norms of the features in the first micro-batch of a step, on the first process; tags are those of `tag`."""
+
+    _recorder: NormRecorder | None = None
+
+    def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """Have the next forward pass recorded where a measurement is due."""
+        if trainer.is_global_zero and self.due(trainer, step):
+            self._recorder = module.recorder = NormRecorder()
+
+    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """Log what was recorded."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None and step - 1 != self.written:
+            log(trainer, {tag(*place): norm for place, norm in recorder.norms().items()}, step - 1)
+
+
+def tag(point: str, layer: int | None) -> str:
+    """TensorBoard's name of a feature norm; layers are padded with zeros so that they sort by depth."""
+    return f"features/{point}" if layer is None else f"features/{point}/layer_{layer:03d}"
+
+
+class GradientNorms(StepCallback):
+    """Logs the gradients that the rules were really given, every `every` steps.
+
+    They are measured right after the optimizer's step, which changes no gradient, at the cost of one pass over them.
+    Clipping multiplies all gradients by one factor, so the norms by rule before it follow from the global norm, which
+    the clipping itself needs. Where ZeRO shards the gradients, each process measures its shard, and one exchange of a
+    few values adds up the squares.
+
+    Args:
+        every: steps between points.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._squares: dict[str, torch.Tensor] = {}
+        self._measuring = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hook into the optimizer's step."""
+        hybrid = cast(WatchedModule, pl_module).hybrid
+        self._rules = list(dict.fromkeys(group["rule"] for group in hybrid.param_groups))
+        hybrid.register_step_post_hook(lambda optimizer, *_: self._measure(optimizer))
+
+    def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """Decide whether this step is measured."""
+        self._measuring = trainer.logger is not None and due(step, self.every, trainer.max_steps)
+        if self._measuring:
+            zero = torch.zeros((), dtype=torch.float64, device=module.device)
+            self._squares = dict.fromkeys(self._rules, zero)
+
+    def _measure(self, optimizer: Any) -> None:
+        """Add up the squares of this process's gradients; DeepSpeed steps one group after the other."""
+        for group in optimizer.param_groups if self._measuring else ():
+            gradients = _gradients(optimizer, group["params"])
+            if gradients:
+                self._squares[group["rule"]] = self._squares[group["rule"]] + get_total_norm(gradients).double() ** 2
+
+    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """Log the norms."""
+        if not self._measuring:
+            return
+        squares = torch.stack(list(self._squares.values()))
+        if module.hybrid.layouts:
+            squares = trainer.strategy.reduce(squares, reduce_op="sum")
+        before, *after = torch.cat([module.gradient_norm.double().view(1), squares.sqrt()]).tolist()
+        after_all = sum(norm**2 for norm in after) ** 0.5
+        values = {GRADIENT_NORM: before, CLIPPED_NORM: after_all}
+        for rule, norm in zip(self._rules, after, strict=True):
+            values[f"{CLIPPED_NORM}/{rule}"] = norm
+            values[f"{GRADIENT_NORM}/{rule}"] = norm * before / after_all if after_all else 0.0
+        log(trainer, values, step)
+
+
+def _gradients(optimizer: HybridOptimizer, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+    """This process's gradients of a group: whole ones, or its fragments of flat ones without their padding."""
+    rank, _ = rank_and_world()
+    found = []
+    for parameter in parameters:
+        layout = optimizer.layouts.get(parameter)
+        if parameter.grad is not None and layout is not None:
+            found += [fragment.of_flat(parameter.grad) for fragment in layout.ranks[rank]]
+        elif parameter.grad is not None:
+            found.append(parameter.grad)
+    return found

@@ -1,0 +1,200 @@
+"""A run's folder: resolved configuration, TensorBoard events, checkpoints, result; and where the run continues."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from mup_lightning.config.schema import Config, leaves
+from mup_lightning.data.shards import Manifest, manifest_hash
+from mup_lightning.errors import UserError
+from mup_lightning.files import make_folder, read_json, write_atomic, write_json
+from mup_lightning.optim.registry import used_sections
+from mup_lightning.optim.schedule import warmup_cosine
+from mup_lightning.training import checkpoint as checkpoints
+from mup_lightning.training.checkpoint import Checkpoint
+from mup_lightning.typed import build
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run; also the contents of result.json.
+
+    Attributes:
+        finished: false where a signal stopped it before its last step.
+        steps: optimizer steps done, over all resumes.
+        first_step: how many of them were done before this process's part of the run.
+        validation_loss: nats per token after the last step; None where the run was stopped before it.
+        unigram_loss: nats per token of a unigram model of the same corpus: what frequencies alone achieve.
+        tokens: trained on, over all resumes.
+        parameters: of the model.
+        seconds: wall time of this process's part of the run, start-up and validation included.
+        tokens_per_second: in training steps alone.
+        checkpoint: the newest one.
+        tensorboard: folder of the event files; None where nothing was kept.
+        versions: of the packages that computed it, and the git revision.
+    """
+
+    finished: bool
+    steps: int
+    first_step: int
+    validation_loss: float | None
+    unigram_loss: float
+    tokens: int
+    parameters: int
+    seconds: float
+    tokens_per_second: float
+    checkpoint: str | None
+    tensorboard: str | None
+    versions: dict[str, str | None]
+
+
+class RunFolder:
+    """The folder of a run.
+
+    Args:
+        config: says where it is.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.path = Path(config.run.root) / config.run.name
+        self.config_file = self.path / "config.yaml"
+        self.result_file = self.path / "result.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+
+    def owns(self, checkpoint: Checkpoint) -> bool:
+        """Whether the checkpoint is one of this run's own."""
+        return checkpoint.path.resolve().parent == self.checkpoints.resolve()
+
+    def logged_at(self, step: int) -> set[str] | None:
+        """Tags of the points that TensorBoard has of a step, without those that a resume has purged; None: no logs."""
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        files, found = sorted(self.tensorboard.glob("*tfevents*")), set[str]()
+        for event in (event for file in files for event in EventFileLoader(str(file)).Load()):
+            if event.session_log.status == SessionLog.START and event.step <= step:
+                found.clear()
+            elif event.step == step:
+                found |= {value.tag for value in event.summary.value}
+        return found if files else None
+
+    def open(self, config: Config, start: Checkpoint | None) -> None:
+        """Make the folder and save the resolved configuration; that of a resumed run does not replace the first one.
+
+        Where a run goes back to an older checkpoint of its own, the later ones belong to a history that is gone: they
+        are set aside.
+        """
+        make_folder(self.path, "--run.root, --run.name")
+        file = self.config_file
+        if file.exists():
+            file = self.path / f"config.resumed_at_{start.step if start else 0:08d}.yaml"
+        write_atomic(file, yaml.safe_dump(plain(config), sort_keys=False))
+        if start and self.owns(start) and (aside := checkpoints.set_aside(self.checkpoints, start.step)):
+            print(
+                f"note: the run is made anew from step {start.step} on; its later checkpoints are kept as "
+                f"{', '.join(map(str, aside))}"
+            )
+
+    def finished_result(self) -> Result | None:
+        """The contents of result.json, if the run reached its end; raises UserError if the file is damaged."""
+        if not self.result_file.is_file():
+            return None
+        try:
+            result = build(Result, read_json(self.result_file, "the result of a run"))
+        except UserError as error:
+            raise UserError(f"{self.result_file}: {error}; remove it, and repeat this command") from None
+        return result if result.finished else None
+
+    def save_result(self, result: Result) -> None:
+        """Write result.json."""
+        write_json(self.result_file, asdict(result))
+
+
+def identity_of(config: Config, manifest: Manifest) -> dict[str, Any]:
+    """What must be equal for a run to be continued exactly, as plain nested values.
+
+    Args:
+        config: of the run, its section `rules` resolved; those of rules that the run does not use are left out.
+        manifest: of the corpus.
+    """
+    identity = plain(config.identity()) | {"corpus": manifest_hash(manifest)}
+    return identity | {"rules": {name: identity["rules"][name] for name in used_sections(config.recipe.optimizer)}}
+
+
+def resume_from(config: Config, folder: RunFolder, identity: dict[str, Any], *, keep: bool = True) -> Checkpoint | None:
+    """Find, check and compare the checkpoint to continue from; None for a new run.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        identity: see `identity_of`.
+        keep: whether the run writes into its folder.
+
+    Raises:
+        UserError: it is missing or damaged, it belongs to another run or was set aside in this one, or all its steps
+            are done (which `auto` allows); or the run is a new one, but its folder holds another.
+    """
+    resume, auto = config.run.resume, config.run.resume == "auto"
+    saved = checkpoints.complete(folder.checkpoints)
+    start = None
+    if resume == "last" or (auto and saved):
+        start = checkpoints.newest(folder.checkpoints)
+    elif resume is not None and not auto:
+        start = checkpoints.read(Path(resume))
+    # Under auto, what an earlier start of the same job has left without a checkpoint is replaced.
+    new = not auto and not (start and folder.owns(start))
+    if keep and new and is_first_process() and (folder.config_file.exists() or saved):
+        state = f"a run with a checkpoint at {saved[-1].name}" if saved else "a run without a checkpoint"
+        raise UserError(
+            f"{folder.path} already holds {state}; continue it (--run.resume last), give the new run another name "
+            f"(--run.name NAME), or remove the folder"
+        )
+    if start:
+        _check(start, config, folder, identity)
+    return start
+
+
+def _check(start: Checkpoint, config: Config, folder: RunFolder, identity: dict[str, Any]) -> None:
+    if folder.owns(start) and start.path.name != checkpoints.folder_name(start.step):
+        raise UserError(
+            f"{start.path} was set aside when its run went back to an older checkpoint, and that run has other steps "
+            f"now; continue it as another one (--run.name NAME)"
+        )
+    used = {name: options for name, options in start.identity["rules"].items() if name in identity["rules"]}
+    saved, now = leaves(start.identity | {"rules": used}), leaves(identity)
+    differing = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    if differing:
+        lines = "".join(f"\n  {key}: {saved.get(key)} in the checkpoint, {now.get(key)} now" for key in differing)
+        raise UserError(
+            f"{start.path} cannot be continued exactly, because this run differs in:{lines}\n"
+            f"Resume with the values of the checkpoint (see config.yaml in its run's folder), or start a new run "
+            f"(--run.name NAME)"
+        )
+    steps, planned = config.trainer.max_steps, start.config["trainer"]["max_steps"]
+    if start.step >= steps and config.run.resume != "auto":
+        raise UserError(
+            f"{start.path} already has all {start.step} steps of the run; raise --trainer.max_steps to train on"
+        )
+    if is_first_process():
+        checkpoints.verify(start)
+        if planned != steps:
+            old, new = (warmup_cosine(config.schedule, config.recipe.lr, n)(start.step) for n in (planned, steps))
+            print(
+                f"note: the run was planned for {planned} steps and now has {steps}; the schedule's factor on the "
+                f"learning rate at step {start.step} goes from {old:.4f} to {new:.4f}"
+            )
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that prints and writes (global rank 0, as the launcher's environment says)."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML and JSON give it back: a dataclass becomes a dictionary, tuples become lists."""
+    return json.loads(json.dumps(value, default=asdict))

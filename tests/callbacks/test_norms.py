@@ -1,0 +1,54 @@
+"""Norms of features and gradients, against those of a plain forward and backward pass."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mup_lightning.callbacks.norms import tag
+from mup_lightning.data.datamodule import TokenDataModule
+from mup_lightning.model.taps import NormRecorder
+from mup_lightning.spectral.roles import Role
+from mup_lightning.studies.features.runs import read_scalars
+from mup_lightning.training.module import GPT2Module
+from mup_lightning.training.train import train
+
+TAG = "train/gradient_norm"
+
+
+def micro_batches(config):
+    """The tokens of the first step's micro-batches."""
+    data = TokenDataModule(config.data, config.model.context, config.seed, config.trainer.max_steps)
+    data.setup()
+    batches = iter(data.train_dataloader())
+    return [next(batches)["tokens"] for _ in range(config.data.batch_size // config.data.micro_batch)]
+
+
+def test_the_first_feature_norms_are_the_initialisation_s_on_the_first_micro_batch(tiny):
+    config = tiny()
+    curves = read_scalars(Path(train(config, progress=False).tensorboard))
+    assert [step for step, _ in curves["features/residual/layer_001"]] == [0, 3, 6, 9]
+    recorder = NormRecorder()
+    GPT2Module(config).model.loss(micro_batches(config)[0], recorder)
+    for place, norm in recorder.norms().items():
+        assert curves[tag(*place)][0] == (0, pytest.approx(norm, rel=1e-5)), place
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01, 100.0])
+def test_gradient_norms_are_those_of_a_plain_backward_pass(tiny, clip):
+    config = tiny(**{"trainer.log_every": 1, "trainer.max_steps": 2, "trainer.gradient_clip": clip})
+    curves = read_scalars(Path(train(config, progress=False).tensorboard))
+    model, windows = GPT2Module(config).model.double(), torch.cat(micro_batches(config))
+    F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()).backward()
+    squares = {"muon_kimi": 0.0, "adamw": 0.0}
+    for name, parameter in model.named_parameters():
+        rule = "muon_kimi" if model.parameter_info[name].role is Role.HIDDEN else "adamw"
+        squares[rule] += float(parameter.grad.square().sum())
+    whole = sum(squares.values()) ** 0.5
+    factor = clip / whole if 0 < clip < whole else 1.0
+    wanted = {"": whole} | {f"/{rule}": square**0.5 for rule, square in squares.items()}
+    for rule, norm in wanted.items():
+        assert curves[f"{TAG}{rule}"][0] == (1, pytest.approx(norm, rel=1e-5)), rule
+        assert curves[f"{TAG}/after_clipping{rule}"][0] == (1, pytest.approx(norm * factor, rel=1e-4)), rule
+    assert sum(tag.startswith(TAG) for tag in curves) == 2 * len(wanted)
