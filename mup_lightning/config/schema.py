@@ -1,7 +1,7 @@
 """The whole configuration of a run. Imports no torch, so that the command line parses, refuses and helps at once."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.recipe import RecipeConfig
@@ -21,17 +21,19 @@ PAD_VOCABULARY_TO = 64
 
 TokenizerName = Literal["gpt2", "bytes"]
 
-VOCAB_SIZES: dict[str, int] = {"gpt2": 50257, "bytes": 256}
-"""Tokens of each vocabulary, the end-of-text token included."""
 
-EOT_IDS: dict[str, int] = {"gpt2": 50256, "bytes": 0}
-"""The end-of-text token that follows every document."""
+class Vocabulary(NamedTuple):
+    """Number of tokens; the one among them that ends every document; sha256 of the rank file, or of the bytes."""
 
-VOCABULARY_HASHES: dict[str, str] = {
-    "gpt2": "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
-    "bytes": "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880",
+    size: int
+    eot: int
+    sha256: str
+
+
+VOCABULARIES: dict[str, Vocabulary] = {
+    "gpt2": Vocabulary(50257, 50256, "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"),
+    "bytes": Vocabulary(256, 0, "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880"),
 }
-"""sha256 of each vocabulary: of the rank file for gpt2, of the 256 byte values in order for bytes."""
 
 
 @dataclass
@@ -248,7 +250,7 @@ class Config(Typed):
     def __post_init__(self) -> None:
         """Take the vocabulary's size from the tokenizer. Raises UserError where the two contradict each other."""
         super().__post_init__()
-        tokens = VOCAB_SIZES[self.data.tokenizer]
+        tokens = VOCABULARIES[self.data.tokenizer].size
         if self.model.vocab_size is None:
             self.model.vocab_size = tokens
         elif self.model.vocab_size != tokens:

@@ -54,20 +54,7 @@ def prepare(
     """
     vocabulary, files = Tokenizer(tokenizer), card.input_files()
     card.pin()
-    manifest = Manifest(
-        name=card.name,
-        tokenizer=tokenizer,
-        vocab_size=vocabulary.vocab_size,
-        vocab_hash=vocabulary.fingerprint,
-        eot=vocabulary.eot,
-        source_hash=card.source_hash(files),
-        source=card.provenance(),
-        documents=0,
-        text_bytes=0,
-        skipped={},
-        splits={split: Split() for split in SPLITS},
-        unigram_loss=0.0,
-    )
+    manifest = Manifest.begin(card.name, tokenizer, card.source_hash(files), card.provenance())
     finished, unfinished = folder / MANIFEST, folder / JOURNAL
     with _working_in(folder), ExitStack() as stack:
         if force:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, BinaryIO, Literal, Self, TypeVar
 
 import numpy as np
 
-from mup_lightning.config.schema import VOCAB_SIZES, VOCABULARY_HASHES
+from mup_lightning.config.schema import VOCABULARIES
 from mup_lightning.errors import UserError, located
 from mup_lightning.files import file_sha256, read_json, write_json
 from mup_lightning.typed import Bound, NonNegativeInt, PositiveInt, build
@@ -90,6 +90,13 @@ class Manifest:
     format_version: Literal[1] = 1
 
     @classmethod
+    def begin(cls, name: str, tokenizer: str, source_hash: str = "", source: dict[str, Any] | None = None) -> Self:
+        """Describe a corpus that has no tokens yet."""
+        size, eot, sha256 = VOCABULARIES[tokenizer]
+        splits = {split: Split() for split in SPLITS}
+        return cls(name, tokenizer, size, sha256, eot, source_hash, source or {}, 0, 0, {}, splits, 0.0)
+
+    @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read the manifest of a prepared folder.
 
@@ -131,12 +138,11 @@ def manifest_hash(manifest: Manifest) -> str:
 
 def check_vocabulary(manifest: Manifest, tokenizer: str) -> None:
     """Raise UserError unless the corpus was prepared with the vocabulary of the named tokenizer."""
-    if manifest.vocab_hash != VOCABULARY_HASHES[tokenizer]:
+    if manifest.vocab_hash != VOCABULARIES[tokenizer].sha256:
         raise UserError(
-            f"corpus {manifest.name!r} has another vocabulary: it was prepared with the tokenizer "
-            f"{manifest.tokenizer!r} ({manifest.vocab_size} tokens), but data.tokenizer is {tokenizer!r} "
-            f"({VOCAB_SIZES[tokenizer]} tokens). Set data.tokenizer to match, or prepare the corpus with --tokenizer "
-            f"{tokenizer}."
+            f"corpus {manifest.name!r} has another vocabulary: {manifest.tokenizer!r} ({manifest.vocab_size} tokens), "
+            f"but data.tokenizer is {tokenizer!r} ({VOCABULARIES[tokenizer].size} tokens). Set data.tokenizer to that, "
+            f"or prepare the corpus with --tokenizer {tokenizer}."
         )
 
 
@@ -221,9 +227,8 @@ class SplitWriter:
     shard is missing or too short.
     """
 
-    def __init__(self, folder: Path, name: str, shard_tokens: int, split: Split | None = None) -> None:
-        self.folder, self.name, self.shard_tokens = folder, name, shard_tokens
-        self.split = split = split or Split()
+    def __init__(self, folder: Path, name: str, shard_tokens: int, split: Split) -> None:
+        self.folder, self.name, self.shard_tokens, self.split = folder, name, shard_tokens, split
         self._open_tokens = split.tokens - sum(shard.tokens for shard in split.shards)
         path = self._path
         if path.is_file() and path.stat().st_size > 2 * self._open_tokens:

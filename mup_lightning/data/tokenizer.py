@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mup_lightning.config.schema import EOT_IDS, VOCAB_SIZES, VOCABULARY_HASHES, TokenizerName
+from mup_lightning.config.schema import VOCABULARIES, TokenizerName
 from mup_lightning.errors import UserError
 
 RANK_FILE = "gpt2.tiktoken"
@@ -25,19 +25,13 @@ class Tokenizer:
     Text is only ever text, so that no document can forge the boundary between documents: under gpt2 a literal
     "<|endoftext|>" becomes ordinary tokens; under bytes, where byte 0 ends a document, a text with a NUL is refused.
 
-    Attributes:
-        vocab_size: number of tokens, the end-of-text token included.
-        eot: id of the end-of-text token, which follows every document.
-        fingerprint: sha256 of the vocabulary; corpora of equal fingerprints have interchangeable token ids.
-
     Raises:
         UserError: the vocabulary's file is damaged.
     """
 
     def __init__(self, name: TokenizerName) -> None:
-        self.name = name
-        self.vocab_size, self.eot, self.fingerprint = VOCAB_SIZES[name], EOT_IDS[name], VOCABULARY_HASHES[name]
-        self._gpt2: Any = _gpt2(self.vocab_size, self.eot, self.fingerprint) if name == "gpt2" else None
+        self.eot = VOCABULARIES[name].eot
+        self._gpt2: Any = _gpt2() if name == "gpt2" else None
 
     def objection(self, text: str) -> str | None:
         """Why this vocabulary cannot hold `text`, in a few words; None where it can."""
@@ -67,17 +61,18 @@ class Tokenizer:
         return self._gpt2.encode_to_numpy(text, allowed_special=set(), disallowed_special=()).astype(np.uint16)
 
 
-def _gpt2(vocab_size: int, eot: int, sha256: str) -> Any:
+def _gpt2() -> Any:
     """tiktoken's encoding, built from the rank file in this package (no network, no cache folder)."""
     import tiktoken
 
+    vocabulary = VOCABULARIES["gpt2"]
     data = resources.files("mup_lightning.data").joinpath("vocabulary", RANK_FILE).read_bytes()
     return tiktoken.Encoding(
         "mup_lightning_gpt2",
         pat_str=WORDS,
-        mergeable_ranks=read_ranks(data, sha256),
-        special_tokens={"<|endoftext|>": eot},
-        explicit_n_vocab=vocab_size,
+        mergeable_ranks=read_ranks(data, vocabulary.sha256),
+        special_tokens={"<|endoftext|>": vocabulary.eot},
+        explicit_n_vocab=vocabulary.size,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from mup_lightning.config.schema import VOCAB_SIZES, ModelConfig
+from mup_lightning.config.schema import VOCABULARIES, ModelConfig
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
 from mup_lightning.spectral.families import FAMILIES
@@ -73,7 +73,7 @@ class Workload:
     """
 
     def __init__(self, settings: Settings, which: Which | None = None, draws: int = DRAWS) -> None:
-        tokens = VOCAB_SIZES[settings.tokenizer]
+        tokens = VOCABULARIES[settings.tokenizer].size
         self.width, self.depth = settings.width, settings.depth
         config = ModelConfig(width=self.width, depth=self.depth, context=settings.context, vocab_size=tokens)
         self.model = build(config, derive(RecipeConfig(), self.width, self.depth), seed=0)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mup_lightning.config.schema import EOT_IDS, VOCAB_SIZES, VOCABULARY_HASHES, TokenizerName
+from mup_lightning.config.schema import VOCABULARIES, TokenizerName
 from mup_lightning.data.prepare import unigram_loss
 from mup_lightning.data.shards import DTYPE, Manifest, SplitWriter
 
@@ -20,23 +20,10 @@ def write_corpus(folder: Path, tokenizer: TokenizerName, *, train: int, validati
     """
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    splits = {}
+    manifest, size = Manifest.begin("synthetic", tokenizer), VOCABULARIES[tokenizer].size
     for split, tokens in (("train", train), ("val", validation)):
-        writer = SplitWriter(folder, split, tokens)
-        writer.append(generator.integers(VOCAB_SIZES[tokenizer], size=tokens).astype(DTYPE))
+        writer = SplitWriter(folder, split, tokens, manifest.splits[split])
+        writer.append(generator.integers(size, size=tokens).astype(DTYPE))
         writer.close_shard()
-        splits[split] = writer.split
-    Manifest(
-        name="synthetic",
-        tokenizer=tokenizer,
-        vocab_size=VOCAB_SIZES[tokenizer],
-        vocab_hash=VOCABULARY_HASHES[tokenizer],
-        eot=EOT_IDS[tokenizer],
-        source_hash="",
-        source={},
-        documents=2,
-        text_bytes=0,
-        skipped={},
-        splits=splits,
-        unigram_loss=unigram_loss(folder, splits, VOCAB_SIZES[tokenizer]),
-    ).save(folder)
+    manifest.unigram_loss = unigram_loss(folder, manifest.splits, size)
+    manifest.save(folder)

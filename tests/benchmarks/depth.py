@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from mup_lightning.config.schema import VOCAB_SIZES, ModelConfig
+from mup_lightning.config.schema import VOCABULARIES, ModelConfig
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.optimizer import build_optimizer
 from mup_lightning.spectral.recipe import RecipeConfig, derive
@@ -30,7 +30,7 @@ class Stepper:
     """Training steps without a trainer: a model of any depth with its optimizer, on one batch of random tokens."""
 
     def __init__(self, settings: Settings, depth: int) -> None:
-        tokens = VOCAB_SIZES[settings.tokenizer]
+        tokens = VOCABULARIES[settings.tokenizer].size
         config = ModelConfig(width=settings.width, depth=depth, context=settings.context, vocab_size=tokens)
         recipe = derive(RecipeConfig(optimizer="adamw", lr=2**-8), config.width, depth)
         self.model = build(config, recipe, seed=0)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mup_lightning.config.schema import VOCAB_SIZES, Config, DataConfig, ModelConfig, RunConfig, TrainerConfig
+from mup_lightning.config.schema import VOCABULARIES, Config, DataConfig, ModelConfig, RunConfig, TrainerConfig
 from mup_lightning.model.gpt2 import build
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from tests.benchmarks.corpus import write_corpus
@@ -73,7 +73,7 @@ def bare(corpus: str, settings: dict[str, Any]) -> dict[str, Any]:
     """
     s = Settings(**settings)
     imports_mb = resident_mb()
-    config = ModelConfig(width=s.width, depth=s.depth, context=s.context, vocab_size=VOCAB_SIZES[s.tokenizer])
+    config = ModelConfig(width=s.width, depth=s.depth, context=s.context, vocab_size=VOCABULARIES[s.tokenizer].size)
     model = build(config, derive(RecipeConfig(), s.width, s.depth), seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     tokens = np.memmap(f"{corpus}/train-00000.bin", dtype=np.uint16, mode="r")

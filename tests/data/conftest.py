@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import yaml
 
-from mup_lightning.config.schema import VOCABULARY_HASHES
 from mup_lightning.data.card import load_card
 from mup_lightning.data.prepare import prepare
 from mup_lightning.data.shards import Manifest, SplitWriter, TokenStore
@@ -53,28 +52,14 @@ def make_corpus(tmp_path):
     def make(train=1000, val=200, shard_tokens=300, name="corpus"):
         folder = tmp_path / name
         folder.mkdir()
-        splits = {}
+        manifest = Manifest.begin(name, "bytes")
         for split, tokens in (("train", train), ("val", val)):
-            writer = SplitWriter(folder, split, shard_tokens)
+            writer = SplitWriter(folder, split, shard_tokens, manifest.splits[split])
             ids = expected_tokens(tokens)
             for start in range(0, tokens, 50):
                 writer.append(ids[start : start + 50])
             writer.close_shard()
-            splits[split] = writer.split
-        Manifest(
-            name=name,
-            tokenizer="bytes",
-            vocab_size=256,
-            vocab_hash=VOCABULARY_HASHES["bytes"],
-            eot=0,
-            source_hash="0",
-            source={},
-            documents=1,
-            text_bytes=1,
-            skipped={},
-            splits=splits,
-            unigram_loss=1.0,
-        ).save(folder)
+        manifest.save(folder)
         return folder
 
     return make
