@@ -104,7 +104,10 @@ def _read(path: Path, expected: str) -> str:
 def make_folder(folder: Path, option: str = "--out") -> None:
     """Make a folder that a user has named (by `option`), with its parents. Raises UserError where it cannot be made."""
     check_folder(folder, option)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}; name another folder ({option})") from None
 
 
 def check_folder(folder: Path, option: str = "--out") -> None:

@@ -105,9 +105,10 @@ class Manifest:
         """
         path = Path(folder) / MANIFEST
         if not path.exists():
+            tokenizer = " --tokenizer bytes" if path.parent.name.endswith("-bytes") else ""
             raise UserError(
                 f"there is no prepared corpus at {path.parent}: no {MANIFEST}, which is written last. Set data.path "
-                f"or run: mup-lightning data prepare data/austen.yaml (or your own card; it resumes)"
+                f"or run: mup-lightning data prepare data/austen.yaml{tokenizer} (or your own card; it resumes)"
             )
         return read_checked(cls, path)
 
@@ -140,9 +141,9 @@ def check_vocabulary(manifest: Manifest, tokenizer: str) -> None:
     """Raise UserError unless the corpus was prepared with the vocabulary of the named tokenizer."""
     if manifest.vocab_hash != VOCABULARIES[tokenizer].sha256:
         raise UserError(
-            f"corpus {manifest.name!r} has another vocabulary: {manifest.tokenizer!r} ({manifest.vocab_size} tokens), "
-            f"but data.tokenizer is {tokenizer!r} ({VOCABULARIES[tokenizer].size} tokens). Set data.tokenizer to that, "
-            f"or prepare the corpus with --tokenizer {tokenizer}."
+            f"corpus {manifest.name!r} has another vocabulary: tokenizer {manifest.tokenizer!r} "
+            f"({manifest.vocab_size} tokens), but data.tokenizer is {tokenizer!r} ({VOCABULARIES[tokenizer].size} "
+            f"tokens). Set data.tokenizer to that, or prepare the corpus with --tokenizer {tokenizer}."
         )
 
 

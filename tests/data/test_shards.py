@@ -93,7 +93,7 @@ def test_other_formats_are_refused(corpus, changes):
 def test_another_vocabulary_is_refused(corpus):
     manifest = Manifest.load(corpus)
     check_vocabulary(manifest, "bytes")
-    with pytest.raises(UserError, match=r"has another vocabulary: 'bytes' \(256 .*'gpt2' \(50257"):
+    with pytest.raises(UserError, match=r"has another vocabulary: tokenizer 'bytes' \(256 .*'gpt2' \(50257"):
         check_vocabulary(manifest, "gpt2")
     manifest.vocab_hash = "0" * 64
     with pytest.raises(UserError, match="another vocabulary"):
