@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mup_lightning.data.card import Card, Sections, Validation
+from mup_lightning.data.shards import Manifest
 from mup_lightning.errors import UserError
 
 ROWS, FILES = 256, 4  # documents in memory at a time: lines or rows of a table, whole files
@@ -35,24 +36,31 @@ def _open_zst(path: Path, mode: str) -> BinaryIO:
 OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".zst": _open_zst}
 
 
-class BadDocument(Exception):  # noqa: N818  # a finding, which is counted
+class _BadDocument(Exception):  # noqa: N818  # a finding, which is counted
     """A document that cannot be used; the message is the reason, in a few words."""
 
 
 class DocumentReader:
-    """The documents of a card in order, in small batches: a text, or why there is none.
+    """The usable documents of a card in order, in small batches of texts; counted in a corpus's manifest.
 
-    Begins after the last batch of an earlier reader where the `position` of that one is given.
+    `objection` tells why a text cannot be used, see `Tokenizer.objection`. Begins after the last batch of an earlier
+    reader where the `position` of that one is given.
 
     Attributes:
         read: documents read so far, by earlier readers too.
-        size: bytes of the last batch, as read.
         total_bytes: bytes of all documents; None where unknown (compressed files, columns).
         total_documents: None where unknown (lines, files).
     """
 
-    def __init__(self, card: Card, files: list[Path], position: dict[str, Any] | None = None) -> None:
-        self.card, self.files, self.size = card, files, 0
+    def __init__(
+        self,
+        card: Card,
+        files: list[Path],
+        objection: Callable[[str], str | None],
+        manifest: Manifest,
+        position: dict[str, Any] | None = None,
+    ) -> None:
+        self.card, self.files, self.objection, self.manifest = card, files, objection, manifest
         self.read: int = position["read"] if position else 0
         self._state: dict[str, Any] | None = position["dataset"] if position else None
         self._dataset: Any = None
@@ -65,14 +73,20 @@ class DocumentReader:
         """Where the last batch ended, as plain JSON values."""
         return {"read": self.read, "dataset": self._dataset.state_dict() if self._dataset is not None else None}
 
-    def __iter__(self) -> Iterator[list[str | BadDocument]]:
-        """Batches of documents. Raises UserError where the source cannot be read or has no such column."""
+    def __iter__(self) -> Iterator[list[str]]:
+        """Batches of texts. Raises UserError where the source cannot be read, has no such column, or a bad document."""
         try:
             for values in self._columns() if self._columnar else self._records():
-                documents = [self._document(value, first=self.read + i == 0) for i, value in enumerate(values)]
-                self.size = sum(len(value) + 1 for value in values if isinstance(value, bytes))
+                texts = []
+                for number, value in enumerate(values, self.read):
+                    try:
+                        texts.append(self._text(value, first=number == 0))
+                    except _BadDocument as bad:
+                        self._leave_out(number, str(bad))
                 self.read += len(values)
-                yield documents
+                self.manifest.documents += len(texts)
+                self.manifest.text_bytes += sum(len(value) + 1 for value in values if isinstance(value, bytes))
+                yield texts
         except UserError:
             raise
         except Exception as error:  # readers of compressed, remote and columnar files raise classes of many libraries
@@ -84,6 +98,14 @@ class DocumentReader:
                 f"files are whole and of the kind {source.kind} (for a hub data set: the network, dataset, subset and "
                 f"revision), then run again: it resumes."
             ) from error
+
+    def _leave_out(self, number: int, reason: str) -> None:
+        if self.card.on_bad_document == "refuse":
+            raise UserError(
+                f"{self.card.path}: document {number} (counted from 0) is bad: {reason}. Correct it, or set "
+                f"on_bad_document: skip to leave such documents out and count them."
+            )
+        self.manifest.skipped[reason] = self.manifest.skipped.get(reason, 0) + 1
 
     def _records(self) -> Iterator[list[bytes]]:
         """Lines without their line endings, or whole files with LF line endings."""
@@ -127,28 +149,28 @@ class DocumentReader:
                     values = values.cast(pyarrow.large_binary())
                 yield values.to_pylist()
 
-    def _document(self, value: Any, first: bool) -> str | BadDocument:
-        try:
-            text = _decode(value).removeprefix("\ufeff")
-            if self.card.source.kind == "jsonl":
-                text = self._json_text(text, first)
-        except BadDocument as bad:
-            return bad
-        return text if text.strip() else BadDocument("empty")
+    def _text(self, value: Any, first: bool) -> str:
+        text = _decode(value).removeprefix("\ufeff")
+        if self.card.source.kind == "jsonl":
+            text = self._json_text(text, first)
+        reason = self.objection(text) if text.strip() else "empty"
+        if reason is not None:
+            raise _BadDocument(reason)
+        return text
 
     def _json_text(self, line: str, first: bool) -> str:
         if not line.strip():
-            raise BadDocument("blank line")
+            raise _BadDocument("blank line")
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            raise BadDocument("not JSON") from None
+            raise _BadDocument("not JSON") from None
         if not isinstance(record, dict):
-            raise BadDocument("not a JSON object")
+            raise _BadDocument("not a JSON object")
         if first:  # not one bad document, but a card that does not fit
             self._check_column(list(record))
         if self.card.text_column not in record:
-            raise BadDocument(f"no {self.card.text_column}")
+            raise _BadDocument(f"no {self.card.text_column}")
         text = record[self.card.text_column]
         # An escaped surrogate without its other half becomes invalid UTF-8.
         return _decode(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
@@ -163,13 +185,13 @@ class DocumentReader:
 
 def _decode(value: Any) -> str:
     if value is None:
-        raise BadDocument("text is null")
+        raise _BadDocument("text is null")
     if not isinstance(value, bytes):
-        raise BadDocument("text is not a string")
+        raise _BadDocument("text is not a string")
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        raise BadDocument("not UTF-8") from None
+        raise _BadDocument("not UTF-8") from None
 
 
 def cut(text: str, sections: Sections | None) -> list[str]:

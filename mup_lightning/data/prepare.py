@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mup_lightning.config.schema import TokenizerName
 from mup_lightning.data.card import Card
-from mup_lightning.data.documents import BadDocument, DocumentReader, cut, is_validation
+from mup_lightning.data.documents import DocumentReader, cut, is_validation
 from mup_lightning.data.shards import DTYPE, MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash, read_checked
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
@@ -70,8 +70,8 @@ def prepare(
         writers = {n: SplitWriter(folder, n, journal.shard_tokens, split) for n, split in manifest.splits.items()}
         for writer in writers.values():
             stack.callback(writer.close)
-        reader = DocumentReader(card, files, journal.position)
-        for _ in _written(card, reader, vocabulary, writers, manifest, progress):
+        reader = DocumentReader(card, files, vocabulary.objection, manifest, journal.position)
+        for _ in _written(card, reader, vocabulary, writers, progress):
             journal.position = reader.position()
             write_json(unfinished, asdict(journal))
         _check_splits(card, manifest)
@@ -95,51 +95,24 @@ def _same(found: Manifest, wanted: Manifest, folder: Path) -> Manifest:
 
 
 def _written(
-    card: Card,
-    reader: DocumentReader,
-    tokenizer: Tokenizer,
-    writers: dict[str, SplitWriter],
-    manifest: Manifest,
-    progress: bool,
+    card: Card, reader: DocumentReader, tokenizer: Tokenizer, writers: dict[str, SplitWriter], progress: bool
 ) -> Iterator[None]:
     """Read and write to the end; pauses whenever a shard has been finished, with everything before it on the disk."""
-    shown = None if progress else True
+    manifest, shown = reader.manifest, None if progress else True
     with tqdm(total=reader.total_bytes, initial=manifest.text_bytes, unit="B", unit_scale=True, disable=shown) as bar:
-        for batch in reader:
+        for texts in reader:
             before = [len(split.shards) for split in manifest.splits.values()]
-            texts = _usable(batch, card, tokenizer, manifest, reader.read - len(batch))
             sections = [section for text in texts for section in cut(text, card.sections)]
             for text, ids in zip(sections, tokenizer.encode_batch(sections), strict=True):
                 split = "val" if is_validation(text, card.validation) else "train"
                 writers[split].append(np.append(ids, np.uint16(tokenizer.eot)))
-            manifest.text_bytes += reader.size
             if reader.total_documents:  # the total in bytes is estimated from the mean so far
                 bar.total = round(manifest.text_bytes / reader.read * reader.total_documents)
-            bar.update(reader.size)
+            bar.update(manifest.text_bytes - bar.n)
             if before != [len(split.shards) for split in manifest.splits.values()]:
                 for writer in writers.values():
                     writer.sync()
                 yield
-
-
-def _usable(
-    batch: list[str | BadDocument], card: Card, tokenizer: Tokenizer, manifest: Manifest, first: int
-) -> list[str]:
-    """The texts to use; the others are counted by reason, or refused if the card says so."""
-    texts = []
-    for number, document in enumerate(batch, first):
-        problem = tokenizer.objection(document) if isinstance(document, str) else str(document)
-        if isinstance(document, str) and problem is None:
-            texts.append(document)
-        elif card.on_bad_document == "refuse":
-            raise UserError(
-                f"{card.path}: document {number} (counted from 0) is bad: {problem}. Correct it, or set "
-                f"on_bad_document: skip to leave such documents out and count them."
-            )
-        else:
-            manifest.skipped[str(problem)] = manifest.skipped.get(str(problem), 0) + 1
-    manifest.documents += len(texts)
-    return texts
 
 
 def _check_splits(card: Card, manifest: Manifest) -> None:
