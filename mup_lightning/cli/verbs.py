@@ -1,7 +1,6 @@
 """The verbs that belong to no study: their options and what they call. Imports no torch until one runs."""
 
 import json
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,7 +29,7 @@ class EvaluateSettings(Typed, prefix="--"):
         data: folder of a prepared corpus; null: the one that the run was trained on.
         batch: windows in one forward pass.
         val_tokens: only the first this many tokens; null: all.
-        json: print JSON.
+        json: print JSON, not YAML.
     """
 
     checkpoint: Path
@@ -118,7 +117,7 @@ class CorpusSettings(Typed, prefix="--"):
 
     Attributes:
         folder: the corpus.
-        json: print JSON.
+        json: print JSON, not YAML.
     """
 
     folder: Path
@@ -157,18 +156,8 @@ def evaluate(settings: EvaluateSettings) -> None:
     tune_allocator()
     from mup_lightning.training.finished import evaluate
 
-    result = evaluate(settings.checkpoint, settings.data, batch=settings.batch, val_tokens=settings.val_tokens)
-    if settings.json:
-        _print(result)
-        return
-    own = result["run_val_tokens"]
-    if own not in (None, settings.val_tokens) and settings.data is None:
-        print(f"note: the run itself was validated on the first {own:,} tokens (--val-tokens {own})", file=sys.stderr)
-    print(
-        f"{result['checkpoint']} on {result['data']}:\n"
-        f"  validation loss  {result['validation_loss']:.4f} nats per token over {result['tokens']:,} tokens\n"
-        f"  unigram model    {result['unigram_loss']:.4f} nats per token"
-    )
+    found = evaluate(settings.checkpoint, settings.data, batch=settings.batch, val_tokens=settings.val_tokens)
+    _print(found, settings.json)
 
 
 def export(settings: ExportSettings) -> None:
