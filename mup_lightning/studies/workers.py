@@ -23,12 +23,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 DIED = "a worker process died: out of memory, or killed"
-
-_OF_A_WORKER = 700 << 20
-"""Bytes that Python, torch and Lightning take in each process."""
-
-_CGROUP = Path("/sys/fs/cgroup")
-"""In a container, its own limits (cgroup version 2)."""
+_OF_A_WORKER = 700 << 20  # bytes that Python, torch and Lightning take in each process
+_CGROUP = Path("/sys/fs/cgroup")  # a container's own limits (cgroup version 2)
 
 
 def each(
@@ -68,6 +64,7 @@ def each(
     running: dict[Future[R], tuple[int, T]] = {}
 
     def start(number: int) -> None:
+        """Give a worker its next item, if there is one."""
         for item in waiting:
             if number not in pool:
                 gpu = gpus[number % len(gpus)] if gpus else None
@@ -158,7 +155,7 @@ def start_up(threads: int, gpu: str | None = None, log: Path | None = None) -> N
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         del os.environ[name]  # Lightning would take the job's task for one process of many
-    threading.Thread(target=die_with_parent, daemon=True).start()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     from mup_lightning.training import tune_allocator
 
     tune_allocator()
@@ -168,21 +165,15 @@ def start_up(threads: int, gpu: str | None = None, log: Path | None = None) -> N
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed worker would leave behind
 
 
-def die_with_parent() -> None:
-    """Wait for the parent process to end, and end with it: a killed parent leaves no worker computing for nobody."""
-    parent = parent_process()
-    if parent is not None:
+def _die_with_parent() -> None:
+    """A killed parent leaves no worker computing for nobody."""
+    if parent := parent_process():
         connection.wait([parent.sentinel])
         os._exit(1)
 
 
 def fitting(memory: int, items: int) -> int:
-    """Workers that a machine can carry on its CPU: one a core, as memory allows, no more than items; at least one.
-
-    Args:
-        memory: bytes that an item takes.
-        items: how many there are to do.
-    """
+    """Workers for a CPU, at least one: one a core, as the memory of an item (bytes) allows, no more than items."""
     return max(1, min(cores(), int(0.9 * free_memory()) // (memory + _OF_A_WORKER), items))
 
 

@@ -59,9 +59,9 @@ def test_a_dry_run_shows_the_small_models_and_their_cost(corpus, tmp_path, capsy
     assert "24 configurations, 24 left" in printed
     rows = [" ".join(line.split()) for line in printed.splitlines() if line.startswith("width=")]
     tokens = 8 * 30 * 8 * 16  # runs x steps x batch x context
-    assert f"width=16 depth=1 width and depth 2^-9 to 2^-3 (4) 0, 1 8 0 {tokens:,} " in rows[-1]
+    assert f"width=16 depth=1 2^-9 to 2^-3 (4) 8 0 {tokens:,} " in rows[-1]
     assert {row.partition(" 2^")[0] for row in rows} == {
-        "width=16 depth=1 width and depth", "width=16 depth=2 depth", "width=32 depth=1 width"
+        "width=16 depth=1", "width=16 depth=2", "width=32 depth=1"
     }  # fmt: skip
     assert "the target, width 64, depth 4: 90 steps of " in printed
     assert "not transferred by the recipe: " in printed

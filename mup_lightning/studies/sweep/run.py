@@ -15,7 +15,7 @@ from mup_lightning.files import check_folder
 from mup_lightning.studies.sweep.grid import Trial, expand, shard
 from mup_lightning.studies.sweep.results import append, prepare, read_trials, write_table
 from mup_lightning.studies.sweep.spec import SweepSettings, load
-from mup_lightning.studies.sweep.trial import Outcome, run_trial
+from mup_lightning.studies.sweep.trial import run_trial
 from mup_lightning.studies.workers import DIED, each, fitting, gpus, threads
 from mup_lightning.tables import power_of_two
 
@@ -30,7 +30,7 @@ class Summary:
 
     Attributes:
         finished: trials that have a result, earlier ones included.
-        states: state -> how many of those started now; see `Outcome`.
+        states: state -> how many of those started now; see `run_trial`.
         failed: lines that name the trials without a result, and say why.
         interrupted: by Ctrl-C or SIGTERM.
     """
@@ -99,14 +99,14 @@ def run_trials(
     bar = tqdm(total=sum(trial.checked.work for trial in left), desc="sweep", bar_format=_BAR, disable=None)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for trial, outcome in outcomes:
-            summary.states[outcome.state] += 1
-            summary.finished += outcome.state in ("ran", "diverged", "finished")
-            if outcome.state in ("ran", "diverged"):
+        for trial, (state, text) in outcomes:
+            summary.states[state] += 1
+            summary.finished += state in ("ran", "diverged", "finished")
+            if state in ("ran", "diverged"):
                 append(folder, trial)
-            elif outcome.state == "failed":
-                summary.failed.append(f"{trial.label}: {outcome.text}")
-            tqdm.write(f"[{summary.finished}/{total}] {trial.label}: {outcome.text}", file=sys.stderr)
+            elif state == "failed":
+                summary.failed.append(f"{trial.label}: {text}")
+            tqdm.write(f"[{summary.finished}/{total}] {trial.label}: {text}", file=sys.stderr)
             bar.update(trial.checked.work)
     except KeyboardInterrupt:
         summary.interrupted = True
@@ -122,8 +122,8 @@ def run_trials(
 _BAR = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
 
 
-def _died(trial: Trial) -> Outcome:
-    return Outcome("failed", DIED)
+def _died(trial: Trial) -> tuple[str, str]:
+    return "failed", DIED
 
 
 def how_many(trials: list[Trial], asked: int | None) -> int:
@@ -160,14 +160,12 @@ def dry_run(trials: list[Trial], folder: Path, workers: int | None) -> str:
         own = ("seed=", f"{trial.key.rpartition('.')[2]}=")
         label = " ".join(word for word in trial.label.split() if not word.startswith(own))
         groups.setdefault(label or "all", []).append(trial)
-    lines = [["configurations", "axis", trials[0].key, "seeds", "runs", "finished", "tokens", "FLOPs", "minutes"]]
+    lines = [["configurations", trials[0].key, "runs", "finished", "tokens", "FLOPs", "minutes"]]
     for label, group in groups.items():
         values = sorted({trial.value for trial in group})
         ends = " to ".join(dict.fromkeys(power_of_two(value) for value in (values[0], values[-1])))
-        axes = " and ".join(sorted({axis for trial in group for axis in trial.axes}, reverse=True))
-        seeds = ", ".join(map(str, sorted({trial.config.seed for trial in group})))
         counts = str(len(group)), str(sum(trial.hash in records for trial in group))
-        lines.append([label, axes, f"{ends} ({len(values)})", seeds, *counts, *_cost(group, speed)])
+        lines.append([label, f"{ends} ({len(values)})", *counts, *_cost(group, speed)])
     left = [trial for trial in trials if trial.hash not in records]
     tokens, flops, minutes = _cost(left, speed)
     basis = f"as {len(timed)} finished ones took" if timed else f"a guess: {speed:.0e} operations per second and worker"

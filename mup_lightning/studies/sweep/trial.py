@@ -5,9 +5,9 @@ import shutil
 import time
 import traceback
 from collections import deque
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -23,47 +23,37 @@ from mup_lightning.training.run import plain
 from mup_lightning.training.train import train
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a trial.
-
-    Attributes:
-        state: ran, diverged (which is a result, too), finished (before, by another process), elsewhere (another process
-            is running it) or failed.
-        text: for one line.
-    """
-
-    state: Literal["ran", "diverged", "finished", "elsewhere", "failed"]
-    text: str
-
-
-def run_trial(trial: Trial, folder: Path, keep: str) -> Outcome:
+def run_trial(trial: Trial, folder: Path, keep: str) -> tuple[str, str]:
     """Train a trial and write its file, unless it exists or another process is running the trial.
 
     Args:
         trial: to run.
         folder: of the sweep.
         keep: see `Sweep.keep_runs`.
+
+    Returns:
+        What became of it: ran, diverged (which is a result, too), finished (before, by another process), elsewhere
+        (another process is running it) or failed; and the same in words.
     """
     file = trial_file(folder, trial.hash)
     lock = FileLock(file.with_suffix(".lock"), fallback_to_soft=False, blocking=False)
     try:
         with lock:
             if file.exists():
-                return Outcome("finished", "another process has run it")
+                return "finished", "another process has run it"
             result = measure(trial, folder / "runs", keep)
             write_json(file, {"config": plain(asdict(trial.config)), "result": result})
             Path(lock.lock_file).unlink()  # nobody asks for it any more, now that the file is there
     except Timeout:
-        return Outcome("elsewhere", "another process is running it")
+        return "elsewhere", "another process is running it"
     except UserError as error:
-        return Outcome("failed", str(error))
+        return "failed", str(error)
     except Exception as error:  # a bug, or no memory: the sweep continues and reports it at the end
         traceback.print_exc()
-        return Outcome("failed", f"{type(error).__name__}: {error}")
+        return "failed", f"{type(error).__name__}: {error}"
     if result["diverged"]:
-        return Outcome("diverged", f"diverged, {result['diverged']}")
-    return Outcome("ran", f"loss {result['loss']:.4f} in {result['seconds']:.0f} s")
+        return "diverged", f"diverged, {result['diverged']}"
+    return "ran", f"loss {result['loss']:.4f} in {result['seconds']:.0f} s"
 
 
 def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:

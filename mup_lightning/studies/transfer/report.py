@@ -12,7 +12,6 @@ from typing import Any
 from mup_lightning import tables
 from mup_lightning.files import check_folder, make_folder, write_json
 from mup_lightning.studies.transfer.best import BestSettings
-from mup_lightning.studies.transfer.estimate import Optimum
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.verdict import (
     REGRET_TOLERANCE,
@@ -128,28 +127,22 @@ def compared(family: Sequence[Group]) -> dict[str, list[float | None]]:
 
 def markdown(found: Sequence[Group]) -> str:
     """For a Markdown page: a table for each axis, swept value and list of sizes, with a line per group."""
-
-    def kind(one: Group) -> tuple[str, str | None, list[str]]:
-        return one.axis, one.settings.get("value"), [curve.size for curve in one.curves]
-
     parts = []
-    for (axis, value, sizes), same in groupby(found, key=kind):
-        head = [f"{value or 'value'} over {axis}", *sizes, "slope", "regret", "noise (seed by seed)", "verdict"]
+    kinds = groupby(found, lambda one: (one.axis, one.settings.get("value", "value"), [c.size for c in one.curves]))
+    for (axis, value, sizes), same in kinds:
+        head = [f"{value} over {axis}", *sizes, "slope", "regret", "noise (seed by seed)", "verdict"]
         parts.append(tables.markdown([head, *map(_line, same)]))
     return "\n\n".join(parts)
 
 
 def _line(found: Group) -> list[str]:
+    """A row of the table; an optimum at the edge is marked as a bound."""
     name = f"{found.title.partition(', ')[2]}, **{found.label}**".removeprefix(", ")
     noise = "-" if found.noise.residual is None else str(found.noise).replace(" seed by seed", "")
-    optima = [_bounded(found.at(curve.size)) for curve in found.curves]
+    best = [found.at(curve.size) for curve in found.curves]
+    optima = [f"{('', '≥ ', '≤ ')[o.edge]}{o.value:.2f}" if o else "diverged" for o in best]
     verdict = found.verdict.partition(":")[0]
     return [name, *optima, bounded_slope(found.slope), str(found.regrets[-1]), noise, verdict]
-
-
-def _bounded(best: Optimum | None) -> str:
-    """The optimum, marked as a bound where it lies at the edge."""
-    return {-1: "≤ ", 0: "", 1: "≥ "}[best.edge] + f"{best.value:.2f}" if best else "diverged"
 
 
 def to_dict(found: Sequence[Group]) -> dict[str, Any]:
