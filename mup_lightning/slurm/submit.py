@@ -23,8 +23,7 @@ RECORD = "job.json"
 
 def submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> None:
     """Submit a training, or only print its script. Raises UserError for what training or SLURM would refuse."""
-    settle(config, slurm)
-    check(config)
+    check(config, slurm)
     from mup_lightning.training.run import plain
 
     config.run.resume = "auto"
@@ -90,11 +89,16 @@ exit "$status"
         )
 
 
-def settle(config: Config, slurm: SlurmConfig) -> None:
+def check(config: Config, slurm: SlurmConfig) -> None:
     """Set in the configuration what the cluster decides: devices, accelerator, precision.
 
-    Raises UserError where the two contradict each other.
+    Raises UserError where the two contradict each other, for what `train` would refuse, and if the run has a job.
     """
+    from mup_lightning.data.datamodule import TokenDataModule
+    from mup_lightning.data.sampler import accumulation_steps
+    from mup_lightning.data.shards import Manifest
+    from mup_lightning.plan.plan import plan
+    from mup_lightning.training.run import RunFolder, identity_of, resume_from
     from mup_lightning.training.trainer import resolve_precision
 
     gpus, trainer = slurm.gpus, config.trainer
@@ -111,25 +115,14 @@ def settle(config: Config, slurm: SlurmConfig) -> None:
             f"slurm.gpus is {gpus}, but trainer.devices is {trainer.devices}; leave the latter out: a job has one "
             f"process for each GPU"
         )
-    config.trainer = replace(trainer, accelerator=accelerator, devices=gpus or trainer.devices)
-    resolve_precision(config.trainer)
-
-
-def check(config: Config) -> None:
-    """Raise UserError for what `train` would refuse in a settled configuration, and a run that has a job already."""
     _plain_names({"run.root": config.run.root, "run.name": config.run.name})
     if config.run.resume not in (None, "last", "auto"):
         raise UserError(
             f"run.resume is {config.run.resume}; a job continues its own run only: last, auto, or leave it out. "
             f"To start from another run's checkpoint, train the first steps with mup-lightning train"
         )
-
-    from mup_lightning.data.datamodule import TokenDataModule
-    from mup_lightning.data.sampler import accumulation_steps
-    from mup_lightning.data.shards import Manifest
-    from mup_lightning.plan.plan import plan
-    from mup_lightning.training.run import RunFolder, identity_of, resume_from
-
+    config.trainer = replace(trainer, accelerator=accelerator, devices=gpus or trainer.devices)
+    resolve_precision(config.trainer)
     data, trainer = config.data, config.trainer
     plan(config)
     accumulation_steps(data.batch_size, data.micro_batch, trainer.devices * trainer.nodes)

@@ -186,21 +186,6 @@ def test_another_order_is_not_resumed(corpus, change):
         rank_batches(corpus, 0, 1, 3, 4, state | change)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"context": 1000}, "train split of .* has 1000 tokens, but a context of 1000 needs at least 1001"),
-        ({"context": 200}, "val split of .* has 200 tokens"),
-        ({"tokenizer": "gpt2"}, "has another vocabulary"),
-        ({"micro_batch": 5}, r"data\.batch_size = 12 cannot be divided"),
-        ({"val_tokens": 8}, r"data\.val_tokens is 8"),
-    ],
-)
-def test_settings_that_do_not_fit_the_corpus(corpus, changes, message):
-    with pytest.raises(UserError, match=message):
-        module(corpus, **changes).setup()
-
-
 def test_a_trainer_that_does_not_fit(corpus):
     with pytest.raises(UserError, match=r"accumulate_grad_batches=2 .* the data needs 4 micro-batches"):
         fit(module(corpus), 2)

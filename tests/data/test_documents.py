@@ -16,7 +16,7 @@ from mup_lightning.data.documents import DocumentReader, cut, is_validation
 from mup_lightning.data.shards import Manifest
 from mup_lightning.errors import UserError
 
-from .conftest import BAD, documents, jsonl, run, texts_of, with_bad_lines
+from .conftest import BAD, documents, jsonl, run, with_bad_lines
 
 
 def zst(data):
@@ -169,10 +169,3 @@ def test_the_split_is_a_function_of_text_and_seed():
     assert chosen != [is_validation(text, Validation(0.1, seed=4)) for text in texts]
     # A larger fraction keeps what a smaller one chose.
     assert all(is_validation(text, Validation(0.2, seed=3)) for text, c in zip(texts, chosen, strict=True) if c)
-
-
-def test_sections_are_split_one_by_one(make_card, tmp_path):
-    novel = "".join(f"CHAPTER {i}\nwords of {i}\n\n" for i in range(50))
-    manifest = run(make_card([novel], sections={"pattern": "^CHAPTER"}), tmp_path / "out")
-    assert (manifest.documents, sum(s.documents for s in manifest.splits.values())) == (1, 50)
-    assert all(text.startswith("CHAPTER") for text in texts_of(tmp_path / "out", "val"))
