@@ -12,8 +12,9 @@ from mup_lightning.callbacks.spectral_monitor import BRANCHES, PRODUCTS
 from mup_lightning.config.schema import Config, TrainerConfig, leaves
 from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.model.taps import LAYER_POINTS
+from mup_lightning.optim.optimizer import make_groups
 from mup_lightning.spectral.families import FAMILIES
-from mup_lightning.spectral.recipe import derive, variant_of
+from mup_lightning.spectral.recipe import variant_of
 from mup_lightning.spectral.tables import as_text
 
 FEATURES = {
@@ -129,20 +130,23 @@ def pages(config: Config, model: GPT2) -> dict[str, str]:
         ["size", f"{sum(info.numel for info in infos):,} parameters, {tokens:,} tokens"],
         *([key, str(value)] for key, value in leaves(asdict(config)).items()),
     ]
-    if base.parametrization == "sp":
-        scaling = "Under sp, the standard parametrization, no value depends on width or depth."
+    if base.parametrization != "mup":
+        scaling = f"Under {base.parametrization} the condition scales no value with width or depth."
     else:
         family = variant_of(FAMILIES[base.optimizer], base.variant)
         families = [family, *([FAMILIES["adamw"]] if family.whole_matrix else [])]
         texts = [f"```\n{as_text(family, base.branch_depth)}\n```" for family in families]
         scaling = "\n\n".join(["**How the base values were scaled**", *texts])
-    recipe = derive(base, width=config.model.width, depth=config.model.depth)
+    recipe = config.derive()
     values = [["role", "rule", "init std", "peak learning rate", "weight decay", "ε"]]
-    for role in dict.fromkeys(info.role for info in infos):
-        v = recipe.values[role]
-        std, eps = (None if role.is_vector else v.init_std), v.eps
-        numbers = ["-" if number is None else f"{number:.6g}" for number in (std, v.lr, v.weight_decay, eps)]
-        values.append([str(role), v.rule, *numbers])
+    labels: dict[tuple[str, ...], list[str]] = {}
+    for group in make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules):
+        for info in group["infos"]:
+            std = None if info.role.is_vector else recipe.of(info).init_std
+            numbers = (std, group["lr"], group["weight_decay"], group.get("eps"))
+            row = (info.role, group["rule"], *("-" if number is None else f"{number:.6g}" for number in numbers))
+            labels.setdefault(row, []).append(info.label)
+    values += [[f"{row[0]} ({', '.join(dict.fromkeys(mine))})", *row[1:]] for row, mine in labels.items()]
     multipliers = ", ".join(f"{part} {value:.6g}" for part, value in vars(recipe.multipliers).items())
     return {
         "1_how_to_read_the_panels": READING.strip(),

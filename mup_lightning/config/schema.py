@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from mup_lightning.errors import UserError
-from mup_lightning.spectral.recipe import RecipeConfig
+from mup_lightning.spectral.recipe import Recipe, RecipeConfig, derive
 from mup_lightning.typed import (
     Bound,
     NonNegativeFloat,
@@ -53,7 +53,8 @@ class ModelConfig(Typed, prefix="model."):
         qk_norm: RMS-normalise queries and keys per head (no gain).
         bias: biases in linear layers and LayerNorms.
         tied: the output matrix is the token embedding.
-        attention_scale: factor on the attention logits, of the head dimension d.
+        attention_scale: factor on the attention logits, of the head dimension d; auto is 1/sqrt(d), but under mup
+            sqrt(d_base)/d, with the base model's d_base: they differ where heads is fixed while the width grows.
         dropout: probability, on the embeddings' sum, the attention weights and both branches.
         loss_chunk: tokens whose logits exist at once in the loss; null: as many as make about 50 MB (CPU), 1 GB (GPU).
     """
@@ -70,7 +71,7 @@ class ModelConfig(Typed, prefix="model."):
     qk_norm: bool = False
     bias: bool = True
     tied: bool = True
-    attention_scale: Literal["1/sqrt(d)", "1/d"] = "1/sqrt(d)"
+    attention_scale: Literal["auto", "1/sqrt(d)", "1/d"] = "auto"
     dropout: UnitInterval = 0.0
     loss_chunk: PositiveInt | None = None
 
@@ -92,9 +93,13 @@ class ModelConfig(Typed, prefix="model."):
     @property
     def head_dim(self) -> int:
         """Channels per attention head."""
+        return int(self.head_dim_at(self.width))
+
+    def head_dim_at(self, width: int) -> float:
+        """Channels per attention head of the same model at another width."""
         if self.heads is not None:
-            return self.width // self.heads
-        return max(d for d in range(1, min(self.head_size, self.width) + 1) if self.width % d == 0)
+            return width / self.heads
+        return max(d for d in range(1, min(self.head_size, width) + 1) if width % d == 0)
 
     @property
     def padded_vocab(self) -> int:
@@ -155,7 +160,7 @@ class TrainerConfig(Typed, prefix="trainer."):
         accelerator: auto takes GPUs where there are any.
         precision: auto is bf16 (autocast, float32 weights) on GPU and float32 on CPU, where bfloat16 is slow.
         compile: auto is on on GPU: torch.compile of the blocks. On CPU it takes minutes and gains nothing.
-        gradient_clip: largest global gradient norm; 0: no clipping.
+        gradient_clip: largest gradient norm, at the base shape (recipe.scale_clip); 0: no clipping.
         validate_every: steps between validations; 0: only at the end.
         checkpoint_every: steps between checkpoints; 0: only at the end.
         keep_checkpoints: how many of the newest complete checkpoints stay.
@@ -264,6 +269,12 @@ class Config(Typed):
         """The Config of nested plain values, as config.yaml and checkpoints hold them. Raises UserError."""
         return build(cls, values)
 
+    def derive(self) -> Recipe:
+        """The recipe for this model."""
+        shape, base = self.model, self.recipe.base_width
+        dims = (shape.head_dim_at(base), shape.head_dim) if shape.attention_scale == "auto" else (1, 1)
+        return derive(self.recipe, shape.width, shape.depth, dims)
+
     def identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued exactly, as plain nested values.
 
@@ -275,7 +286,38 @@ class Config(Typed):
         batch = {key: data["data"][key] for key in ("tokenizer", "batch_size")}
         model = {key: value for key, value in data["model"].items() if key != "loss_chunk"}
         plain = {key: data[key] for key in ("recipe", "rules", "schedule", "seed")}
-        return plain | {"model": model, "data": batch, "trainer": trainer}
+        mup, recipe = self.recipe.parametrization == "mup", plain["recipe"]
+        recipe["scale_clip"] &= mup and self.trainer.gradient_clip > 0
+        recipe["decay_gains"] |= not self.recipe.weight_decay
+        if self.derive().multipliers.attention == 1.0 and model["attention_scale"] == "auto":
+            model["attention_scale"] = "1/sqrt(d)"
+        if mup and (self.recipe.pure or self.recipe.optimizer in ("sophia", "soap")):
+            plain["derivation"] = 2  # the first one left rho, ε and the longer side of a matrix unscaled
+        return without_added(plain | {"model": model, "data": batch, "trainer": trainer})
+
+
+ADDED: dict[str, Any] = {
+    "recipe.base": {},
+    "recipe.decay_gains": True,
+    "recipe.scale_clip": False,
+    "recipe.weight_decay_rule": "spectral",
+    "rules.adamw.eps": None,
+    "rules.shampoo.eps": None,
+    "rules.shampoo.correct_bias": True,
+    "rules.sso.sphere": 1.0,
+}
+"""Keys that the first checkpoints and tables of results lack -> what was done then. At that value a key is no part of
+an identity, so that those checkpoints can be continued and the hashes of those tables hold."""
+
+
+def without_added(identity: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """An identity without the keys of `ADDED` that are as they were before them."""
+    kept: dict[str, Any] = {}
+    for key, value in identity.items():
+        full = f"{prefix}{key}"
+        if full not in ADDED or value != ADDED[full]:
+            kept[key] = without_added(value, f"{full}.") if isinstance(value, dict) else value
+    return kept
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ With all multipliers at 1 it is exactly GPT-2.
 Shapes: B batch, T positions, C width, V padded vocabulary, N = B·T.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,32 +44,26 @@ class GPT2(nn.Module):
         self.token = nn.Embedding(config.padded_vocab, config.width)
         self.position = nn.Embedding(config.context, config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer, multipliers.residual) for layer in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, layer, multipliers) for layer in range(config.depth))
         self.final_norm = make_norm(config)
         self.head = None if config.tied else nn.Linear(config.width, config.padded_vocab, bias=False)
         self.parameter_info: dict[str, ParameterInfo] = collect(self)
 
     def declarations(self) -> dict[str, Declaration]:
         """See `parameters.Declares`. A tied matrix counts as an input; `check_tied` ensures that this is right."""
-        result = {"token.weight": Declaration(Role.INPUT), "position.weight": Declaration(Role.INPUT)}
+        result = {
+            "token.weight": Declaration(Role.INPUT, "embedding"),
+            "position.weight": Declaration(Role.INPUT, "position"),
+        }
         if self.head is not None:
-            result["head.weight"] = Declaration(Role.OUTPUT)
+            result["head.weight"] = Declaration(Role.OUTPUT, "head")
         return result | layer_norm(self.final_norm, "final_norm", Role.INPUT_BIAS)
 
-    def initialise(self, recipe: Recipe, seed: int, *, gpt2_residual_init: bool = False) -> None:
-        """Draw all weights; a pure function of the recipe, the seed, and each parameter's name and shape.
-
-        Args:
-            recipe: has each role's standard deviation.
-            seed: any integer.
-            gpt2_residual_init: divide the init of each branch's last matrix by √(2·depth), as GPT-2 does.
-        """
+    def initialise(self, recipe: Recipe, seed: int) -> None:
+        """Draw all weights; a pure function of the recipe, the seed, and each parameter's name and shape."""
         for name, parameter in self.named_parameters():
             info = self.parameter_info[name]
-            std = recipe.values[info.role].init_std
-            if gpt2_residual_init and info.closes_branch:
-                std *= (2 * self.config.depth) ** -0.5
-            initialise(parameter, info, std, seed)
+            initialise(parameter, info, recipe.of(info).init_std, seed)
 
     def features(self, tokens_BT: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
         """(B, T) tokens -> (B, T, C) features before the output matrix, times the output multiplier."""
@@ -137,7 +132,6 @@ def build(
     seed: int,
     *,
     device: torch.device | str = "cpu",
-    gpt2_residual_init: bool = False,
 ) -> GPT2:
     """Make a model and draw its weights.
 
@@ -148,17 +142,17 @@ def build(
         recipe: multipliers and inits, derived for this shape.
         seed: see `GPT2.initialise`.
         device: device of the weights; on "meta" they are not allocated.
-        gpt2_residual_init: see `GPT2.initialise`.
 
     Raises:
         UserError: the recipe does not allow tied embeddings, but the model has them.
     """
-    check_tied(config, recipe)
     with torch.device("meta"), _NoInit():
         model = GPT2(config, recipe.multipliers)
+    if config.tied:
+        check_tied(model.parameter_info["token.weight"], recipe)
     if torch.device(device).type != "meta":
         model.to_empty(device=device)
-        model.initialise(recipe, seed, gpt2_residual_init=gpt2_residual_init)
+        model.initialise(recipe, seed)
     return model
 
 
@@ -172,16 +166,15 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def check_tied(config: ModelConfig, recipe: Recipe) -> None:
-    """Refuse tied embeddings where the recipe wants different values for the input and the output matrix.
+def check_tied(info: ParameterInfo, recipe: Recipe) -> None:
+    """Refuse a tied embedding where the recipe wants different values for the input and the output matrix.
 
     Raises:
         UserError: naming what differs.
     """
-    first, last = recipe.values[Role.INPUT], recipe.values[Role.OUTPUT]
-    if config.tied and first != last:
-        keys = ("rule", "lr", "weight_decay", "eps", "init_std")
-        differing = [key for key in keys if getattr(first, key) != getattr(last, key)]
+    first, last = recipe.of(info), recipe.of(replace(info, role=Role.OUTPUT, label="head"))
+    differing = [key for key, value in vars(first).items() if value != getattr(last, key)]
+    if differing:
         raise UserError(
             f"model.tied is true, but this recipe gives input and output matrix different values of "
             f"{', '.join(differing)}; set model.tied false"

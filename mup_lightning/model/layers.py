@@ -10,6 +10,7 @@ from torch import nn
 from mup_lightning.config.schema import ModelConfig
 from mup_lightning.model import taps
 from mup_lightning.model.parameters import Declaration, layer_norm, linear
+from mup_lightning.spectral.recipe import Multipliers
 from mup_lightning.spectral.roles import Role
 
 
@@ -19,12 +20,17 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """x (B, T, C) -> (B, T, C), without the residual sum."""
+    """x (B, T, C) -> (B, T, C), without the residual sum.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: shape and switches.
+        multiplier: factor on the attention logits, besides that of `config.attention_scale`.
+    """
+
+    def __init__(self, config: ModelConfig, multiplier: float) -> None:
         super().__init__()
         self.heads, self.head_dim = config.width // config.head_dim, config.head_dim
-        self.scale = self.head_dim ** (-0.5 if config.attention_scale == "1/sqrt(d)" else -1.0)
+        self.scale = self.head_dim ** (-1.0 if config.attention_scale == "1/d" else -0.5) * multiplier
         self.qk_norm, self.dropout = config.qk_norm, config.dropout
         # Q, K and V in one product; they are three matrices stacked along the rows, and declared as such.
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
@@ -32,7 +38,7 @@ class Attention(nn.Module):
 
     def declarations(self) -> dict[str, Declaration]:
         """See `parameters.Declares`."""
-        return linear(self.qkv, "qkv", blocks=3) | linear(self.out, "out", closes_branch=True)
+        return linear(self.qkv, "qkv", "attention", blocks=3) | linear(self.out, "out", "attention", closes_branch=True)
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
         """Causal self-attention."""
@@ -64,7 +70,7 @@ class MLP(nn.Module):
 
     def declarations(self) -> dict[str, Declaration]:
         """See `parameters.Declares`."""
-        return linear(self.up, "up") | linear(self.down, "down", closes_branch=True)
+        return linear(self.up, "up", "mlp") | linear(self.down, "down", "mlp", closes_branch=True)
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
         """Up, nonlinearity, down."""
@@ -79,14 +85,14 @@ class Block(nn.Module):
     Args:
         config: shape and switches.
         layer: index of the block, for the taps.
-        multiplier: α, the residual-branch multiplier.
+        multipliers: α of the residual branches, and the factor on the attention logits.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, multiplier: float) -> None:
+    def __init__(self, config: ModelConfig, layer: int, multipliers: Multipliers) -> None:
         super().__init__()
-        self.layer, self.multiplier = layer, multiplier
+        self.layer, self.multiplier = layer, multipliers.residual
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config)
+        self.attention = Attention(config, multipliers.attention)
         self.mlp_norm = make_norm(config)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)

@@ -4,61 +4,12 @@ Wrappers later flatten, shard or rename parameters; nothing after this point gue
 """
 
 import hashlib
-import math
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from mup_lightning.spectral.roles import Role
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """What a module declares about one of its own parameters.
-
-    Attributes:
-        role: the parameter's role in the spectral condition.
-        blocks: how many matrices of equal shape are stacked along dim 0 (3 for a fused QKV): whole-matrix
-            optimizers treat each on its own.
-        constant: initial value of a vector; None for matrices, which are drawn.
-        closes_branch: the last matrix of a residual branch (GPT-2's extra init factor applies to it).
-    """
-
-    role: Role
-    blocks: int = 1
-    constant: float | None = None
-    closes_branch: bool = False
-
-    @property
-    def transposed(self) -> bool:
-        """Whether it is stored as (n_in, n_out): the embeddings, whose rows are looked up rather than multiplied."""
-        return self.role is Role.INPUT
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParameterInfo(Declaration):
-    """Everything known about one parameter, passed as a whole from the model to its checkpoints.
-
-    Attributes:
-        name: name in the model.
-        shape: true shape, before any wrapper flattens or shards it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def block_shape(self) -> tuple[int, int]:
-        """(rows, columns) of one of the matrices stacked in it; a vector is one column."""
-        rows, columns = self.shape if len(self.shape) == 2 else (self.shape[0], 1)
-        return rows // self.blocks, columns
+from mup_lightning.spectral.roles import Declaration, ParameterInfo, Role
 
 
 class Declares(Protocol):
@@ -95,11 +46,11 @@ def collect(model: nn.Module) -> dict[str, ParameterInfo]:
     return {name: ParameterInfo(name=name, shape=shape, **vars(declared[name])) for name, shape in shapes.items()}
 
 
-def linear(layer: nn.Linear, name: str, **declaration: bool | int) -> dict[str, Declaration]:
+def linear(layer: nn.Linear, name: str, label: str = "", **declaration: bool | int) -> dict[str, Declaration]:
     """Declare a hidden linear layer inside a residual branch, with its bias where it has one."""
-    result = {f"{name}.weight": Declaration(Role.HIDDEN, **declaration)}  # type: ignore[arg-type]
+    result = {f"{name}.weight": Declaration(Role.HIDDEN, label, **declaration)}  # type: ignore[arg-type]
     if layer.bias is not None:
-        result[f"{name}.bias"] = Declaration(Role.HIDDEN_BIAS, constant=0.0)
+        result[f"{name}.bias"] = Declaration(Role.HIDDEN_BIAS, "bias", constant=0.0)
     return result
 
 
@@ -107,9 +58,9 @@ def layer_norm(layer: nn.Module, name: str, role: Role) -> dict[str, Declaration
     """Declare a LayerNorm's gain and bias; an identity in its place has nothing to declare."""
     if not isinstance(layer, nn.LayerNorm):
         return {}
-    result = {f"{name}.weight": Declaration(role, constant=1.0)}
+    result = {f"{name}.weight": Declaration(role, "gain", constant=1.0)}
     if layer.bias is not None:
-        result[f"{name}.bias"] = Declaration(role, constant=0.0)
+        result[f"{name}.bias"] = Declaration(role, "bias", constant=0.0)
     return result
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from mup_lightning.optim.rule import Group, Item, Rule
-from mup_lightning.typed import Typed, UnitInterval
+from mup_lightning.typed import NonNegativeFloat, Typed, UnitInterval
 
 
 class AdamW(Rule):
@@ -26,10 +26,12 @@ class AdamW(Rule):
         Attributes:
             beta1: decay of the gradient's moving average.
             beta2: decay of the squared gradient's moving average.
+            eps: base value of ε, which the recipe scales; null: recipe.eps.
         """
 
         beta1: UnitInterval = 0.9
         beta2: UnitInterval = 0.95
+        eps: NonNegativeFloat | None = None
 
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
         """None: the kernel is fused."""

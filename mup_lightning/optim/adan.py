@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from mup_lightning.optim.rule import Group, Item, Rule, chunks, move
-from mup_lightning.typed import Typed, UnitInterval
+from mup_lightning.typed import NonNegativeFloat, Typed, UnitInterval
 
 
 class Adan(Rule):
@@ -31,11 +31,13 @@ class Adan(Rule):
             beta1: decay of the gradient's moving average.
             beta2: decay of the moving average of the gradient's change.
             beta3: decay of the squared gradient's moving average.
+            eps: base value of ε, which the recipe scales; null: recipe.eps.
         """
 
         beta1: UnitInterval = 0.98
         beta2: UnitInterval = 0.92
         beta3: UnitInterval = 0.99
+        eps: NonNegativeFloat | None = None
 
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
         """A chunk of the change, and one of the direction and its size each."""

@@ -40,8 +40,8 @@ def make_groups(
     """Turn roles and recipe into torch parameter groups.
 
     Parameters with equal hyper-parameters share a group, because every group costs time in every step. Besides torch's
-    "params" a group holds their "infos" in the same order, the name of the "rule", lr, weight_decay, eps (the recipe's)
-    and the rule's options.
+    "params" a group holds their "infos" in the same order, the name of the "rule", lr, weight_decay, the rule's
+    options, those that scale with the model at their scaled values, and "gradient", the unit that clipping measures in.
 
     Args:
         parameters: of the model, by name.
@@ -58,16 +58,19 @@ def make_groups(
         if name not in infos:
             raise RuntimeError(f"parameter {name} was not declared by the model; declared are {sorted(infos)}")
         info = infos[name]
-        values = recipe.values[info.role]
+        values = recipe.of(info)
         rule = RULES[values.rule]
         if rule.whole_matrix and tuple(parameter.shape) != info.shape:
             raise RuntimeError(f"{rule.name} needs {name} whole, {info.shape}; it is {tuple(parameter.shape)}")
-        common = {"rule": rule.name, "lr": values.lr, "weight_decay": values.weight_decay, "eps": values.eps}
-        group = groups.setdefault(tuple(common.values()), {"params": [], "infos": [], **common})
-        group["params"].append(parameter)
-        group["infos"].append(info)
-    for group in groups.values():
-        group |= options_in_force(rules, RULES[group["rule"]].section)
+        common = {"rule": rule.name, "lr": values.lr, "weight_decay": values.weight_decay, "gradient": values.gradient}
+        key = (*common.values(), *values.scaled.values())
+        if key not in groups:
+            options = options_in_force(rules, rule.section)
+            bases = {name: recipe.eps if options[name] is None else options[name] for name in values.scaled}
+            scaled = {name: base * values.scaled[name] for name, base in bases.items()}
+            groups[key] = {"params": [], "infos": [], **common, **options, **scaled}
+        groups[key]["params"].append(parameter)
+        groups[key]["infos"].append(info)
     return list(groups.values())
 
 

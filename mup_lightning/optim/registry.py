@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from mup_lightning.config.schema import Config
+from mup_lightning.errors import UserError
 from mup_lightning.optim.rule import Rule
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.typed import build, unknown_key
@@ -66,3 +67,11 @@ def resolve_rules(config: Config) -> None:
             raise unknown_key(f"rules.{section}", [f"rules.{known}" for known in SECTIONS])
     sections = dict.fromkeys([*used_sections(config.recipe.optimizer), *config.rules])
     config.rules = {section: options_in_force(config.rules, section) for section in sections}
+    chosen = FAMILIES[config.recipe.optimizer]
+    own = config.rules[chosen.name].get("eps") if chosen.least_eps else None
+    if (eps := config.recipe.eps if own is None else own) < chosen.least_eps:
+        raise UserError(
+            f"{chosen.name}'s base eps is {eps:g}, below the rounding of its float32 state, so that noise would decide "
+            f"its steps (docs/results/probe.md); set rules.{chosen.name}.eps to {chosen.least_eps:g} or more "
+            f"(recipes/optimizer/{chosen.name}.yaml has {chosen.base_eps:g})"
+        )

@@ -19,7 +19,7 @@ import torch
 
 from mup_lightning.errors import UserError
 from mup_lightning.optim.rule import Group, Item, Rule, State, split_blocks
-from mup_lightning.typed import PositiveInt, Typed, UnitInterval
+from mup_lightning.typed import NonNegativeFloat, PositiveInt, Typed, UnitInterval
 
 SIDES = ("left", "right")
 
@@ -35,19 +35,24 @@ class Shampoo(Rule):
 
     @dataclass
     class Options(Typed, prefix="rules.shampoo."):
-        """Shampoo. Its stabiliser is recipe.eps, which the recipe scales.
+        """Shampoo.
 
         Attributes:
             beta1: decay of the gradient's moving average.
             beta2: decay of the preconditioners' moving averages.
             precondition_every: steps from one inverse root to the next.
             max_dimension: sides longer than this are not preconditioned.
+            correct_bias: of the gradient's average, as Adam does; arXiv 2603.00541 (eq. 22) corrects L and R alone, so
+                that its steps begin 1 - beta1 as large.
+            eps: base value of ε, which the recipe scales; null: recipe.eps.
         """
 
         beta1: UnitInterval = 0.95
         beta2: UnitInterval = 0.95
         precondition_every: PositiveInt = 1
         max_dimension: PositiveInt = 20000
+        correct_bias: bool = True
+        eps: NonNegativeFloat | None = None
 
     def cost(self, rows: int, columns: int) -> float:
         """Two eigendecompositions."""
@@ -103,7 +108,7 @@ def _move(group: Group, item: Item) -> None:
     """Step the weight. The last product goes straight into it, so that no more than one direction exists."""
     state, W_krs = item.state, split_blocks(item.parameter, item.blocks)
     A_krs = split_blocks(state["momentum"], item.blocks)
-    step = -group["lr"] / (1.0 - group["beta1"] ** state["step"])
+    step = -group["lr"] / (1.0 - group["beta1"] ** state["step"] if group["correct_bias"] else 1.0)
     keep = 1.0 - group["lr"] * group["weight_decay"]
     if "left" in state and "right" in state:
         A_krs = state["left_root"] @ A_krs

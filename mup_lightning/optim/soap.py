@@ -39,7 +39,7 @@ class SOAP(Rule):
         Attributes:
             beta1: decay of the gradient's moving average.
             beta2: decay of the squared gradient's and the preconditioners' moving averages.
-            eps: Adam's, in the eigenbasis.
+            eps: base value of Adam's ε, in the eigenbasis; the recipe scales it.
             precondition_every: steps from one refresh of the eigenbasis to the next.
             max_dimension: sides longer than this keep their own basis.
         """

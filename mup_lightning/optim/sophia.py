@@ -47,8 +47,9 @@ class Sophia(Rule):
             beta1: decay of the gradient's moving average.
             beta2: decay of the Hessian's moving average, per estimate.
             rho: size of the Hessian in the denominator (the paper's gamma): the larger, the fewer entries are clipped.
+                A base value, which the recipe scales so that the clipped share stays.
             hessian_every: steps from one estimate of the Hessian to the next.
-            eps: least denominator.
+            eps: least denominator; a base value, which the recipe scales.
         """
 
         beta1: UnitInterval = 0.965

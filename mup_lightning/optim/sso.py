@@ -1,7 +1,7 @@
 """Spectral Sphere Optimizer: steepest descent with ‖W‖₂ held at a radius (Xie et al. 2026, arXiv 2601.08393).
 
     M <- μM + (1 - μ)G
-    W <- W·R/‖W‖₂                          back onto the sphere; R = radius·√(n_out/n_in)
+    W <- W·sphere·R/‖W‖₂                   back onto the sphere; R = radius·√(n_out/n_in)
     Φ  = msign(M/‖M‖_F + λΘ)               Θ = u vᵀ of W's largest singular value, λ such that ⟨Θ, Φ⟩ = 0
     W <- W - ηRΦ
 
@@ -47,13 +47,15 @@ class SSO(Rule):
 
         Attributes:
             momentum: decay of the gradient's moving average.
-            radius: the sphere's radius in units of sqrt(n_out / n_in).
+            radius: of the step and the sphere, in units of sqrt(n_out / n_in).
+            sphere: the sphere's radius over the step's; the recipe scales it (of the output matrix, with the width).
             steps: Newton-Schulz iterations of one orthogonalisation.
             tolerance: how far from tangent to the sphere a step may be, |<u v^T, direction>|.
         """
 
         momentum: UnitInterval = 0.9
         radius: PositiveFloat = 1.0
+        sphere: PositiveFloat = 1.0
         steps: PositiveInt = 8
         tolerance: PositiveFloat = 2e-4
 
@@ -76,7 +78,7 @@ def _update(group: Group, batch: list[Item]) -> None:
     phi_brs = tangent(momenta, u_br1, v_bs1, group["steps"], group["tolerance"])
     radius_b11 = group["radius"] * _side_ratios(batch, norm_b11) ** 0.5
     decay = 1.0 - group["lr"] * group["weight_decay"]
-    factor_b11 = torch.where(norm_b11 > 0, radius_b11 / norm_b11, 1.0) * decay
+    factor_b11 = torch.where(norm_b11 > 0, group["sphere"] * radius_b11 / norm_b11, 1.0) * decay
     phi_brs.mul_(group["lr"] * radius_b11)
     for item, factor, move in zip(batch, split_items(factor_b11, batch), split_items(phi_brs, batch), strict=True):
         split_blocks(item.parameter, item.blocks).mul_(factor).sub_(move)

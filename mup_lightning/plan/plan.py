@@ -14,7 +14,7 @@ from mup_lightning.optim.registry import RULES, resolve_rules
 from mup_lightning.optim.rule import Group
 from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.plan.memory import Memory, memory
-from mup_lightning.spectral.recipe import Recipe, derive
+from mup_lightning.spectral.recipe import Recipe
 from mup_lightning.spectral.roles import Role
 
 
@@ -104,7 +104,7 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> 
     """
     warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)
     resolve_rules(config)
-    recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
+    recipe = config.derive()
     model = build(config.model, recipe, config.seed, device="meta")
     groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
     batch, micro = config.data.batch_size, config.data.micro_batch
@@ -114,24 +114,22 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> 
         tokens=config.trainer.max_steps * tokens_per_step,
         flops=_flops(model, groups, tokens_per_step),
         groups=[_group(group) for group in groups],
-        parameters=_parameters(config, model, recipe),
+        parameters=_parameters(model, groups, recipe),
         accumulation={P: None if batch % (micro * P) else batch // (micro * P) for P in gpus},
         memory=memory(config, groups, gpus, device),
         notes=_notes(config, groups),
     )
 
 
-def _parameters(config: Config, model: GPT2, recipe: Recipe) -> list[ParameterPlan]:
+def _parameters(model: GPT2, groups: list[Group], recipe: Recipe) -> list[ParameterPlan]:
     m, result = recipe.multipliers, []
+    group_of = {info.name: group for group in groups for info in group["infos"]}
     # The final norm has no multiplier of its own.
     multipliers = {Role.INPUT: m.input, Role.OUTPUT: m.output, Role.INPUT_BIAS: 1.0}
     for name, info in model.parameter_info.items():
-        values = recipe.values[info.role]
-        std = 0.0 if info.role.is_vector else values.init_std
-        if config.recipe.gpt2_residual_init and info.closes_branch:
-            std *= (2 * config.model.depth) ** -0.5
-        numbers = (multipliers.get(info.role, m.residual), std, values.lr, values.weight_decay, values.eps)
-        result.append(ParameterPlan(name, info.shape, str(info.role), values.rule, *numbers))
+        group, std = group_of[name], 0.0 if info.role.is_vector else recipe.of(info).init_std
+        numbers = (multipliers.get(info.role, m.residual), std, group["lr"], group["weight_decay"], group.get("eps"))
+        result.append(ParameterPlan(name, info.shape, str(info.role), group["rule"], *numbers))
     return result
 
 
@@ -139,7 +137,7 @@ def _group(group: Group) -> dict[str, Any]:
     infos = group["infos"]
     roles = tuple(dict.fromkeys(str(info.role) for info in infos))
     counts = {"roles": roles, "tensors": len(infos), "parameters": sum(info.numel for info in infos)}
-    return counts | {key: group[key] for key in ("rule", "lr", "weight_decay", "eps")}
+    return counts | {key: group.get(key) for key in ("rule", "lr", "weight_decay", "eps")}
 
 
 def _flops(model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:

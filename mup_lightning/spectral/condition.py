@@ -16,7 +16,7 @@ is assumed; multipliers and update sizes follow.
 from dataclasses import dataclass
 
 from mup_lightning.spectral.roles import SHAPES, Role
-from mup_lightning.spectral.scale import HALF, ONE, L, N, Scale, largest
+from mup_lightning.spectral.scale import HALF, ONE, L, N, S, Scale, largest
 
 INIT_VARIANCE: dict[Role, Scale] = {
     Role.INPUT: ONE,
@@ -54,8 +54,8 @@ class Weight:
 
     @property
     def larger_side(self) -> Scale:
-        """Scale of max(n_in, n_out)."""
-        return largest(self.n_in, self.n_out)
+        """Scale of max(n_in, n_out). Outside blocks one side is fixed, and may be the longer one."""
+        return N if self.role is Role.HIDDEN else S
 
     @property
     def gradient(self) -> Scale:
@@ -70,6 +70,11 @@ class Weight:
     def gradient_entry(self) -> Scale:
         """RMS of the raw gradient's entries, ‖G‖_F/√(n_in·n_out), with ‖G‖_F = Θ(‖G‖₂) because G is low-rank."""
         return self.gradient / (self.n_in * self.n_out) ** HALF
+
+    @property
+    def role_gradient(self) -> Scale:
+        """‖G‖_F of all gradients of this role together: those of L branches add up as their squares."""
+        return self.gradient * (L**HALF if self.role.in_branch else ONE)
 
 
 def solve(role: Role, branch_depth: int) -> Weight:

@@ -3,11 +3,12 @@
 A new optimizer has one line here, and its update rule in `mup_lightning/optim/NAME.py`.
 
 One step is ΔW = -η(A + λW) with A the optimizer's raw direction. A family says how large A is, ‖A‖_R, at the first
-step and without momentum, and what its stabiliser ε is added to. Learning rate and weight decay follow in recipe.py.
+step and without momentum, and how the options of its rule scale that are added to something or compared with it (a
+stabiliser ε scales as what it is added to). Learning rate and weight decay follow in recipe.py.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from mup_lightning.spectral.condition import Weight
 from mup_lightning.spectral.scale import HALF, ONE, Scale
@@ -20,17 +21,17 @@ class Family:
     Attributes:
         name: what `recipe.optimizer` calls it.
         direction: ‖A‖_R of the raw direction for a weight.
-        epsilon: the scale of what the stabiliser ε is added to; None where the optimizer has none that matters.
+        scaled: option of the rule, such as eps -> how its base value scales.
         whole_matrix: acts on a matrix as a whole, so that vectors and, by custom, embeddings and head go to AdamW.
         aux_lr_factor: base learning rate of all but the matrices inside blocks, over theirs, as the paper sets it.
         measured: ‖A‖_R as `mup-lightning probe` measures it, if not as published (docs/results/probe.md).
-        base_eps: ε at the base shape, where `epsilon` says how it scales (docs/results/probe.md: Shampoo needs more).
+        base_eps: ε at the base shape for the probe (docs/results/probe.md: Shampoo needs more).
         least_eps: smallest base ε with any effect: below it, float32 rounding decides.
     """
 
     name: str
     direction: Callable[[Weight], Scale]
-    epsilon: Callable[[Weight], Scale] | None = None
+    scaled: Mapping[str, Callable[[Weight], Scale]] = field(default_factory=dict)
     whole_matrix: bool = False
     aux_lr_factor: float = 1.0
     measured: Callable[[Weight], Scale] | None = None
@@ -53,28 +54,27 @@ def _gradient(w: Weight) -> Scale:
     return (w.n_in / w.n_out) ** HALF * w.gradient
 
 
-def _gradient_entry(w: Weight) -> Scale:
-    return w.gradient_entry
-
-
-def _gradient_squared(w: Weight) -> Scale:
-    return w.gradient**2
+_ENTRY: Mapping[str, Callable[[Weight], Scale]] = {"eps": lambda w: w.gradient_entry}
+"""ε is added to a running size of the gradient's entries."""
 
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("sgd", _gradient),
-        Family("adamw", _sign, epsilon=_gradient_entry),
-        Family("adan", _sign, epsilon=_gradient_entry),
+        Family("adamw", _sign, _ENTRY),
+        Family("adan", _sign, _ENTRY),
         Family("lion", _sign),
-        Family("sophia", _sign),
+        # The momentum goes as the gradient g, and the Hessian h as g²: ρh, to which it is compared, must go as g too.
+        Family("sophia", _sign, {"rho": lambda w: ONE / w.gradient_entry, **_ENTRY}),
         Family("muon", _orthogonal, whole_matrix=True, aux_lr_factor=0.1),
         Family("muon_kimi", lambda w: _orthogonal(w) * w.larger_side**HALF, whole_matrix=True),
         # Measured: at ε = 1e-12 its steps are nearly what the theory says, at 1e-16 they grow with depth and width.
-        Family("shampoo", _orthogonal, _gradient_squared, True, 2.0, base_eps=1e-8, least_eps=1e-12),
+        Family("shampoo", _orthogonal, {"eps": lambda w: w.gradient**2}, True, 2.0, base_eps=1e-8, least_eps=1e-12),
         # In an eigenbasis that is a step old the gradient is dense, and Adam makes all its entries equally large.
-        Family("soap", _orthogonal, whole_matrix=True, measured=_sign),
-        Family("sso", lambda w: ONE, whole_matrix=True),
+        Family("soap", _orthogonal, _ENTRY, whole_matrix=True, measured=_sign),
+        # The sphere holds ‖W‖_R where the condition wants it, which for the output matrix grows with n. The paper's has
+        # the same radius for all roles, so that α‖W‖_R of the output would fall as 1/n.
+        Family("sso", lambda w: ONE, {"sphere": lambda w: w.norm}, whole_matrix=True),
     )
 }

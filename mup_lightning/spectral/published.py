@@ -220,7 +220,7 @@ def compare(name: str, optimizer: str, branch_depth: int) -> list[Cell]:
             elif other is None:
                 status = NOT_SPECIFIED
             else:
-                status = AGREES if other == mine else DIFFERS
+                status = AGREES if other == mine.asymptotic else DIFFERS
             reasons = {AGREES: {}, DIFFERS: published.why, NOT_SPECIFIED: published.silent}[status]
             cells.append(Cell(role, quantity, mine, other, status, reasons.get(quantity, "")))
     return cells

@@ -5,20 +5,48 @@
 `exponents` gives one cell of the paper's tables; `derive` evaluates all of them for a model, away from a tuned base.
 """
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
-from mup_lightning.spectral.roles import Role
-from mup_lightning.spectral.scale import ONE, Scale
-from mup_lightning.typed import NonNegativeFloat, PositiveFloat, PositiveInt, Typed
+from mup_lightning.spectral.roles import LABELS, ParameterInfo, Role
+from mup_lightning.spectral.scale import Scale
+from mup_lightning.typed import NonNegativeFloat, PositiveFloat, PositiveInt, Typed, unknown_key
 
 if TYPE_CHECKING:
     OptimizerName = str
 else:
     OptimizerName = Literal[tuple(FAMILIES)]
+
+
+DECAY_RULES = {"spectral": 0.0, "sqrt_width": 0.5, "inverse_width": 1.0, "inverse_square": 2.0}
+"""Rule -> a, where lr x weight_decay of the matrices inside blocks, the share of them that a step removes, goes as
+n^-a. spectral: arXiv 2603.00541 (AdamW: λ ∝ n); sqrt_width: arXiv 2510.15262 (AdamW: λ ∝ √n); inverse_width: arXiv
+2512.05620 (independent decay ∝ 1/n); inverse_square: nanochat's log, where tokens grow with the model, too."""
+
+
+Parametrization = Literal["mup", "sp", "gpt2", "sp_embedding"]
+
+
+@dataclass
+class BaseFactors:
+    """Factors on the common base values, for the parameters of one role or label.
+
+    Attributes:
+        lr: on recipe.lr.
+        weight_decay: on recipe.weight_decay.
+        init_std: on recipe.init_std.
+        eps: on the rule's base ε.
+    """
+
+    lr: PositiveFloat = 1.0
+    weight_decay: NonNegativeFloat = 1.0
+    init_std: NonNegativeFloat = 1.0
+    eps: PositiveFloat = 1.0
 
 
 @dataclass
@@ -31,19 +59,28 @@ class RecipeConfig(Typed, prefix="recipe."):
         pure: a matrix optimizer updates embeddings and head too; AdamW keeps only the vectors.
         variant: size of the optimizer's update: from the paper (published), or as `mup-lightning probe` measured the
             implementation here (measured), where the two differ.
-        parametrization: mup applies the spectral condition; sp uses the base values unchanged at every size.
+        parametrization: mup applies the spectral condition; sp uses the base values unchanged at every size; gpt2 is sp
+            with nanoGPT's init (1/√(2·depth) on each branch's last matrix) and decay (no vectors); sp_embedding is sp
+            with the embeddings' learning rate times r_n, which arXiv 2605.21486 finds to be most of muP's gain.
         branch_depth: k, the matrices in a residual branch that the condition counts: 1, or 2 or more (all agree).
         lr: base learning rate, at the base shape.
         weight_decay: base decoupled weight decay; one step removes lr x weight_decay of a weight.
-        eps: base ε of AdamW, and of Shampoo.
+        base: factors on lr, weight_decay, init_std and eps of single roles or labels, before they are scaled:
+            recipe.base.head.init_std 4. Labels are embedding, position, attention, mlp, head, gain and bias.
+        eps: base ε of AdamW and Adan, and of other rules that need one and have none of their own (rules.shampoo.eps).
         aux_lr_factor: learning rate over lr of everything but the matrices inside blocks: embeddings, head, biases and
             gains (in pure mode only biases and gains), whichever optimizer updates them; null: the family's own.
         init_std: σ, the base standard deviation of all weight matrices.
         input_multiplier: base multiplier of the embeddings' output.
         residual_multiplier: base multiplier of every residual branch.
         output_multiplier: base multiplier of the logits.
-        decay_vectors: whether biases and LayerNorm gains are decayed too.
-        gpt2_residual_init: GPT-2's extra factor 1/√(2·depth) on the init of each branch's last matrix.
+        decay_vectors: whether biases are decayed too.
+        decay_gains: whether LayerNorm gains are, which pulls them to 0; needs decay_vectors.
+        weight_decay_rule: how the weight decay of the matrices inside blocks scales with width: `DECAY_RULES`.
+        scale_clip: trainer.gradient_clip is in units of the gradients' size at the base shape, each role's as the
+            condition scales it; false: the plain global norm, which falls with width.
+        gpt2_residual_init: GPT-2's extra factor on the init of each branch's last matrix: 1/√(2·depth) under sp,
+            1/√(2·base_depth) under mup, whose multiplier has the depth already.
         base_width: width of the base model, at which the values above were tuned.
         base_depth: depth (blocks) of the base model.
     """
@@ -51,10 +88,11 @@ class RecipeConfig(Typed, prefix="recipe."):
     optimizer: OptimizerName = "muon_kimi"
     pure: bool = False
     variant: Literal["published", "measured"] = "published"
-    parametrization: Literal["sp", "mup"] = "mup"
+    parametrization: Parametrization = "mup"
     branch_depth: PositiveInt = 2
     lr: PositiveFloat = 2**-7
     weight_decay: NonNegativeFloat = 0.0
+    base: dict[str, BaseFactors] = field(default_factory=dict)
     eps: NonNegativeFloat = 1e-16
     aux_lr_factor: PositiveFloat | None = None
     init_std: PositiveFloat = 0.02
@@ -62,6 +100,9 @@ class RecipeConfig(Typed, prefix="recipe."):
     residual_multiplier: PositiveFloat = 1.0
     output_multiplier: PositiveFloat = 1.0
     decay_vectors: bool = True
+    decay_gains: bool = False
+    weight_decay_rule: Literal["spectral", "sqrt_width", "inverse_width", "inverse_square"] = "spectral"
+    scale_clip: bool = True
     gpt2_residual_init: bool = False
     base_width: PositiveInt = 256
     base_depth: PositiveInt = 4
@@ -70,12 +111,9 @@ class RecipeConfig(Typed, prefix="recipe."):
         """Raise UserError, naming the keys, for values that contradict each other."""
         super().__post_init__()
         chosen = FAMILIES[self.optimizer]
-        if self.eps < chosen.least_eps:
-            raise UserError(
-                f"recipe.eps is {self.eps:g}, below the rounding of {self.optimizer}'s float32 state, so that noise "
-                f"would decide its steps (docs/results/probe.md); set recipe.eps to {chosen.least_eps:g} or more "
-                f"(recipes/optimizer/{self.optimizer}.yaml has {chosen.base_eps:g})"
-            )
+        for key in self.base:
+            if key not in (names := [*Role, *LABELS]):
+                raise unknown_key(f"recipe.base.{key}", [f"recipe.base.{name}" for name in names])
         if self.pure and not chosen.whole_matrix:
             raise UserError(
                 f"recipe.pure is true, but {self.optimizer} updates every parameter anyway; leave recipe.pure out, or "
@@ -91,49 +129,78 @@ class RecipeConfig(Typed, prefix="recipe."):
 
 @dataclass(frozen=True)
 class Exponents:
-    """One row of the tables: how each hyper-parameter of one role scales with width and depth."""
+    """One row of the tables: how each hyper-parameter of one role scales with width and depth.
+
+    Attributes:
+        multiplier: α of the forward pass.
+        init_var: variance of the entries at initialisation.
+        lr: learning rate.
+        weight_decay: decoupled.
+        scaled: option of the update rule -> its scale.
+    """
 
     multiplier: Scale
     init_var: Scale
     lr: Scale
     weight_decay: Scale
-    eps: Scale | None
+    scaled: dict[str, Scale]
+
+    @property
+    def eps(self) -> Scale | None:
+        """The scale of the stabiliser ε; None where the rule has none that matters."""
+        return self.scaled.get("eps")
 
 
 @dataclass(frozen=True)
 class Values:
-    """The numbers that training uses for the parameters of one role.
+    """The numbers that training uses for one parameter, or for those of one role.
 
     Attributes:
         rule: name of the update rule.
         lr: peak learning rate, before the schedule.
         weight_decay: decoupled; one step at the peak removes lr x weight_decay of a weight.
-        eps: the rule's stabiliser; None where it has none.
         init_std: standard deviation of a matrix's entries; vectors ignore it.
+        scaled: option of the rule -> the factor on its base value.
+        gradient: size of all gradients of this role over that at the base shape, the unit in which they are clipped.
     """
 
     rule: str
     lr: float
     weight_decay: float
-    eps: float | None
     init_std: float
+    scaled: dict[str, float]
+    gradient: float = 1.0
 
 
 @dataclass(frozen=True)
 class Multipliers:
-    """The factors of the forward pass: on the embeddings' output, on every residual branch, on the logits."""
+    """The factors of the forward pass: on the embeddings' output, every residual branch, logits, attention logits."""
 
     input: float = 1.0
     residual: float = 1.0
     output: float = 1.0
+    attention: float = 1.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The recipe evaluated for one model: a value for every role, and the multipliers."""
+    """The recipe evaluated for one model.
+
+    Attributes:
+        values: of each role, without what only single parameters have.
+        multipliers: of the forward pass.
+        eps: base ε of rules that have none of their own.
+        exactly: the values of one parameter; None: those of its role.
+    """
 
     values: dict[Role, Values]
     multipliers: Multipliers
+    eps: float = 1e-16
+    exactly: Callable[[ParameterInfo], Values] | None = field(default=None, compare=False)
+
+    def of(self, info: ParameterInfo) -> Values:
+        """The values of a parameter: its role's, with its own sides and base values."""
+        return self.exactly(info) if self.exactly else self.values[info.role]
 
 
 def exponents(family: Family, role: Role, branch_depth: int) -> Exponents:
@@ -151,7 +218,7 @@ def exponents(family: Family, role: Role, branch_depth: int) -> Exponents:
         init_var=weight.init_var,
         lr=weight.update / direction,
         weight_decay=direction / weight.norm,
-        eps=family.epsilon(weight) if family.epsilon else None,
+        scaled={option: scale(weight) for option, scale in family.scaled.items()},
     )
 
 
@@ -174,45 +241,72 @@ def is_main(config: RecipeConfig, role: Role) -> bool:
     return role is Role.HIDDEN or (config.pure and not role.is_vector)
 
 
-def derive(config: RecipeConfig, width: int, depth: int) -> Recipe:
+def derive(config: RecipeConfig, width: int, depth: int, head_dims: tuple[float, float] = (1, 1)) -> Recipe:
     """Scale the base values to a model of another width and depth.
 
     Args:
         config: base values, and the base shape that they were tuned at.
         width: n of the model to train.
         depth: L, its number of blocks (each with an attention and an MLP branch, which share one multiplier).
+        head_dims: dimension of an attention head in the base model and in this one. Where it grows, queries and keys
+            come to be aligned, their product grows as d rather than √d, and so the logits' factor 1/√d becomes
+            √d_base/d (Yang et al. 2022, Tensor Programs V, definition 4.1).
 
     Returns:
-        The values for every role. At the base shape they equal the base values to the bit.
+        The values. At the base shape they equal the base values to the bit.
     """
-    r_n, r_L = width / config.base_width, depth / config.base_depth
-
-    def factor(scale: Scale) -> float:
-        return (ONE if config.parametrization == "sp" else scale).at(r_n, r_L)
-
+    mup = config.parametrization == "mup"
+    r_n, r_L = (width / config.base_width, depth / config.base_depth) if mup else (1.0, 1.0)
     main = variant_of(FAMILIES[config.optimizer], config.variant)
     aux_factor = main.aux_lr_factor if config.aux_lr_factor is None else config.aux_lr_factor
-    values: dict[Role, Values] = {}
-    for role in Role:
+    # GPT-2's factor counts the blocks of the model; under the recipe those of the base, or it would come on top of 1/L.
+    closing = (2 * (config.base_depth if mup else depth)) ** -0.5
+
+    def values(role: Role, r_side: float) -> Values:
         family = family_of(config, role)
         row = exponents(family, role, config.branch_depth)
-        decayed = config.decay_vectors or not role.is_vector
-        values[role] = Values(
+        lr, decay = row.lr.at(r_n, r_L, r_side), row.weight_decay.at(r_n, r_L, r_side)
+        if config.parametrization == "sp_embedding" and role is Role.INPUT:
+            lr, decay = width / config.base_width, config.base_width / width
+        if role is Role.HIDDEN:
+            decay *= r_n ** -DECAY_RULES[config.weight_decay_rule]
+        decayed = not role.is_vector or (config.decay_vectors and config.parametrization != "gpt2")
+        return Values(
             rule=family.name,
-            lr=config.lr * factor(row.lr) * (1.0 if is_main(config, role) else aux_factor),
-            weight_decay=config.weight_decay * factor(row.weight_decay) if decayed else 0.0,
-            eps=None if row.eps is None else config.eps * factor(row.eps),
-            init_std=config.init_std * factor(row.init_var) ** 0.5,
+            lr=config.lr * lr * (1.0 if is_main(config, role) else aux_factor),
+            weight_decay=config.weight_decay * decay if decayed else 0.0,
+            init_std=config.init_std * row.init_var.at(r_n, r_L) ** 0.5,
+            scaled={option: scale.at(r_n, r_L) for option, scale in row.scaled.items()},
+            gradient=solve(role, config.branch_depth).role_gradient.at(r_n, r_L) if config.scale_clip else 1.0,
+        )
+
+    def exactly(info: ParameterInfo) -> Values:
+        fixed = info.shape[0] if info.role in (Role.INPUT, Role.OUTPUT) else 0
+        found = values(info.role, max(width, fixed) / max(config.base_width, fixed) if mup else 1.0)
+        base = [BaseFactors(), *(config.base[key] for key in (info.role, info.label) if key in config.base)]
+        lr, decay, std, eps = (
+            math.prod(getattr(factors, key) for factors in base) for key in ("lr", "weight_decay", "init_std", "eps")
+        )
+        closes = info.closes_branch and (config.gpt2_residual_init or config.parametrization == "gpt2")
+        return replace(
+            found,
+            lr=found.lr * lr,
+            weight_decay=0.0 if info.label == "gain" and not config.decay_gains else found.weight_decay * decay,
+            init_std=found.init_std * std * (closing if closes else 1.0),
+            scaled={option: factor * (eps if option == "eps" else 1.0) for option, factor in found.scaled.items()},
         )
 
     def multiplier(role: Role) -> float:
-        return factor(exponents(main, role, config.branch_depth).multiplier)
+        return exponents(main, role, config.branch_depth).multiplier.at(r_n, r_L)
 
     return Recipe(
-        values=values,
+        values={role: values(role, r_n) for role in Role},
         multipliers=Multipliers(
             input=config.input_multiplier * multiplier(Role.INPUT),
             residual=config.residual_multiplier * multiplier(Role.HIDDEN),
             output=config.output_multiplier * multiplier(Role.OUTPUT),
+            attention=(head_dims[0] / head_dims[1]) ** 0.5 if mup else 1.0,
         ),
+        eps=config.eps,
+        exactly=exactly,
     )

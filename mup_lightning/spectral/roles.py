@@ -1,8 +1,10 @@
-"""The roles of parameters that the spectral condition distinguishes (arXiv 2603.00541, section 2).
+"""The roles of parameters that the spectral condition distinguishes, and what is recorded of each parameter.
 
-A vector counts as a matrix with one input (n_out x 1), so one definition of norm serves all parameters.
+A vector counts as a matrix with one input (n_out x 1), so one definition of norm serves all parameters
+(arXiv 2603.00541, section 2).
 """
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -49,3 +51,56 @@ SHAPES: dict[Role, Shape] = {
     Role.INPUT_BIAS: Shape(n_out=N, n_in=ONE),
     Role.HIDDEN_BIAS: Shape(n_out=N, n_in=ONE),
 }
+
+
+LABELS = ("embedding", "position", "attention", "mlp", "head", "gain", "bias")
+"""Kinds of parameters that may have base values of their own, as roles may: see `recipe.base`."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a module declares about one of its own parameters.
+
+    Attributes:
+        role: the parameter's role in the spectral condition.
+        label: one of `LABELS`, or empty.
+        blocks: how many matrices of equal shape are stacked along dim 0 (3 for a fused QKV): whole-matrix
+            optimizers treat each on its own.
+        constant: initial value of a vector; None for matrices, which are drawn.
+        closes_branch: the last matrix of a residual branch (GPT-2's extra init factor applies to it).
+    """
+
+    role: Role
+    label: str = ""
+    blocks: int = 1
+    constant: float | None = None
+    closes_branch: bool = False
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is stored as (n_in, n_out): the embeddings, whose rows are looked up rather than multiplied."""
+        return self.role is Role.INPUT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterInfo(Declaration):
+    """Everything known about one parameter, passed as a whole from the model to its checkpoints.
+
+    Attributes:
+        name: name in the model.
+        shape: true shape, before any wrapper flattens or shards it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """(rows, columns) of one of the matrices stacked in it; a vector is one column."""
+        rows, columns = self.shape if len(self.shape) == 2 else (self.shape[0], 1)
+        return rows // self.blocks, columns

@@ -17,6 +17,9 @@ QUANTITIES: dict[str, str] = {
 }
 """Columns of a table: attribute of `Exponents` -> what it is called in text."""
 
+OTHERS = ("rho", "sphere")
+"""Options of rules that scale too, in columns of their own where there are any."""
+
 LEGEND = "Factors on the base values; n stands for width / base width, L for depth / base depth."
 
 
@@ -31,7 +34,7 @@ def rows(family: Family, branch_depth: int) -> dict[Role, Exponents]:
 
 def plain_scale(scale: Scale | None) -> list[str] | None:
     """[a, b] of n^a L^b as strings such as "-1/2"; None stays None."""
-    return None if scale is None else [str(scale.width), str(scale.depth)]
+    return None if scale is None else [str(scale.asymptotic.width), str(scale.depth)]
 
 
 def as_plain(family: Family, branch_depth: int) -> dict[str, Any]:
@@ -52,9 +55,11 @@ def as_plain(family: Family, branch_depth: int) -> dict[str, Any]:
 
 def as_text(family: Family, branch_depth: int) -> str:
     """One optimizer's table for the terminal: a row per role, a column per quantity."""
-    lines = [["role", *QUANTITIES.values()]]
+    others = [name for name in OTHERS if name in family.scaled]
+    lines = [["role", *QUANTITIES.values(), *others]]
     for role, row in rows(family, branch_depth).items():
-        lines.append([str(role), *(show(getattr(row, quantity)) for quantity in QUANTITIES)])
+        cells = [getattr(row, quantity) for quantity in QUANTITIES] + [row.scaled[name] for name in others]
+        lines.append([str(role), *map(show, cells)])
     return "\n".join([f"{family.name}, k = {branch_depth}", "", text(lines), "", LEGEND, *_notes(family)])
 
 

@@ -159,7 +159,8 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 def title(parametrization: str, branch_depth: int) -> str:
     """A parametrization as tables and figures call it; all k >= 2 agree."""
-    return "SP" if parametrization == "sp" else f"recipe, k {'= 1' if branch_depth == 1 else '≥ 2'}"
+    recipe = f"recipe, k {'= 1' if branch_depth == 1 else '≥ 2'}"
+    return {"sp": "SP", "gpt2": "SP as GPT-2", "sp_embedding": "SP, embeddings × r_n", "mup": recipe}[parametrization]
 
 
 def six_digits(values: Any) -> Any:

@@ -66,6 +66,7 @@ class ZeROStrategy(DeepSpeedStrategy):
 
         hybrid = cast(HybridOptimizer, optimizer)
         names = {id(held.tensor): name for name, held in hybrid.held.items()}
+        units = {info.name: group["gradient"] for group in hybrid.param_groups for info in group["infos"]}
         if self.stage == 3 and self.config:
             # Fetch two blocks ahead, this one and the next. DeepSpeed's own 1e9 elements are more than most models
             # have: each layer would fetch a bucket more, and what is there already is not released.
@@ -82,6 +83,8 @@ class ZeROStrategy(DeepSpeedStrategy):
         if self.stage > 0:
             for flat, layout in layouts(wrapped, names, self.stage, self.world_size):
                 hybrid.set_layout(flat, layout)
+            groups = wrapped.fp16_groups if self.stage == 3 else wrapped.bit16_groups
+            ClipInUnits(wrapped, [units[names[id(group[0])]] for group in groups])
         if self.stage > 1:
             InOrder(wrapped, list(model.parameters()))
         return engine, wrapped
@@ -173,6 +176,36 @@ def _check(flat: torch.Tensor, expected: dict[Fragment, torch.Tensor]) -> None:
             raise RuntimeError(
                 f"DeepSpeed has not put {fragment.name} where this version expects it; install the pinned deepspeed"
             )
+
+
+class ClipInUnits:
+    """Makes DeepSpeed clip by the norm of gradients in the units of their groups; see `GPT2Module._clip`.
+
+    DeepSpeed takes the norm of each group of gradients, and then hands the total to the function that clips a group.
+    The norm that it reports stays the plain one.
+
+    Args:
+        wrapped: DeepSpeed's optimizer of stage 1, 2 or 3; two of its methods are replaced.
+        units: of each of its groups, in order.
+    """
+
+    def __init__(self, wrapped: Any, units: list[float]) -> None:
+        self._units = units
+        self._norms: list[torch.Tensor] = []
+        self._norm, self._clip = wrapped.get_grad_norm_direct, wrapped.unscale_and_clip_grads
+        if any(unit != 1.0 for unit in units):
+            wrapped.get_grad_norm_direct, wrapped.unscale_and_clip_grads = self._measure, self._clip_in_units
+
+    def _measure(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """The norm of the next group."""
+        if len(self._norms) == len(self._units):
+            self._norms.clear()  # of the step before
+        self._norms.append(self._norm(*arguments, **options))
+        return self._norms[-1]
+
+    def _clip_in_units(self, group: Any, total_norm: Any) -> None:
+        norms = torch.stack(self._norms)
+        self._clip(group, torch.linalg.vector_norm(norms / norms.new_tensor(self._units)))
 
 
 class InOrder:

@@ -24,7 +24,6 @@ from mup_lightning.data.shards import TokenStore, check_vocabulary
 from mup_lightning.errors import UserError
 from mup_lightning.files import write_json
 from mup_lightning.model.gpt2 import GPT2, build
-from mup_lightning.spectral.recipe import derive
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.module import loss_sums
 from mup_lightning.training.tensors import Shards
@@ -82,7 +81,7 @@ def evaluate(path: Path, data: str | None = None, *, batch: int = 8, val_tokens:
 
 def load_model(checkpoint: checkpoints.Checkpoint, config: Config) -> GPT2:
     """The model of a checkpoint, in evaluation mode on the CPU, with the multipliers of its training."""
-    recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
+    recipe = config.derive()
     model = build(config.model, recipe, config.seed, device="meta")
     model.to_empty(device="cpu")
     Shards(checkpoint.path).load_weights(model)

@@ -18,7 +18,6 @@ from mup_lightning.model.taps import Recorder
 from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
 from mup_lightning.optim.schedule import make_schedule
 from mup_lightning.optim.sophia import estimate, sample_labels, uniforms
-from mup_lightning.spectral.recipe import derive
 
 
 def build_training(config: Config, device: str = "cpu") -> tuple[GPT2, HybridOptimizer]:
@@ -34,9 +33,8 @@ def build_training(config: Config, device: str = "cpu") -> tuple[GPT2, HybridOpt
     Raises:
         UserError: the model's switches and the recipe contradict each other.
     """
-    recipe = derive(config.recipe, width=config.model.width, depth=config.model.depth)
-    residual_init = config.recipe.gpt2_residual_init
-    model = build(config.model, recipe, config.seed, device=device, gpt2_residual_init=residual_init)
+    recipe = config.derive()
+    model = build(config.model, recipe, config.seed, device=device)
     named = dict(model.named_parameters())
     return model, build_optimizer(named, model.parameter_info, recipe, config.rules)
 
@@ -94,7 +92,7 @@ class GPT2Module(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the raw gradients by their global norm, and stop before the optimizer sees one that is not finite.
+        """Clip the raw gradients, and stop before the optimizer sees one that is not finite.
 
         Where ZeRO shards the gradients, DeepSpeed does both, later.
 
@@ -105,12 +103,21 @@ class GPT2Module(pl.LightningModule):
         if len(self.micro_losses) < self.trainer.accumulate_grad_batches:
             return
         if not getattr(self.trainer.strategy, "parts_gradients", False):
-            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            self.see_gradient_norm(get_total_norm([p.grad for p in parameters]))
-            limit = self.config.trainer.gradient_clip
-            if limit > 0:
-                clip_grads_with_norm_(parameters, limit, self.gradient_norm)
+            self._clip(optimizer.param_groups)
         self._estimate_hessian()
+
+    def _clip(self, groups: list[dict[str, Any]]) -> None:
+        """Clip all gradients by one factor, by their norm in units of what each role's gradients are at this size."""
+        gradients: dict[float, list[torch.Tensor]] = {}
+        for group in groups:
+            of_group = [p.grad for p in group["params"] if p.grad is not None]
+            gradients[group["gradient"]] = gradients.get(group["gradient"], []) + of_group
+        norms = torch.stack([get_total_norm(of_unit) for of_unit in gradients.values()])
+        self.see_gradient_norm(torch.linalg.vector_norm(norms))
+        if self.config.trainer.gradient_clip > 0:
+            relative = torch.linalg.vector_norm(norms / norms.new_tensor(list(gradients)))
+            parameters = [p for group in groups for p in group["params"]]
+            clip_grads_with_norm_(parameters, self.config.trainer.gradient_clip, relative)
 
     def see_gradient_norm(self, norm: torch.Tensor) -> None:
         """Keep the global norm of the raw gradients of this step.

@@ -211,12 +211,12 @@ def test_initialisation_has_the_recipes_size_and_depends_on_nothing_else():
     assert not torch.equal(model.blocks[1].mlp.up.weight, model.blocks[2].mlp.up.weight)
 
 
-def test_gpt2_residual_init_scales_the_last_matrix_of_each_branch_only():
-    config = ModelConfig(**TINY)
-    recipe = derive(RecipeConfig(), config.width, config.depth)
-    plain, scaled = build(config, recipe, 0), build(config, recipe, 0, gpt2_residual_init=True)
+@pytest.mark.parametrize(("settings", "blocks"), [({}, 4), ({"parametrization": "sp"}, 3)])
+def test_gpt2_residual_init_scales_the_last_matrix_of_each_branch_only(settings, blocks):
+    """By the blocks of the model under SP, of the base under the recipe, whose multiplier has 1/L already."""
+    plain, scaled = (make(RecipeConfig(**settings, gpt2_residual_init=extra)) for extra in (False, True))
     for (name, a), b in zip(plain.named_parameters(), scaled.parameters(), strict=True):
-        factor = 6**-0.5 if name.endswith(("attention.out.weight", "mlp.down.weight")) else 1.0
+        factor = (2 * blocks) ** -0.5 if name.endswith(("attention.out.weight", "mlp.down.weight")) else 1.0
         torch.testing.assert_close(b, a * factor)
 
 

@@ -31,12 +31,13 @@ def test_every_parameter_is_in_one_group_with_its_roles_values():
     by_name = {info.name: group for group in groups for info in group["infos"]}
     assert sorted(info.name for group in groups for info in group["infos"]) == sorted(model.parameter_info)
     for name, info in model.parameter_info.items():
-        values, group = recipe.values[info.role], by_name[name]
-        assert (group["rule"], group["lr"], group["weight_decay"], group["eps"]) == (
+        values, group = recipe.of(info), by_name[name]
+        eps = 1e-16 * values.scaled["eps"] if values.scaled else None
+        assert (group["rule"], group["lr"], group["weight_decay"], group.get("eps")) == (
             values.rule,
             values.lr,
             values.weight_decay,
-            values.eps,
+            eps,
         )
     assert by_name["blocks.0.mlp.up.weight"]["rule"] == "muon_kimi"
     assert by_name["blocks.0.mlp.up.bias"]["rule"] == "adamw"
@@ -47,7 +48,7 @@ def test_equal_hyperparameters_share_a_group():
     for depth in (2, 48):
         groups, _, recipe = groups_of(RecipeConfig(), depth=depth)
         assert len(groups) == 3
-    assert recipe.values[Role.HIDDEN_BIAS].eps != recipe.values[Role.INPUT].eps
+    assert recipe.values[Role.HIDDEN_BIAS].scaled != recipe.values[Role.INPUT].scaled
     at_base, _, _ = groups_of(RecipeConfig(optimizer="adamw", base_width=64, base_depth=2))
     assert len(at_base) == 1
 

@@ -47,7 +47,7 @@ def test_chunks_are_views_of_all_rows(shape, rows, monkeypatch):
 
 
 NONSENSE = {float: ["x", -1.0, float("nan"), None], int: [0, 2.5, "x"], bool: ["perhaps"], str: ["float16"]}
-NONSENSE |= {tuple: [[1.0, 2.0], [float("inf"), 1.0, 1.0], 3]}
+NONSENSE |= {type(None): [], tuple: [[1.0, 2.0], [float("inf"), 1.0, 1.0], 3]}
 CASES = [
     (section, key, value)
     for section, rule in SECTIONS.items()

@@ -31,7 +31,8 @@ def optimizer(
     group = {"params": parameters, "infos": infos, "rule": rule, "lr": lr, "weight_decay": weight_decay, "eps": eps}
     section = RULES[rule].section
     rules = OPTIONS if options is None else {section: options}
-    return HybridOptimizer([group | options_in_force(rules, section)], **keys)
+    own = {key: value for key, value in options_in_force(rules, section).items() if (key, value) != ("eps", None)}
+    return HybridOptimizer([group | own], **keys)
 
 
 def hessian(gradient):

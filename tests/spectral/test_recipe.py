@@ -1,15 +1,17 @@
 """The derived recipe against the published tables, hand derivations and measured norms of real directions."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from mup_lightning.config.schema import Config, ModelConfig
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES
-from mup_lightning.spectral.recipe import RecipeConfig, derive, exponents
-from mup_lightning.spectral.roles import Role
+from mup_lightning.spectral.recipe import BaseFactors, Multipliers, RecipeConfig, derive, exponents
+from mup_lightning.spectral.roles import ParameterInfo, Role
 from mup_lightning.spectral.scale import L, N, Scale, largest
 
 # arXiv 2603.00541, the tables for k >= 2, as (width, depth) exponents of input / hidden / output.
@@ -53,7 +55,7 @@ CELLS = [
 @pytest.mark.parametrize(("family", "key", "role", "cell"), CELLS)
 @pytest.mark.parametrize("branch_depth", [2, 3, 5])
 def test_every_published_cell_comes_out(family, key, role, cell, branch_depth):
-    assert getattr(exponents(FAMILIES[family], role, branch_depth), key) == scale(cell)
+    assert getattr(exponents(FAMILIES[family], role, branch_depth), key).asymptotic == scale(cell)
 
 
 @pytest.mark.parametrize("branch_depth", [2, 3, 7])
@@ -128,8 +130,8 @@ def test_base_shape_leaves_base_values_untouched():
     ]
     assert recipes[0] == recipes[1] == recipes[2]
     hidden, embedding = recipes[0].values[Role.HIDDEN], recipes[0].values[Role.INPUT]
-    assert (hidden.rule, hidden.lr, hidden.weight_decay, hidden.eps) == ("muon_kimi", config.lr, 0.1, None)
-    assert (embedding.rule, embedding.lr, embedding.eps) == ("adamw", config.lr * 0.5, config.eps)
+    assert (hidden.rule, hidden.lr, hidden.weight_decay, hidden.scaled) == ("muon_kimi", config.lr, 0.1, {})
+    assert (embedding.rule, embedding.lr, embedding.scaled) == ("adamw", config.lr * 0.5, {"eps": 1.0})
 
 
 ORDINARY_AND_PURE = [(name, False) for name in FAMILIES] + [(f.name, True) for f in FAMILIES.values() if f.whole_matrix]
@@ -156,14 +158,14 @@ def test_vectors_are_decayed_only_if_asked():
 
 @pytest.mark.parametrize("name", [family.name for family in FAMILIES.values() if family.whole_matrix])
 def test_pure_mode_gives_every_matrix_its_own_column(name):
-    config = RecipeConfig(optimizer=name, pure=True, lr=0.5, weight_decay=0.25, eps=0.125, base_width=64, base_depth=2)
+    config = RecipeConfig(optimizer=name, pure=True, lr=0.5, weight_decay=0.25, base_width=64, base_depth=2)
     values = derive(config, width=256, depth=8).values
     for role in (Role.INPUT, Role.HIDDEN, Role.OUTPUT):
         row = exponents(FAMILIES[name], role, 2)
         assert values[role].rule == name
         assert values[role].lr == pytest.approx(0.5 * row.lr.at(4, 4))
         assert values[role].weight_decay == pytest.approx(0.25 * row.weight_decay.at(4, 4))
-        assert values[role].eps == (None if row.eps is None else pytest.approx(0.125 * row.eps.at(4, 4)))
+        assert values[role].scaled == {key: pytest.approx(scale.at(4, 4)) for key, scale in row.scaled.items()}
     assert {values[role].rule for role in (Role.INPUT_BIAS, Role.HIDDEN_BIAS)} == {"adamw"}
 
 
@@ -183,7 +185,7 @@ def test_the_measured_variant_of_soap_is_the_row_of_adamw(branch_depth):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"optimizer": "shampoo"}, r"recipe\.eps is 1e-16, below the rounding of shampoo's"),
+        ({"base": {"haed": BaseFactors()}}, r"unknown option recipe\.base\.haed; did you mean recipe\.base\.head"),
         ({"optimizer": "muon", "variant": "measured"}, r"recipe\.variant is measured, but muon was measured as"),
         ({"optimizer": "adamw", "pure": True}, r"recipe\.pure is true, but adamw updates every parameter anyway"),
     ],
@@ -198,3 +200,90 @@ def test_scales_know_what_dominates():
     with pytest.raises(ValueError, match="neither"):
         largest(N, L)
     assert str(N ** Fraction(-1, 2) * L) == "n^-1/2 L"
+
+
+def parameter(label, role=Role.HIDDEN, shape=(512, 512), **more):
+    return ParameterInfo(name="w", role=role, label=label, shape=shape, **more)
+
+
+def test_base_values_of_roles_and_labels_multiply_and_are_scaled_as_the_others():
+    base = {"hidden": {"lr": 0.5}, "mlp": {"lr": 4.0, "init_std": 3.0, "weight_decay": 0.0}, "head": {"eps": 100.0}}
+    plain = RecipeConfig(optimizer="adamw", weight_decay=0.1)
+    own = replace(plain, base={key: BaseFactors(**factors) for key, factors in base.items()})
+    one, two = derive(plain, 512, 8), derive(own, 512, 8)
+    mlp, attention = parameter("mlp"), parameter("attention")
+    assert (two.of(mlp).lr, two.of(attention).lr) == (2 * one.of(mlp).lr, 0.5 * one.of(attention).lr)
+    assert (two.of(mlp).init_std, two.of(mlp).weight_decay) == (pytest.approx(3 * one.of(mlp).init_std), 0.0)
+    head = parameter("head", Role.OUTPUT)
+    assert two.of(head).scaled == {"eps": pytest.approx(100 * one.of(head).scaled["eps"])}
+    assert two.of(head).lr == one.of(head).lr
+
+
+def test_gains_are_decayed_only_if_asked():
+    gain, bias = (parameter(label, Role.HIDDEN_BIAS, (512,)) for label in ("gain", "bias"))
+    for asked, expected in ((False, [0.0, 0.1]), (True, [0.1, 0.1])):
+        recipe = derive(RecipeConfig(weight_decay=0.1, decay_gains=asked), 512, 8)
+        assert [recipe.of(info).weight_decay for info in (gain, bias)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "a"), [("spectral", 0), ("sqrt_width", 0.5), ("inverse_width", 1), ("inverse_square", 2)]
+)
+def test_rules_of_weight_decay_scale_what_a_step_removes_of_hidden_matrices_alone(rule, a):
+    config = RecipeConfig(optimizer="adamw", weight_decay=0.1, weight_decay_rule=rule)
+    base, wide = (derive(config, width, 4) for width in (256, 1024))
+    removed = {role: (w := wide.values[role]).lr * w.weight_decay / (config.lr * 0.1) for role in Role}
+    assert base.values == derive(replace(config, weight_decay_rule="spectral"), 256, 4).values
+    assert removed == pytest.approx({role: 4.0**-a if role is Role.HIDDEN else 1.0 for role in Role})
+
+
+def test_the_control_parametrizations():
+    """nanoGPT: 0.02 and 0.02/√(2L), decay on matrices alone. SP with the embeddings' rate times width alone."""
+    base = {"optimizer": "adamw", "weight_decay": 0.1}
+    sp, gpt2, control = (
+        derive(RecipeConfig(**base, parametrization=name), 1024, 8) for name in ("sp", "gpt2", "sp_embedding")
+    )
+    last, first = parameter("mlp", closes_branch=True), parameter("mlp")
+    assert (gpt2.of(last).init_std, gpt2.of(first).init_std) == (pytest.approx(0.02 / 4), 0.02)
+    vectors = [parameter(label, Role.HIDDEN_BIAS, (512,)) for label in ("gain", "bias")]
+    assert [gpt2.of(info).weight_decay for info in (first, *vectors)] == [0.1, 0.0, 0.0]
+    assert {role for role in Role if control.values[role] != sp.values[role]} == {Role.INPUT}
+    embedding = control.values[Role.INPUT]
+    assert (embedding.lr, embedding.lr * embedding.weight_decay) == (
+        sp.values[Role.INPUT].lr * 4,
+        sp.values[Role.INPUT].lr * 0.1,
+    )
+    assert sp.multipliers == gpt2.multipliers == control.multipliers == Multipliers()
+
+
+def test_clipping_is_in_units_of_each_roles_gradients():
+    """‖G‖ of a role: inside blocks L matrices of 1/L each, so 1/√L; outside n^-1/2. Vectors inside blocks have both."""
+    recipe = derive(RecipeConfig(optimizer="sgd"), 1024, 64)
+    found = {role: recipe.values[role].gradient for role in Role}
+    expected = {
+        Role.INPUT: 1 / 2,
+        Role.OUTPUT: 1 / 2,
+        Role.HIDDEN: 1 / 4,
+        Role.INPUT_BIAS: 1 / 2,
+        Role.HIDDEN_BIAS: 1 / 8,
+    }
+    assert found == pytest.approx(expected)
+    for plain in (RecipeConfig(scale_clip=False), RecipeConfig(parametrization="sp")):
+        assert {values.gradient for values in derive(plain, 1024, 64).values.values()} == {1.0}
+
+
+def test_attention_logits_are_divided_by_d_beyond_the_heads_of_the_base():
+    for parametrization, expected in (("mup", 0.5), ("sp", 1.0)):
+        recipe = RecipeConfig(parametrization=parametrization)
+        for heads, factor in ((4, expected), (None, 1.0)):
+            model = ModelConfig(width=1024, heads=heads)
+            assert Config(model=model, recipe=recipe).derive().multipliers.attention == factor
+    explicit = ModelConfig(width=1024, heads=4, attention_scale="1/sqrt(d)")
+    assert Config(model=explicit).derive().multipliers.attention == 1.0
+
+
+def test_the_longer_side_of_an_embedding_is_its_real_one():
+    """Muon-Kimi's step has √max(V, n): with V beyond both widths it does not grow, and so the rate must not fall."""
+    config = RecipeConfig(optimizer="muon_kimi", pure=True, base_width=256)
+    rates = {V: derive(config, 1024, 4).of(parameter("head", Role.OUTPUT, (V, 1024))).lr for V in (128, 512, 50304)}
+    assert {V: rate / config.lr for V, rate in rates.items()} == pytest.approx({128: 1.0, 512: 2**0.5, 50304: 2.0})

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from mup_lightning.config.load import Layer, merge, preset
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, read_yaml, write_atomic
+from mup_lightning.spectral.recipe import Parametrization
 from mup_lightning.studies import style
 from mup_lightning.studies.coordinates.report import FILE, Check, conclude, markdown, picture, read_check, text
 from mup_lightning.studies.coordinates.settings import CheckSettings
@@ -82,7 +82,7 @@ def check(settings: CheckSettings, config: Config) -> Check:
     return Check(settings=settings, config=config, findings=findings, runs=runs)
 
 
-def parametrizations(settings: CheckSettings, config: Config) -> list[Literal["sp", "mup"]]:
+def parametrizations(settings: CheckSettings, config: Config) -> list[Parametrization]:
     """What is trained: the requested parametrization, and SP for comparison."""
     asked = config.recipe.parametrization
     return [asked] if asked == "sp" or settings.alone else [asked, "sp"]
@@ -152,6 +152,7 @@ def read_list(file: Path) -> list[tuple[CheckSettings, Config]]:
 def name_of(settings: CheckSettings, config: Config) -> str:
     """A check's folder, such as adamw-depth-k2."""
     recipe = config.recipe
-    parametrization = "sp" if recipe.parametrization == "sp" else f"k{min(recipe.branch_depth, 2)}"
+    mup = recipe.parametrization == "mup"
+    parametrization = f"k{min(recipe.branch_depth, 2)}" if mup else recipe.parametrization
     without = "" if config.model.layer_norm else "-noln"
     return f"{recipe.optimizer}-{settings.axis}-{parametrization}{without}"

@@ -72,24 +72,24 @@ def our_subject(name: str, branch_depth: int, arguments: dict[str, Any] | None =
     Args:
         name: a key of `FAMILIES`.
         branch_depth: k; ε scales with it.
-        arguments: options of its rule, and "eps", the base ε, if it has one.
+        arguments: options of its rule, at their base values.
 
     Raises:
         UserError: the rule has no such option, or not with such a value.
     """
     family, adamw = FAMILIES[name], FAMILIES["adamw"]
     roles = tuple(role for role in Role if not (family.whole_matrix and role.is_vector))
-    options = dict(arguments or {})
-    base_eps = options.pop("eps", family.base_eps) if family.epsilon else None
+    options = {"eps": family.base_eps} if family.least_eps else {}
+    options |= arguments or {}
 
     def build(network: ResidualMLP, r_n: float, r_L: float) -> Step:
         values = {}
         for role in Role:
-            mine, base = (family, base_eps) if role in roles else (adamw, adamw.base_eps)
-            scale = exponents(mine, role, branch_depth).eps
-            eps = scale.at(r_n, r_L) * base if scale and base is not None else None
-            values[role] = Values(rule=mine.name, lr=LR, weight_decay=0.0, eps=eps, init_std=0.0)
-        recipe = Recipe(values, network.multipliers)
+            mine = family if role in roles else adamw
+            scaled = exponents(mine, role, branch_depth).scaled
+            factors = {option: scale.at(r_n, r_L) for option, scale in scaled.items()}
+            values[role] = Values(rule=mine.name, lr=LR, weight_decay=0.0, init_std=0.0, scaled=factors)
+        recipe = Recipe(values, network.multipliers, adamw.base_eps)
         rules = {RULES[name].section: options}
         optimizer = build_optimizer(dict(network.named_parameters()), network.infos, recipe, rules)
 
@@ -101,7 +101,7 @@ def our_subject(name: str, branch_depth: int, arguments: dict[str, Any] | None =
 
         return step
 
-    facts = {"arguments": options, "base_eps": base_eps}
+    facts = {"arguments": options}
     return Subject(name, build, LR, torch.float32, roles, family, facts)
 
 

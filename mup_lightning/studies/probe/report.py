@@ -68,7 +68,8 @@ def conclude(
     def band(label: Label) -> Band | None:
         if family is None:
             return None
-        exponent = float(getattr(family.direction(solve(Role(label[0]), settings.branch_depth)), label[2]))
+        scale = family.direction(solve(Role(label[0]), settings.branch_depth)).asymptotic
+        exponent = float(getattr(scale, label[2]))
         return exponent - settings.tolerance, exponent + settings.tolerance
 
     labels = [(role, window, axis) for role in runs[0].measured for window in WINDOWS for axis in AXES]
@@ -171,7 +172,7 @@ def propose(name: str, found: Sequence[Line], branch_depth: int) -> dict[str, An
 def _distance(scale: Scale, family: Family, role: Role, branch_depth: int) -> float:
     """Largest difference of an exponent from what a family declares; whole-matrix ones leave vectors to AdamW."""
     mine = FAMILIES["adamw"] if family.whole_matrix and role.is_vector else family
-    difference = scale / mine.direction(solve(role, branch_depth))
+    difference = scale / mine.direction(solve(role, branch_depth)).asymptotic
     return float(max(abs(difference.width), abs(difference.depth)))
 
 

@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from mup_lightning.config.load import build_config
-from mup_lightning.config.schema import Config, RunConfig, leaves
+from mup_lightning.config.schema import Config, RunConfig, leaves, without_added
 from mup_lightning.errors import UserError
 from mup_lightning.optim.registry import SECTIONS, options_in_force, used_sections
 from mup_lightning.studies.sweep.check import Checked, Checker
@@ -111,7 +111,7 @@ def _label(trials: list[Trial], keys: list[str]) -> None:
         words = []
         for key in differing:
             value = look_up(trial.config, key)
-            if key == "recipe.branch_depth" and trial.config.recipe.parametrization == "sp":
+            if key == "recipe.branch_depth" and trial.config.recipe.parametrization != "mup":
                 continue  # SP has none
             text = power_of_two(value) if isinstance(value, float) and 0 < value < 1 else str(value)
             words.append(text if key in plain else f"{key.rpartition('.')[2]}={text}")
@@ -139,7 +139,7 @@ def config_hash(config: Config, corpus: str) -> str:
     more |= {"micro_batch": data.micro_batch, "val_tokens": data.val_tokens}
     hashed = dict.fromkeys([*_HASHED_RULES, *used_sections(config.recipe.optimizer)])
     rules = {name: options_in_force(config.rules, name) for name in hashed}
-    plain = config.identity() | {"rules": rules, "run": more, "corpus": corpus}
+    plain = config.identity() | without_added({"rules": rules}) | {"run": more, "corpus": corpus}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

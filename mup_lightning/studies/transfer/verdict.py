@@ -22,7 +22,14 @@ SLOPE_TOLERANCE, REGRET_TOLERANCE = 0.15, 0.02
 _ASSUMED_NOISE = 0.01
 """Noise between seeds, nats, that cannot be ruled out with one seed: a regret it could explain proves nothing."""
 
-_NAMES = {"sp": "SP", "mup": "recipe", "muP k=1": "recipe, k = 1", "muP k>=2": "recipe, k ≥ 2"}
+_NAMES = {
+    "sp": "SP",
+    "gpt2": "SP as GPT-2",
+    "sp_embedding": "SP, embeddings × r_n",
+    "mup": "recipe",
+    "muP k=1": "recipe, k = 1",
+    "muP k>=2": "recipe, k ≥ 2",
+}
 
 
 @dataclass

@@ -107,7 +107,7 @@ def refuse_incompatible(proxies: Sequence[Config], target: Config, swept: str, w
         if found := incompatibilities(proxy, target, swept):
             raise UserError(f"{where}: the best value would not carry over: {'; '.join(found)}. Make them the same")
     bases = sorted({(proxy.recipe.base_width, proxy.recipe.base_depth) for proxy in proxies})
-    if len(bases) > 1 and target.recipe.parametrization != "sp":
+    if len(bases) > 1 and target.recipe.parametrization == "mup":
         raise UserError(
             f"{where}: the proxies have several base shapes, {' and '.join(map(str, bases))}; expected one, or their "
             f"values mean different things"
@@ -123,8 +123,8 @@ def incompatibilities(proxy: Config, target: Config, swept: str) -> list[str]:
         swept: dotted key of the value that is tuned.
     """
     theirs, ours = _identity(target), _identity(proxy)
-    sp = proxy.recipe.parametrization == target.recipe.parametrization == "sp"  # which has no branch depth
-    skipped = _MAY_DIFFER | {swept} | ({"recipe.branch_depth"} if sp else set())
+    mup = "mup" in (proxy.recipe.parametrization, target.recipe.parametrization)  # no other has a branch depth
+    skipped = _MAY_DIFFER | {swept} | (set() if mup else {"recipe.branch_depth"})
     return [
         f"{key} is {ours[key]} in the proxy, {theirs[key]} in the target"
         for key in ours

@@ -123,8 +123,8 @@ def _conclude(
     base, own = ((config.recipe.base_width, config.recipe.base_depth) for config in (proxies[0], target))
     differing = not_transferred(proxies, target)
     more = [f"not transferred by the recipe: {'; '.join(differing)}"] if differing else []
-    if target.recipe.parametrization == "sp":
-        more.append("recipe.parametrization is sp, which transfers nothing by design")
+    if (parametrization := target.recipe.parametrization) != "mup":
+        more.append(f"recipe.parametrization is {parametrization}, which transfers nothing by design")
         base = own  # SP has none, so that the proxies' may be any
     elif base != own:
         more.append(
