@@ -85,14 +85,17 @@ def test_the_texts_say_what_training_uses(tiny):
     values, hidden = texts["3_its_values"], derive(config.recipe, 32, 2).values[Role.HIDDEN]
     # Width twice the base's: the learning rate of Muon-Kimi falls by the square root of 2, the init's too.
     assert hidden.lr == pytest.approx(config.recipe.lr / 2**0.5)
-    assert f"| hidden | muon_kimi | {0.02 / 2**0.5:.6g} | {2**-7 / 2**0.5:.6g} | {0.1 * 2**0.5:.6g} | - |" in values
+    assert (
+        f"| hidden (attention, mlp) | muon_kimi | {0.02 / 2**0.5:.6g} | {2**-7 / 2**0.5:.6g} | {0.1 * 2**0.5:.6g} | - |"
+        in values
+    )
     assert "residual 0.5" in values
     assert "muon_kimi, k = 2" in values
 
     standard = tiny(**{"recipe.parametrization": "sp"})
     texts = pages(standard, build_training(standard)[0])
     assert "| recipe.parametrization | sp |" in texts["2_this_run"]
-    assert "no value depends on width or depth" in texts["3_its_values"]
+    assert "scales no value with width or depth" in texts["3_its_values"]
 
 
 def test_a_resumed_run_has_its_page_once_and_a_fork_its_own(tiny):

@@ -20,7 +20,7 @@ def as_declared(optimizer, branch_depth=2, off=0.0):
     found = {}
     for role in Role:
         if not (FAMILIES[optimizer].whole_matrix and role.is_vector):
-            scale = FAMILIES[optimizer].direction(solve(role, branch_depth))
+            scale = FAMILIES[optimizer].direction(solve(role, branch_depth)).asymptotic
             for window in ("first", "later"):
                 found[role, window] = (float(scale.width) + off, float(scale.depth) + off)
     return found
@@ -74,7 +74,7 @@ def test_a_family_that_is_measured_gets_its_own_recipe(optimizer, branch_depth):
     for role in Role:
         mine = FAMILIES["adamw"] if family.whole_matrix and role.is_vector else family
         wanted, got = exponents(mine, role, branch_depth), exponents(proposed, role, branch_depth)
-        assert (got.lr, got.weight_decay, got.eps) == (wanted.lr, wanted.weight_decay, None)
+        assert (got.lr, got.weight_decay, got.scaled) == (wanted.lr.asymptotic, wanted.weight_decay.asymptotic, {})
     assert [found.proposal[key] for key in ("window", "off", "warnings")] == ["later", 0, []]
     assert (optimizer in found.proposal["nearest"]) == (optimizer != "soap")  # its declaration was measured to be wrong
     assert "Proposed recipe: x" in text(found)

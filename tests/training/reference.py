@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from mup_lightning.data.sampler import epoch_permutation
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.schedule import warmup_cosine
-from mup_lightning.spectral.recipe import derive
 from mup_lightning.training.tensors import Shards
 
 
@@ -49,12 +48,14 @@ def train_plainly(config, steps):
     Returns:
         The parameters by name.
     """
-    recipe = derive(config.recipe, config.model.width, config.model.depth)
+    recipe = config.derive()
     model = build(config.model, recipe, config.seed)
-    groups = []
+    groups, units = [], []
     for name, parameter in model.named_parameters():
-        values = recipe.values[model.parameter_info[name].role]
-        groups.append({"params": [parameter], "lr": values.lr, "eps": values.eps, "weight_decay": values.weight_decay})
+        values = recipe.of(model.parameter_info[name])
+        own = {"lr": values.lr, "weight_decay": values.weight_decay, "eps": config.recipe.eps * values.scaled["eps"]}
+        groups.append({"params": [parameter], **own})
+        units.append(values.gradient)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False, fused=False)
     factor = warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)
     tokens = np.fromfile(f"{config.data.path}/train-00000.bin", dtype="<u2").astype(np.int64)
@@ -70,7 +71,10 @@ def train_plainly(config, steps):
         loss = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.trainer.gradient_clip)
+        squares = [(p.grad.norm() / unit) ** 2 for p, unit in zip(model.parameters(), units, strict=True)]
+        factor_of_clip = min(1.0, config.trainer.gradient_clip / float(sum(squares)) ** 0.5)
+        for parameter in model.parameters():
+            parameter.grad.mul_(factor_of_clip)
         for group, first in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] = first.setdefault("first_lr", group["lr"]) * factor(step)
         optimizer.step()

@@ -135,7 +135,8 @@ def incompatibilities(proxy: Config, target: Config, swept: str) -> list[str]:
 def _identity(config: Config) -> dict[str, Any]:
     """Dotted key -> value of all that determines a training, with the options in force of the rules that it uses."""
     used = used_sections(config.recipe.optimizer)
-    return leaves(config.identity()) | leaves({"rules": {name: options_in_force(config.rules, name) for name in used}})
+    rules = {name: options_in_force(config.rules, name) for name in used}
+    return leaves(config.identity() | {"rules": rules}) | {"model.attention_scale": config.model.attention_scale}
 
 
 def not_transferred(proxies: Sequence[Config], target: Config) -> list[str]:
