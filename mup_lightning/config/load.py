@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from mup_lightning.config.schema import Config
+from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError, located
 from mup_lightning.files import read_yaml
 from mup_lightning.typed import Raw, convert, hints, key_of, options, unknown_key
@@ -78,19 +78,15 @@ def _read(path: Path, changed: int, classes: Sequence[type]) -> Mapping[str, Any
     return _checked(content, classes)
 
 
-def _checked(values: Mapping[str, Any], classes: Sequence[type], prefix: str = "") -> dict[str, Any]:
+def _checked(values: Mapping[str, Any], classes: Sequence[type]) -> dict[str, Any]:
     """Nested or dotted values as dotted key -> value of the right type."""
     flat: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            flat |= _checked(value, classes, f"{key}.")
-        else:
-            hint = hint_of(key, classes)
-            if hint is None:
-                raise unknown_option(key, classes)
-            own = next((key_of(cls, key) for cls in classes if key in hints(cls)), key)
-            flat[key] = convert(value, hint, own)
+    for key, value in leaves(values).items():
+        hint = hint_of(key, classes)
+        if hint is None:
+            raise unknown_option(key, classes)
+        own = next((key_of(cls, key) for cls in classes if key in hints(cls)), key)
+        flat[key] = convert(value, hint, own)
     return flat
 
 

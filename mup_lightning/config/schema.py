@@ -1,5 +1,6 @@
 """The whole configuration of a run. Imports no torch, so that the command line parses, refuses and helps at once."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -320,9 +321,9 @@ def without_added(identity: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return kept
 
 
-def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one: dotted key -> value."""
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: dotted key -> value."""
     result: dict[str, Any] = {}
     for key, value in values.items():
-        result |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        result |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return result
