@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from tqdm import tqdm
 
 from mup_lightning.callbacks.losses import Losses
-from mup_lightning.callbacks.step import StepCallback, WatchedModule, log
+from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log
 from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.errors import Diverged
 
@@ -19,7 +19,7 @@ MAD = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
 
 LEAST_SPREAD = 0.01
-"""Smallest spread, as a share of the level: a very smooth loss does not spike by a trifle."""
+"""Smallest spread, as a share of the level."""
 
 
 class RunningLevel:
@@ -70,7 +70,7 @@ class Divergence(StepCallback):
     """
 
     def __init__(self, losses: Losses, trainer: TrainerConfig) -> None:
-        self.losses, self.stop, self.spikes = losses, trainer.spike_stop, 0
+        self.losses, self.every, self.stop, self.spikes = losses, trainer.log_every, trainer.spike_stop, 0
         self.level = RunningLevel(trainer.spike_window, trainer.spike_sigmas)
         self._recent: deque[bool] = deque(maxlen=trainer.spike_window)
 
@@ -92,7 +92,7 @@ class Divergence(StepCallback):
                 if enough:
                     break
         self.spikes += len(found)
-        if self.losses.recent:
+        if due(step, self.every, trainer.max_steps):
             log(trainer, {"train/loss_spikes": float(self.spikes)}, step)
         if found and trainer.is_global_zero:
             tqdm.write(f"warning: {_describe(found)}", file=sys.stderr)

@@ -19,8 +19,8 @@ KEY = "step_losses"
 class Losses(StepCallback):
     """Logs the mean loss since the last point, the schedule's factor and the tokens seen.
 
-    Losses stay on the device. At every point, and where a checkpoint is due, one exchange and one copy bring them to
-    the host. Checkpoints hold the losses since the last point, so a resumed run logs the same points.
+    Losses stay on the device until a point, or a checkpoint, is due. Checkpoints hold the losses since the last point,
+    so a resumed run logs the same points.
 
     Args:
         every: steps between points.
@@ -28,38 +28,36 @@ class Losses(StepCallback):
         tokens_per_step: over all processes.
 
     Attributes:
-        recent: at a point, the loss of every step since the last one, nats per token, in order; empty between points.
-        new: the losses brought to the host in this step, each of them once; empty where none were.
+        new: the losses brought to the host in this step, nats per token, each of them once; empty where none were.
     """
 
     def __init__(self, every: int, save_every: int, tokens_per_step: int) -> None:
         self.every, self.save_every, self.tokens_per_step = every, save_every, tokens_per_step
-        self.recent: list[float] = []
         self.new: list[float] = []
         self._known: list[float] = []
         self._local: list[torch.Tensor] = []
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """Keep the step's loss, and log at a point; runs before the callbacks that read `recent` and `new`."""
+        """Keep the step's loss, and log at a point; runs before the callbacks that read `new`."""
         self._local.append(module.step_loss())
         at_point, before = due(step, self.every, trainer.max_steps), len(self._known)
-        self.recent, self.new = [], []
+        self.new = []
         # A checkpoint must not be saved before its losses have been judged.
         if at_point or due(step, self.save_every, trainer.max_steps) or trainer.should_stop:
             self.new = self._exchanged(trainer)[before:]
         if at_point:
-            self.recent, self._known = self._known, []
             group = trainer.optimizers[0].param_groups[0]
             values = {
-                "train/loss": sum(self.recent) / len(self.recent),
+                "train/loss": sum(self._known) / len(self._known),
                 # The schedule has stepped already: this is the factor of the step to come, the same for all groups.
                 "train/lr_factor": group["lr"] / group["initial_lr"],
                 "train/tokens": float(step * self.tokens_per_step),
             }
             log(trainer, values, step)
+            self._known = []
 
     def _exchanged(self, trainer: pl.Trainer) -> list[float]:
-        """The mean over processes of every step's loss since the last point; called by all processes together."""
+        """Every step's loss since the last point, the mean over all processes, which call this together."""
         if self._local:
             # In float64 the sum of a few float32 values is exact, so the order of the processes does not matter.
             local = torch.stack(self._local).double()
@@ -83,8 +81,7 @@ class Losses(StepCallback):
 class Validation(StepCallback):
     """Measures the validation loss every `every` steps and after the last, by the module's `validation_loss`.
 
-    Not Lightning's validation loop: its place in the epoch would have to be saved and restored with every checkpoint,
-    and a checkpoint saved between a step and its validation would lose the point.
+    Not Lightning's validation loop, whose place in the epoch would have to be saved with every checkpoint.
 
     Args:
         every: steps between measurements; 0: only at the end.

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch.nn.utils import get_total_norm
 
-from mup_lightning.callbacks.step import Measurement, StepCallback, WatchedModule, due, log
+from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log
 from mup_lightning.distributed.collectives import rank_and_world
 from mup_lightning.model.taps import NormRecorder
 from mup_lightning.optim.optimizer import HybridOptimizer
@@ -15,14 +15,24 @@ GRADIENT_NORM = "train/gradient_norm"
 CLIPPED_NORM = f"{GRADIENT_NORM}/after_clipping"
 
 
-class FeatureNorms(Measurement):
-    """RMS norms of the features in the first micro-batch of a step, on the first process; tags are those of `tag`."""
+class FeatureNorms(StepCallback):
+    """Measures the first micro-batch of one step in every `every`, on the first process; see `tag`.
 
-    _recorder: NormRecorder | None = None
+    The step of a point is the number of optimizer steps that the weights had seen: the first shows the initialisation.
+
+    Args:
+        every: steps between measurements.
+        written: step whose point is in the logs already. A run that went on past the checkpoint it resumes from has
+            written the point of that step; one that was stopped there has not.
+    """
+
+    def __init__(self, every: int, written: int | None = None) -> None:
+        self.every, self.written = every, written
+        self._recorder: NormRecorder | None = None
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Have the next forward pass recorded where a measurement is due."""
-        if trainer.is_global_zero and self.due(trainer, step):
+        if (step - 1) % self.every == 0 and trainer.is_global_zero and trainer.logger is not None:
             self._recorder = module.recorder = NormRecorder()
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
@@ -40,10 +50,9 @@ def tag(point: str, layer: int | None) -> str:
 class GradientNorms(StepCallback):
     """Logs the gradients that the rules were really given, every `every` steps.
 
-    They are measured right after the optimizer's step, which changes no gradient, at the cost of one pass over them.
-    Clipping multiplies all gradients by one factor, so the norms by rule before it follow from the global norm, which
-    the clipping itself needs. Where ZeRO shards the gradients, each process measures its shard, and one exchange of a
-    few values adds up the squares.
+    They are measured right after the optimizer's step, which changes no gradient. Clipping multiplies all gradients by
+    one factor, so the norms by rule before it follow from the global norm. Where ZeRO shards the gradients, each
+    process measures its shard, and one exchange adds up the squares.
 
     Args:
         every: steps between points.

@@ -8,19 +8,16 @@ The condition (arXiv 2603.00541, section 3; `spectral.condition`) asks for Θ(1)
 with ‖W‖_R = √(n_in/n_out)·‖W‖₂, α the multiplier of the layer or branch, and L the number of blocks.
 
 **The matrices of a branch.** MLP: W₁ is `up`, W₂ is `down`. Attention: W₁ is the value matrix V, W₂ is `out`; queries
-and keys are in no product, because whatever Q and K are, a head's output is an average of value vectors:
-‖Σ_j p_j V x_j‖ <= max_j ‖V x_j‖. (Heads may average over different positions, so over all heads the bound is weaker, by
-at most √heads.) A change of Q or K moves the weights p_j, which are Θ(1) as long as the logits and their change are: so
-‖Q‖_R, ‖K‖_R and their updates should each be Θ(1). Activation and LayerNorm, Θ(1) each, are left out.
+and keys are in no product, because whatever they are, a head's output is an average of value vectors. A change of Q or
+K moves the weights of that average, which are Θ(1) as long as the logits and their change are: so ‖Q‖_R, ‖K‖_R and
+their updates should each be Θ(1). Activation and LayerNorm, Θ(1) each, are left out.
 
 **k = 1** asks for α‖W‖ = Θ(1/√L) at the start and α‖ΔW‖ = Θ(1/L) in each step, and says nothing of second-order terms.
-So the product of the weights is multiplied by √L there and the others by L. In a branch of two matrices the last one
-then falls like 1/√L, where at k >= 2 it is Θ(1).
+So the product of the weights is multiplied by √L there and the others by L.
 
-**Embeddings** are stored (n_in, n_out), with a row for each token or position: n_in is the number of rows. While that
-is much more than the width n, ‖W‖_R of a random embedding falls like n^-1/2 and becomes Θ(1) only beyond; that of a
-random head grows like n^1/2 rather than n. Tied embeddings are both: an input with the input multiplier and n_in rows,
-and an output with the output multiplier and n_out rows.
+**Embeddings** are stored (n_in, n_out), with a row for each token or position. While n_in is much more than the width
+n, ‖W‖_R of a random embedding falls like n^-1/2, and that of a random head grows like n^1/2 rather than n. Tied
+embeddings are both an input and an output.
 
 Shapes: k blocks of one parameter (3 for a fused QKV), r rows, s columns.
 """
@@ -36,11 +33,10 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mup_lightning.callbacks.step import Measurement, WatchedModule, log
+from mup_lightning.callbacks.step import StepCallback, WatchedModule, log
 from mup_lightning.distributed.collectives import gather, rank_and_world
 from mup_lightning.distributed.layout import assign
 from mup_lightning.model.gpt2 import GPT2
-from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.rule import split_blocks
 from mup_lightning.optim.spectral_norm import largest_singular_values
 from mup_lightning.spectral.recipe import Multipliers
@@ -148,48 +144,73 @@ def scalars(values: Values) -> dict[str, float]:
     return tagged
 
 
-class SpectralShare:
-    """Measures ‖W‖₂ and ‖ΔW‖₂ of matrices, divided among the processes, which call all methods together.
+class SpectralNorms(StepCallback):
+    """Measures one step in every `every`, under every strategy; nothing that is trained changes.
 
-    Each parameter is measured by one process, which keeps a copy of it from before the update to after it. Where ZeRO
-    has partitioned the weights, they are gathered there, one parameter at a time.
+    W is the weights before a step, ΔW what that step adds to them, schedule and weight decay included; the step of a
+    point is as in `FeatureNorms`. The matrices are divided among the processes, each of which keeps copies of its own
+    from before the update to the end of the step. Where ZeRO has partitioned the weights, they are gathered there, one
+    parameter at a time. The copies are made when the optimizer is about to change weights, so after Sophia's estimate
+    of the Hessian, which is one more backward pass, and while no activations are in memory.
 
     Args:
-        optimizer: already wrapped by its strategy, so that it knows the layouts, if there are any.
-        names: of the parameters.
-
-    Attributes:
-        places: the matrices, in the order of the norms.
+        every: steps between measurements.
+        model: the model in training, before a strategy wraps it.
+        branch_depth: k, which says how the products scale with depth.
+        written: see `FeatureNorms`.
     """
 
-    def __init__(self, optimizer: HybridOptimizer, names: list[str]) -> None:
-        self._held = {name: optimizer.held[name] for name in names}
-        self._layouts = optimizer.layouts
-        self.places: list[Place] = [(name, block) for name in names for block in range(self._held[name].info.blocks)]
-        self._rank, world_size = rank_and_world()
-        numels = {name: counts for layout in optimizer.layouts.values() for name, counts in layout.held.items()}
-        costs = {name: float(held.info.numel) for name, held in self._held.items()}
-        self._owners = assign(costs, world_size, numels or None)
+    def __init__(self, every: int, model: GPT2, branch_depth: int, written: int | None = None) -> None:
+        self.every, self.branch_depth, self.written = every, branch_depth, written
+        self._multipliers, self._matrices = model.multipliers, matrices(model)
         self._copies: dict[str, torch.Tensor] = {}
+        self._weights: torch.Tensor | None = None
+        self._due = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Choose who measures what, now that the layouts are known; ask the optimizer to call before an update."""
+        hybrid = cast(WatchedModule, pl_module).hybrid
+        names = dict.fromkeys(matrix.place[0] for matrix in self._matrices)
+        self._held = {name: hybrid.held[name] for name in names}
+        self._layouts, self._device = hybrid.layouts, pl_module.device
+        counts = {name: counts for layout in self._layouts.values() for name, counts in layout.held.items()}
+        costs = {name: float(held.info.numel) for name, held in self._held.items()}
+        self._rank, world_size = rank_and_world()
+        self._owners = assign(costs, world_size, counts or None)
+        hybrid.before_update = self._before_update
+
+    def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """Decide whether this step is measured."""
+        self._due = trainer.logger is not None and (step - 1) % self.every == 0
 
     @torch.no_grad()
-    def before(self) -> torch.Tensor:
-        """Copy this process's weights; just before the update, when the memory of the backward pass is free again.
-
-        Returns:
-            (places,) ‖W‖₂ of them; 0 of the matrices that others measure.
-        """
-        self._copies = {name: weight_krs.clone() for name, weight_krs in self._whole()}
-        return self._measure()
+    def _before_update(self) -> None:
+        """Measure before the first group is stepped: DeepSpeed steps one after the other, hiding the rest meanwhile."""
+        if self._due:
+            self._due = False
+            self._copies = {name: weight_krs.clone() for name, weight_krs in self._whole()}
+            self._weights = self._measure()
 
     @torch.no_grad()
-    def after(self) -> torch.Tensor:
-        """After the update: (places,) ‖ΔW‖₂ as in `before`, whose copies become ΔW and are freed."""
+    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
+        """Measure what the step has added, bring the norms of all processes together, and log them."""
+        weights, self._weights = self._weights, None
+        if weights is None:
+            return
         for name, weight_krs in self._whole():
             torch.sub(weight_krs, self._copies[name], out=self._copies[name])
-        norms = self._measure()
+        both = trainer.strategy.reduce(torch.stack([weights, self._measure()]), reduce_op="sum")
         self._copies.clear()
-        return norms
+        if not trainer.is_global_zero or step - 1 == self.written:
+            return
+        places = [(name, block) for name, held in self._held.items() for block in range(held.info.blocks)]
+        of_weights, of_updates = (dict(zip(places, row, strict=True)) for row in both.tolist())
+        values = quantities(self._matrices, of_weights, of_updates, self._multipliers, self.branch_depth)
+        log(trainer, scalars(values), step - 1)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            for tag, layers in values.items():
+                if isinstance(layers, list) and all(norm < LARGEST_IN_HISTOGRAM for norm in layers):
+                    trainer.logger.experiment.add_histogram(tag, np.array(layers), step - 1)
 
     def _whole(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every parameter that this process measures, (k, r, s), as it is now; one at a time."""
@@ -202,65 +223,8 @@ class SpectralShare:
                 yield name, split_blocks(weight.view(held.info.shape), held.info.blocks)
 
     def _measure(self) -> torch.Tensor:
-        """The spectral norms of the copies in the order of `places`; 0 for those of other processes."""
-        like = next(iter(self._layouts), next(iter(self._held.values())).tensor)
-        norms = {name: torch.zeros(held.info.blocks, device=like.device) for name, held in self._held.items()}
+        """‖·‖₂ of the copies' matrices, in order of the parameters; 0 for those that other processes measure."""
+        norms = {name: torch.zeros(held.info.blocks, device=self._device) for name, held in self._held.items()}
         for name, copy_krs in self._copies.items():
             norms[name] = largest_singular_values(copy_krs)
         return torch.cat(list(norms.values()))
-
-
-class SpectralNorms(Measurement):
-    """Measures under every strategy; nothing that is trained changes.
-
-    W is the weights before a step, ΔW what that step adds to them, schedule and weight decay included. The copies are
-    made when the optimizer is about to change weights, so after Sophia's estimate of the Hessian, which is one more
-    backward pass, and while no activations are in memory.
-
-    Args:
-        every: steps between measurements.
-        model: the model in training, before a strategy wraps it.
-        branch_depth: k, which says how the products scale with depth.
-        written: see `Measurement`.
-    """
-
-    def __init__(self, every: int, model: GPT2, branch_depth: int, written: int | None = None) -> None:
-        super().__init__(every, written)
-        self.branch_depth = branch_depth
-        self._multipliers = model.multipliers
-        self._matrices = matrices(model)
-        self._share: SpectralShare | None = None
-        self._weights: torch.Tensor | None = None
-        self._due = False
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask the optimizer to call before it changes weights."""
-        cast(WatchedModule, pl_module).hybrid.before_update = self._before_update
-
-    def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """Decide whether this step is measured."""
-        self._due = self.due(trainer, step)
-        if self._due and self._share is None:
-            names = list(dict.fromkeys(matrix.place[0] for matrix in self._matrices))
-            self._share = SpectralShare(module.hybrid, names)
-
-    def _before_update(self) -> None:
-        """Measure before the first group is stepped: DeepSpeed steps one after the other, hiding the rest meanwhile."""
-        if self._due and self._share is not None:
-            self._due, self._weights = False, self._share.before()
-
-    def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """Measure again, bring the norms of all processes together, and log them."""
-        weights, self._weights = self._weights, None
-        if weights is None or self._share is None:
-            return
-        both = trainer.strategy.reduce(torch.stack([weights, self._share.after()]), reduce_op="sum")
-        if not trainer.is_global_zero or step - 1 == self.written:
-            return
-        of_weights, of_updates = (dict(zip(self._share.places, row, strict=True)) for row in both.tolist())
-        values = quantities(self._matrices, of_weights, of_updates, self._multipliers, self.branch_depth)
-        log(trainer, scalars(values), step - 1)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            for tag, layers in values.items():
-                if isinstance(layers, list) and all(norm < LARGEST_IN_HISTOGRAM for norm in layers):
-                    trainer.logger.experiment.add_histogram(tag, np.array(layers), step - 1)

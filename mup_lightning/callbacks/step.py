@@ -55,26 +55,6 @@ class StepCallback(pl.Callback):
             self.on_step_end(trainer, cast(WatchedModule, pl_module), trainer.global_step)
 
 
-class Measurement(StepCallback):
-    """Something measured in one step of every `every`, from the first on, where there is a logger.
-
-    The step of a point is the number of optimizer steps that the weights had seen: the first point shows the
-    initialisation.
-
-    Args:
-        every: steps between measurements.
-        written: step whose point is in the logs already. A run that went on past the checkpoint it resumes from has
-            written the point of that step; one that was stopped there has not.
-    """
-
-    def __init__(self, every: int, written: int | None = None) -> None:
-        self.every, self.written = every, written
-
-    def due(self, trainer: pl.Trainer, step: int) -> bool:
-        """Whether the step that has begun is to be measured."""
-        return trainer.logger is not None and (step - 1) % self.every == 0
-
-
 def due(step: int, every: int, last: int) -> bool:
     """Whether something done every `every` steps (0: only at the end) is due after step `step` of `last`."""
     return step == last or (every > 0 and step % every == 0)

@@ -14,13 +14,11 @@ from mup_lightning.callbacks.step import StepCallback, WatchedModule
 class Stopping(StepCallback):
     """A signal only sets a flag; after every step the processes vote, and stop together if any of them has it set.
 
-    A signal may reach one process only, or some a step earlier than others, and may come in the middle of anything. In
-    a SLURM job it is caught by `signals`. Elsewhere this takes Ctrl-C and SIGTERM: the first one asks for a stop, a
-    second one acts at once, as it would without us.
+    In a SLURM job signals are caught by `signals`. Elsewhere this takes Ctrl-C and SIGTERM: the first one asks for a
+    stop, a second one acts at once, as it would without us.
 
-    In a job, from the start of a step to the start of the next one, a process that received SIGTERM does not wait for
-    the others forever. That covers the callbacks after this one, which exchange losses and norms, but not validation
-    and saving, which may take long (`signals.unhurried`).
+    In a job, a process that received SIGTERM does not wait for the others forever, except in validation and saving,
+    which may take long (`signals.unhurried`).
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)

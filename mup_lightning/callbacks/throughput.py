@@ -22,9 +22,8 @@ MATRIX_SIZES = {"cpu": 1024, "cuda": 8192}
 class Throughput(StepCallback):
     """Times steps, each from the end of the one before, and logs the speed every `trainer.log_every` steps.
 
-    Waiting for data, logging and measuring count: they slow training down. No synchronisation is forced on a GPU; but
-    every step's check of the gradient norm waits for the step before it, so a mean over several steps is right up to
-    the fraction of one optimizer step that moved from one interval into the next.
+    Waiting for data, logging and measuring count. No synchronisation is forced on a GPU, but every step's check of the
+    gradient norm waits for the step before it: a mean is right up to a fraction of one step.
 
     MFU is FLOPs per token x tokens/s over the sum of all processes' peaks (Chowdhery et al. 2022, appendix B).
 
@@ -97,8 +96,7 @@ class Throughput(StepCallback):
 def measured_peak(device: torch.device, precision: str) -> float:
     """FLOP/s of a product of two dense square matrices, the quickest of as many as fit into `MEASURE_SECONDS`.
 
-    On CPU with the threads of this process. No product reaches a data sheet's figure, so an MFU against this is higher
-    than one against the data sheet. Measured once in a process.
+    On CPU with the threads of this process; measured once in a process. No product reaches a data sheet's figure.
 
     Args:
         device: this process's.
