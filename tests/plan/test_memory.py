@@ -49,7 +49,7 @@ def kept_by_a_block(model, half):
     return kept(3) - kept(2)
 
 
-SWITCHES = [{}, {"activation": "relu"}, {"layer_norm": False}, {"qk_norm": True}, {"bias": False}, {"mlp_ratio": 2}]
+SWITCHES = [{}, {"activation": "relu", "mlp_ratio": 2}, {"layer_norm": False}, {"qk_norm": True, "bias": False}]
 
 
 @pytest.mark.parametrize("switches", SWITCHES)

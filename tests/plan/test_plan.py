@@ -80,7 +80,6 @@ def test_gpt2_xl_by_hand():
 
 CASES = [
     {},
-    {"recipe__optimizer": "adamw", "recipe__weight_decay": 0.1, "recipe__eps": 1e-8},
     {"recipe__optimizer": "adamw", "recipe__branch_depth": 1, "recipe__weight_decay": 0.1},
     {"recipe__parametrization": "sp", "recipe__weight_decay": 0.1, "recipe__decay_vectors": False},
     {
@@ -140,18 +139,18 @@ def test_the_screen(capsys):
     options = ["--model.width", "1600", "--model.depth", "48", "--data.micro_batch", "2"]
     assert main(["plan", *options, "--gpus", "8,64", "--gpu-memory", "20"]) == 0
     text = capsys.readouterr().out
-    assert "1,557,686,400 parameters" in text
-    assert "Newton-Schulz" in text
+    for part in (
+        "1,557,686,400 parameters",
+        "Newton-Schulz",
+        "data.batch_size 240 is no multiple of 2 x GPUs",
+        "the output matrix is the token embedding",
+    ):
+        assert part in text
     rows = [line.split() for line in text.splitlines()]
     zero_0 = next(row for row in rows if row[:3] == ["8", "15", "0"])
-    assert zero_0[3:6] == ["6.23", "6.23", "1.40"]
-    assert zero_0[-1] == "*"
+    assert (zero_0[3:6], zero_0[-1]) == (["6.23", "6.23", "1.40"], "*")
     assert not next(row for row in rows if row[:1] == ["3"])[-1].endswith("*")
-    assert "data.batch_size 240 is no multiple of 2 x GPUs" in text
-    assert "the output matrix is the token embedding" in text
 
-
-def test_refusals(capsys):
     assert main(["plan", "--gpus", "0"]) == 1
     assert "--gpus is 0; expected a list, each whole number of at least 1" in capsys.readouterr().err
     assert main(["plan", "--schedule.warmup_steps", "50", "--trainer.max_steps", "50"]) == 1
