@@ -31,7 +31,7 @@ STEPS = 20
 SETTINGS = {
     "sophia": {"rules.sophia": {"eps": 1e-4, "rho": 10.0, "hessian_every": 5}},
     "soap": {"data.micro_batch": 4, "trainer.gradient_clip": 0.0, "rules.soap": {"precondition_every": 5}},
-    "shampoo": {"rules.shampoo.eps": 1e-6},
+    "shampoo": {"rules.shampoo": {"eps": 1e-6}},
 }
 ALL = [(rule, strategy, "fp32") for rule in RULES for strategy in STRATEGIES]
 # Of SOAP only what follows from equal gradients can be compared; see SETTINGS.
