@@ -10,7 +10,6 @@ import pytest
 
 from mup_lightning.cli.main import main
 from mup_lightning.config.load import build_config
-from mup_lightning.errors import UserError
 from mup_lightning.studies.sweep.run import Summary
 from mup_lightning.studies.sweep.spec import load
 from mup_lightning.studies.transfer.losses import read_losses
@@ -34,11 +33,7 @@ SMALL = ["--set", "data.batch_size=8", "--set", "data.micro_batch=8"]
     ("changes", "more", "message"),
     [
         ({"set": {"model.activation": "relu"}}, [], "model.activation is relu in the proxy, gelu in the target"),
-        (
-            {"vary": {"recipe.base_width": [16, 32], "recipe.lr": [0.01]}},
-            [],
-            "several base shapes, (16, 1) and (32, 1)",
-        ),
+        ({"vary": {"recipe.base_width": [16, 32], "recipe.lr": [1]}}, [], "several base shapes, (16, 1) and (32, 1)"),
         ({"value": "recipe.weight_decay", "vary": {}}, [], "recipe.weight_decay is 0.0 in the target; expected a num"),
         ({"vary": {}}, ["--set", "recipe.lr=0.1"], "--recipe.lr says what to search around"),
         ({"vary": {}}, ["--schedule.min_lr=1"], "schedule.min_lr"),
@@ -60,9 +55,7 @@ def test_a_dry_run_shows_the_small_models_and_their_cost(corpus, tmp_path, capsy
     rows = [" ".join(line.split()) for line in printed.splitlines() if line.startswith("width=")]
     tokens = 8 * 30 * 8 * 16  # runs x steps x batch x context
     assert f"width=16 depth=1 2^-9 to 2^-3 (4) 8 0 {tokens:,} " in rows[-1]
-    assert {row.partition(" 2^")[0] for row in rows} == {
-        "width=16 depth=1", "width=16 depth=2", "width=32 depth=1"
-    }  # fmt: skip
+    assert {row.partition(" 2^")[0] for row in rows} == {f"width={w} depth={d}" for w, d in ((16, 1), (16, 2), (32, 1))}
     assert "the target, width 64, depth 4: 90 steps of " in printed
     assert "not transferred by the recipe: " in printed
     small, large = map(float, re.findall(r"(\S+) FLOPs,", printed))
@@ -86,16 +79,15 @@ def test_the_grid_of_values(corpus, tmp_path, capsys, changes, more, shown):
     assert shown in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("warmup", "own"), [(300, 12), (2000, 80)])
-def test_a_warmup_is_carried_as_a_share_of_the_run(corpus, tmp_path, warmup, own):
-    """300 of 10000 steps are 12 of 400, and 2000 are 80: more steps than the proxies have would be refused."""
+def test_a_warmup_is_carried_as_a_share_of_the_run(corpus, tmp_path):
+    """2000 of 10000 steps are 80 of 400: more steps than the proxies have would be refused."""
     sweep = load(proxies(tmp_path, set={"trainer.max_steps": 400}))
-    large = target(corpus, trainer__max_steps=10000, schedule__warmup_steps=warmup)
+    large = target(corpus, trainer__max_steps=10000, schedule__warmup_steps=2000)
     found = [trial.config for trial in proxy_trials(sweep, large, 1, 1)]
-    assert {config.schedule.warmup_steps for config in found} == {own}
+    assert {config.schedule.warmup_steps for config in found} == {80}
     assert not [text for text in not_transferred(found, large) if "warm" in text]
     found[0].schedule.warmup_steps = None
-    caveat = f"the warm-up takes 10.0% of the run in the proxies, {warmup / 100:.1f}% in the target"
+    caveat = "the warm-up takes 10.0% of the run in the proxies, 20.0% in the target"
     assert caveat in not_transferred(found[:1], large)
     named = [replace(grid, set=grid.set | {"schedule.warmup_steps": 300}) for grid in sweep.grids]
     trials = proxy_trials(replace(sweep, grids=tuple(named)), large, 1, 1)
@@ -148,9 +140,6 @@ def test_proxies_have_heads_of_the_targets_dimension(corpus, monkeypatch):
 def test_sp_has_no_base_shape(corpus):
     sp = [target(corpus, recipe__parametrization="sp", recipe__base_width=width) for width in (64, 128)]
     refuse_incompatible(sp, sp[0], "recipe.lr", "")
-    mup = [target(corpus, recipe__base_width=width) for width in (64, 128)]
-    with pytest.raises(UserError, match="several base shapes"):
-        refuse_incompatible(mup, mup[0], "recipe.lr", "")
 
 
 @pytest.mark.parametrize(("optimum", "grown"), [(-6.6, [-5, -4]), (-11.4, [-14, -13]), (-9, [])])
