@@ -12,7 +12,6 @@ from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import leaves
 from tests.studies.tuning import options, proxies, rows_of, target
 
-
 QUICK = ["--workers", "0"]
 
 

@@ -89,7 +89,10 @@ def text(found: Sequence[Group]) -> str:
         parts.append(f"== {family[0].title} ==")
         parts += [f"{one.label}: {one.verdict}\n{_table(one)}" for one in family]
         if len(family) > 1:
-            parts.append(f"best loss at equal size\n{tables.text(_losses(family))}")
+            lines = [[family[0].axis, *(one.label for one in family)]]
+            for size, losses in compared(family).items():
+                lines.append([size, *("-" if loss is None else f"{loss:.3f}" for loss in losses)])
+            parts.append(f"best loss at equal size\n{tables.text(lines)}")
     return "\n\n".join([*parts, LEGEND])
 
 
@@ -106,17 +109,6 @@ def _table(found: Group) -> str:
             cells = [f"{best.value:.2f}{error}{mark}", tried, f"{best.loss:.3f}"]
         columns.append([curve.size, *cells, str(cost)])
     return tables.text(list(zip(*columns, strict=True)))
-
-
-def _losses(family: Sequence[Group]) -> list[list[str]]:
-    """A line per size, a column per parametrization: the best loss, and how far above the lowest it is."""
-    lines = [[family[0].axis, *(one.label for one in family)]]
-    for size, losses in compared(family).items():
-        lowest = min((loss for loss in losses if loss is not None), default=0.0)
-        above = [f" (+{loss - lowest:.3f})" if loss and loss > lowest else "" for loss in losses]
-        cells = ["-" if loss is None else f"{loss:.3f}{more}" for loss, more in zip(losses, above, strict=True)]
-        lines.append([size, *cells])
-    return lines
 
 
 def compared(family: Sequence[Group]) -> dict[str, list[float | None]]:
