@@ -12,6 +12,7 @@ from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config, RunConfig, leaves, without_added
 from mup_lightning.errors import UserError
 from mup_lightning.optim.registry import SECTIONS, options_in_force, used_sections
+from mup_lightning.spectral.recipe import BaseFactors
 from mup_lightning.studies.sweep.check import Checked, Checker
 from mup_lightning.studies.sweep.spec import Grid, Sweep
 from mup_lightning.tables import power_of_two
@@ -144,7 +145,7 @@ def config_hash(config: Config, corpus: str) -> str:
 
 
 def look_up(config: Config, key: str) -> Any:
-    """The value of a dotted key; for a rule's option the one in force.
+    """The value of a dotted key; of a rule's option, or of a role's base value, the one in force.
 
     Raises:
         UserError: there is none.
@@ -153,6 +154,9 @@ def look_up(config: Config, key: str) -> Any:
     try:
         if key.startswith("rules.") and section in SECTIONS:
             return options_in_force(config.rules, section)[option]
+        if key.startswith("recipe.base."):
+            label, _, factor = key.removeprefix("recipe.base.").partition(".")
+            return getattr(config.recipe.base.get(label, BaseFactors()), factor)
         return attrgetter(key)(config)
     except (AttributeError, KeyError):
         raise unknown_key(key, list(leaves(asdict(config)))) from None
