@@ -1,6 +1,5 @@
 """`mup-lightning VERB`: parses a command line by the table of verbs, runs it, and ends a user's mistake in one line."""
 
-import errno
 import importlib
 import inspect
 import os
@@ -17,9 +16,6 @@ from mup_lightning.config.load import GROUPS, RECIPES, WORDS, Layer, hint_of, me
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UsageError, UserError
 from mup_lightning.typed import Option, Raw, build, describe, hints, options
-
-_FILE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
-"""Errors that the machine, not this code, has made: no permission, no space, a file where a folder should be."""
 
 HELP = ("-h", "--help")
 
@@ -47,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in _FILE_SYSTEM or error.filename is None:
+        if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
