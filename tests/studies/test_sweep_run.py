@@ -14,9 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mup_lightning.config.schema import Config
 from mup_lightning.studies.sweep import run as sweep_run
 from mup_lightning.studies.sweep.grid import expand
-from mup_lightning.studies.sweep.run import run_trials
+from mup_lightning.studies.sweep.run import measure, placed, run_trials
 from mup_lightning.studies.sweep.spec import load
-from mup_lightning.studies.sweep.trial import measure, placed
 from mup_lightning.training.train import train
 from tests.studies.sweeps import tiny_sweep, write
 
@@ -133,6 +132,6 @@ def test_what_is_no_loss_costs_one_trial(trial, tmp_path, monkeypatch, capsys):
         patch.setattr("mup_lightning.training.module.GPT2Module.validation_loss", lambda self: float("inf"))
         result = measure(trial, tmp_path, "off")
     assert (result["loss"], result["diverged"]) == (None, "step 60: the validation loss is inf")
-    monkeypatch.setattr("mup_lightning.studies.sweep.trial.train", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("mup_lightning.studies.sweep.run.train", lambda *_, **__: 1 / 0)
     assert run_trials([trial], tmp_path, 0).failed == [f"{trial.label}: ZeroDivisionError: division by zero"]
     assert "Traceback" in capsys.readouterr().err

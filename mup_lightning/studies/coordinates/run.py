@@ -97,7 +97,7 @@ def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], li
     Raises:
         UserError: one of the sizes cannot be trained.
     """
-    from mup_lightning.studies.sweep.check import Checker
+    from mup_lightning.studies.sweep.grid import Checker
 
     checker, configs, work, memory = Checker(), [], [], 0
     for name in parametrizations(settings, config):
