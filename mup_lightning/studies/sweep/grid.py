@@ -196,7 +196,8 @@ def _label(trials: list[Trial], keys: list[str]) -> None:
             if key == "recipe.branch_depth" and trial.config.recipe.parametrization != "mup":
                 continue  # SP has none
             text = power_of_two(value) if isinstance(value, float) and 0 < value < 1 else str(value)
-            words.append(text if key in plain else f"{key.rpartition('.')[2]}={text}")
+            name = ".".join(key.split(".")[-2 if key.startswith("recipe.base.") else -1 :])
+            words.append(text if key in plain else f"{name}={text}")
         trial.label = " ".join(words) or trial.hash[:12]
 
 
