@@ -5,11 +5,10 @@ import lightning.pytorch as pl
 from mup_lightning.callbacks.dashboard import Dashboard, pages, panels
 from mup_lightning.callbacks.divergence import Divergence
 from mup_lightning.callbacks.losses import Losses, Validation
-from mup_lightning.callbacks.norms import FeatureNorms, GradientNorms
+from mup_lightning.callbacks.norms import FeatureNorms, GradientNorms, UpdateCheck
 from mup_lightning.callbacks.spectral_monitor import SpectralNorms
 from mup_lightning.callbacks.stopping import Stopping
 from mup_lightning.callbacks.throughput import Throughput
-from mup_lightning.callbacks.update_check import UpdateCheck
 from mup_lightning.config.schema import Config
 from mup_lightning.model.gpt2 import GPT2
 

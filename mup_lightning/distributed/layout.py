@@ -101,10 +101,10 @@ def each_cut(numels: dict[str, int], world_size: int) -> Layout:
 
 
 def assign(costs: dict[Key, float], world_size: int, held: dict[Key, list[int]] | None = None) -> dict[Key, int]:
-    """Choose who works on which matrix: equal shares of the cost and, where that allows it, where the elements are.
+    """Choose who works on which matrix, the same on all processes.
 
-    The most expensive come first. Each goes to the process that holds most of it, unless that one has its share
-    already; then to the one with the least to do. The same on all processes.
+    The most expensive come first. Each goes to the process that holds most of it, unless that one has its share of the
+    cost already; then to the one with the least to do.
 
     Args:
         costs: matrix -> cost.

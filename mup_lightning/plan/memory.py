@@ -10,26 +10,19 @@ optimizer works on a copy of its partition of the weights, although both are flo
     ZeRO 2      4N        4N/P        (4N + S)/P    B             4N/P + D
     ZeRO 3      4N/P      4N/P        (4N + S)/P    3B            4N/P + B + the larger of 8m/P + D and 16m/P
 
-S is the optimizer's state: E of elementwise rules and M of whole-matrix rules, which one process keeps for each matrix
-under every strategy; D is what a rule makes while it steps (`Rule.scratch`), and m the elements of its matrices, which
-travel to their owners (`distributed/collectives.py`). Shards are assumed even, but no share of a whole-matrix rule's
-state is smaller than its largest matrix's. B is DeepSpeed's bucket (`ZERO_BUCKET`), or 4N where that is less. The
-exchange of ddp is its second step's: buckets are rebuilt while the old ones still hold gradients. Gradients are
-counted on top of activations, as they are in all but the first of several micro-batches.
+S is the optimizer's state: E of elementwise rules and M of whole-matrix rules, which one process keeps for each matrix;
+D is what a rule makes while it steps (`Rule.scratch`), and m the elements of its matrices, which travel to their owners
+(`distributed/collectives.py`). Shards are assumed even, but no share of a whole-matrix rule's state is smaller than its
+largest matrix's. B is DeepSpeed's bucket (`ZERO_BUCKET`), or 4N where that is less. The exchange of ddp is its second
+step's, when buckets are rebuilt. Gradients are counted on top of activations, as in all but the first micro-batch.
 
-Under ZeRO 3 two blocks are gathered in addition to the embeddings: one computing and one fetched ahead.
+Under ZeRO 3 two blocks are gathered in addition to the embeddings: one computing and one fetched ahead. The spectral
+monitor (`trainer.spectral_norms_every`) keeps a copy of all matrices, embeddings and head too, each in one process,
+while a measured step updates them, and a second copy of the one that it measures.
 
-The spectral monitor (`trainer.spectral_norms_every`) keeps a copy of the matrices, each in one process, while a
-measured step updates them: 4m'/P more there, m' the elements of all matrices, embeddings and head too. Before and after
-the update it needs a second copy of the matrix that it measures.
-
-The peak has the larger of activations with exchange, and the last column, never both.
-
-On CPU gloo takes a copy of all that it gathers: 4m more at stage 0, 4N - 4N/P instead of 4N/P + D at stages 1 and 2
-where that is more.
-
-Not counted: CUDA's context and libraries (about 1 GB), the allocator's fragmentation, buffers of the communication
-library.
+The peak has the larger of activations with exchange, and the last column, never both. On CPU gloo takes a copy of all
+that it gathers: 4m more at stage 0, 4N - 4N/P instead of 4N/P + D at stages 1 and 2 where that is more. Not counted:
+CUDA's context and libraries (about 1 GB), the allocator's fragmentation, buffers of the communication library.
 """
 
 from dataclasses import dataclass
@@ -123,7 +116,7 @@ def memory(config: Config, groups: list[Group], gpus: tuple[int, ...], device: s
         config: of the run; precision auto counts as bf16.
         groups: of its optimizer.
         gpus: numbers of GPUs. Stage 0 on one GPU is strategy single.
-        device: "cuda", or "cpu" for processes without a GPU.
+        device: "cuda", or "cpu".
     """
     rules = rule_memory(groups, device).values()
     n = sum(rule.numel for rule in rules)
@@ -208,11 +201,10 @@ def activations(model: ModelConfig, sequences: int, half: bool, device: str, *, 
 def block_activations(model: ModelConfig, half: bool) -> int:
     """Bytes that one block keeps of a token for its backward pass, with flash attention.
 
-    With a the low-precision size: both norms' inputs (8·C) and statistics; the inputs of the four products (C, C, C,
-    mlp_ratio·C), Q, K and V (3C) and GELU's input (mlp_ratio·C), all at a; one float32 per head (the log of the
-    softmax's sum). ReLU keeps its output alone, which the next product keeps anyway. qk_norm adds the normalised Q and
-    K, a copy of attention's output, and in bf16 the float32 Q and K (torch's composite form; the fused kernel spares
-    these). Dropout adds a byte for every element that it masks.
+    Both norms' inputs (8·C) and statistics; in low precision the inputs of the four products (C, C, C, mlp_ratio·C), Q,
+    K and V (3C) and GELU's input (mlp_ratio·C; ReLU's is not kept); one float32 per head (the log of the softmax's
+    sum). qk_norm adds the normalised Q and K, a copy of attention's output, and in bf16 the float32 Q and K (torch's
+    composite form). Dropout adds a byte for every element that it masks.
     """
     C, f, heads, low = model.width, model.mlp_ratio, model.width // model.head_dim, 2 if half else 4
     per_token = low * C * (6 + f + (f if model.activation == "gelu" else 0)) + 4 * heads

@@ -2,9 +2,7 @@
 
 A checkpoint is a folder `step_<step>` that holds the tensors (`tensors`), Lightning's counters and `checkpoint.json`,
 which lists every file with its size and sha256, the run's configuration and data, and the step. The folder is made
-under another name and renamed when all of it is on disk: a folder with the right name is complete. Checkpoints of steps
-that a run makes anew, after a resume from an older checkpoint, are set aside: `step_<step>` is always part of the
-history of the newest one.
+under another name and renamed when all of it is on disk: a folder with the right name is complete.
 """
 
 import itertools
@@ -153,9 +151,7 @@ def seal(
 
 
 def set_aside(folder: Path, step: int) -> list[Path]:
-    """Rename a run's checkpoints after `step`, from which it is about to be repeated.
-
-    Otherwise they would be taken for the newest ones, and those that follow for the oldest, which are deleted.
+    """Rename a run's checkpoints after `step`, from which it is about to be repeated, so that none is the newest one.
 
     Returns:
         Their new folders, which no run deletes, and from which another run may start.

@@ -1,8 +1,7 @@
 """DeepSpeed's ZeRO under Lightning, the same code on GPUs (NCCL) and on CPU processes (gloo).
 
-DeepSpeed sees float32 everywhere: with precision bf16 the forward pass runs under autocast, as in every other strategy,
-and weights, gradients and what processes exchange stay float32. So all strategies are the same mathematics, and none of
-the traps of DeepSpeed's own bf16 mode applies (a phantom first step at stage 0, a residual stream rounded to bf16).
+DeepSpeed sees float32 everywhere: with precision bf16 the forward pass runs under autocast, as in every other strategy.
+So all strategies are the same mathematics, and none of the traps of DeepSpeed's own bf16 mode applies.
 
 Three things are added to it: the optimizer learns where its parameters have gone (`layouts`), gradients are reduced in
 the same order on all processes (`InOrder`), and a step whose gradients are not finite ends the run.
@@ -30,9 +29,6 @@ class ZeROStrategy(DeepSpeedStrategy):
         stage: 0 (as ddp), 1 (optimizer states partitioned), 2 (gradients too), 3 (weights too).
         clip: largest norm of the raw gradients, 0 for none. At stages 1 to 3 DeepSpeed clips, because it alone holds
             the gradients; at stage 0 the module does.
-
-    Attributes:
-        stage: see above.
     """
 
     def __init__(self, stage: int, clip: float) -> None:
@@ -212,13 +208,11 @@ class InOrder:
     """Makes DeepSpeed reduce gradients in the backward order of the parameters, whatever order they arrive in.
 
     At stages 2 and 3 DeepSpeed (0.19.8) puts gradients into buckets as the backward pass makes them, and adds up the
-    processes' buckets element by element. It assumes that they arrive in the same order everywhere, which holds in
-    eager mode. A compiled block hands out all its gradients at once, in an order that differs between processes:
-    gradients of different parameters are then added to each other, silently. At stage 3 a bucket is sorted, but which
-    gradients are in it depends on the order too.
+    processes' buckets element by element. A compiled block hands out all its gradients at once, in an order that
+    differs between processes: gradients of different parameters are then added to each other, silently.
 
-    A gradient that arrives early waits until those before it have arrived; where blocks are compiled, those of one
-    block. What still waits when the backward pass is over (behind a parameter without a gradient) goes then, in order.
+    A gradient that arrives early waits until those before it have arrived. What still waits when the backward pass is
+    over (behind a parameter without a gradient) goes then, in order.
 
     Args:
         wrapped: DeepSpeed's optimizer of stage 2 or 3; two of its methods are replaced.

@@ -21,11 +21,7 @@ from mup_lightning.optim.sophia import estimate, sample_labels, uniforms
 
 
 def build_training(config: Config, device: str = "cpu") -> tuple[GPT2, HybridOptimizer]:
-    """Roles -> recipe -> weights -> parameter groups -> one optimizer.
-
-    Args:
-        config: the whole configuration.
-        device: where the weights are made; "meta" to look without making them.
+    """Roles -> recipe -> weights on a device (or "meta") -> parameter groups -> one optimizer.
 
     Returns:
         The model with the recipe's initial weights, and the optimizer over all its parameters.
@@ -41,9 +37,6 @@ def build_training(config: Config, device: str = "cpu") -> tuple[GPT2, HybridOpt
 
 class GPT2Module(pl.LightningModule):
     """Trains a `GPT2` on windows of tokens.
-
-    Args:
-        config: the whole configuration.
 
     Attributes:
         model: the network.

@@ -86,8 +86,7 @@ class RunFolder:
     def open(self, config: Config, start: Checkpoint | None) -> None:
         """Make the folder and save the resolved configuration; that of a resumed run does not replace the first one.
 
-        Where a run goes back to an older checkpoint of its own, the later ones belong to a history that is gone: they
-        are set aside.
+        Where a run goes back to an older checkpoint of its own, the later ones are set aside.
         """
         make_folder(self.path, "--run.root, --run.name")
         file = self.config_file
@@ -118,9 +117,7 @@ class RunFolder:
 def identity_of(config: Config, manifest: Manifest) -> dict[str, Any]:
     """What must be equal for a run to be continued exactly, as plain nested values.
 
-    Args:
-        config: of the run, its section `rules` resolved; those of rules that the run does not use are left out.
-        manifest: of the corpus.
+    The configuration's section `rules` is resolved; those of rules that the run does not use are left out.
     """
     identity = plain(config.identity()) | {"corpus": manifest_hash(manifest)}
     return identity | {"rules": {name: identity["rules"][name] for name in used_sections(config.recipe.optimizer)}}

@@ -33,13 +33,9 @@ def file_name(rank: int) -> str:
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Write tensors in the safetensors format, one after another, and force them to disk.
+    """Write tensors, on any device, in the safetensors format, one after another, and force them to disk.
 
     Not by the library, which first copies all tensors into one more piece of memory, and does not hash.
-
-    Args:
-        path: of the file.
-        tensors: on any device; each is copied to the CPU when its turn comes.
 
     Returns:
         {"bytes", "sha256"} of the file.
@@ -67,12 +63,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def held(optimizer: HybridOptimizer, rank: int) -> dict[str, torch.Tensor]:
-    """What this process has to save, by key: all processes together save everything once.
-
-    Args:
-        optimizer: of the run.
-        rank: this process's.
-    """
+    """What the process of this rank has to save, by key: all processes together save everything once."""
     tensors: dict[str, torch.Tensor] = {}
     if not optimizer.layouts and rank == 0:
         tensors |= {f"{WEIGHT}/{name}": held.tensor for name, held in optimizer.held.items()}
@@ -89,10 +80,7 @@ def held(optimizer: HybridOptimizer, rank: int) -> dict[str, torch.Tensor]:
 
 
 class Shards:
-    """The files of all processes of a checkpoint, read as if one process had written them.
-
-    Args:
-        folder: of the checkpoint.
+    """The files of all processes in a checkpoint's folder, read as if one process had written them.
 
     Attributes:
         quantities: parameter -> what was saved of it.

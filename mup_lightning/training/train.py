@@ -103,14 +103,11 @@ def settle(config: Config) -> int:
 def before(config: Config) -> str:
     """What is about to be trained, in a few lines."""
     model, recipe = config.model, config.recipe
-    scaled = (
-        f"muP with branch depth k = {recipe.branch_depth}, scaled from base ({recipe.base_width}, {recipe.base_depth})"
-        if recipe.parametrization == "mup"
-        else "SP: base values, unscaled"
-    )
+    base = f" with k = {recipe.branch_depth} from base ({recipe.base_width}, {recipe.base_depth})"
     return (
         f"GPT-2 of width {model.width}, depth {model.depth}, context {model.context}\n"
-        f"{recipe.optimizer} at base learning rate {recipe.lr:g}, {scaled}\n"
+        f"{recipe.optimizer} at base learning rate {recipe.lr:g}, {recipe.parametrization}"
+        f"{'' if recipe.parametrization == 'sp' else base}\n"
         f"{config.trainer.max_steps} steps of {config.data.batch_size} sequences from {config.data.path}; "
         f"run folder {config.run.root}/{config.run.name}"
     )
@@ -122,10 +119,7 @@ def after(config: Config, result: Result) -> str:
     if result.validation_loss is not None:
         margin = result.unigram_loss - result.validation_loss
         comparison = f"{abs(margin):.4f} nats {'better' if margin > 0 else 'WORSE'} than word frequencies alone"
-        lines += [
-            f"  validation loss  {result.validation_loss:.4f} nats per token, {comparison}",
-            f"  unigram model    {result.unigram_loss:.4f} nats per token",
-        ]
+        lines.append(f"  validation loss  {result.validation_loss:.4f} nats per token, {comparison}")
     elif result.finished:
         lines.append("  every step was done already; mup-lightning evaluate measures the validation loss")
     else:
@@ -136,12 +130,7 @@ def after(config: Config, result: Result) -> str:
         f"  TensorBoard      {result.tensorboard}",
     ]
     if result.finished:
-        lines += [
-            "",
-            "next:",
-            f"  tensorboard --logdir {config.run.root}    curves and feature norms of all runs",
-            f"  mup-lightning evaluate {result.checkpoint}",
-        ]
+        lines += ["", "next:", f"  tensorboard --logdir {config.run.root}    curves and feature norms of all runs"]
         if config.model.width < 256:  # the width of recipes/size/base.yaml
             lines.append("  mup-lightning train size=base steps=30 batch=8    a larger model, by the same recipe")
     elif not signals.in_job():

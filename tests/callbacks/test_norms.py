@@ -1,4 +1,4 @@
-"""Norms of features and gradients, against those of a plain forward and backward pass."""
+"""Norms of features and gradients, against those of a plain forward and backward pass; and of Muon's updates."""
 
 from pathlib import Path
 
@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mup_lightning.callbacks.norms import tag
+from mup_lightning.callbacks.norms import UpdateCheck, tag
 from mup_lightning.data.datamodule import TokenDataModule
+from mup_lightning.errors import UserError
 from mup_lightning.model.taps import NormRecorder
+from mup_lightning.optim import muon
 from mup_lightning.spectral.roles import Role
 from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.module import GPT2Module
@@ -53,3 +55,28 @@ def test_gradient_norms_are_those_of_a_plain_backward_pass(tiny, clip):
         assert curves[f"{TAG}{rule}"][0] == (1, pytest.approx(norm, rel=1e-5)), rule
         assert curves[f"{TAG}/after_clipping{rule}"][0] == (1, pytest.approx(norm * factor, rel=1e-4)), rule
     assert sum(tag.startswith(TAG) for tag in curves) == 2 * len(wanted)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "muon_kimi", "soap"])
+def test_an_orthogonal_update_is_seen_as_one_and_others_are_not_looked_at(tiny, monkeypatch, optimizer):
+    looks, original = [], UpdateCheck.on_step_end
+
+    def on_step_end(self, trainer, module, step):
+        original(self, trainer, module, step)
+        looks.append(dict(self.largest))
+
+    monkeypatch.setattr(UpdateCheck, "on_step_end", on_step_end)
+    train(tiny(**{"recipe.optimizer": optimizer, "trainer.update_check_every": 4}), progress=False)
+    assert len(looks) == 10
+    if optimizer == "soap":
+        assert not any(looks)
+        return
+    assert looks[0].keys() == looks[4].keys() == looks[8].keys() > {"blocks.0.attention.qkv.weight"}
+    assert looks[0] == looks[3] != looks[4]
+    assert all(0.65 < size < 1.22 for look in looks for size in look.values())
+
+
+def test_a_rule_that_does_not_orthogonalise_ends_the_run(tiny, monkeypatch):
+    monkeypatch.setattr(muon, "orthogonalise", lambda sources, *_: sources / sources.abs().mean())
+    with pytest.raises(UserError, match=r"step 1: updates that should be orthogonal are not.*qkv\.weight"):
+        train(tiny(), progress=False)
