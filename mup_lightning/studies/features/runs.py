@@ -13,7 +13,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.studies.scaling import Shape, title
 
 PREFIX = "features/"
-"""Tags are features/<point>, and features/<point>/layer_<i> inside blocks; see callbacks/feature_norms.py."""
+"""Tags are features/<point>, and features/<point>/layer_<i> inside blocks; see callbacks/norms.py."""
 
 Curve = list[tuple[int, float]]
 """(step, value) pairs in order of their steps, each step once."""
