@@ -59,14 +59,14 @@ def test_two_processes_that_the_program_starts_train_what_one_does_and_one_speak
 
 def test_interrupted_and_killed_runs_resume_bit_identically(tiny, tmp_path):
     """Ctrl-C saves and leaves; kill -9 costs the steps since the last checkpoint. Neither changes a number."""
-    long = {"trainer.max_steps": 600, "trainer.checkpoint_every": 50, "trainer.keep_checkpoints": 9}
+    long = {"trainer.max_steps": 300, "trainer.checkpoint_every": 25, "trainer.keep_checkpoints": 9}
     long |= {"trainer.validate_every": 0, "model.dropout": 0.1}
     straight = train(tiny(**long, **{"run.name": "straight"}))
     config = tiny(**long)
     folder, last = RunFolder(config), ("--run.resume", "last")
 
     process = start(config, tmp_path)
-    wait_for(folder.checkpoints / "step_00000050", process)
+    wait_for(folder.checkpoints / "step_00000025", process)
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
     assert code == 130, err
@@ -75,10 +75,10 @@ def test_interrupted_and_killed_runs_resume_bit_identically(tiny, tmp_path):
     stopped = max(path.name for path in folder.checkpoints.glob("step_*"))
 
     process = start(config, tmp_path, *last)
-    wait_for(folder.checkpoints / f"step_{(int(stopped[5:]) // 50 + 2) * 50:08d}", process)
+    wait_for(folder.checkpoints / f"step_{(int(stopped[5:]) // 25 + 2) * 25:08d}", process)
     process.kill()
     finish(process)
-    assert not (folder.checkpoints / "step_00000600").exists()
+    assert not (folder.checkpoints / "step_00000300").exists()
 
     code, out, err = finish(start(config, tmp_path, *last))
     assert code == 0, err
