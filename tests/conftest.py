@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from functools import partial
 
 import pytest
 
@@ -53,32 +54,34 @@ def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("corpus") / "tiny")
 
 
-@pytest.fixture
-def tiny(corpus, tmp_path):
-    """Makes configurations of runs that take about a second: tiny(**{"section.key": value})."""
+def tiny_config(corpus, root, **changes):
+    """The configuration of a run that takes about a second, in a folder `root`; changes: {"section.key": value}."""
     from mup_lightning.config.schema import Config
 
-    def make(**changes):
-        values = {
-            "model": {"width": 32, "depth": 2, "heads": 2, "context": 16},
-            "recipe": {"base_width": 16, "base_depth": 1, "weight_decay": 0.1, "eps": 1e-8},
-            "data": {"path": str(corpus), "tokenizer": "bytes", "batch_size": 8, "micro_batch": 4},
-            "trainer": {
-                "max_steps": 10,
-                "checkpoint_every": 4,
-                "validate_every": 5,
-                "log_every": 2,
-                "feature_norms_every": 3,
-                "accelerator": "cpu",
-            },
-            "run": {"root": str(tmp_path / "runs"), "name": "tiny"},
-        }
-        for key, value in changes.items():
-            *sections, name = key.split(".")
-            target = values
-            for section in sections:
-                target = target.setdefault(section, {})
-            target[name] = value
-        return Config.from_plain(values)
+    values = {
+        "model": {"width": 32, "depth": 2, "heads": 2, "context": 16},
+        "recipe": {"base_width": 16, "base_depth": 1, "weight_decay": 0.1, "eps": 1e-8},
+        "data": {"path": str(corpus), "tokenizer": "bytes", "batch_size": 8, "micro_batch": 4},
+        "trainer": {
+            "max_steps": 10,
+            "checkpoint_every": 4,
+            "validate_every": 5,
+            "log_every": 2,
+            "feature_norms_every": 3,
+            "accelerator": "cpu",
+        },
+        "run": {"root": str(root), "name": "tiny"},
+    }
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = value
+    return Config.from_plain(values)
 
-    return make
+
+@pytest.fixture
+def tiny(corpus, tmp_path):
+    """Makes configurations: tiny(**{"section.key": value}); see `tiny_config`."""
+    return partial(tiny_config, corpus, tmp_path / "runs")

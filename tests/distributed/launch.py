@@ -1,40 +1,98 @@
-"""Starts processes that train together, as torchrun would."""
+"""Processes that train together, as torchrun would start them; they wait for runs, so that start-up is paid once."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import asdict
+from functools import partialmethod
+from pathlib import Path
+
+from mup_lightning.files import read_json, write_json
 
 
-def start(jobs, processes, folder):
-    """Start the processes; jobs: label -> Config."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "jobs.json").write_text(json.dumps({label: asdict(config) for label, config in jobs.items()}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "GROUP_RANK": "0"}
-    common |= {"LOCAL_WORLD_SIZE": str(processes), "TORCHELASTIC_RUN_ID": "tests", "OMP_NUM_THREADS": "1"}
-    running = []
-    for rank in range(processes):
-        environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with (folder / f"rank_{rank}.log").open("a") as log:
-            command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
-            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    return running
+class Together:
+    """Some processes; a context that ends them.
+
+    Args:
+        count: of them.
+        folder: for their logs and answers.
+    """
+
+    def __init__(self, count, folder):
+        self.folder, self.batches = folder, 0
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "GROUP_RANK": "0"}
+        common |= {"LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "tests", "OMP_NUM_THREADS": "1"}
+        self.processes = []
+        for rank in range(count):
+            environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with self.log(rank).open("w") as log:
+                command = [sys.executable, "-m", __name__, str(folder / str(rank))]
+                pipes = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
+                self.processes.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def log(self, rank):
+        return self.folder / f"{rank}.log"
+
+    def start(self, configs):
+        """Let all processes train these one after the other."""
+        self.batches += 1
+        for process in self.processes:
+            process.stdin.write(json.dumps([asdict(config) for config in configs]) + "\n")
+            process.stdin.flush()
+
+    def train(self, configs, timeout=600):
+        """Train them; run's name -> the folder of its last checkpoint, or the error in words."""
+        self.start(configs)
+        answers = [self.folder / f"{rank}-{self.batches}.json" for rank in range(len(self.processes))]
+        deadline = time.monotonic() + timeout
+        while not all(answer.exists() for answer in answers):
+            alive = all(process.poll() is None for process in self.processes) and time.monotonic() < deadline
+            assert alive, "\n".join(self.log(rank).read_text()[-3000:] for rank in range(len(self.processes)))
+            time.sleep(0.05)
+        found = read_json(answers[0], "answers")
+        return {
+            name: Path(answer["checkpoint"]) if "checkpoint" in answer else answer["error"] for name, answer in found
+        }
 
 
-def train_together(jobs, processes, folder, timeout=1200):
-    """Train every job with all processes; label -> {"checkpoint"} or {"error"}."""
-    running = start(jobs, processes, folder)
-    try:
-        codes = [process.wait(timeout) for process in running]
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.kill()
-    logs = "\n".join((folder / f"rank_{rank}.log").read_text()[-3000:] for rank in range(processes))
-    assert codes == [0] * processes, logs
-    return {label: json.loads((folder / f"{label}.json").read_text()) for label in jobs}
+def work(answers):
+    """One of the processes: each line that it reads is a list of configurations."""
+    from mup_lightning.training import tune_allocator
+
+    tune_allocator()
+    import torch
+
+    from mup_lightning.config.schema import Config
+    from mup_lightning.errors import UserError
+    from mup_lightning.training.train import train
+
+    torch.set_num_threads(1)
+    # What depends on the strategy is in it (graphs, hooks, the order of gradients), and no minutes of a C++ compiler.
+    torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    for number, line in enumerate(sys.stdin, 1):
+        found = []
+        for config in map(Config.from_plain, json.loads(line)):
+            try:
+                found.append((config.run.name, train(config, progress=False).checkpoint, ""))
+            except UserError as error:
+                found.append((config.run.name, "", str(error)))
+        write_json(Path(f"{answers}-{number}.json"), found)
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])

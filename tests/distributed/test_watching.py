@@ -1,85 +1,51 @@
 """What is watched is the same with two processes as with one: losses, gradient norms, spikes, rates, and resumes."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mup_lightning.config.schema import Config
 from mup_lightning.studies.features.runs import read_scalars
 from mup_lightning.training.train import train
-from tests.distributed.launch import train_together
+from tests.distributed.conftest import HALF, STRATEGIES
 
-pytestmark = pytest.mark.timeout(1500)  # the launch, which the first test pays for, on a busy machine
-STRATEGIES = ["ddp", "zero0", "zero1", "zero2", "zero3"]
+pytestmark = pytest.mark.timeout(600)  # the first test of a file pays for all of its runs
 TAG = "train/gradient_norm"
 PEAK = 1e9
-
-
-@pytest.fixture(scope="module")
-def config_of(corpus, tmp_path_factory):
-    """config_of(strategy, processes, name): 6 steps, points after 4 and 6, a checkpoint after 3."""
-    root = tmp_path_factory.mktemp("watched")
-
-    def make(strategy, processes, name, resume=None):
-        return Config.from_plain(
-            {
-                "model": {"width": 32, "depth": 2, "heads": 2, "context": 16},
-                "recipe": {"base_width": 16, "base_depth": 1, "eps": 1e-8, "weight_decay": 0.1},
-                "data": {"path": str(corpus), "tokenizer": "bytes", "batch_size": 8, "micro_batch": 2},
-                "schedule": {"warmup_steps": 2},
-                "trainer": {
-                    "max_steps": 6,
-                    "log_every": 4,
-                    "checkpoint_every": 3,
-                    "validate_every": 0,
-                    "feature_norms_every": 0,
-                    "gradient_clip": 0.95,
-                    "peak_flops": PEAK,
-                    # The limit of a spike is the median of the losses so far: the first losses fall about it.
-                    "spike_sigmas": 1e-9,
-                    "spike_window": 4,
-                    "accelerator": "cpu",
-                    "strategy": strategy,
-                    "devices": processes,
-                },
-                "run": {"root": str(root), "name": name, "resume": resume},
-            }
-        )
-
-    return make
+CHANGES = {
+    "trainer.max_steps": 6,
+    "trainer.log_every": 4,
+    "trainer.peak_flops": PEAK,
+    # The limit of a spike is the median of the losses so far: the first losses fall about it.
+    "trainer.spike_sigmas": 1e-9,
+    "trainer.spike_window": 4,
+}
+# Wide enough that spectral norms are iterated, in three steps of six.
+SPECTRAL = {"model.width": 80, "trainer.max_steps": 6, "trainer.spectral_norms_every": 2}
 
 
 def curves_of(checkpoint):
     return {tag: dict(curve) for tag, curve in read_scalars(Path(checkpoint).parents[1] / "tensorboard").items()}
 
 
-def spectral(config):
-    """Wide enough that spectral norms are iterated, in three steps of six."""
-    trainer = replace(config.trainer, spectral_norms_every=2)
-    return replace(config, model=replace(config.model, width=80, depth=3), trainer=trainer)
-
-
 @pytest.fixture(scope="module")
-def together(config_of, tmp_path_factory):
-    """label -> curves of two processes."""
-    straight = {strategy: config_of(strategy, 2, strategy) for strategy in STRATEGIES}
-    resumed = {}
+def together(config_of, two):
+    """Name of a run of two processes -> its curves."""
+    configs = [config_of(f"watched-{strategy}", strategy, 2, **CHANGES) for strategy in STRATEGIES]
     for strategy in ("ddp", "zero3"):
-        config = straight[strategy]
-        half = Path(config.run.root) / strategy / "checkpoints" / "step_00000003"
-        name = f"{strategy}-again"
-        resumed[name] = replace(config, run=replace(config.run, name=name, resume=str(half)))
-    measured = {
-        f"spectral-{strategy}": spectral(config_of(strategy, 2, f"spectral-{strategy}")) for strategy in STRATEGIES
-    }
-    answers = train_together(straight | resumed | measured, 2, tmp_path_factory.mktemp("watching"))
-    return {label: curves_of(answer["checkpoint"]) for label, answer in answers.items()}
+        half = f"{configs[0].run.root}/watched-{strategy}/checkpoints/step_{HALF:08d}"
+        configs.append(config_of(f"watched-{strategy}-again", strategy, 2, **CHANGES, **{"run.resume": half}))
+    configs += [config_of(f"watched-spectral-{strategy}", strategy, 2, **SPECTRAL) for strategy in STRATEGIES]
+    return {name.removeprefix("watched-"): curves_of(path) for name, path in two.train(configs).items()}
 
 
 @pytest.fixture(scope="module")
 def alone(config_of):
-    return curves_of(train(config_of("single", 1, "alone"), progress=False).checkpoint)
+    return curves_of(train(config_of("watched-alone", "single", 1, **CHANGES), progress=False).checkpoint)
+
+
+@pytest.fixture(scope="module")
+def spectral_alone(config_of):
+    return curves_of(train(config_of("watched-spectral", "single", 1, **SPECTRAL), progress=False).checkpoint)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -117,18 +83,15 @@ def test_rates_count_the_tokens_and_the_peaks_of_all_processes(together, strateg
         assert curves["train/mfu"][step] == pytest.approx(flops * speed / (2 * PEAK), rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def spectral_alone(config_of):
-    return curves_of(train(spectral(config_of("single", 1, "spectral-alone")), progress=False).checkpoint)
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_spectral_norms_are_those_of_one_process(together, spectral_alone, strategy):
     """Each matrix is measured by one of the processes; at ZeRO 1 to 3 it has to come together there first."""
-    wanted = {tag: curve for tag, curve in spectral_alone.items() if tag.startswith("spectral/")}
-    found = {tag: curve for tag, curve in together[f"spectral-{strategy}"].items() if tag.startswith("spectral/")}
+    wanted, found = (
+        {tag: curve for tag, curve in curves.items() if tag.startswith("spectral/")}
+        for curves in (spectral_alone, together[f"spectral-{strategy}"])
+    )
     assert (
-        found.keys() == wanted.keys() >= {"spectral/norms/input/token/dw", "spectral/condition/mlp/dw2_dw1/layer_002"}
+        found.keys() == wanted.keys() >= {"spectral/norms/input/token/dw", "spectral/condition/mlp/dw2_dw1/layer_001"}
     )
     for tag, curve in wanted.items():
         assert list(curve) == [0, 2, 4]
