@@ -6,6 +6,7 @@ contender against itself, shows how far to trust the others.
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,16 +20,15 @@ from mup_lightning import tables
 from mup_lightning.config.schema import TokenizerName
 from mup_lightning.versions import versions
 
-DISTURBED = 0.1
-"""Cores kept busy by other programs from which on a round counts as disturbed."""
+OTHERS = "other programs (cores)"
 
 Turn = dict[str, dict[str, float]]
-"""Quantity -> contender -> its value in one round."""
+"""Quantity with its unit -> contender -> its value in one round."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Shape, batch and amount of measuring; a case may add to it.
+    """Shape, batch and amount of measuring.
 
     Attributes:
         width: of the model.
@@ -58,21 +58,8 @@ class Settings:
         return self.batch * self.context
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """Something that is measured of all contenders.
-
-    Attributes:
-        name: such as "speed".
-        unit: such as "tokens/s".
-        ratios: (contender, contender, aim): the first over the second, and what that should be; "" for nothing.
-        aims: contender -> what its own value should be.
-    """
-
-    name: str
-    unit: str
-    ratios: Sequence[tuple[str, str, str]] = ()
-    aims: dict[str, str] = field(default_factory=dict)
+QUICK = Settings(width=32, depth=2, context=16, batch=2, tokenizer="bytes", rounds=1, steps=1, warmup=1, threads=1)
+"""Settings that only show that a case works."""
 
 
 @dataclass(frozen=True)
@@ -82,74 +69,48 @@ class Case:
     Attributes:
         description: in one line.
         default: settings of a measurement that counts.
-        quick: settings that only show that it works.
         turn: one round.
-        quantities: what `turn` and `once` return, in order.
-        once: measured in one round alone, because it does not vary.
+        ratios: quantity -> (contender, contender, aim): the first over the second, and what that should be.
     """
 
     description: str
     default: Settings
-    quick: Settings
     turn: Callable[[Settings], Turn]
-    quantities: Callable[[Settings], list[Quantity]]
-    once: Callable[[Settings], Turn] = lambda settings: {}
+    ratios: dict[str, Sequence[tuple[str, str, str]]] = field(default_factory=dict)
 
 
-def run_case(case: Case, settings: Settings, say: Callable[[str], None], patience: float = 0.0) -> dict[str, Any]:
-    """Take all rounds.
-
-    Args:
-        case: what to measure.
-        settings: at which sizes, and how often.
-        say: receives a line for every round.
-        patience: seconds for which rounds that other programs disturbed are repeated.
+def run_case(case: Case, settings: Settings) -> dict[str, Any]:
+    """Take all rounds, each with a line on stderr.
 
     Returns:
         Plain values: "description", "settings", "quantities".
     """
-    deadline = time.monotonic() + patience
     rounds: list[Turn] = []
-    while len(rounds) < settings.rounds:
+    for number in range(1, settings.rounds + 1):
         others = other_programs()
         turn = case.turn(settings)
-        busy = others()
-        again = busy > DISTURBED and time.monotonic() < deadline
-        figures = "; ".join(f"{name}: {_words(values)}" for name, values in turn.items())
-        note = f" (other programs kept {busy:.1f} cores busy{', so once more' if again else ''})"
-        say(f"round {len(rounds) + 1} of {settings.rounds}: {figures}{note if busy > DISTURBED else ''}")
-        if not again:
-            rounds.append(turn | {"other programs": {"all": busy}})
-    once = case.once(settings)
-    quantities = []
-    for quantity in (*case.quantities(settings), Quantity("other programs", "cores")):
-        turns = [turn[quantity.name] for turn in (rounds if quantity.name in rounds[0] else [once]) if turn]
-        if turns:
-            quantities.append(summary(quantity, turns))
+        rounds.append(turn | {OTHERS: {"all": others()}})
+        figures = "; ".join(f"{name}: {_words(values)}" for name, values in rounds[-1].items())
+        print(f"round {number} of {settings.rounds}: {figures}", file=sys.stderr, flush=True)
+    quantities = {name: summary([turn[name] for turn in rounds], case.ratios.get(name, ())) for name in rounds[0]}
     return {"description": case.description, "settings": asdict(settings), "quantities": quantities}
 
 
-def summary(quantity: Quantity, turns: list[dict[str, float]]) -> dict[str, Any]:
-    """A quantity over all rounds, in plain values: every contender's spread, and that of every ratio."""
-    return {
-        "name": quantity.name,
-        "unit": quantity.unit,
-        "measured": {who: _spread([turn[who] for turn in turns], quantity.aims.get(who, "")) for who in turns[0]},
-        "ratios": {
-            f"{of} / {to}": _spread([turn[of] / turn[to] for turn in turns], aim)
-            for of, to, aim in quantity.ratios
-            if of in turns[0] and to in turns[0]
-        },
-    }
+def summary(turns: list[dict[str, float]], ratios: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
+    """A quantity over all rounds: every contender's spread, and that of every ratio."""
+    found = {who: _spread([turn[who] for turn in turns], "") for who in turns[0]}
+    for of, to, aim in ratios:
+        if {of, to} <= turns[0].keys():
+            found[f"{of} / {to}"] = _spread([turn[of] / turn[to] for turn in turns], aim)
+    return found
 
 
 def table(name: str, result: dict[str, Any], *, aims: bool = True) -> str:
     """The result of a case for the terminal: median, lowest and highest of the rounds."""
-    settings = ", ".join(f"{key} {value}" for key, value in result["settings"].items())
-    lines = [f"{name}: {result['description']}", settings]
-    for quantity in result["quantities"]:
-        rows = [[f"{quantity['name']} ({quantity['unit']})", "median", "lowest", "highest", "aim" if aims else ""]]
-        for who, found in (*quantity["measured"].items(), *quantity["ratios"].items()):
+    lines = [f"{name}: {result['description']}", _words(result["settings"])]
+    for quantity, spreads in result["quantities"].items():
+        rows = [[quantity, "median", "lowest", "highest", "aim" if aims else ""]]
+        for who, found in spreads.items():
             figures = [_figure(found[key]) for key in ("median", "lowest", "highest")]
             rows.append([who, *figures, found["aim"] if aims else ""])
         lines += ["", tables.text(rows)]
@@ -187,8 +148,8 @@ def _spread(values: list[float], aim: str) -> dict[str, Any]:
     return {"median": median(values), "lowest": min(values), "highest": max(values), "values": values, "aim": aim}
 
 
-def _words(values: dict[str, float]) -> str:
-    return ", ".join(f"{who} {_figure(value)}" for who, value in values.items())
+def _words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{who} {_figure(value) if isinstance(value, float) else value}" for who, value in values.items())
 
 
 def _figure(value: float) -> str:

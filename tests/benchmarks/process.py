@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import psutil
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mup_lightning.errors import UserError
+from tests.benchmarks.harness import Settings
 
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Maps every large tensor on its own, so that the kernel's high-water mark counts exactly what is alive."""
@@ -29,8 +30,8 @@ _ALLOCATOR = ("THP_MEM_ALLOC_ENABLE", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 def measure(
     function: Callable[..., Any],
+    settings: Settings,
     *,
-    threads: int,
     processes: int = 1,
     environment: dict[str, str] | None = None,
     **arguments: Any,
@@ -38,8 +39,8 @@ def measure(
     """Call a function in fresh Pythons, which find each other as torchrun's would (RANK, MASTER_ADDR, ...).
 
     Args:
-        function: at the top of a module; takes the arguments by name and returns plain JSON values.
-        threads: CPU threads of torch in each process.
+        function: at the top of a module; takes the settings, and the arguments by name; returns plain JSON values.
+        settings: of the case.
         processes: how many run at the same time.
         environment: variables of each process.
         arguments: plain JSON values.
@@ -54,7 +55,7 @@ def measure(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     variables = {key: value for key, value in os.environ.items() if not key.startswith(_ALLOCATOR)}
-    variables |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    variables |= {"OMP_NUM_THREADS": str(settings.threads), "CUDA_VISIBLE_DEVICES": ""} | (environment or {})
     if processes > 1:
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
         variables |= {"LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "bench"}
@@ -65,10 +66,11 @@ def measure(
         try:
             for rank, answer in enumerate(answers):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+                words = json.dumps([asdict(settings), arguments])
                 with answer.with_suffix(".err").open("wb") as errors:
-                    command = [sys.executable, "-m", __name__, name, json.dumps(arguments), str(answer)]
-                    whole = variables | own | (environment or {})
-                    running.append(subprocess.Popen(command, env=whole, stdout=subprocess.DEVNULL, stderr=errors))
+                    command = [sys.executable, "-m", __name__, name, words, str(answer)]
+                    streams = {"stdout": subprocess.DEVNULL, "stderr": errors}
+                    running.append(subprocess.Popen(command, env=variables | own, **streams))
             # The first failure ends all: the others would wait for it for minutes.
             while any(run.poll() is None for run in running) and not any(run.poll() for run in running):
                 time.sleep(0.05)
@@ -78,10 +80,8 @@ def measure(
                 run.kill()
                 run.wait()
         for rank in failed:
-            last = answers[rank].with_suffix(".err").read_text(errors="replace").splitlines()[-15:]
-            raise UserError(
-                f"benchmark process {name} ended with status {running[rank].returncode}:\n" + "\n".join(last)
-            )
+            last = "\n".join(answers[rank].with_suffix(".err").read_text(errors="replace").splitlines()[-15:])
+            raise UserError(f"benchmark process {name} ended with status {running[rank].returncode}:\n{last}")
         return [json.loads(answer.read_text()) for answer in answers]
 
 
@@ -91,24 +91,17 @@ def resident_mb() -> float:
 
 
 def peak_mb() -> float:
-    """The largest resident memory of this process since it began, or since `reset_peak`.
+    """The largest resident memory of this process since it began, or since `reset_peak`; Linux alone.
 
-    On Linux the kernel's high-water mark of this very program: `ru_maxrss` would begin with the parent's.
+    The kernel's high-water mark of this very program: `ru_maxrss` would begin with the parent's.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        words = status.read_text().split()
-        return int(words[words.index("VmHWM:") + 1]) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on a Mac
+    words = Path("/proc/self/status").read_text().split()
+    return int(words[words.index("VmHWM:") + 1]) * 1024 / 1e6
 
 
-def reset_peak() -> bool:
-    """Let `peak_mb` count from now on. False where the system cannot (all but Linux), and nothing has changed."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
+def reset_peak() -> None:
+    """Let `peak_mb` count from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 class StepClock:
@@ -116,7 +109,6 @@ class StepClock:
 
     Attributes:
         peak_mb: peak memory at the end of the timed steps.
-        seconds: of each timed step.
     """
 
     def __init__(self, warmup: int, steps: int) -> None:
@@ -153,7 +145,17 @@ def step_clock(warmup: int, steps: int) -> Iterator[StepClock]:
         handle.remove()
 
 
+def main(name: str, words: str, answer: str) -> None:
+    """One of the fresh processes."""
+    from mup_lightning.training import tune_allocator
+
+    module, function = name.split(":")
+    if function != "bare" and not MAPPED.items() <= os.environ.items():  # bare is what one writes without us
+        tune_allocator()
+    settings, arguments = json.loads(words)
+    found = getattr(importlib.import_module(module), function)(Settings(**settings), **arguments)
+    Path(answer).write_text(json.dumps(found))
+
+
 if __name__ == "__main__":
-    module, name = sys.argv[1].split(":")
-    result = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))
-    Path(sys.argv[3]).write_text(json.dumps(result))
+    main(*sys.argv[1:])

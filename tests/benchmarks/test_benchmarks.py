@@ -9,13 +9,13 @@ import torch
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.families import FAMILIES
 from tests.benchmarks import __main__ as command
-from tests.benchmarks.depth import DEPTH, per_layer
-from tests.benchmarks.harness import Quantity, summary
-from tests.benchmarks.optimizers import COMPARISONS, OPTIMIZERS, OURS, contenders, take_turn
+from tests.benchmarks.harness import QUICK, summary
+from tests.benchmarks.optimizers import ALL_RULES, COMPARISONS, OURS, take_turn
 from tests.benchmarks.process import measure, step_clock
-from tests.benchmarks.strategies import STRATEGIES, STRATEGY_CASE, make_config
+from tests.benchmarks.strategies import STRATEGIES, make_config, planned_mb
 from tests.benchmarks.trainer import WITH, WITHOUT_AGAIN, bare, corpus_for, costs, ours
 
+TINY = replace(QUICK, width=16, depth=1, context=8)
 ALIKE = {"AdamW": (3, 1e-4), "Shampoo": (1, 2e-3), "SOAP": (3, 1e-2), "Muon": (3, 4e-2)}
 """Steps, and how far the directions may lie apart. Only Shampoo's first step is the same rule everywhere; torch's Muon
 rounds to bfloat16; and SOAP brings the rounding of small differences to the size of 1."""
@@ -37,7 +37,7 @@ def test_contenders_do_the_same_work(name):
     comparison, (steps, bound) = COMPARISONS[name], ALIKE[kind]
     if kind == "SOAP":
         comparison = replace(comparison, which=lambda rows, columns: rows == columns)
-    made = contenders(comparison, replace(OPTIMIZERS.quick, width=16, context=8))
+    made = comparison.contenders(TINY)
     own = torch.cat([move.flatten() for move in moves(made[OURS][0], steps)])
     for other in comparison.others:
         theirs = moves(made[other][0], steps)
@@ -46,31 +46,23 @@ def test_contenders_do_the_same_work(name):
 
 
 def test_every_rule_takes_its_turn():
-    found = take_turn("a step of the whole model", vars(replace(OPTIMIZERS.quick, width=16, context=8)))
+    found = take_turn(TINY, ALL_RULES)
     assert min(found.values()) > 0
     assert found.keys() == FAMILIES.keys()
 
 
-def test_our_trainer_and_the_bare_loop_run_the_same_steps(monkeypatch):
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # a turn sets it for its process, which here is the tests'
-    tiny = replace(command.CASES["trainer"].quick, width=16, depth=1, context=8)
-    with corpus_for(tiny) as corpus:
-        us, them = ours(corpus, vars(tiny)), bare(corpus, vars(tiny))
-    assert len(us["step_seconds"]) == len(them["step_seconds"]) == tiny.steps
+def test_our_trainer_and_the_bare_loop_run_the_same_steps():
+    settings = replace(TINY, steps=3)
+    with corpus_for(settings) as corpus:
+        us, them = ours(settings, corpus), bare(settings, corpus)
+    assert len(us["step_seconds"]) == len(them["step_seconds"]) == settings.steps
     assert us["whole_run_peak_mb"] >= us["peak_mb"] > us["imports_mb"] > 0
 
 
-def test_ratios_are_taken_round_by_round():
+def test_figures_are_taken_round_by_round_and_leave_out_what_they_should():
     turns = [{"a": 2.0, "b": 1.0}, {"a": 6.0, "b": 2.0}, {"a": 30.0, "b": 5.0}]
-    (ratio,) = summary(Quantity("speed", "tokens/s", [("a", "b", "at least 1")]), turns)["ratios"].values()
+    ratio = summary(turns, [("a", "b", "at least 1")])["a / b"]
     assert ratio == {"median": 3.0, "lowest": 2.0, "highest": 6.0, "values": [2.0, 3.0, 6.0], "aim": "at least 1"}
-
-
-def test_figures_leave_out_what_they_should():
-    """5 ms outside the blocks, 4 in the first; a further layer takes 2 ms in the deep model, 6 in the shallow one."""
-    step = {"L = 11": 29.0, "L = 4": 27.0, "L = 4 again": 15.0, "L = 1": 9.0}
-    found = per_layer(step, replace(DEPTH.default, depth=11))["time of a further layer"]
-    assert found == {"L = 11": 2.0, "L = 4": 6.0, "L = 4 again": 2.0}
     # Groups of (measured, plain, plain again); the middle group was disturbed.
     cost = costs([1.5, 1.0, 1.1, 9.0, 1.0, 5.0, 3.0, 2.0, 2.2], every=50)
     assert cost == {WITH: pytest.approx(1.0), WITHOUT_AGAIN: pytest.approx(0.2)}
@@ -88,20 +80,18 @@ def test_the_clock_counts_whole_steps_of_any_optimizer():
     assert clock.peak_mb > 0
 
 
-def test_fresh_processes_find_each_other_and_say_why_they_failed(monkeypatch):
-    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # would change a contender's allocator
-    assert measure(json.loads, threads=1, s="[1]") == [[1]]
-    with pytest.raises(UserError, match=r"json:loads ended with status 1:(.|\n)*JSONDecodeError"):
-        measure(json.loads, threads=1, processes=2, s="{")
-    config = make_config(STRATEGY_CASE.default, "corpus", "muon_kimi", STRATEGIES[2], 8)
+def test_processes_share_the_batch_and_one_that_fails_says_why():
+    with pytest.raises(UserError, match=r"planned_mb ended with status 1:(.|\n)*has no attribute 'recipe'"):
+        measure(planned_mb, TINY, processes=2)
+    config = make_config(replace(TINY, batch=8), "corpus", "muon_kimi", STRATEGIES[2])
     assert (config.data.batch_size, config.data.micro_batch, config.trainer.devices) == (8, 4, 2)
 
 
 def test_a_case_from_the_command_line(tmp_path, capsys):
-    assert command.main(["depth", "--quick", "--json", str(tmp_path / "out.json")]) == 0
-    assert "time of a further layer (ms)" in capsys.readouterr().out
+    assert command.main(["feature_norms", "--quick", "--json", str(tmp_path / "out.json")]) == 0
+    assert "cost at every 50 steps (%)" in capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())
-    assert found["cases"]["depth"]["quantities"][-1]["name"] == "other programs"
+    assert list(found["cases"]["feature_norms"]["quantities"])[-1] == "other programs (cores)"
     with pytest.raises(SystemExit):
         command.main(["speed"])
-    assert "unknown case 'speed'; expected trainer, depth, feature_norms" in capsys.readouterr().err
+    assert "unknown case 'speed'; expected trainer, feature_norms" in capsys.readouterr().err

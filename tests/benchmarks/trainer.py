@@ -7,9 +7,9 @@ The cost at the interval N is (measured - plain) / plain / N.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,35 +19,47 @@ import torch
 import torch.nn.functional as F
 
 from mup_lightning.config.schema import VOCABULARIES, Config, DataConfig, ModelConfig, RunConfig, TrainerConfig
+from mup_lightning.data.prepare import unigram_loss
+from mup_lightning.data.shards import DTYPE, Manifest, SplitWriter
 from mup_lightning.model.gpt2 import build
 from mup_lightning.spectral.recipe import RecipeConfig, derive
-from tests.benchmarks.corpus import write_corpus
-from tests.benchmarks.harness import Case, Quantity, Settings, Turn
+from tests.benchmarks.harness import Case, Settings, Turn
 from tests.benchmarks.process import measure, peak_mb, resident_mb, step_clock
 
 OURS, BARE, AGAIN = "ours", "bare", "ours again"
 WITH, WITHOUT, WITHOUT_AGAIN = "measured", "without", "without again"
 
 
-def ours(corpus: str, settings: dict[str, Any], **every: int) -> dict[str, Any]:
+@contextmanager
+def corpus_for(settings: Settings) -> Iterator[str]:
+    """A prepared corpus of uniformly random tokens, which cost what text costs, as long as it is needed."""
+    with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as name:
+        folder, size = Path(name), VOCABULARIES[settings.tokenizer].size
+        generator, manifest = np.random.default_rng(0), Manifest.begin("synthetic", settings.tokenizer)
+        for split, tokens in (("train", 1_000_000), ("val", settings.tokens + 1)):
+            writer = SplitWriter(folder, split, tokens, manifest.splits[split])
+            writer.append(generator.integers(size, size=tokens).astype(DTYPE))
+            writer.close_shard()
+        manifest.unigram_loss = unigram_loss(folder, manifest.splits, size)
+        manifest.save(folder)
+        yield name
+
+
+def ours(s: Settings, corpus: str, **every: int) -> dict[str, Any]:
     """Train as `mup-lightning train` does, with all callbacks.
 
     Args:
+        s: the settings.
         corpus: a prepared corpus.
-        settings: of `Settings`, as a dict.
         every: intervals of `trainer`, such as feature_norms_every; others have their defaults.
 
     Returns:
         "step_seconds" of each timed step, "peak_mb" up to the last of them, "imports_mb", resident once everything is
         imported, and "whole_run_peak_mb", with validation and checkpoint at the end.
     """
-    from mup_lightning.training import tune_allocator
-
-    tune_allocator()
     from mup_lightning.training.train import train
 
     imports_mb = resident_mb()
-    s = Settings(**settings)
     with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as runs, step_clock(s.warmup, s.steps) as clock:
         data = DataConfig(path=corpus, tokenizer=s.tokenizer, batch_size=s.batch, micro_batch=s.batch)
         config = Config(
@@ -58,20 +70,15 @@ def ours(corpus: str, settings: dict[str, Any], **every: int) -> dict[str, Any]:
             run=RunConfig(root=runs),
         )
         train(config)
-    return {
-        "step_seconds": clock.seconds,
-        "peak_mb": clock.peak_mb,
-        "imports_mb": imports_mb,
-        "whole_run_peak_mb": peak_mb(),
-    }
+    memory = {"peak_mb": clock.peak_mb, "imports_mb": imports_mb, "whole_run_peak_mb": peak_mb()}
+    return {"step_seconds": clock.seconds, **memory}
 
 
-def bare(corpus: str, settings: dict[str, Any]) -> dict[str, Any]:
+def bare(s: Settings, corpus: str) -> dict[str, Any]:
     """Train the same architecture as one writes it without us: whole logits, torch's own loss, AdamW and allocator.
 
-    Args and returns as `ours`, without "whole_run_peak_mb".
+    Args and returns as `ours`.
     """
-    s = Settings(**settings)
     imports_mb = resident_mb()
     config = ModelConfig(width=s.width, depth=s.depth, context=s.context, vocab_size=VOCABULARIES[s.tokenizer].size)
     model = build(config, derive(RecipeConfig(), s.width, s.depth), seed=0)
@@ -91,58 +98,52 @@ def bare(corpus: str, settings: dict[str, Any]) -> dict[str, Any]:
             optimizer.step()
             if step % 10 == 0:
                 print(f"step {step}: loss {loss.item():.3f}", flush=True)
-    return {"step_seconds": clock.seconds, "peak_mb": clock.peak_mb, "imports_mb": imports_mb}
-
-
-@contextmanager
-def corpus_for(settings: Settings) -> Iterator[str]:
-    """A prepared corpus, as long as it is needed."""
-    with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as folder:
-        corpus = Path(folder) / "corpus"
-        write_corpus(corpus, settings.tokenizer, train=1_000_000, validation=settings.tokens + 1)
-        yield str(corpus)
+    memory = {"peak_mb": clock.peak_mb, "imports_mb": imports_mb, "whole_run_peak_mb": peak_mb()}
+    return {"step_seconds": clock.seconds, **memory}
 
 
 def against_bare(settings: Settings) -> Turn:
     """One round of `trainer`: ours, bare, ours again (the control), each in a process of its own."""
-    turns = {}
     with corpus_for(settings) as corpus:
-        for who, function in ((OURS, ours), (BARE, bare), (AGAIN, ours)):
-            (turns[who],) = measure(function, threads=settings.threads, corpus=corpus, settings=asdict(settings))
+        turns = {
+            who: measure(function, settings, corpus=corpus)[0]
+            for who, function in ((OURS, ours), (BARE, bare), (AGAIN, ours))
+        }
     seconds = {who: turn["step_seconds"] for who, turn in turns.items()}
     return {
-        "speed": {who: settings.tokens * len(times) / sum(times) for who, times in seconds.items()},
-        "speed in the fastest step": {who: settings.tokens / min(times) for who, times in seconds.items()},
-        "peak memory": {who: turn["peak_mb"] for who, turn in turns.items()},
-        "peak memory above imports": {who: turn["peak_mb"] - turn["imports_mb"] for who, turn in turns.items()},
-        "peak memory with final save": {OURS: turns[OURS]["whole_run_peak_mb"]},
+        "speed (tokens/s)": {who: settings.tokens * len(times) / sum(times) for who, times in seconds.items()},
+        "peak memory (MB)": {who: turn["peak_mb"] for who, turn in turns.items()},
+        "peak memory above imports (MB)": {who: turn["peak_mb"] - turn["imports_mb"] for who, turn in turns.items()},
+        "peak memory with final save (MB)": {OURS: turns[OURS]["whole_run_peak_mb"]},
     }
 
 
-def monitor_turn(settings: Settings, key: str, shapes: int = 1) -> Turn:
-    """One round of a monitor's cost.
+def monitor(key: str, shapes: int) -> Callable[[Settings], Turn]:
+    """What a round of a monitor's cost is.
 
     Args:
-        settings: `steps` counts groups of three steps.
         key: the interval, such as feature_norms_every; the other monitor is off.
         shapes: 2: also at half the width and half the context.
+
+    Returns:
+        `turn` of a case; its settings' `steps` counts groups of three steps.
     """
     off = dict.fromkeys({"feature_norms_every", "spectral_norms_every"} - {key}, 0)
     every = getattr(TrainerConfig(), key)
-    found: Turn = {}
-    for shape in (settings, replace(settings, width=settings.width // 2, context=settings.context // 2))[:shapes]:
-        # Whole groups only, so that the first timed step is a measured one.
-        training = replace(shape, warmup=-(-shape.warmup // 3) * 3, steps=3 * shape.steps)
-        with corpus_for(shape) as corpus:
-            arguments = {"corpus": corpus, "settings": asdict(training), key: 3, **off}
-            (turn,) = measure(ours, threads=shape.threads, **arguments)
-        kinds = [turn["step_seconds"][place::3] for place in range(3)]
-        name = _name(shape)
-        found[f"{name}: a step"] = {
-            who: 1e3 * median(kind) for who, kind in zip((WITH, WITHOUT, WITHOUT_AGAIN), kinds, strict=True)
-        }
-        found[f"{name}: cost at every {every} steps"] = costs(turn["step_seconds"], every)
-    return found
+
+    def turn(settings: Settings) -> Turn:
+        found: Turn = {}
+        for shape in (settings, replace(settings, width=settings.width // 2, context=settings.context // 2))[:shapes]:
+            # Whole groups only, so that the first timed step is a measured one.
+            training = replace(shape, warmup=-(-shape.warmup // 3) * 3, steps=3 * shape.steps)
+            with corpus_for(shape) as corpus:
+                seconds = measure(ours, training, corpus=corpus, **{key: 3}, **off)[0]["step_seconds"]
+            name, kinds = f"({shape.width}, {shape.depth}), {shape.tokens} tokens", (WITH, WITHOUT, WITHOUT_AGAIN)
+            found[f"{name}: a step (ms)"] = {who: 1e3 * median(seconds[n::3]) for n, who in enumerate(kinds)}
+            found[f"{name}: cost at every {every} steps (%)"] = costs(seconds, every)
+        return found
+
+    return turn
 
 
 def costs(step_seconds: list[float], every: int) -> dict[str, float]:
@@ -154,52 +155,25 @@ def costs(step_seconds: list[float], every: int) -> dict[str, float]:
     }
 
 
-def _name(shape: Settings) -> str:
-    return f"({shape.width}, {shape.depth}), {shape.tokens} tokens"
-
-
-def _monitor(key: str, aim: str, shapes: int) -> dict[str, Any]:
-    """`turn` and `quantities` of a monitor's case."""
-    every = getattr(TrainerConfig(), key)
-
-    def quantities(settings: Settings) -> list[Quantity]:
-        smaller = replace(settings, width=settings.width // 2, context=settings.context // 2)
-        found = []
-        for shape in (settings, smaller)[:shapes]:
-            found.append(Quantity(f"{_name(shape)}: a step", "ms"))
-            found.append(Quantity(f"{_name(shape)}: cost at every {every} steps", "%", aims={WITH: aim}))
-        return found
-
-    return {"turn": lambda settings: monitor_turn(settings, key, shapes), "quantities": quantities}
-
-
-_CONTROL = (OURS, AGAIN, "")
 _DEFAULT = Settings(width=256, depth=4, context=256, batch=8, tokenizer="gpt2", rounds=5, steps=10, warmup=3)
-_QUICK = Settings(width=64, depth=2, context=32, batch=2, tokenizer="bytes", rounds=1, steps=2, warmup=1)
-
 TRAINER = Case(
     "our trainer with its default callbacks against a bare PyTorch loop",
     _DEFAULT,
-    _QUICK,
     against_bare,
-    lambda settings: [
-        Quantity("speed", "tokens/s", [(OURS, BARE, "at least 1.1"), _CONTROL]),
-        Quantity("speed in the fastest step", "tokens/s", [(OURS, BARE, ""), _CONTROL]),
-        Quantity("peak memory", "MB", [(OURS, BARE, "at most 0.5"), _CONTROL]),
-        Quantity("peak memory above imports", "MB", [(OURS, BARE, ""), _CONTROL]),
-        Quantity("peak memory with final save", "MB"),
-    ],
+    {
+        "speed (tokens/s)": [(OURS, BARE, "at least 1.1"), (OURS, AGAIN, "")],
+        "peak memory (MB)": [(OURS, BARE, "at most 0.5"), (OURS, AGAIN, "")],
+        "peak memory above imports (MB)": [(OURS, BARE, ""), (OURS, AGAIN, "")],
+    },
 )
 FEATURE_NORMS = Case(
-    "what the feature norms cost at their default interval",
+    "what the feature norms cost at their default interval (aim: at most 0.5 %)",
     replace(_DEFAULT, steps=8),
-    replace(_QUICK, warmup=3),
-    **_monitor("feature_norms_every", "at most 0.5", shapes=1),
+    monitor("feature_norms_every", shapes=1),
 )
 SPECTRAL_NORMS = Case(
     # At small batches, where a step is short and the cost, which does not depend on the batch, weighs most.
-    "what the spectral monitor costs at its default interval, at two shapes",
+    "what the spectral monitor costs at its default interval, at two shapes (aim: at most 1 %)",
     replace(_DEFAULT, batch=2, steps=8),
-    replace(_QUICK, warmup=3),
-    **_monitor("spectral_norms_every", "at most 1", shapes=2),
+    monitor("spectral_norms_every", shapes=2),
 )

@@ -64,10 +64,7 @@ class Together:
             alive = all(process.poll() is None for process in self.processes) and time.monotonic() < deadline
             assert alive, "\n".join(self.log(rank).read_text()[-3000:] for rank in range(len(self.processes)))
             time.sleep(0.05)
-        found = read_json(answers[0], "answers")
-        return {
-            name: Path(answer["checkpoint"]) if "checkpoint" in answer else answer["error"] for name, answer in found
-        }
+        return {name: error or Path(folder) for name, folder, error in read_json(answers[0], "answers")}
 
 
 def work(answers):

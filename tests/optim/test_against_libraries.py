@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import pytorch_optimizer
 import torch
-from pytorch_optimizer.optimizer import sso as library_sso
 from pytorch_optimizer.optimizer.muon import base as library_muon
 from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
 
@@ -167,33 +166,3 @@ def test_shampoo_is_the_scalable_one_without_grafting(shape):
         step(ours, [g])
         theirs.step(g, lr=LR * correction**0.5)
     assert_equal(parameter.detach().numpy(), theirs.weight)
-
-
-class Widened:
-    """torch for a library module that casts to bfloat16 and float32: both are float64 here."""
-
-    bfloat16 = float32 = torch.float64
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_sso(monkeypatch, shape):
-    """pytorch_optimizer's SpectralSphere leaves out two things of the paper, which the test does by hand.
-
-    R: its step is ηΦ, not ηRΦ. The sphere: it never brings W back to ‖W‖₂ = R. What is left, Φ, agrees; for that its
-    bfloat16 is made float64, its power iteration and its bisection are given time, and its Nesterov is off. Both get
-    sixteen steps of Newton-Schulz: after eight, what is left depends on the norm that one begins with, which differs.
-    """
-    monkeypatch.setattr(library_sso, "torch", Widened())
-    w, *grads = gradients(shape)
-    radius = (shape[0] / shape[1]) ** 0.5
-    keys = {"lr": LR * radius, "weight_decay": 0.0, "momentum": 0.9, "nesterov": False, "msign_steps": 16}
-    keys |= {"power_iteration_steps": 2000, "solver_tolerance_f": 1e-13, "solver_max_iterations": 200}
-    theirs = Theirs(lambda p: pytorch_optimizer.SpectralSphere(p, **keys), w)
-    for g in grads:
-        theirs.weight[...] *= radius / np.linalg.norm(theirs.weight, 2)
-        theirs.step(g)
-    options = {"tolerance": 1e-13, "steps": 16}
-    assert_equal(run("sso", w, grads, options=options, weight_decay=0.0)[0], theirs.weight)
