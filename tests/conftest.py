@@ -4,11 +4,16 @@ import json
 import os
 import random
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 # Tiny models gain nothing from threads, and tests that share the cores with other processes lose much by them.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Processes that tests start begin quickly; this one imports everything as it is.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parent / "startup"), os.environ.get("PYTHONPATH")])
+)
 
 SLOW = (
     "benchmarks distributed slurm "

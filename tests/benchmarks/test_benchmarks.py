@@ -81,7 +81,7 @@ def test_the_clock_counts_whole_steps_of_any_optimizer():
 
 
 def test_processes_share_the_batch_and_one_that_fails_says_why():
-    with pytest.raises(UserError, match=r"planned_mb ended with status 1:(.|\n)*has no attribute 'recipe'"):
+    with pytest.raises(UserError, match=r"planned_mb ended with status 1:(.|\n)*has no attribute 'trainer'"):
         measure(planned_mb, TINY, processes=2)
     config = make_config(replace(TINY, batch=8), "corpus", "muon_kimi", STRATEGIES[2])
     assert (config.data.batch_size, config.data.micro_batch, config.trainer.devices) == (8, 4, 2)

@@ -10,7 +10,6 @@ import torch
 
 from mup_lightning.config.schema import Config
 from mup_lightning.optim.registry import RULES
-from mup_lightning.spectral.recipe import derive
 from mup_lightning.spectral.roles import Role
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.train import train
@@ -133,7 +132,7 @@ def test_the_updates_are_orthogonal(by_two, rule, strategy):
         for folder in (after.with_name(f"step_{STEPS - 1:08d}"), after)
     )
     config = Config.from_plain(checkpoints.read(after).config)
-    values = derive(config.recipe, 32, 2).values[Role.HIDDEN]
+    values = config.derive().values[Role.HIDDEN]
     found = torch.linalg.svdvals((new - old) / values.lr + values.weight_decay * old) / SIZES[rule]
     assert found.max() < 1.25
     assert found.quantile(0.1) > 0.65  # Newton-Schulz lifts what is below a hundredth of the largest not all the way
