@@ -14,6 +14,7 @@ is assumed; multipliers and update sizes follow.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 from mup_lightning.spectral.roles import SHAPES, Role
 from mup_lightning.spectral.scale import HALF, ONE, L, N, S, Scale, largest
@@ -77,6 +78,7 @@ class Weight:
         return self.gradient * (L**HALF if self.role.in_branch else ONE)
 
 
+@cache
 def solve(role: Role, branch_depth: int) -> Weight:
     """Solve the condition for one role.
 

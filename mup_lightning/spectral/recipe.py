@@ -8,6 +8,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from mup_lightning.errors import UserError
@@ -262,6 +263,7 @@ def derive(config: RecipeConfig, width: int, depth: int, head_dims: tuple[float,
     # GPT-2's factor counts the blocks of the model; under the recipe those of the base, or it would come on top of 1/L.
     closing = (2 * (config.base_depth if mup else depth)) ** -0.5
 
+    @cache
     def values(role: Role, r_side: float) -> Values:
         family = family_of(config, role)
         row = exponents(family, role, config.branch_depth)
