@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ Shape = tuple[int, int]
 """(width, depth) of a model."""
 
 MARKS = {None: "", Verdict.PASS: "", Verdict.UNCLEAR: " ?", Verdict.FAIL: " ✗"}
-"""Mark after an exponent in a table, by verdict; from the one that decides least to the one that decides all."""
+"""Mark after an exponent in a table."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,20 @@ class Line:
     def number(self) -> str:
         """The exponent, such as +0.48 ± 0.03."""
         return tables.plus_minus(self.fit.exponent, self.fit.half_width) if self.fit else "zero"
+
+    @property
+    def outside(self) -> float:
+        """How far the interval leaves the band, in widths of the band; below 0: it does not."""
+        if self.fit is None or self.band is None:
+            return math.inf
+        least, most = self.band
+        return max(self.fit.high - most, least - self.fit.low) / (most - least)
+
+    @property
+    def allowed(self) -> str:
+        """The band, such as ±0.1."""
+        least, most = self.band or (-math.inf, math.inf)
+        return f"±{most:g}" if least == -most else f"{least:+.3g} to {most:+.3g}"
 
     @property
     def means(self) -> list[float]:
@@ -150,6 +165,32 @@ def judge(exponent: Fit | None, band: Band) -> Verdict:
     if exponent is None or exponent.high < least or exponent.low > most:
         return Verdict.FAIL
     return Verdict.PASS if least <= exponent.low and exponent.high <= most else Verdict.UNCLEAR
+
+
+def deciding(found: Sequence[Line]) -> list[Line]:
+    """The lines that make the verdict over all of them, the furthest outside its band first."""
+    verdict = overall(line.verdict for line in found if line.verdict)
+    return sorted((line for line in found if line.verdict is verdict), key=lambda line: -line.outside)
+
+
+def conclude(found: Sequence[Line], where: Callable[[Line], str]) -> tuple[Verdict, str]:
+    """The verdict over lines, and its reason: how many make it, and the two furthest outside their bands.
+
+    Args:
+        found: judged lines.
+        where: a line's label in words, up to and including what the exponent belongs to.
+    """
+    worst = deciding(found)
+    verdict = overall(line.verdict for line in worst if line.verdict)
+    words = [f"{where(line)}{line.number}, allowed {line.allowed}" for line in worst[:2]]
+    some = "; ".join(words) + ("; ..." if len(worst) > 2 else "")
+    count = f"{len(worst)} of {len(found)}"
+    return verdict, {
+        Verdict.PASS: f"all {len(found)} exponents lie in their bands; nearest to an edge: {words[0]}",
+        Verdict.FAIL: f"{count} exponents lie outside their bands: {some}",
+        Verdict.UNCLEAR: f"{count} intervals cross an edge of their bands (more seeds, or sizes further apart, would "
+        f"tell): {some}",
+    }[verdict]
 
 
 def exit_code(findings: Iterable[Finding]) -> int:

@@ -47,7 +47,7 @@ def test_one_check_and_its_files(argv, tmp_path, capsys):
     assert main([*argv, *wide, "--axis", "depth", "--depths", "1,2,4"]) == 0
     printed, progress = capsys.readouterr()
     assert "coordinate check of muon_kimi over depth: 12 trainings in this process" in progress
-    assert "\nrecipe, k ≥ 2: PASS: no exponent" in printed
+    assert "\nrecipe, k ≥ 2: PASS: all 42 exponents" in printed
     assert "\nSP: PASS" in printed
     found = read_check(tmp_path / "check" / "coordinates.json")
     assert (found.settings.axis, list(found.sizes)) == ("depth", [(16, 1), (16, 2), (16, 4)])

@@ -9,10 +9,8 @@ import torch
 
 from mup_lightning.errors import UserError
 from mup_lightning.studies.assumptions.measure import (
-    activation_ratio,
     alignment,
     feature_ratio,
-    first_steps,
     measure,
     own_gradients,
     weight_ratios,
@@ -54,19 +52,6 @@ def orthogonal(n, seed=0):
     return torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(seed)).double())[0]
 
 
-@pytest.mark.parametrize(
-    ("step", "ratio"),
-    [
-        (lambda W: 0.3 * W, 1.0),  # along the weight
-        (lambda W: -0.3 * W, 0.7 / 1.3),  # against it
-        (lambda W: W @ torch.diag(torch.tensor([0.0, 5.0]).repeat(4)).double(), 1.0),  # along a part of it
-    ],
-)
-def test_weights_that_are_aligned_or_opposed(step, ratio):
-    W = orthogonal(8)
-    assert weight_ratios([W], [W + step(W)])[0][0] == pytest.approx(ratio)
-
-
 def test_orthogonal_weights_and_the_size_of_the_step():
     """Of W = a·u vᵀ and ΔW = a·u wᵀ with w at right angles to v, the norms are a, a and a·√2."""
     u, v, w = orthogonal(8)[:3]
@@ -96,12 +81,6 @@ def test_features_are_compared_vector_by_vector():
     assert size == pytest.approx((1 / 3 + 1 + 1 / 2 + 0) / 4)
 
 
-def test_a_relu_of_a_gaussian_halves_the_square():
-    x = torch.randn(50, 1, 4000, generator=torch.Generator().manual_seed(0))
-    assert activation_ratio(x, x.relu()) == pytest.approx(math.sqrt(0.5), rel=5e-3)
-    assert activation_ratio(x, -2 * x) == pytest.approx(2.0)
-
-
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_sample_s_gradient_is_that_of_its_own_loss(network, small):
     """As observed in one backward pass, against a loop of backward passes over samples alone, in float64."""
@@ -127,15 +106,6 @@ def test_every_sample_s_gradient_is_that_of_its_own_loss(network, small):
         for matrix in subject.matrices:
             expected = matrix.cut(model.get_parameter(matrix.parameter).grad, 0)
             torch.testing.assert_close(found[matrix][i], expected, rtol=1e-9, atol=1e-12)
-
-
-def test_sgd_s_own_updates_add_up_to_the_batch_s():
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(5, 4, generator=generator).double()
-    gradients = torch.randn(7, 5, 4, generator=generator).double()
-    step, *own = first_steps(group("sgd"), weight, [gradients.mean(0), *gradients])
-    torch.testing.assert_close(torch.stack(own).mean(0), step)
-    torch.testing.assert_close(step, -0.01 * gradients.mean(0))
 
 
 @pytest.mark.parametrize("rule", ["sgd", "adamw"])
@@ -214,45 +184,6 @@ def test_a_measured_step_is_the_step_that_training_makes(network, small):
     assert found.losses == pytest.approx(losses, rel=1e-5)
 
 
-def test_the_mlp_s_features_and_activations_by_hand(small):
-    """The network of the docstring, written out in numpy, before and after the first step."""
-    what = ("mlp", "adamw", 2, 0, replace(small, warmup=0))
-    found = measure(one(*what)).measured["start"]
-    subject = build(*what)
-    batch = next(subject.batches)
-    x = batch[0].double().numpy()
-
-    def forward():
-        p = {name: value.detach().double().numpy() for name, value in subject.model.named_parameters()}
-        factors = subject.model.multipliers
-        h = factors.input * (x @ p["input"] + p["input_bias"])
-        seen = {"input": [h], "first": [], "second": [], "stream": []}
-        for block in range(2):
-            weights = [
-                (p[f"branches.{block}.layers.{i}.weight"], p[f"branches.{block}.layers.{i}.bias"]) for i in (0, 1)
-            ]
-            pre = h @ weights[0][0].T + weights[0][1]
-            out = np.maximum(pre, 0) @ weights[1][0].T + weights[1][1]
-            h = h + factors.residual * out
-            for name, value in (("first", pre), ("second", out), ("stream", h)):
-                seen[name].append(value)
-        return seen
-
-    before = forward()
-    subject.loss(batch).backward()
-    subject.optimizer.step()
-    after = forward()
-    size = lambda h: np.linalg.norm(h, axis=1)  # noqa: E731
-    for name, features in before.items():
-        for block, h in enumerate(features):
-            change = after[name][block] - h
-            ratio = (size(h + change) / (size(h) + size(change))).mean()
-            assert found["features"][name][block] == pytest.approx(ratio, rel=1e-4)
-    for block, pre in enumerate(before["first"]):
-        expected = (size(np.maximum(pre, 0)) / size(pre)).mean()
-        assert found["activation"]["first"][block] == pytest.approx(expected, rel=1e-4)
-
-
 def test_what_gpt2_shows(small):
     """V and not Q or K, the stream after each block, and GELU after the up matrix."""
     found = measure(one("gpt2", "adamw", 2, 0, small)).measured["start"]
@@ -279,12 +210,3 @@ def test_what_gpt2_shows(small):
     torch.testing.assert_close(seen.streams[-1], h.detach())
     up = seen.output(matrices["up", 0])
     torch.testing.assert_close(seen.inputs["down", 0], torch.nn.functional.gelu(up, approximate="tanh"))
-
-
-def test_the_learning_rate_rises_as_asked(small):
-    """SGD's step is proportional to its rate: with 3 steps of warm-up the first one is a quarter."""
-    slow, fast = (
-        measure(one("mlp", "sgd", 2, 0, replace(small, warmup=warmup))).measured["start"]["weights_step"]["second"]
-        for warmup in (3, 0)
-    )
-    assert slow == pytest.approx([value / 4 for value in fast], rel=1e-3)

@@ -11,7 +11,7 @@ import pytest
 from mup_lightning.config.schema import Config
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.coordinates.report import decisive
+from mup_lightning.studies.coordinates.report import worst
 from mup_lightning.studies.coordinates.run import check as run_check
 from mup_lightning.studies.coordinates.settings import CheckSettings
 from mup_lightning.training import module
@@ -53,8 +53,7 @@ def check(corpus):
     return run
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("axis", SIZES)
+@pytest.mark.parametrize(("axis", "bias"), [("width", True), ("depth", False)])
 def test_the_recipe_passes(check, axis, bias):
     found = check(axis, bias, seeds=2 * SEEDS)  # a PASS asks for the narrower interval
     assert found.verdict == "PASS", found.sentence
@@ -65,21 +64,16 @@ BRANCH = ("attention", "mlp", "residual")
 FAULTS = [
     # axis, what, role (None: a multiplier), power of the ratio, whether the model has biases, who may be named
     ("width", "lr", Role.HIDDEN, 0.5, False, BRANCH),
-    ("width", "lr", Role.HIDDEN, -1.0, False, BRANCH),
     ("width", "lr", Role.INPUT, 1.0, True, ("embedding",)),
     ("width", "lr", Role.OUTPUT, 1.0, True, (*BRANCH, "logits")),  # a head that overshoots stirs all that is below it
-    ("width", "lr", Role.OUTPUT, -1.0, True, ("logits",)),
     ("width", "lr", Role.HIDDEN_BIAS, 1.0, True, BRANCH),
     ("width", "init_std", Role.HIDDEN, 0.5, True, BRANCH),
-    ("width", "init_std", Role.HIDDEN, -0.5, True, BRANCH),
     ("width", "init_std", Role.INPUT, 0.5, True, ("embedding",)),
     ("width", "init_std", Role.OUTPUT, -0.5, True, ("logits",)),
     ("width", "input", None, 0.5, True, ("embedding",)),
-    ("width", "residual", None, 1.0, True, ("residual",)),
     ("width", "residual", None, -1.0, True, ("residual",)),
     ("width", "output", None, 1.0, True, ("logits",)),
     ("depth", "residual", None, 1.0, True, ("residual",)),
-    ("depth", "residual", None, -1.0, True, ("residual",)),
     ("depth", "lr", Role.HIDDEN, 0.5, False, BRANCH),
     ("depth", "init_std", Role.HIDDEN, 0.5, True, BRANCH),
 ]
@@ -91,35 +85,16 @@ def test_one_wrong_factor_fails_by_name(check, monkeypatch, axis, what, role, po
     monkeypatch.setattr(module, "derive", faulty(axis, what, role, power))
     found = check(axis, bias=bias)
     assert found.verdict == "FAIL", found.sentence
-    assert decisive(found.lines).label[0].split(",")[0] in names, found.sentence
+    assert worst(found.lines).label[0].split(",")[0] in names, found.sentence
 
 
-ADAMW = {"optimizer": "adamw", "lr": 2**-9}
-"""Another family's exponents; noisier than Muon-Kimi in models this small, so that a PASS would ask for larger ones."""
-
-
-@pytest.mark.parametrize("axis", SIZES)
-def test_adamw_does_not_fail(check, axis):
-    found = check(axis, False, **ADAMW)
-    assert found.verdict != "FAIL", found.sentence
-
-
-@pytest.mark.parametrize(("axis", "power"), [("width", 0.5), ("depth", -1.0)])
-def test_a_wrong_hidden_rate_fails_with_adamw_too(check, monkeypatch, axis, power):
-    monkeypatch.setattr(module, "derive", faulty(axis, "lr", Role.HIDDEN, power))
-    found = check(axis, False, **ADAMW)
-    assert found.verdict == "FAIL", found.sentence
-    assert decisive(found.lines).label[0].split(",")[0] in BRANCH, found.sentence
-
-
-@pytest.mark.parametrize("axis", SIZES)
-def test_sp_fails(check, axis):
-    assert check(axis, parametrization="sp").verdict == "FAIL"
+def test_sp_fails(check):
+    assert check("width", parametrization="sp").verdict == "FAIL"
 
 
 def test_k_1_fails_over_depth_because_its_branches_stop_learning(check):
     """A Transformer's branches have two matrices and more: at k = 1 their own change shrinks like 1/√L."""
     found = check("depth", branch_depth=1)
     assert found.verdict == "FAIL"
-    assert "shrinks as L^-0." in found.sentence
-    assert decisive(found.lines).label[0].split(",")[0] in ("mlp", "attention")
+    assert "L^-0." in found.sentence
+    assert worst(found.lines).label[0].split(",")[0] in ("mlp", "attention")

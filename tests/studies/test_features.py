@@ -39,13 +39,6 @@ def test_what_a_resumed_run_took_back_is_left_out(tmp_path: Path) -> None:
     assert read_scalars(tmp_path) == {"a": [(0, 1.0), (1, 20.0), (2, 30.0)]}
 
 
-def test_a_running_runs_half_written_event_is_left_out(tmp_path: Path) -> None:
-    write_events(tmp_path, {"a": [(0, 1.0), (1, 2.0)]})
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-5])
-    assert read_scalars(tmp_path) == {"a": [(0, 1.0)]}
-
-
 def test_a_run_is_read_by_point_and_layer(make_run: MakeRun) -> None:
     run = read_run(make_run("first", width=128, depth=3))
     assert (run.name, run.shape) == ("first", (128, 3))
@@ -92,19 +85,6 @@ def test_a_row_for_width_and_a_row_for_depth(make_run: MakeRun) -> None:
 def test_runs_that_share_no_line(make_run: MakeRun, shapes, varying, fixed, drawn) -> None:
     (row,) = compare([read_run(make_run(f"{w}x{d}", w, d)) for w, d in shapes])
     assert (row.varying, row.fixed, [row.size(run) for run in row.runs]) == (varying, fixed, drawn)
-
-
-def test_a_row_compares_sizes_of_one_parametrization(make_run: MakeRun) -> None:
-    runs = [read_run(make_run(name, w, d)) for name, w, d in (("a", 64, 2), ("b", 64, 4))]
-    runs.append(read_run(make_run("sp", 128, 2, parametrization="sp")))
-    (row,) = compare(runs)
-    assert shown(row) == ("depth", ", width 64", {"recipe, k ≥ 2": [("2", "a"), ("4", "b")]})
-
-
-def test_branch_depth_makes_panels(make_run: MakeRun) -> None:
-    runs = [read_run(make_run(f"{w}-{k}", w, branch_depth=k)) for w in (64, 128) for k in (3, 2, 1)]
-    (row,) = compare(runs)
-    assert {name: len(lines) for name, lines in row.panels().items()} == {"recipe, k = 1": 2, "recipe, k ≥ 2": 4}
 
 
 def test_spread_at_the_last_common_step() -> None:

@@ -73,13 +73,6 @@ def test_a_wrong_declaration_is_found_out(branch_depth):
     assert [line.fit for line in bad.lines] == [line.fit for line in good.lines]
 
 
-@pytest.mark.parametrize(("branch_depth", "wanted"), [(1, -1 / 2), (2, -1)])
-def test_the_gradients_depth_exponent_depends_on_the_branch(branch_depth, wanted):
-    """k = 1: the branch multiplier is 1/√L; k = 2: 1/L. By the condition, without the recipe's code."""
-    found = probe(our_subject("sgd", branch_depth), settings(branch_depth=branch_depth))
-    assert exponent(found, "hidden", "later", "depth") == pytest.approx(wanted, abs=0.1)
-
-
 @pytest.mark.parametrize("optimizer", FAMILIES)
 def test_all_of_ours_can_be_probed(optimizer):
     found = probe(our_subject(optimizer, 2), settings(optimizer, widths=[8, 16, 32], depths=[1, 2, 3], seeds=2))

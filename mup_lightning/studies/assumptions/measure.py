@@ -1,7 +1,6 @@
 """Trains one network under the recipe, and measures the four ratios at the start, the middle and the end.
 
-All are ratios of norms of tensors of one shape, so that ‖·‖_R may be taken as ‖·‖₂: the factor √(n_in/n_out) of a
-matrix and 1/√n of a vector cancel. Source: arXiv 2603.00541, appendix G.
+All norms are ‖·‖₂: the factors of ‖·‖_R cancel in ratios of one shape. Source: arXiv 2603.00541, appendix G.
 
 Shapes: B samples, T positions in a sample, I and O a matrix's inputs and outputs, C any width.
 """
@@ -18,7 +17,7 @@ from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.rule import Group, Item
 from mup_lightning.optim.schedule import make_schedule
 from mup_lightning.optim.spectral_norm import spectral_norms
-from mup_lightning.studies.assumptions.networks import Activations, Matrix, Network, build_network
+from mup_lightning.studies.assumptions.networks import Network, build_network
 from mup_lightning.studies.assumptions.settings import measured_at
 from mup_lightning.studies.scaling import Run, six_digits
 
@@ -71,12 +70,11 @@ def measure(training: tuple[str, Config]) -> Run:
 
 
 def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
-    """One step of training, and what it does.
+    """One step of training: the loss before it, and what it does.
 
     Returns:
-        The loss before it, and quantity -> matrix -> a value for every block. The quantities are the four ratios, and
-        "weights_step" and "features_step", the size of the step relative to what it changes. The features are the
-        matrices' outputs, and "stream", the residual stream after each block.
+        The loss and the four ratios, with "weights_step" and "features_step", the size of the step relative to what it
+        changes. The features are the matrices' outputs, and "stream", the residual stream after each block.
 
     Raises:
         FloatingPointError: gradients, or features after the step, are not finite.
@@ -84,7 +82,12 @@ def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
     loss, before = network.observed_loss(batch)
     loss.backward()
     weights = network.weights()
-    aligned = {matrix: _alignment(network, matrix, weights[matrix], before) for matrix in network.matrices}
+    aligned = {}
+    for one in network.matrices:
+        info = network.optimizer.held[one.parameter].info
+        group = next(group for group in network.optimizer.param_groups if info in group["infos"])
+        inputs, deltas = before.inputs[one.name, one.block], before.delta(one)
+        aligned[one] = alignment(group, weights[one], inputs, deltas, transposed=info.transposed)
     network.optimizer.step()
     with torch.no_grad():
         _, after = network.observed_loss(batch)
@@ -107,13 +110,6 @@ def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
     if not all(math.isfinite(value) for by in found.values() for values in by.values() for value in values):
         raise FloatingPointError("a ratio is not finite")
     return loss, dict(found)
-
-
-def _alignment(network: Network, matrix: Matrix, weight: torch.Tensor, seen: Activations) -> float:
-    info = network.optimizer.held[matrix.parameter].info
-    group = next(group for group in network.optimizer.param_groups if info in group["infos"])
-    inputs = seen.inputs[matrix.name, matrix.block]
-    return alignment(group, weight, inputs, seen.delta(matrix), transposed=info.transposed)
 
 
 def weight_ratios(before: list[torch.Tensor], after: list[torch.Tensor]) -> Pairs:
@@ -146,18 +142,10 @@ def activation_ratio(before: torch.Tensor, after: torch.Tensor) -> float:
 
 
 def own_gradients(inputs_BTI: torch.Tensor, deltas_BTO: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
-    """G_(i), the gradient of sample i's own loss, for every sample of a batch.
+    """G_(i), the gradient of sample i's own loss, for every sample of a batch: (B, O, I), or (B, I, O) if transposed.
 
     Exact: the batch's loss is the mean over its samples and no sample sees another, so the gradient of a sample's own
-    loss is B times its contribution to that of the batch.
-
-    Args:
-        inputs_BTI: h, what went into the matrix.
-        deltas_BTO: gradient of the batch's mean loss with respect to W h.
-        transposed: the matrix is stored (I, O).
-
-    Returns:
-        (B, O, I), or (B, I, O); their mean over B is the batch's gradient.
+    loss is B times its contribution to that of the batch. Arguments are those of `alignment`.
     """
     gradients_BOI = torch.einsum("bto,bti->boi", deltas_BTO, inputs_BTI) * len(inputs_BTI)
     return gradients_BOI.mT if transposed else gradients_BOI
@@ -179,19 +167,15 @@ def alignment(
 
     ΔW_(i) is the update that the optimizer would make if sample i were the whole batch. Both are first steps, from the
     weights as they are and an empty optimizer state: the theory's raw direction has no momentum, and with that of
-    training, common to all samples, most of every ΔW_(i) would be the same, and the ratio close to B in any case.
-
-    SGD: ΔW is the mean of all ΔW_(i); the ratio is B where all samples agree, and 1 where only sample i moves its own
-    feature. An optimizer that normalises (a sign, U Vᵀ) makes each ΔW_(i) as large as ΔW, and the ratio is B where ΔW
-    moves a feature as far as its own update would. The theory needs it to stay constant while the depth grows. A
+    training, common to all samples, the ratio would be close to B in any case. See docs/method/assumptions.md. A
     sample's h is all its positions together, (T, I), and its norm that of all its entries.
 
     Args:
         group: of the optimizer, with the rule and its hyper-parameters.
-        weight: (O, I), or (I, O) where transposed.
+        weight: (O, I), or (I, O) where it is stored transposed.
         inputs_BTI: h, what went into the matrix.
         deltas_BTO: gradient of the batch's mean loss with respect to W h.
-        transposed: see above.
+        transposed: see weight.
 
     Returns:
         The mean over the samples whose own update moves their feature at all (all of them, unless a ReLU is dead).

@@ -9,8 +9,8 @@ Shapes: B samples, T positions in a sample (1 for the MLP), I and O a matrix's i
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +50,6 @@ class Matrix:
         return rows.chunk(count, dim)[index]
 
 
-@dataclass
 class Activations:
     """What one forward and backward pass shows of the measured matrices, by (name, block).
 
@@ -60,9 +59,10 @@ class Activations:
         streams: the residual stream after every block, (B, T, C).
     """
 
-    inputs: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict)
-    outputs: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict)
-    streams: list[torch.Tensor] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.inputs: dict[tuple[str, int | None], torch.Tensor] = {}
+        self.outputs: dict[tuple[str, int | None], torch.Tensor] = {}
+        self.streams: list[torch.Tensor] = []
 
     def record(self, matrix: Matrix, x: torch.Tensor, y: torch.Tensor) -> None:
         """Keep a matrix's input and output, and make the backward pass keep the output's gradient."""
@@ -112,21 +112,20 @@ class Network:
         """The loss, and what the forward pass shows. Nothing here is compiled, which would lose the hooks."""
         seen = Activations()
 
-        def enter(number: int, h_BTC: torch.Tensor) -> None:
-            if number == 0:
-                seen.record(self.matrices[0], self.inputs(batch), h_BTC)
-            else:
-                seen.streams.append(h_BTC.detach())
-
-        with ExitStack() as hooks:
-            for number, stop in enumerate(self.stops):
-                handle = stop.register_forward_pre_hook(lambda _, x, number=number: enter(number, x[0]))
-                hooks.callback(handle.remove)
-            for matrix in self.matrices[1:]:
-                layer = self.model.get_submodule(matrix.parameter.removesuffix(".weight"))
-                handle = layer.register_forward_hook(lambda _, x, y, matrix=matrix: seen.record(matrix, x[0], y))
-                hooks.callback(handle.remove)
+        first, *inside = self.matrices
+        handles = [self.stops[0].register_forward_pre_hook(lambda _, x: seen.record(first, self.inputs(batch), x[0]))]
+        handles += [
+            stop.register_forward_pre_hook(lambda _, x: seen.streams.append(x[0].detach())) for stop in self.stops[1:]
+        ]
+        for matrix in inside:
+            layer = self.model.get_submodule(matrix.parameter.removesuffix(".weight"))
+            hook = partial(lambda matrix, _, x, y: seen.record(matrix, x[0], y), matrix)
+            handles.append(layer.register_forward_hook(hook))
+        try:
             return self.loss(batch), seen
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def build_network(network: str, config: Config) -> Network:
@@ -135,7 +134,7 @@ def build_network(network: str, config: Config) -> Network:
 
 
 def _mlp(config: Config) -> Network:
-    """Samples are (B, 1, D): one position each."""
+    """The probe's network; samples are (B, 1, D): one position each."""
     model = build_mlp(replace(config.recipe, branch_depth=2), config.model.width, config.model.depth, config.seed)
     matrices = [Matrix("input", "input", factor=model.recipe.multipliers.input)]
     for block in range(config.model.depth):
@@ -178,11 +177,7 @@ def _gpt2(config: Config) -> Network:
 
 
 def open_corpus(config: Config) -> TokenDataModule:
-    """The corpus of the GPT-2, checked.
-
-    Raises:
-        UserError: there is none, or it is not in bytes.
-    """
+    """The corpus of the GPT-2; UserError: there is none, or it is not in bytes."""
     data = TokenDataModule(config.data, config.model.context, config.seed, config.trainer.max_steps)
     data.setup()
     return data

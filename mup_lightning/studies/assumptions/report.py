@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mup_lightning import tables
-from mup_lightning.studies import style
+from mup_lightning.studies import scaling, style
 from mup_lightning.studies.assumptions.settings import TIMES, AssumptionSettings, measured_at
 from mup_lightning.studies.fit import Verdict
 from mup_lightning.studies.scaling import Finding, Label, Line, Result, Run, lines
@@ -94,24 +94,17 @@ def conclude(runs: list[Run], assumption: str, settings: AssumptionSettings) -> 
     sizes = {run.shape: run.shape[1] for run in sorted(runs, key=lambda run: run.shape)}
     found = lines(runs, sizes, values, lambda label: None if (assumption, label[0]) in NO_CLAIM else band)
     judged = [line for line in found if line.verdict]
-    below = [line for line in judged if assumption in NEAR_ONE and min(line.means) < settings.least]
-    steep = [line for line in judged if line.verdict is Verdict.FAIL]
     # Single blocks are noisy: their lines can refute an assumption, but not leave it unclear.
-    vague = [line for line in judged if line.verdict is Verdict.UNCLEAR and line.label[2] in BROAD]
-    verdict = Verdict.FAIL if below or steep else Verdict.UNCLEAR if vague else Verdict.PASS
-
+    counted = [line for line in judged if line.label[2] in BROAD or line.verdict is Verdict.FAIL]
+    verdict, sentence = scaling.conclude(counted, lambda line: f"{where(line)}: L^")
+    below = [line for line in judged if assumption in NEAR_ONE and min(line.means) < settings.least]
+    if below:
+        verdict = Verdict.FAIL
+        least = where(min(below, key=lambda line: min(line.means)))
+        sentence = f"below {settings.least:g} in {len(below)} of {len(judged)} lines (lowest: {least}); {sentence}"
     low, high = extremes(judged)
-    worst = steepest(judged)
-    parts = [f"ratio between {low:.2f} and {high:.2f} at all depths, steepest exponent {worst.number} ({where(worst)})"]
-    for some, words in (
-        (sorted(below, key=lambda line: min(line.means)), f"below {settings.least:g}"),
-        (steep, f"exponent beyond ±{settings.tolerance:g}"),
-        (vague, f"interval reaches beyond ±{settings.tolerance:g}"),
-    ):
-        if some:
-            parts.append(f"{words} in {len(some)} of {len(judged)} lines ({where(some[0])})")
     found = [replace(line, verdict=Verdict.FAIL) if line in below else line for line in found]
-    return Finding((*runs[0].of, assumption), verdict, "; ".join(parts), found)
+    return Finding((*runs[0].of, assumption), verdict, f"ratio between {low:.2f} and {high:.2f}; {sentence}", found)
 
 
 def where(line: Line) -> str:
@@ -229,7 +222,7 @@ def _draw(ax: Axes, result: Assumptions, network: str, assumption: str, matrix: 
         broad = [line for line in finding.lines if line.label[0] == matrix and line.label[2] in BROAD]
         for color, line in zip(style.SERIES, broad, strict=False):
             style.points(ax, settings.depths, line.values, color, **_looks(result)[finding.of[1]])
-        words.append((f"{finding.of[1]}: exponent {steepest(broad).number}", "black"))
+        words.append((f"{finding.of[1]}: L^{steepest(broad).number}", "black"))
     ax.set_title(MATRICES[matrix] + (f"\n{NONLINEARITIES[matrix]}" if assumption == "activation" else ""), fontsize=11)
     style.write(ax, words, below=True)
     style.log_sizes(ax, settings.depths)

@@ -1,6 +1,5 @@
 """Judges a coordinate check, and shows it as text, as a Markdown table of many, and as a figure. Imports no torch."""
 
-import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from mup_lightning import tables
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_json
-from mup_lightning.studies import style
+from mup_lightning.studies import scaling, style
 from mup_lightning.studies.coordinates.settings import SYMBOLS, CheckSettings
 from mup_lightning.studies.fit import Verdict
-from mup_lightning.studies.scaling import MARKS, Band, Finding, Label, Line, Result, Run, Shape, lines, title
+from mup_lightning.studies.scaling import Band, Finding, Label, Line, Result, Run, Shape, deciding, lines, title
 from mup_lightning.typed import build
 
 FILE = "coordinates.json"
@@ -121,6 +120,11 @@ def conclude(
         settings: the axis and the thresholds.
         layer_norm: see `band`.
     """
+
+    def where(line: Line) -> str:
+        feature, quantity = line.label
+        return f"{feature}, {QUANTITIES[quantity][2]}: " + (f"{SYMBOLS[settings.axis]}^" if line.fit else "")
+
     lost = [shape for shape in sizes if any(run.diverged for run in runs if run.shape == shape)]
     sound = {shape: size for shape, size in sizes.items() if shape not in lost}
     found = (
@@ -130,8 +134,7 @@ def conclude(
     )
     names = [f"width {width}, depth {depth}" for width, depth in lost]
     if not lost:
-        worst = decisive(found)
-        verdict, sentence = worst.verdict, _sentence(worst, settings.axis)
+        verdict, sentence = scaling.conclude(_decisive(found), where)
     elif lost[0] == next(iter(sizes)):
         verdict = Verdict.UNCLEAR
         sentence = (
@@ -146,41 +149,23 @@ def conclude(
     return Finding(runs[0].of, verdict, sentence, found, notes)
 
 
+def _decisive(found: Sequence[Line]) -> Sequence[Line]:
+    """The lines before the first step if one of them fails: what happens in training follows from it. Else all."""
+    starts = [line for line in found if line.label[1] == "init"]
+    return starts if any(line.verdict is Verdict.FAIL for line in starts) else found
+
+
+def worst(found: Sequence[Line]) -> Line:
+    """The line that decides."""
+    return deciding(_decisive(found))[0]
+
+
 def _values(run: Run) -> dict[Label, float]:
     return {
         (feature, quantity): run.measured[kind][feature][place]
         for quantity, (kind, place, _) in QUANTITIES.items()
         for feature in run.measured[kind]
     }
-
-
-def decisive(found: Sequence[Line]) -> Line:
-    """The line that decides. Of several FAILs, one before the first step: what happens in training follows from it."""
-
-    def severity(line: Line) -> tuple[int, bool, float]:
-        """By verdict, then by how far the interval leaves the band."""
-        least, most = line.band or (0.0, 0.0)
-        outside = math.inf if line.fit is None else max(line.fit.high - most, least - line.fit.low) / most
-        return list(MARKS).index(line.verdict), line.verdict is Verdict.FAIL and line.label[1] == "init", outside
-
-    return max(found, key=severity)
-
-
-def _sentence(line: Line, axis: str) -> str:
-    least, most = line.band or (0.0, 0.0)
-    where = f"{line.label[0]}, {QUANTITIES[line.label[1]][2]}"
-    if line.fit is None:
-        return f"{where}, is zero"
-    allowed = f"within ±{most:g}" if least == -most else f"from {least:g} to {most:+g}"
-    exponent = f"{SYMBOLS[axis]}^{tables.interval(line.fit.exponent, line.fit.low, line.fit.high)}"
-    if line.verdict is Verdict.PASS:
-        return f"no exponent leaves its band; the nearest to its edge is {where}: {exponent}, allowed {allowed}"
-    if line.verdict is Verdict.FAIL:
-        return f"{where}, {'grows' if line.fit.low > most else 'shrinks'} as {exponent}; allowed {allowed}"
-    return (
-        f"{where}, goes as {exponent}, an interval that crosses the edge of what is allowed ({allowed}); "
-        f"more --seeds, or sizes further apart, would tell"
-    )
 
 
 def text(check: Check) -> str:
@@ -255,8 +240,8 @@ def picture(check: Check) -> Figure:
 
 def drawn_features(check: Check) -> list[str]:
     """`FEATURES`, and the one that decides, in place of its kind or below."""
-    worst = [decisive(check.asked.lines).label[0]] if check.asked.lines else []
-    return list({name.split(",")[0]: name for name in (*FEATURES, *worst)}.values())
+    decides = [worst(check.asked.lines).label[0]] if check.asked.lines else []
+    return list({name.split(",")[0]: name for name in (*FEATURES, *decides)}.values())
 
 
 def _draw(ax: Axes, check: Check, feature: str, kind: str, finding: Finding) -> None:

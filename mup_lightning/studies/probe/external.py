@@ -7,8 +7,9 @@ are proportional to the learning rate, how weight decay enters, and whether it k
 import importlib
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import packages_distributions, version
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -44,10 +45,7 @@ DECAY_MEANINGS = {
 
 
 class Update(NamedTuple):
-    """The first step that moved a matrix: its number, from 1, and by parameter name the value before and the change.
-
-    `state` holds the tensors that the optimizer keeps for each parameter after the step.
-    """
+    """The first step that moved a matrix: its number, from 1, and by parameter the value before, change and state."""
 
     number: int
     before: Tensors
@@ -58,20 +56,12 @@ class Update(NamedTuple):
 class External:
     """A torch optimizer class that can be built on any network, and has been examined on the probe's smallest.
 
-    Args:
-        path: "package.module:Class".
-        arguments: for its constructor, in addition to parameters, lr and weight decay.
-        settings: of the probe.
-
     Attributes:
         lr: the class's own default learning rate; 1e-3 if it has none.
         decays: constructor arguments that are weight decays; libraries have separate ones for vectors.
         grouping: how it is given the parameters: the first way that works.
         dtype: precision of its first updates: float64, so that small differences are seen, if it can do that.
         once: its first update at `lr`.
-
-    Raises:
-        UserError: there is no such class, or the probe cannot drive it; says why.
     """
 
     def __init__(self, path: str, arguments: dict[str, Any], settings: ProbeSettings) -> None:
@@ -97,34 +87,26 @@ class External:
         ]
         if taken := sorted({"lr", *self.decays} & arguments.keys()):
             raise UserError(f"--arguments has {taken[0]!r}, which the probe sets itself; leave it out")
-        self.once = self._first_that_works()
-        self._refuse_copies()
-
-    def _first_that_works(self) -> Update:
         errors = []
-        for self.grouping in (ALL, MARKED, MATRICES):
-            for self.dtype in (torch.float64, torch.float32):
-                try:
-                    return self.first_update(self.lr)
-                except UserError as error:
-                    errors.append(error)
-        # Of each grouping the error in float32 counts: that in float64 may be about the precision.
-        raise errors[1]
-
-    def _refuse_copies(self) -> None:
-        """Refuse an optimizer that keeps its own copy of the weights: the probe sets them, and it would not notice."""
+        for self.grouping, self.dtype in product((ALL, MARKED, MATRICES), (torch.float64, torch.float32)):
+            try:
+                self.once = self.first_update(self.lr)
+                break
+            except UserError as error:
+                errors.append(error)
+        else:
+            raise errors[1]  # that in float64 may be about the precision
         for name, weight in self.once.before.items():
-            for key, tensor in self.once.state.get(name, {}).items():
-                if weight.ndim > 1 and tensor.shape == weight.shape:
-                    copies = (weight, weight + self.once.change[name])
-                    if any((tensor.to(weight) - known).norm() <= 1e-5 * known.norm() for known in copies):
-                        raise self.refusal(
-                            f"it keeps its own copy of the weights (its state {key!r}), as lookahead, averaging and "
-                            f"schedule-free optimizers do, and does not see that the probe sets them after every step"
-                        )
+            for key, tensor in self.once.state[name].items():
+                copies = (weight, weight + self.once.change[name]) if tensor.shape == weight.shape else ()
+                if weight.ndim > 1 and any((tensor.to(weight) - one).norm() <= 1e-5 * one.norm() for one in copies):
+                    raise self.refusal(
+                        f"it keeps its own copy of the weights (its state {key!r}), as lookahead, averaging and "
+                        f"schedule-free optimizers do, and does not see that the probe sets them after every step"
+                    )
 
     def step_on(self, network: ResidualMLP, lr: float, decay: float = 0.0) -> tuple[Step, list[torch.optim.Optimizer]]:
-        """Its step on a network, from gradients alone, and the optimizers that make it: AdamW for what it refuses."""
+        """Its step on a network, and the optimizers that make it: itself, and AdamW for vectors that it refuses."""
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in network.parameters() if parameter.ndim == 1]
         given: Any = {
@@ -146,11 +128,7 @@ class External:
         return step, optimizers
 
     def first_update(self, lr: float, decay: float = 0.0) -> Update:
-        """The first update at this learning rate and weight decay, always from the same start on the smallest network.
-
-        Raises:
-            UserError: the optimizer fails, is not finite, or does not move within the probe's steps.
-        """
+        """Its first update at this learning rate and weight decay, always from one start on the smallest network."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # for optimizers that draw numbers
             network = build_network(self.settings, *self.settings.base, seed=0).to(self.dtype)
@@ -190,7 +168,7 @@ def external_subject(path: str, arguments: dict[str, Any], settings: ProbeSettin
     Args:
         path: "package.module:Class".
         arguments: for its constructor, in addition to parameters, lr and weight decay.
-        settings: of the probe; updates are examined on its smallest network.
+        settings: of the probe.
 
     Raises:
         UserError: there is no such class, or it cannot be probed; says why.
@@ -217,38 +195,36 @@ def _learning_rate(external: External) -> dict[str, Any]:
     matrices, vectors = _differences(external, 2 * external.lr)
     proportional = matrices <= SAME
     if proportional:
-        try:
-            proportional = _differences(external, LR)[0] <= SAME
-        except UserError:
+        with suppress(UserError):
             proportional = False
+            proportional = _differences(external, LR)[0] <= SAME
+    meaning = "steps are proportional to the learning rate"
     if matrices > SAME:
         meaning = (
             "steps are not proportional to the learning rate: the proposed factors on it are only a first guess, and "
             "exponents hold for this rate"
         )
-    else:
-        meaning = "steps are proportional to the learning rate"
-        meaning += "" if proportional else ", but not up to very large ones; probed at this rate"
-        meaning += "; those of vectors are not (does it have another rate for them?)" if vectors > SAME else ""
+    elif not proportional:
+        meaning += ", but not up to very large ones; probed at this rate"
+    elif vectors > SAME:
+        meaning += "; those of vectors are not (does it have another rate for them?)"
     return {
         "default": external.lr,
         "first_moving_step": external.once.number,
         "proportional": proportional,
         "difference": matrices,
-        "vectors": vectors <= SAME,
         "meaning": meaning,
     }
 
 
-def _differences(external: External, lr: float) -> tuple[float, float]:
-    """The largest relative difference of a step at this rate, scaled back, from the first: (matrices, vectors)."""
-    change = external.first_update(lr).change
-    worst = {True: 0.0, False: 0.0}
+def _differences(external: External, lr: float) -> list[float]:
+    """The largest relative difference of a step at this rate, scaled back, from the first: of matrices, of vectors."""
+    change, worst = external.first_update(lr).change, [0.0, 0.0]
     for name, step in external.once.change.items():
         difference = float((change[name] / (lr / external.lr) - step).norm())
         relative = difference / float(step.norm()) if step.any() else (float("inf") if difference else 0.0)
-        worst[step.ndim > 1] = max(worst[step.ndim > 1], relative)
-    return worst[True], worst[False]
+        worst[step.ndim < 2] = max(worst[step.ndim < 2], relative)
+    return worst
 
 
 def _weight_decay(external: External) -> dict[str, Any]:

@@ -32,8 +32,8 @@ STEP_SIZE = 0.05
 
 LR = 2.0**20
 """So large that a weight is lost in the rounding of its step. What is left is A to all of float32's digits, without
-anything that a rule does to the weight itself whatever the learning rate (SSO puts it back onto its sphere). The probe
-puts the weights back after every step. A power of two, so that dividing by it is exact."""
+anything that a rule does to the weight itself whatever the learning rate (SSO puts it back onto its sphere). A power of
+two, so that dividing by it is exact."""
 
 Step = Callable[[Callable[[], torch.Tensor], int], None]
 """One step from the parameters' .grad, given the mean loss over labels drawn from the network's own predictions (for
@@ -107,25 +107,24 @@ def our_subject(name: str, branch_depth: int, arguments: dict[str, Any] | None =
 
 def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) -> ResidualMLP:
     """The probed network of one size. Its inits and multipliers are the same for all optimizers."""
-    base_width, base_depth = settings.base
-    k = settings.branch_depth
-    base = RecipeConfig(optimizer="adamw", branch_depth=k, base_width=base_width, base_depth=base_depth)
+    n, L = settings.base
+    base = RecipeConfig(optimizer="adamw", branch_depth=settings.branch_depth, base_width=n, base_depth=L)
     return build_mlp(base, width, depth, seed)
 
 
 def step_sizes(settings: ProbeSettings, width: int, depth: int) -> dict[Role, float]:
     """‖ΔW‖_R of a step for each role: a share of the base network's weights, scaled as the condition asks."""
-    base_width, base_depth = settings.base
-    std = base_width**-0.5
-    inside, outside = 1.0, std * INPUTS**0.5
+    n, L = settings.base
+    std = n**-0.5
+    outside, output = std * INPUTS**0.5, std * n / CLASSES**0.5
     weights = {
         Role.INPUT: outside,
-        Role.HIDDEN: inside,
-        Role.OUTPUT: std * base_width / CLASSES**0.5,
+        Role.HIDDEN: 1.0,
+        Role.OUTPUT: output,
         Role.INPUT_BIAS: outside,
-        Role.HIDDEN_BIAS: inside,
+        Role.HIDDEN_BIAS: 1.0,
     }
-    r_n, r_L = width / base_width, depth / base_depth
+    r_n, r_L = width / n, depth / L
     return {role: STEP_SIZE * weights[role] * solve(role, settings.branch_depth).update.at(r_n, r_L) for role in Role}
 
 
@@ -135,20 +134,13 @@ Tensors = dict[str, torch.Tensor]
 def updates(
     name: str, network: ResidualMLP, step: Step, settings: ProbeSettings, seed: int
 ) -> Iterator[tuple[float, Tensors, Tensors]]:
-    """Train a network. The caller may change the weights between two steps.
-
-    Args:
-        name: of the optimizer, for the error.
-        network: is trained in place, in its own dtype.
-        step: see `Step`.
-        settings: steps and batch.
-        seed: seed of task and data.
+    """Train a network, in its own dtype. The caller may change the weights between two steps.
 
     Yields:
         After each step: the loss before it, and by parameter name the value before it and what the step added.
 
     Raises:
-        UserError: a step was not finite.
+        UserError: a step of the optimizer of this name was not finite.
     """
     own_labels = torch.Generator().manual_seed(seed + 1)
     dtype = network.input.dtype
@@ -175,13 +167,6 @@ def updates(
 
 def measure(subject: Subject, settings: ProbeSettings, width: int, depth: int, seed: int) -> Run:
     """Train one network and record its directions.
-
-    Args:
-        subject: the optimizer.
-        settings: steps and batch.
-        width: n.
-        depth: L.
-        seed: seed of weights, task and data.
 
     Returns:
         `measured` is role -> "direction" (‖A‖_R of each step, the geometric mean over the role's parameters), "first"

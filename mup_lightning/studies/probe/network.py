@@ -49,15 +49,7 @@ class Branch(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """x (B, D) -> logits (B, K).
-
-    Args:
-        width: C.
-        depth: L, the number of branches.
-        branch_depth: k.
-        recipe: multipliers, and standard deviations of the matrices' entries; vectors start at 0.
-        seed: seed of the weights.
-    """
+    """x (B, D) -> logits (B, K), with multipliers and inits of a recipe; vectors start at 0."""
 
     def __init__(self, width: int, depth: int, branch_depth: int, recipe: Recipe, seed: int) -> None:
         super().__init__()
@@ -92,8 +84,8 @@ def build_mlp(base: RecipeConfig, width: int, depth: int, seed: int) -> Residual
     Args:
         base: branch depth, parametrization and base shape; inits and multipliers are set here.
         width: C.
-        depth: L.
-        seed: seed of the weights.
+        depth: L, the number of branches.
+        seed: of the weights.
     """
     std = base.base_width**-0.5
     base = replace(
@@ -110,11 +102,7 @@ def build_mlp(base: RecipeConfig, width: int, depth: int, seed: int) -> Residual
 def batches(seed: int, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless fresh batches of one task: the class that a small random network, the teacher, gives a Gaussian sample.
 
-    The same seed gives the same batches, whatever network learns them.
-
-    Args:
-        seed: seed of the teacher and of the samples.
-        batch: B.
+    The same seed, of teacher and samples, gives the same batches, whatever network learns them.
 
     Yields:
         x (B, D) with entries of size 1, and labels (B,) int64.

@@ -19,13 +19,19 @@ from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import Scale
 from mup_lightning.spectral.tables import as_plain, as_text, plain_scale
-from mup_lightning.studies import style
-from mup_lightning.studies.fit import Verdict, overall
+from mup_lightning.studies import scaling, style
+from mup_lightning.studies.fit import Verdict
 from mup_lightning.studies.probe.settings import AXES, WINDOWS, ProbeSettings
 from mup_lightning.studies.scaling import Band, Finding, Label, Line, Result, Run, lines
 
 FINITE_SIZE = 0.05
 """How far an exponent may be from a quarter without a warning, however narrow its interval: small networks bend."""
+
+DOES = {
+    Verdict.PASS: "steps as its family declares",
+    Verdict.FAIL: "does not step as its family declares",
+    Verdict.UNCLEAR: "may or may not step as its family declares",
+}
 
 LOOKS = {"first": (style.SERIES[0], "s", 0.97), "later": (style.SERIES[2], "o", 1.03)}
 """Window -> colour, marker, and a shift to the side, so that both stay visible where they agree."""
@@ -80,40 +86,26 @@ def conclude(
             f"{name} changed nothing in {settings.steps} steps, so there is nothing to measure. Does it warm up? Give "
             f"it more --steps, or other --arguments"
         )
-    if family:
-        verdict = overall(line.verdict for line in found if line.verdict)
-        finding, proposal = Finding((name,), verdict, _sentence(name, verdict, found, settings), found), None
+    proposal = None if family else propose(name, found, settings.branch_depth)
+    if proposal is None:
+        verdict, sentence = scaling.conclude(
+            found, lambda line: f"{line.label[0]}, {WINDOWS[line.label[1]]}: {AXES[line.label[2]]}^"
+        )
+        sentence = f"{name} {DOES[verdict]}: {sentence}"
     else:
-        proposal = propose(name, found, settings.branch_depth)
-        known = ", ".join(proposal["nearest"])
-        sentence = f"{name} steps like none of ours (nearest: {known}, off by {proposal['off']:g}); its own recipe"
+        verdict, known = None, ", ".join(proposal["nearest"])
+        sentence = (
+            f"{name} steps like none of ours (nearest: {known}, off by {proposal['off']:g}); its own recipe is proposed"
+        )
         if proposal["off"] == 0:
-            sentence = f"{name} steps as declared of {known}; that recipe"
-        finding = Finding((name,), None, f"{sentence} is proposed.", found)
+            sentence = f"{name} steps as declared of {known}; that recipe is proposed"
+    finding = Finding((name,), verdict, sentence, found)
     return Probe(settings=settings, facts=facts, findings=[finding], runs=runs, proposal=proposal)
 
 
 def _value(label: Label, run: Run) -> dict[Label, float]:
     role, window, _ = label
     return {label: run.measured[role][window] or 0.0}
-
-
-def _sentence(name: str, verdict: Verdict, found: list[Line], settings: ProbeSettings) -> str:
-    tolerance, total = f"{settings.tolerance:g}", len(found)
-    cells = [line for line in found if line.verdict is verdict]
-    words = [
-        f"{role} in {axis}, {WINDOWS[window]}: {line.number}, declared {declared(line)}"
-        for line in cells[:4]
-        for role, window, axis in [line.label]
-    ]
-    some = f"({'; '.join(words)}{'; ...' if len(cells) > 4 else ''})"
-    return {
-        Verdict.PASS: f"{name} steps as its family declares: all {total} exponents agree within {tolerance}.",
-        Verdict.FAIL: f"{name} does not step as its family declares: {len(cells)} of {total} exponents are off by more "
-        f"than {tolerance} {some}.",
-        Verdict.UNCLEAR: f"{name}: {len(cells)} of {total} exponents may or may not agree with its family within "
-        f"{tolerance} {some}; more --seeds or a wider range of sizes would tell.",
-    }[verdict]
 
 
 def declared(line: Line) -> Fraction | None:
@@ -126,65 +118,51 @@ def snap(value: float) -> Fraction:
     return Fraction(round(4 * value), 4)
 
 
-def family_of(name: str, found: Sequence[Line]) -> tuple[Family, list[Line], dict[Role, Scale]]:
-    """Take measured exponents, snapped to quarters, for a family; for roles without them it declares AdamW's.
-
-    Returns:
-        The family, the lines it rests on (later steps, where a recipe is used, if there are any), and ‖A‖_R by role.
-    """
-    windows = [line.label[1] for line in found]
-    used = [line for line in found if line.label[1] == ("later" if "later" in windows else "first")]
-    exponents = {(line.label[0], line.label[2]): snap(line.fit.exponent) for line in used if line.fit}
-    snapped = {Role(role): Scale(*(exponents[role, axis] for axis in AXES)) for role, _ in exponents}
-    return Family(name, lambda w: snapped.get(w.role) or FAMILIES["adamw"].direction(w)), used, snapped
-
-
 def propose(name: str, found: Sequence[Line], branch_depth: int) -> dict[str, Any]:
-    """Propose a recipe from measured exponents, as plain values.
+    """Propose a recipe: measured exponents, snapped to quarters, are taken for a family.
 
     Args:
         name: what to call the optimizer.
-        found: exponents of all roles that it updates.
+        found: exponents of all roles that it updates; other roles are AdamW's.
         branch_depth: k.
 
     Returns:
-        "window": the steps that it rests on; "direction": role -> ‖A‖_R; "recipe"; "nearest": those of our families
-        that declare the most similar ‖A‖_R; "off": the largest difference of an exponent from theirs; "warnings":
-        exponents whose interval does not contain the quarter they were snapped to.
+        Plain values: "window": the steps that it rests on (the later ones, where a recipe is used, if there are any);
+        "direction": role -> ‖A‖_R; "recipe" and, as text, "table"; "nearest": those of our families that declare the
+        most similar ‖A‖_R; "off": the largest difference of an exponent from theirs; "warnings": exponents whose
+        interval does not contain the quarter they were snapped to.
     """
-    family, used, snapped = family_of(name, found)
-    off = {
-        # A family whose declaration was measured to be wrong is no model to follow.
-        known.name: max(_distance(scale, known, role, branch_depth) for role, scale in snapped.items())
-        for known in FAMILIES.values()
-        if known.measured is None
-    }
+    window = max(line.label[1] for line in found)  # "first" < "later"
+    fits = {(line.label[0], line.label[2]): line.fit for line in found if line.label[1] == window and line.fit}
+    snapped = {Role(role): Scale(*(snap(fits[role, axis].exponent) for axis in AXES)) for role, _ in fits}
+    family = Family(name, lambda w: snapped.get(w.role) or FAMILIES["adamw"].direction(w))
+    # A family whose declaration was measured to be wrong is no model to follow.
+    known = {mine.name: _distance(snapped, mine, branch_depth) for mine in FAMILIES.values() if mine.measured is None}
+    warnings = []
+    for (role, axis), one in fits.items():
+        quarter = snap(one.exponent)
+        if not one.low <= quarter <= one.high and abs(one.exponent - quarter) > FINITE_SIZE:
+            interval = tables.interval(one.exponent, one.low, one.high)
+            warnings.append(f"{role} in {axis}: {interval} does not contain {quarter}, the nearest quarter")
     return {
-        "window": used[0].label[1],
+        "window": window,
         "direction": {str(role): plain_scale(scale) for role, scale in snapped.items()},
         "recipe": as_plain(family, branch_depth),
-        "nearest": [known for known, distance in off.items() if distance == min(off.values())],
-        "off": min(off.values()),
-        "warnings": list(_warnings(used)),
+        "table": as_text(family, branch_depth),
+        "nearest": [other for other, distance in known.items() if distance == min(known.values())],
+        "off": min(known.values()),
+        "warnings": warnings,
     }
 
 
-def _distance(scale: Scale, family: Family, role: Role, branch_depth: int) -> float:
+def _distance(snapped: dict[Role, Scale], family: Family, branch_depth: int) -> float:
     """Largest difference of an exponent from what a family declares; whole-matrix ones leave vectors to AdamW."""
-    mine = FAMILIES["adamw"] if family.whole_matrix and role.is_vector else family
-    difference = scale / mine.direction(solve(role, branch_depth)).asymptotic
-    return float(max(abs(difference.width), abs(difference.depth)))
-
-
-def _warnings(used: Sequence[Line]) -> Iterator[str]:
-    for line in used:
-        if (found := line.fit) is None:
-            continue
-        quarter = snap(found.exponent)
-        if not found.low <= quarter <= found.high and abs(found.exponent - quarter) > FINITE_SIZE:
-            role, _, axis = line.label
-            low, high = tables.signed(found.low), tables.signed(found.high)
-            yield f"{role} in {axis}: the interval {low} to {high} does not contain {quarter}, the nearest quarter"
+    worst = 0.0
+    for role, scale in snapped.items():
+        mine = FAMILIES["adamw"] if family.whole_matrix and role.is_vector else family
+        difference = scale / mine.direction(solve(role, branch_depth)).asymptotic
+        worst = max(worst, float(abs(difference.width)), float(abs(difference.depth)))
+    return worst
 
 
 def text(probe: Probe) -> str:
@@ -194,8 +172,7 @@ def text(probe: Probe) -> str:
         f"‖A‖_R of {probe.name}, exponents with 95 % intervals (✗ FAIL, ? UNCLEAR, – no step)\n{tables.text(table)}"
     ]
     if probe.proposal:
-        family, *_ = family_of(probe.name, probe.finding.lines)
-        parts.append("Proposed recipe: " + as_text(family, probe.settings.branch_depth))
+        parts.append(f"Proposed recipe: {probe.proposal['table']}")
         notes = [
             f"learning rate: {probe.facts['learning_rate']['meaning']}",
             f"weight decay: {probe.facts['weight_decay']['meaning']}",
