@@ -16,27 +16,19 @@ WINDOWS = {"first": "step 1", "later": "later steps"}
 AXES = {"width": "n", "depth": "L"}
 """What grows -> its symbol."""
 
-DEFAULTS: dict[str, Any] = {"widths": (64, 128, 256, 512), "depths": (2, 4, 8, 16, 32), "seeds": 8, "steps": 10}
-QUICK: dict[str, Any] = {"widths": (32, 64, 128), "depths": (2, 4, 8), "seeds": 4, "steps": 6}
-MATRIX_SEEDS = 4
-"""Seeds of our whole-matrix families, whose exponents vary less and whose steps cost more."""
+QUICK: dict[str, Any] = {"widths": (32, 64, 128), "depths": (2, 4, 8), "steps": 6}
+"""What --quick takes in place of the defaults."""
 
 Name = Annotated[
     str,
-    Bound(
-        f"{', '.join(FAMILIES)}, or package.module:Class of a torch optimizer",
-        lambda name: name in FAMILIES or ":" in name,
-    ),
+    Bound(f"{', '.join(FAMILIES)}, or package.module:Class of a torch optimizer", lambda x: x in FAMILIES or ":" in x),
 ]
 Sizes = Annotated[
     tuple[PositiveInt, ...],
-    Bound(
-        "at least three whole numbers above 0, from small to large",
-        lambda sizes: not sizes or (len(sizes) > 2 and list(sizes) == sorted(set(sizes))),
-    ),
+    Bound("at least three whole numbers, from small to large", lambda x: len(x) > 2 and list(x) == sorted(set(x))),
 ]
 Seeds = Annotated[int, Bound("at least 2, or there is no interval", lambda value: value == 0 or value >= 2)]
-Steps = Annotated[int, Bound(f"at least {LATER_FROM}", lambda value: value == 0 or value >= LATER_FROM)]
+Steps = Annotated[int, Bound(f"at least {LATER_FROM}", lambda value: value >= LATER_FROM)]
 
 
 @dataclass
@@ -48,11 +40,12 @@ class ProbeSettings(Typed, prefix="--"):
         all: probe all of ours, and write one Markdown table.
         arguments: options of the optimizer as JSON, such as '{"beta1": 0.9}'.
         quick: tiny networks; a look in seconds, too small to trust.
-        widths: sizes of the networks on the width line, all of the smallest depth; empty: 64,128,256,512.
-        depths: branches of the networks on the depth line, all of the smallest width; empty: 2,4,8,16,32.
+        widths: sizes of the networks on the width line, all of the smallest depth.
+        depths: branches of the networks on the depth line, all of the smallest width.
         branch_depth: k, the matrices in a residual branch: 1, or 2 and more.
-        seeds: repetitions, each with its own task, data and weights; 0: 8, or 4 for our whole-matrix families.
-        steps: steps of each network; 0: 10.
+        seeds: repetitions, each with its own task, data and weights; 0: 8, or 4 for --quick and for our whole-matrix
+            families, whose exponents vary less and whose steps cost more.
+        steps: steps of each network.
         batch: samples in a step.
         tolerance: how far an exponent may be from the declared one.
         out: folder of probe.json and probe.png (of table.md with --all); null: runs/probe/NAME.
@@ -63,30 +56,29 @@ class ProbeSettings(Typed, prefix="--"):
     all: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
     quick: bool = False
-    widths: Sizes = ()
-    depths: Sizes = ()
+    widths: Sizes = (64, 128, 256, 512)
+    depths: Sizes = (2, 4, 8, 16, 32)
     branch_depth: PositiveInt = 2
     seeds: Seeds = 0
-    steps: Steps = 0
+    steps: Steps = 10
     batch: PositiveInt = 32
     tolerance: PositiveFloat = 0.15
     out: str | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
-        """Give sizes that were left out their defaults; with `all` they depend on the optimizer, see `of`."""
+        """Raise UserError for impossible options, and replace defaults by those of --quick and of the optimizer."""
         super().__post_init__()
         if (self.optimizer is None) != self.all:
             raise UserError("expected either --optimizer NAME or --all")
         if self.all and self.arguments:
             raise UserError("--arguments goes with --optimizer: every optimizer has its own")
+        for key, value in QUICK.items() if self.quick else ():
+            if getattr(self, key) == getattr(ProbeSettings, key):
+                setattr(self, key, value)
         if self.optimizer is not None:
             family = FAMILIES.get(self.optimizer)
-            defaults = (QUICK if self.quick else DEFAULTS) | (
-                {"seeds": MATRIX_SEEDS} if family and family.whole_matrix else {}
-            )
-            for key, value in defaults.items():
-                setattr(self, key, getattr(self, key) or value)
+            self.seeds = self.seeds or (4 if self.quick or (family and family.whole_matrix) else 8)
 
     def of(self, optimizer: str) -> Self:
         """The settings of one optimizer of `all`."""
