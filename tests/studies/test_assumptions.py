@@ -202,7 +202,7 @@ def test_what_gpt2_shows(small):
     query, key, value = (block.attention_norm(h) @ block.attention.qkv.weight.T).split(16, dim=2)
     torch.testing.assert_close(seen.output(matrices["value", 0]), value.detach())
     future = torch.full((8, 8), -torch.inf).triu(1)
-    mixed = (query @ key.mT / 16**0.5 + future).softmax(2) @ value
+    mixed = (query @ key.mT * block.attention.scale + future).softmax(2) @ value
     torch.testing.assert_close(seen.inputs["out", 0], mixed.detach())
     for block in model.blocks:
         h = block(h)

@@ -160,6 +160,7 @@ def spread(curves: list[Curve]) -> tuple[int, float] | None:
 
 def other_differences(runs: list[Run]) -> list[str]:
     """Keys other than size, parametrization and seed in which the runs differ, which a comparison should mention."""
-    meant = {"model.width", "model.depth", "model.heads", "recipe.parametrization", "recipe.branch_depth", "seed"}
+    meant = {"model.width", "model.depth", "model.heads", "seed"}
+    meant |= {"recipe.parametrization", "recipe.branch_depth", "recipe.scale_clip"}
     flat = [leaves(run.config.identity()) for run in runs]
     return [key for key in flat[0] if key not in meant and any(other.get(key) != flat[0][key] for other in flat)]
