@@ -78,6 +78,7 @@ def test_of_several_faults_the_first_is_named():
     """What training makes of a wrong start is larger, but follows from it."""
     found = judged(WIDTHS, {("mlp", "norms"): 3.0, ("embedding", "init"): 0.5})
     assert worst(found.lines).label == ("embedding", "init")
+    assert found.sentence.startswith("before the first step 1 of 15 exponents lie outside their bands: embedding, at ")
 
 
 def test_divergence_of_the_smallest_model_is_unclear_and_of_a_larger_one_fails():

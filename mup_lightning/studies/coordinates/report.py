@@ -134,7 +134,8 @@ def conclude(
     )
     names = [f"width {width}, depth {depth}" for width, depth in lost]
     if not lost:
-        verdict, sentence = scaling.conclude(_decisive(found), where)
+        verdict, sentence = scaling.conclude(decisive := _decisive(found), where)
+        sentence = sentence if decisive is found else f"before the first step {sentence}"
     elif lost[0] == next(iter(sizes)):
         verdict = Verdict.UNCLEAR
         sentence = (
