@@ -65,8 +65,9 @@ def test_the_state_of_every_rule_is_known(name):
     rule = RULES[name]
     infos = [ParameterInfo(name="w", shape=(24, 12), role=Role.HIDDEN, blocks=3)]
     infos += [] if rule.whole_matrix else [ParameterInfo(name="b", shape=(7,), role=Role.HIDDEN_BIAS)]
+    options = options_in_force({}, rule.section)  # those that the recipe scales are unset
     group = {"infos": infos, "rule": name, "lr": 0.1, "weight_decay": 0.0, "eps": 1e-8}
-    group |= options_in_force({}, rule.section)
+    group |= {key: value for key, value in options.items() if value is not None}
     items = [Item(torch.randn(info.shape), torch.randn(info.shape), {}, info.blocks) for info in infos]
     for _ in range(2):
         rule.update(group, items)
