@@ -9,12 +9,10 @@ from dataclasses import replace
 import pytest
 
 from mup_lightning.config.schema import Config
-from mup_lightning.spectral.recipe import derive
 from mup_lightning.spectral.roles import Role
 from mup_lightning.studies.coordinates.report import worst
 from mup_lightning.studies.coordinates.run import check as run_check
 from mup_lightning.studies.coordinates.settings import CheckSettings
-from mup_lightning.training import module
 
 BANDS = {"growth_at_init": 0.25, "feature_band": 0.25, "change_band": 0.3}
 SIZES = {"width": (32, 64, 128), "depth": (2, 4, 8, 16)}
@@ -22,19 +20,24 @@ SEEDS = 4  # with 2, the 97.5 % point of t is 12.7: nothing could be told
 
 
 def faulty(axis, what, role, power):
-    """`derive` with one value too large by (size / base size)^power."""
+    """`Config.derive` with one value too large by (size / base size)^power."""
+    right = Config.derive
 
-    def derived(config, width, depth):
-        recipe = derive(config, width, depth)
-        ratio = width / config.base_width if axis == "width" else depth / config.base_depth
+    def derive(self):
+        recipe, base = right(self), self.recipe
+        ratio = self.model.width / base.base_width if axis == "width" else self.model.depth / base.base_depth
+
+        def wrong(values):
+            return replace(values, **{what: getattr(values, what) * ratio**power})
+
+        def exactly(info):
+            return wrong(recipe.of(info)) if info.role is role else recipe.of(info)
+
         if role is None:
-            wrong = {what: getattr(recipe.multipliers, what) * ratio**power}
-            return replace(recipe, multipliers=replace(recipe.multipliers, **wrong))
-        values = recipe.values[role]
-        wrong = replace(values, **{what: getattr(values, what) * ratio**power})
-        return replace(recipe, values=recipe.values | {role: wrong})
+            return replace(recipe, multipliers=wrong(recipe.multipliers))
+        return replace(recipe, values=recipe.values | {role: wrong(recipe.values[role])}, exactly=exactly)
 
-    return derived
+    return derive
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("axis", "what", "role", "power", "bias", "names"), FAULTS)
 def test_one_wrong_factor_fails_by_name(check, monkeypatch, axis, what, role, power, bias, names):
-    monkeypatch.setattr(module, "derive", faulty(axis, what, role, power))
+    monkeypatch.setattr(Config, "derive", faulty(axis, what, role, power))
     found = check(axis, bias=bias)
     assert found.verdict == "FAIL", found.sentence
     assert worst(found.lines).label[0].split(",")[0] in names, found.sentence
