@@ -187,9 +187,9 @@ def hugging_face_weights(model: GPT2) -> dict[str, torch.Tensor]:
             weight, bias = layer(f"blocks.{number}.{mine}")
             if mine in ("attention.out", "mlp.down"):
                 weight, bias = weight * m.residual, bias * m.residual
-            if mine == "attention.qkv" and config.attention_scale == "1/d":
+            if mine == "attention.qkv":
                 factor = torch.ones(3 * config.width)
-                factor[: config.width] = config.head_dim**-0.5
+                factor[: config.width] = m.attention * (config.head_dim**-0.5 if config.attention_scale == "1/d" else 1)
                 weight, bias = weight * factor[:, None], bias * factor
             tensors[f"transformer.h.{number}.{theirs}.weight"] = weight if "norm" in mine else weight.t()
             tensors[f"transformer.h.{number}.{theirs}.bias"] = bias

@@ -61,7 +61,7 @@ def test_plain_is_every_parameter_as_it_is(tiny, tmp_path, capsys):
     assert all(torch.equal(tensor, shards.read("weight", name)) for name, tensor in tensors.items())
     description = json.loads((tmp_path / "plain" / "config.json").read_text())
     assert description["step"] == 6
-    assert description["multipliers"] == {"input": 3.0, "residual": 0.5, "output": 0.25}
+    assert description["multipliers"] == {"input": 3.0, "residual": 0.5, "output": 0.25, "attention": 0.5}
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch, capsys):
