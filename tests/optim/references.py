@@ -88,13 +88,13 @@ def inverse_root(x, eps, power):
     return vectors @ np.diag((np.maximum(values, 0) + eps) ** power) @ vectors.T
 
 
-def shampoo(w, grads, lr, wd, eps, beta1=0.95, beta2=0.95, **_):
+def shampoo(w, grads, lr, wd, eps, beta1=0.95, beta2=0.95, correct_bias=True, **_):
     m = left = right = 0.0
     for t, g in enumerate(grads, 1):
         m = beta1 * m + (1 - beta1) * g
         left, right = beta2 * left + (1 - beta2) * g @ g.T, beta2 * right + (1 - beta2) * g.T @ g
         correction = 1 - beta2**t
-        a = inverse_root(left / correction, eps, -1 / 4) @ (m / (1 - beta1**t))
+        a = inverse_root(left / correction, eps, -1 / 4) @ (m / (1 - beta1**t) if correct_bias else m)
         w = w - lr * (a @ inverse_root(right / correction, eps, -1 / 4) + wd * w)
     return w
 

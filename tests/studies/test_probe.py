@@ -52,6 +52,15 @@ def test_known_optimizers_are_what_they_are(name):
     assert family in found.proposal["nearest"]
 
 
+@pytest.mark.parametrize(("inputs", "wanted"), [(16, 0), (256, -0.5)])
+def test_an_input_wider_than_the_network_has_the_longer_side(inputs, wanted):
+    """Muon-Kimi's √max(D, n): the network's own width, or the fixed one of a vocabulary."""
+    chosen = settings("muon_kimi", widths=[32, 64, 128], depths=[2, 3, 4], inputs=inputs)
+    found = probe(our_subject("muon_kimi", 2), chosen)
+    line = found.finding.line("input", "later", "width")
+    assert (line.fit.exponent, sum(line.band) / 2) == (pytest.approx(wanted, abs=0.12), pytest.approx(wanted))
+
+
 def test_a_wrong_implementation_is_found_out():
     """sign(G)·√n, declared as a sign: the exponents are half a power too large."""
     unknown = external("SignRoot")

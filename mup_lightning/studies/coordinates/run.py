@@ -83,9 +83,9 @@ def check(settings: CheckSettings, config: Config) -> Check:
 
 
 def parametrizations(settings: CheckSettings, config: Config) -> list[Parametrization]:
-    """What is trained: the requested parametrization, and SP for comparison."""
+    """What is trained: the requested parametrization, and those for comparison, which SP itself needs none of."""
     asked = config.recipe.parametrization
-    return [asked] if asked == "sp" or settings.alone else [asked, "sp"]
+    return [asked] if asked == "sp" or settings.alone else list(dict.fromkeys([asked, *settings.controls]))
 
 
 def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], list[float], int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from mup_lightning.errors import UserError
+from mup_lightning.spectral.recipe import Parametrization
 from mup_lightning.typed import Bound, NonNegativeInt, PositiveFloat, PositiveInt, Typed
 
 SYMBOLS = {"width": "n", "depth": "L", "both": "r"}
@@ -31,7 +32,8 @@ class CheckSettings(Typed, prefix="--"):
         depths: sizes of --axis depth, from small to large.
         ratios: sizes of --axis both: factors on model.width and model.depth, from small to large.
         seeds: repetitions of every size, with the seeds from 1 on.
-        control_seeds: repetitions of SP where it is trained for comparison; at most as many.
+        controls: parametrizations that are trained too, for comparison: sp, gpt2, sp_embedding.
+        control_seeds: repetitions of these; at most as many.
         growth_at_init: largest exponent of a feature's norm before the first step; also how far it may fall below what
             a sum of random terms has.
         feature_band: largest exponent, up or down, of a feature's norm after the last step.
@@ -39,7 +41,7 @@ class CheckSettings(Typed, prefix="--"):
         workers: processes that train at the same time; null: one per core; 0: train in this process.
         out: folder of coordinates.json and coordinates.png; null: runs/coordinates/OPTIMIZER-AXIS-PARAMETRIZATION; with
             --all the folder above these.
-        alone: leave out SP, which is otherwise trained too, for comparison.
+        alone: leave out the controls.
         all: a list of checks, such as recipes/experiment/coordinates.yaml: each is run unless it is finished already,
             and all are printed as one table.
         table: folders of finished checks, which are printed as one table; nothing is trained.
@@ -50,6 +52,7 @@ class CheckSettings(Typed, prefix="--"):
     depths: Annotated[list[PositiveInt], _GROWING] = field(default_factory=lambda: [16, 32, 64])
     ratios: Annotated[list[PositiveFloat], _GROWING] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0])
     seeds: Annotated[int, _REPEATED] = 8
+    controls: list[Parametrization] = field(default_factory=lambda: ["sp"])
     control_seeds: Annotated[int, _REPEATED] = 3
     growth_at_init: PositiveFloat = 0.1
     feature_band: PositiveFloat = 0.1

@@ -23,8 +23,8 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, exponents
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.probe.network import CLASSES, INPUTS, ResidualMLP, batches, build_mlp
-from mup_lightning.studies.probe.settings import LATER_FROM, ProbeSettings
+from mup_lightning.studies.probe.network import ResidualMLP, batches, build_mlp
+from mup_lightning.studies.probe.settings import CLASSES, LATER_FROM, ProbeSettings
 from mup_lightning.studies.scaling import Run
 
 STEP_SIZE = 0.05
@@ -109,14 +109,14 @@ def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) ->
     """The probed network of one size. Its inits and multipliers are the same for all optimizers."""
     n, L = settings.base
     base = RecipeConfig(optimizer="adamw", branch_depth=settings.branch_depth, base_width=n, base_depth=L)
-    return build_mlp(base, width, depth, seed)
+    return build_mlp(base, width, depth, seed, settings.inputs)
 
 
 def step_sizes(settings: ProbeSettings, width: int, depth: int) -> dict[Role, float]:
     """‖ΔW‖_R of a step for each role: a share of the base network's weights, scaled as the condition asks."""
     n, L = settings.base
     std = n**-0.5
-    outside, output = std * INPUTS**0.5, std * n / CLASSES**0.5
+    outside, output = std * settings.inputs**0.5, std * n / CLASSES**0.5
     weights = {
         Role.INPUT: outside,
         Role.HIDDEN: 1.0,
@@ -144,7 +144,7 @@ def updates(
     """
     own_labels = torch.Generator().manual_seed(seed + 1)
     dtype = network.input.dtype
-    data = batches(seed, settings.batch)
+    data = batches(seed, settings.batch, settings.inputs)
     for number in range(1, settings.steps + 1):
         x, labels = next(data)
         x = x.to(dtype)

@@ -17,9 +17,7 @@ from torch import nn
 from mup_lightning.model.parameters import Declaration, collect, initialise, linear
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
-
-INPUTS, CLASSES = 16, 8
-"""D and K."""
+from mup_lightning.studies.probe.settings import CLASSES, INPUTS
 
 TEACHER_UNITS = 32
 
@@ -51,10 +49,10 @@ class Branch(nn.Module):
 class ResidualMLP(nn.Module):
     """x (B, D) -> logits (B, K), with multipliers and inits of a recipe; vectors start at 0."""
 
-    def __init__(self, width: int, depth: int, branch_depth: int, recipe: Recipe, seed: int) -> None:
+    def __init__(self, width: int, depth: int, branch_depth: int, recipe: Recipe, seed: int, inputs: int) -> None:
         super().__init__()
         self.recipe, self.multipliers = recipe, recipe.multipliers
-        self.input = nn.Parameter(torch.empty(INPUTS, width))
+        self.input = nn.Parameter(torch.empty(inputs, width))
         self.input_bias = nn.Parameter(torch.empty(width))
         self.branches = nn.ModuleList(Branch(width, branch_depth) for _ in range(depth))
         self.output = nn.Linear(width, CLASSES, bias=False)
@@ -78,7 +76,7 @@ class ResidualMLP(nn.Module):
         return self.multipliers.output * self.output(h_BC)
 
 
-def build_mlp(base: RecipeConfig, width: int, depth: int, seed: int) -> ResidualMLP:
+def build_mlp(base: RecipeConfig, width: int, depth: int, seed: int, inputs: int = INPUTS) -> ResidualMLP:
     """A network on the condition: at the base every layer keeps the size of its input, and branches are small.
 
     Args:
@@ -86,20 +84,21 @@ def build_mlp(base: RecipeConfig, width: int, depth: int, seed: int) -> Residual
         width: C.
         depth: L, the number of branches.
         seed: of the weights.
+        inputs: D.
     """
     std = base.base_width**-0.5
     base = replace(
         base,
         init_std=std,
-        input_multiplier=1 / (std * INPUTS**0.5),
+        input_multiplier=1 / (std * inputs**0.5),
         residual_multiplier=1 / base.base_depth if base.branch_depth > 1 else base.base_depth**-0.5,
         # Small logits at the start: a random head's shrink as 1/√n, and narrow networks would begin at larger losses.
         output_multiplier=0.25,
     )
-    return ResidualMLP(width, depth, base.branch_depth, derive(base, width, depth), seed)
+    return ResidualMLP(width, depth, base.branch_depth, derive(base, width, depth), seed, inputs)
 
 
-def batches(seed: int, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(seed: int, batch: int, inputs: int = INPUTS) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless fresh batches of one task: the class that a small random network, the teacher, gives a Gaussian sample.
 
     The same seed, of teacher and samples, gives the same batches, whatever network learns them.
@@ -108,8 +107,8 @@ def batches(seed: int, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]
         x (B, D) with entries of size 1, and labels (B,) int64.
     """
     generator = torch.Generator().manual_seed(seed)
-    first = torch.randn(INPUTS, TEACHER_UNITS, generator=generator) / INPUTS**0.5
+    first = torch.randn(inputs, TEACHER_UNITS, generator=generator) / inputs**0.5
     second = torch.randn(TEACHER_UNITS, CLASSES, generator=generator) / TEACHER_UNITS**0.5
     while True:
-        x_BD = torch.randn(batch, INPUTS, generator=generator)
+        x_BD = torch.randn(batch, inputs, generator=generator)
         yield x_BD, (torch.tanh(x_BD @ first) @ second).argmax(-1)

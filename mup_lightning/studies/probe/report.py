@@ -1,5 +1,6 @@
 """Holds exponents against a declared family, or proposes a recipe, and shows a probe. Imports no torch."""
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from mup_lightning.spectral.scale import Scale
 from mup_lightning.spectral.tables import as_plain, as_text, plain_scale
 from mup_lightning.studies import scaling, style
 from mup_lightning.studies.fit import Verdict
-from mup_lightning.studies.probe.settings import AXES, WINDOWS, ProbeSettings
+from mup_lightning.studies.probe.settings import AXES, CLASSES, WINDOWS, ProbeSettings
 from mup_lightning.studies.scaling import Band, Finding, Label, Line, Result, Run, lines
 
 FINITE_SIZE = 0.05
@@ -74,8 +75,13 @@ def conclude(
     def band(label: Label) -> Band | None:
         if family is None:
             return None
-        scale = family.direction(solve(Role(label[0]), settings.branch_depth)).asymptotic
-        exponent = float(getattr(scale, label[2]))
+        scale = family.direction(solve(Role(label[0]), settings.branch_depth))
+        exponent = float(scale.depth)
+        if label[2] == "width":  # over these widths, where the fixed side may be the longer one
+            least, most = settings.widths[0], settings.widths[-1]
+            fixed = settings.inputs if label[0] == Role.INPUT else CLASSES
+            sides = max(most, fixed) / max(least, fixed)
+            exponent = math.log(scale.at(most / least, 1.0, sides)) / math.log(most / least)
         return exponent - settings.tolerance, exponent + settings.tolerance
 
     labels = [(role, window, axis) for role in runs[0].measured for window in WINDOWS for axis in AXES]

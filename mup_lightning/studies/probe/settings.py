@@ -7,6 +7,9 @@ from mup_lightning.errors import UserError
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed
 
+INPUTS, CLASSES = 16, 8
+"""Fixed sides of the probed networks: D of the input matrix, unless set, and K of the output matrix."""
+
 LATER_FROM = 5
 """The first of the later steps, counted from 1."""
 
@@ -47,6 +50,7 @@ class ProbeSettings(Typed, prefix="--"):
             families, whose exponents vary less and whose steps cost more.
         steps: steps of each network.
         batch: samples in a step.
+        inputs: D, the fixed side of the input matrix; wider than the network, as a vocabulary is, it may be the longer.
         tolerance: how far an exponent may be from the declared one.
         out: folder of probe.json and probe.png (of table.md with --all); null: runs/probe/NAME.
         json: print JSON in place of the table (probe.json also holds every measurement).
@@ -62,6 +66,7 @@ class ProbeSettings(Typed, prefix="--"):
     seeds: Seeds = 0
     steps: Steps = 10
     batch: PositiveInt = 32
+    inputs: PositiveInt = INPUTS
     tolerance: PositiveFloat = 0.15
     out: str | None = None
     json: bool = False
