@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from mup_lightning.config.schema import Config, leaves
+from mup_lightning.config.schema import ADDED, Config, leaves
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
 from mup_lightning.files import make_folder, read_json, write_atomic, write_json
@@ -166,7 +166,9 @@ def _check(start: Checkpoint, config: Config, folder: RunFolder, identity: dict[
     saved, now = leaves(start.identity | {"rules": used}), leaves(identity)
     differing = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
     if differing:
-        lines = "".join(f"\n  {key}: {saved.get(key)} in the checkpoint, {now.get(key)} now" for key in differing)
+        lines = "".join(
+            f"\n  {key}: {saved.get(key, ADDED.get(key))} in the checkpoint, {now.get(key)} now" for key in differing
+        )
         raise UserError(
             f"{start.path} cannot be continued exactly, because this run differs in:{lines}\n"
             f"Resume with the values of the checkpoint (see config.yaml in its run's folder), or start a new run "
