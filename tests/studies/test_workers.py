@@ -47,7 +47,8 @@ if __name__ == "__main__":
 def test_a_busy_worker_does_not_outlive_its_parent(tmp_path, number):
     (tmp_path / "parent.py").write_text(PARENT)
     command = [sys.executable, str(tmp_path / "parent.py")]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731, where tests run in the background
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=heed)
     assert parent.stdout.readline() == "busy\n"
     parent.send_signal(number)
     parent.communicate(timeout=60)  # returns when the worker, too, has closed the pipe
