@@ -29,7 +29,7 @@ CORPUS := $(if $(filter DATA,$(GIVEN)),,$(DATA)/manifest.json)
 AUSTEN := data/prepared/austen-bytes/manifest.json data/prepared/austen-gpt2/manifest.json
 $(if $(and $(filter CARD,$(GIVEN)),$(filter DATA,$(GIVEN))),$(error error: give CARD= to prepare a corpus, or DATA=))
 table = $(patsubst %/results.csv,%,$(or $(RESULTS),runs/sweeps/$(EXPERIMENT)))
-.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
+.PHONY: test-many test-others $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1:\t\2/p; s/^# Variables: /  /p' Makefile | expand -t 22
 setup: $(VENV)/.run ## make the virtual environment and install pinned dependencies

@@ -16,7 +16,9 @@ def versions() -> dict[str, str | None]:
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes"]
         with suppress(OSError, subprocess.SubprocessError):
-            result["git"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            result["git"] = subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
     for name in _PACKAGES:
         try:
             result[name] = version(name)

@@ -75,7 +75,7 @@ def panels(trainer: TrainerConfig, branch_depth: int) -> dict[str, Charts]:
     }
     stable = {
         "gradient norm: no growth over time": f"{GRADIENT_NORM}$",
-        "gradient norm after clipping: at most trainer.gradient_clip": f"{CLIPPED_NORM}$",
+        "gradient norm after clipping: at the base shape at most trainer.gradient_clip": f"{CLIPPED_NORM}$",
         "gradient norm before clipping, a curve for each update rule": rf"{GRADIENT_NORM}/(?!after_clipping)\w+$",
     }
     if trainer.spike_sigmas:

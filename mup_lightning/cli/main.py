@@ -123,7 +123,9 @@ def parse(verb: Verb, argv: list[str]) -> list[Any]:
         own_values = {name: values.pop(name) for name in hints(settings) if name in values}
         for option in options(settings):
             if option.default is MISSING and option.key not in own_values:
-                shown = option.key.upper() if option.key == _positional(settings) else f"--{option.key}"
+                shown = (
+                    option.key.upper() if option.key == _positional(settings) else f"--{option.key.replace('_', '-')}"
+                )
                 raise UsageError(f"{shown} is missing: {option.text}")
         arguments.append(build(settings, own_values, "--"))
     return [*arguments, Config.from_plain(values)] if verb.config else arguments

@@ -55,7 +55,8 @@ class ModelConfig(Typed, prefix="model."):
         bias: biases in linear layers and LayerNorms.
         tied: the output matrix is the token embedding.
         attention_scale: factor on the attention logits, of the head dimension d; auto is 1/sqrt(d), but under mup
-            sqrt(d_base)/d, with the base model's d_base: they differ where heads is fixed while the width grows.
+            sqrt(d_base)/d, with the base model's d_base: they differ where d does,
+            as where heads is fixed while the width grows.
         dropout: probability, on the embeddings' sum, the attention weights and both branches.
         loss_chunk: tokens whose logits exist at once in the loss; null: as many as make about 50 MB (CPU), 1 GB (GPU).
     """
@@ -303,6 +304,7 @@ ADDED: dict[str, Any] = {
     "recipe.scale_clip": False,
     "recipe.weight_decay_rule": "spectral",
     "rules.adamw.eps": None,
+    "rules.adan.eps": None,
     "rules.shampoo.eps": None,
     "rules.shampoo.correct_bias": True,
     "rules.sso.sphere": 1.0,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mup_lightning.config.schema import ModelConfig
+from mup_lightning.config.schema import ModelConfig, leaves
 from mup_lightning.errors import UserError
 from mup_lightning.model import taps
 from mup_lightning.model.layers import Block, make_norm
@@ -172,8 +172,9 @@ def check_tied(info: ParameterInfo, recipe: Recipe) -> None:
     Raises:
         UserError: naming what differs.
     """
-    first, last = recipe.of(info), recipe.of(replace(info, role=Role.OUTPUT, label="head"))
-    differing = [key for key, value in vars(first).items() if value != getattr(last, key)]
+    as_output = replace(info, role=Role.OUTPUT, label="head")
+    first, last = (leaves(vars(recipe.of(one))) for one in (info, as_output))
+    differing = [key.removeprefix("scaled.") for key in first | last if first.get(key) != last.get(key)]
     if differing:
         raise UserError(
             f"model.tied is true, but this recipe gives input and output matrix different values of "

@@ -111,7 +111,6 @@ class HybridOptimizer(Optimizer):
         groups: see `make_groups`.
         check: refuse gradients that are not finite before any rule sees one. That is one pass over them; a caller that
             has checked them already may leave it out.
-        share_work: whether processes share the work on matrices; without it each does all of it.
 
     Attributes:
         held: every parameter by name.
@@ -121,9 +120,9 @@ class HybridOptimizer(Optimizer):
         watch: if set, called after every step of whole parameters, in the process that made it.
     """
 
-    def __init__(self, groups: list[Group], *, check: bool = True, share_work: bool = True) -> None:
+    def __init__(self, groups: list[Group], *, check: bool = True) -> None:
         super().__init__(groups, defaults={})
-        self.check, self.share_work = check, share_work
+        self.check = check
         # Recorded before any wrapper flattens them.
         self.held: dict[str, Held] = {
             info.name: Held(parameter, info, RULES[group["rule"]])
@@ -230,7 +229,7 @@ class HybridOptimizer(Optimizer):
         _, world_size = rank_and_world()
         for group in () if self.layouts else self.param_groups:
             mine = {info.name: self.held[info.name].cost for info in group["infos"]}
-            if RULES[group["rule"]].whole_matrix and self.share_work and world_size > 1:
+            if RULES[group["rule"]].whole_matrix and world_size > 1:
                 self._set_owners(assign(mine, world_size))
         for layout in self.layouts.values():
             costs = {name: self.held[name].cost for name in layout.held}

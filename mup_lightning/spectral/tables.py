@@ -17,9 +17,6 @@ QUANTITIES: dict[str, str] = {
 }
 """Columns of a table: attribute of `Exponents` -> what it is called in text."""
 
-OTHERS = ("rho", "sphere")
-"""Options of rules that scale too, in columns of their own where there are any."""
-
 LEGEND = "Factors on the base values; n stands for width / base width, L for depth / base depth."
 
 
@@ -55,10 +52,10 @@ def as_plain(family: Family, branch_depth: int) -> dict[str, Any]:
 
 def as_text(family: Family, branch_depth: int) -> str:
     """One optimizer's table for the terminal: a row per role, a column per quantity."""
-    others = [name for name in OTHERS if name in family.scaled]
+    others = [option for option in family.scaled if option not in QUANTITIES]
     lines = [["role", *QUANTITIES.values(), *others]]
     for role, row in rows(family, branch_depth).items():
-        cells = [getattr(row, quantity) for quantity in QUANTITIES] + [row.scaled[name] for name in others]
+        cells = [getattr(row, quantity) for quantity in QUANTITIES] + [row.scaled[option] for option in others]
         lines.append([str(role), *map(show, cells)])
     return "\n".join([f"{family.name}, k = {branch_depth}", "", text(lines), "", LEGEND, *_notes(family)])
 

@@ -107,7 +107,7 @@ def before(config: Config) -> str:
     return (
         f"GPT-2 of width {model.width}, depth {model.depth}, context {model.context}\n"
         f"{recipe.optimizer} at base learning rate {recipe.lr:g}, {recipe.parametrization}"
-        f"{'' if recipe.parametrization == 'sp' else base}\n"
+        f"{base if recipe.parametrization == 'mup' else ''}\n"
         f"{config.trainer.max_steps} steps of {config.data.batch_size} sequences from {config.data.path}; "
         f"run folder {config.run.root}/{config.run.name}"
     )

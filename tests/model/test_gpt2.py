@@ -258,7 +258,7 @@ def test_taps_at_depth_256():
 def test_tied_is_refused_where_input_and_output_differ():
     recipe = derive(RecipeConfig(), 32, 3)
     apart = {**recipe.values, Role.OUTPUT: recipe.values[Role.HIDDEN]}
-    with pytest.raises(UserError, match=r"model\.tied.*rule"):
+    with pytest.raises(UserError, match=r"model\.tied.*values of rule, .*\beps\b.*; set model\.tied false"):
         build(ModelConfig(**TINY), type(recipe)(apart, recipe.multipliers), 0)
 
 
