@@ -38,7 +38,7 @@ def requeue(step: int, first_step: int) -> bool:
     Returns whether it was requeued: a cancelled job is not. Raises UserError where it would be requeued forever, or
     SLURM refuses.
     """
-    job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job, restarts = _this_job(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     again = "submit it again with the same command and resume=auto"
     if restarts and step == first_step:
         raise UserError(
@@ -62,6 +62,14 @@ def requeue(step: int, first_step: int) -> bool:
         ) from error
     print(f"job {job} goes back into the queue, and continues after step {step}", flush=True)
     return True
+
+
+def _this_job() -> str:
+    """The name of this job alone: SLURM_JOB_ID of one task of an array (slurm.extra --array) names all of its tasks."""
+    variables = os.environ
+    if "SLURM_ARRAY_TASK_ID" in variables:
+        return f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"
+    return variables["SLURM_JOB_ID"]
 
 
 def _is_cancelled(job: str) -> bool:

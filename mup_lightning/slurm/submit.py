@@ -74,8 +74,9 @@ status=0
 srun{_cpus(slurm)} {shlex.join([str(_program()), *command])} --shard "$SLURM_ARRAY_TASK_ID/{tasks}" || status=$?
 
 # 130: stopped by TERM (the time limit is near, or preempted). Requeue: what is finished is not run again.
+# The task, not $SLURM_JOB_ID: one of the tasks has the number of the whole array.
 if [ "$status" = 130 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {slurm.max_requeues} ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
 fi
 exit "$status"
 """

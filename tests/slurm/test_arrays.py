@@ -5,6 +5,7 @@ import csv
 import pytest
 import yaml
 
+from mup_lightning.slurm import submit
 from tests.slurm.conftest import submitted
 
 SET = {
@@ -67,3 +68,27 @@ def test_a_cancelled_task_does_not_come_back(cluster, file, tmp_path, monkeypatc
     cluster.wait("it is gone", lambda: not cluster.run("squeue", "-h"), explain=log.read_text)
     assert cluster.field(f"{job}_1", "JobState") == "CANCELLED"
     assert cluster.field(f"{job}_1", "Restarts") == "0"
+
+
+def test_every_task_that_is_stopped_comes_back_alone(cluster, file, tmp_path, monkeypatch):
+    """One of the tasks has the number of the whole array as its SLURM_JOB_ID."""
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    program = tmp_path / "program"  # in place of a sweep: waits for TERM, and is done when it comes back
+    program.write_text(
+        "#!/bin/bash\n[ -z \"$SLURM_RESTART_COUNT\" ] || exit 0\ntrap 'exit 130' TERM\n"
+        "echo job $SLURM_JOB_ID of array $SLURM_ARRAY_JOB_ID\nwhile sleep 0.1; do :; done\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(submit, "_program", lambda: program)
+    out, tasks = tmp_path / "table", [1, 2, 3]
+    job = submitted(["submit", "--sweep", str(file), "--tasks", "3", "--out", str(out), "--slurm.gpus", "0"])
+    logs = {task: out / "slurm" / f"{job}_{task}.log" for task in tasks}
+    cluster.wait("all run", lambda: all(log.exists() and "of array" in log.read_text() for log in logs.values()))
+    assert sum(f"job {job} of array {job}" in log.read_text() for log in logs.values()) == 1
+    state = lambda task: cluster.field(f"{job}_{task}", "JobState")  # noqa: E731
+    for task in tasks:
+        cluster.run("scancel", "--signal=TERM", f"{job}_{task}")
+        cluster.wait(
+            f"task {task} has come back", lambda task=task: state(task) == "COMPLETED", explain=logs[task].read_text
+        )
+        assert [cluster.field(f"{job}_{other}", "Restarts") for other in tasks] == ["1"] * task + ["0"] * (3 - task)

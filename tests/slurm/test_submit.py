@@ -6,9 +6,11 @@ import subprocess
 import pytest
 import yaml
 
+from mup_lightning import signals
 from mup_lightning.cli.main import main
 from mup_lightning.slurm import submit
 from mup_lightning.slurm.options import seconds
+from mup_lightning.slurm.requeue import requeue
 from tests.slurm.conftest import Runs
 from tests.studies.sweeps import tiny_sweep, write
 
@@ -126,3 +128,17 @@ def test_a_damaged_record_of_the_last_job_is_named(offline, capsys):
     (offline.root / "new" / "slurm").mkdir(parents=True)
     (offline.root / "new" / "slurm" / "job.json").write_text("{")
     assert re.search(r"job\.json is damaged: .* the run's last job", refused(offline.command("new"), capsys))
+
+
+@pytest.mark.parametrize(
+    ("variables", "job"), [({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")]
+)
+def test_a_job_requeues_itself_alone(tmp_path, monkeypatch, variables, job):
+    """SLURM_JOB_ID of one task of an array is the number of the whole array."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho JobState=RUNNING\n')
+    scontrol.chmod(0o755)
+    for name, value in {"PATH": f"{tmp_path}:/bin", "SLURM_JOB_ID": "7", signals.VARIABLE: "9", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert requeue(step=2, first_step=0)
+    assert (tmp_path / "asked").read_text() == f"show job {job}\nrequeue {job}\n"
