@@ -1,6 +1,7 @@
 """Tables of losses for the tests of the transfer report."""
 
 import csv
+import re
 
 import numpy as np
 
@@ -18,6 +19,22 @@ def write(path, rows, columns=COLUMNS):
         writer.writerow(columns)
         writer.writerows(rows)
     return path
+
+
+def _commas(text, separator):
+    """As a spreadsheet of a country with decimal commas saves a table, with a blank row and two blank columns."""
+    rows = [[re.sub(r"^( ?-?\d+)\.(\d+)", r"\1,\2", cell) for cell in row] for row in csv.reader(text.splitlines())]
+    return "".join(separator.join([*row, "", ""]) + "\r\n" for row in [*rows, [""] * len(rows[0])])
+
+
+SAVED = {
+    "mark": lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
+    "old": lambda text: text.replace("\n", "\r").encode(),
+    "quoted": lambda text: re.sub(r"[^,\n]+", r'"\g<0>"', text.replace("\n", ",,\n") + ",,,,\n").encode(),
+    "commas": lambda text: b"\xef\xbb\xbf" + _commas(text, ";").encode(),
+    "utf-16": lambda text: _commas(text, "\t").encode("utf-16"),
+}
+"""How spreadsheets save a table: text -> bytes."""
 
 
 def curves(sizes, optima, noise=0.0, seeds=1, name="mup", grid=range(-10, -3), curvature=0.04, chance=None, effect=0.0):

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,9 @@ from mup_lightning.studies.sweep.grid import expand
 from mup_lightning.studies.sweep.results import COLUMNS, append, prepare, read_trials, trial_file, write_table
 from mup_lightning.studies.sweep.run import dry_run, run_trials
 from mup_lightning.studies.sweep.spec import load
+from mup_lightning.studies.transfer.losses import read_losses
 from tests.studies.sweeps import tiny_sweep, write
+from tests.studies.tables import SAVED
 
 WIDTH, DEPTH = {"vary": {"model.width": [16, 32]}}, {"vary": {"model.depth": [1, 2]}}
 DONE = {"loss": 2.5, "train_loss": 2.25, "steps": 60, "tokens": 7680, "seconds": 2.0, "tokens_per_second": 3840.0,
@@ -35,7 +38,7 @@ def finish(folder, trials, **result):
     prepare(folder, trials)
     for trial in trials:
         files.write_json(trial_file(folder, trial.hash), {"config": None, "result": DONE | result})
-        append(folder, trial)
+        append(folder, trial, trials)
 
 
 def table(folder):
@@ -106,6 +109,37 @@ def test_a_table_alone_is_continued(corpus, tmp_path):
     trial_file(out, trials[0].hash).unlink()  # to run it again
     assert prepare(out, trials) == {trials[1].hash}
     assert len(table(out)) == 1
+
+
+@pytest.mark.parametrize("saved", SAVED)
+def test_a_table_that_a_spreadsheet_has_saved_is_continued(corpus, tmp_path, saved):
+    """As the only file of the folder, or while the sweep runs; the report reads what comes of it."""
+    trials = trials_of(corpus, tmp_path, {"vary": {"model.width": [16, 32]}})
+    for name in ("alone", "running"):
+        out = tmp_path / name
+        finish(out, trials[:2])
+        prepare(out, trials)
+        (out / "results.csv").write_bytes(SAVED[saved]((out / "results.csv").read_text()))
+        if name == "alone":
+            shutil.rmtree(out / "trials")
+            assert prepare(out, trials) == {trial.hash for trial in trials[:2]}
+        for trial in trials[2:]:
+            files.write_json(trial_file(out, trial.hash), {"config": None, "result": DONE})
+            append(out, trial, trials)
+        rows = table(out)
+        assert list(rows[0]) == [*COLUMNS, "recipe.lr", "model.width"]
+        assert {(row["parametrization"], float(row["loss"])) for row in rows} == {("mup", 2.5)}
+        assert len(read_losses(out)) == len(trials)
+
+
+def test_a_table_that_is_removed_or_torn_while_the_sweep_runs_is_made_anew(trials, tmp_path):
+    finish(tmp_path, trials)
+    path = tmp_path / "results.csv"
+    whole = sorted(path.read_text().splitlines())
+    for content in (None, "", "\n".join(whole)[:-3]):
+        path.unlink() if content is None else path.write_text(content)
+        append(tmp_path, trials[0], trials)
+        assert sorted(path.read_text().splitlines()) == whole
 
 
 @pytest.mark.parametrize(

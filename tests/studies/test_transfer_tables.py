@@ -8,7 +8,7 @@ from mup_lightning.cli.main import main
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.report import to_dict
 from mup_lightning.studies.transfer.verdict import transfer
-from tests.studies.tables import COLUMNS, SIZES, curves, groups, write
+from tests.studies.tables import COLUMNS, SAVED, SIZES, curves, groups, write
 
 ROW = ("mup", "width", 64, -7, 0, 3.0)
 HEAD = ",".join(COLUMNS) + "\n"
@@ -40,9 +40,11 @@ def test_options_that_make_no_sense(tmp_path, capsys, options, message):
     ("name", "content", "message"),
     [
         ("none.csv", None, "cannot be read as CSV: No such file or directory; expected the results.csv of a sweep"),
-        ("t.csv", b"\xff\xfe", "cannot be read as CSV: 'utf-8' codec can't decode"),
+        ("t.csv", b"\xe9\n", "cannot be read as CSV: 'utf-8' codec can't decode"),
         ("t.csv", "size,loss\n1,2\n", "lacks the columns parametrization, axis, log2_value, seed, or has them twice"),
         ("t.csv", ",".join((*COLUMNS, "loss")) + "\n", "lacks the columns loss, or has them twice"),
+        ("t.csv", HEAD.replace(",", ";") + "mup;width;64;-7;0;3,1\nmup;width;128;-7.0;0;3,2\n", "loss is '3,1'; exp"),
+        ("t.csv", HEAD.strip() + ",,\nmup,width,64,-7,0,3.0,,9\n", "row 2: expected 6 cells as in the heading"),
         ("t.csv", HEAD + '"mup,width,64,-7,0,3.0\n', "cannot be read as CSV: unexpected end of data"),
         ("t.csv", [], "has no runs yet, only a heading"),
         ("t.csv", HEAD + "\nmup,width,64,-7,0,3\nmup,width,128,-7,0", "row 4: expected 6 cells"),
@@ -105,9 +107,9 @@ def test_the_column_that_tells_all_sizes_apart_is_named(tmp_path, capsys):
     assert capsys.readouterr().err.endswith(wanted)
 
 
-@pytest.mark.parametrize("form", ["plain", "spreadsheet", "pandas"])
+@pytest.mark.parametrize("form", ["plain", "pandas", *SAVED])
 def test_tables_as_other_programs_write_them(tmp_path, form):
-    """Whole numbers with a point, a size in two spellings, nan, a byte order mark, other line ends."""
+    """Whole numbers with a point, a size in two spellings, nan, and what spreadsheets do."""
     spelt = {64: "6.4e1", 128: " 128.00"} if form != "plain" else {64: "64", 128: "128"}
     lost = "" if form == "plain" else "nan"
     rows = [
@@ -116,8 +118,8 @@ def test_tables_as_other_programs_write_them(tmp_path, form):
         for name in ("sp", "mup") for row in TWO
     ]  # fmt: skip
     path = write(tmp_path / "t.csv", rows, (*COLUMNS, "steps", "branch_depth"))
-    if form == "spreadsheet":
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_text().rstrip().replace("\n", "\r\n").encode())
+    if form in SAVED:
+        path.write_bytes(SAVED[form](path.read_text()))
     elif form == "pandas":
         import pandas as pd
 

@@ -5,7 +5,7 @@ if and only if its file is there. FOLDER/results.csv has a row for each axis of 
 was run last: rows are appended as trials end, and the table is made anew, in order, when a sweep begins and ends.
 """
 
-import csv
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,13 +95,19 @@ def write_table(folder: Path, trials: Sequence[Trial]) -> set[str]:
     return set(records)
 
 
-def append(folder: Path, trial: Trial) -> None:
-    """Add the rows of a trial that has just been finished to results.csv."""
-    record = read_json(trial_file(folder, trial.hash), "a trial's result")
-    with _lock(folder), (folder / "results.csv").open("r+", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, file.readline().strip().split(","), extrasaction="ignore", lineterminator="\n")
-        file.seek(0, 2)
-        writer.writerows(rows_of(trial, record["result"]))
+def append(folder: Path, trial: Trial, trials: Sequence[Trial]) -> None:
+    """Add the rows of a trial that has just been finished to results.csv, the table of `trials`.
+
+    Where another program has saved or removed the table meanwhile, or another sweep has, it is made anew.
+    """
+    record, columns = read_json(trial_file(folder, trial.hash), "a trial's result"), _columns(trial)
+    with _lock(folder), contextlib.suppress(FileNotFoundError), (folder / "results.csv").open("r+b") as file:
+        content = file.read()
+        if content.startswith(f"{','.join(columns)}\n".encode()) and content.endswith(b"\n"):
+            rows = pd.DataFrame(rows_of(trial, record["result"]), columns=columns, dtype=object)
+            file.write(rows.to_csv(index=False, header=False, lineterminator="\n").encode())
+            return
+    write_table(folder, trials)
 
 
 def _lock(folder: Path) -> FileLock:
@@ -111,9 +117,12 @@ def _lock(folder: Path) -> FileLock:
 
 def _write(folder: Path, trials: Sequence[Trial], records: dict[str, Record]) -> None:
     rows = [row for trial in trials if trial.hash in records for row in rows_of(trial, records[trial.hash]["result"])]
-    columns = list(dict.fromkeys([*COLUMNS, *trials[0].varied]))
-    frame = pd.DataFrame(rows, columns=columns, dtype=object).sort_values(_ORDER, key=_numbers)
+    frame = pd.DataFrame(rows, columns=_columns(trials[0]), dtype=object).sort_values(_ORDER, key=_numbers)
     write_atomic(folder / "results.csv", frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _columns(trial: Trial) -> list[str]:
+    return list(dict.fromkeys([*COLUMNS, *trial.varied]))
 
 
 def _numbers(column: pd.Series) -> pd.Series:

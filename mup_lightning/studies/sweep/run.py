@@ -115,7 +115,7 @@ def run_trials(
             summary.states[state] += 1
             summary.finished += state in ("ran", "diverged", "finished")
             if state in ("ran", "diverged"):
-                append(folder, trial)
+                append(folder, trial, whole)
             elif state == "failed":
                 summary.failed.append(f"{trial.label}: {text}")
             tqdm.write(f"[{summary.finished}/{total}] {trial.label}: {text}", file=sys.stderr)

@@ -1,7 +1,10 @@
 """Reads tables of losses: results.csv of a sweep, any CSV with the same columns, or the published losses (JSON)."""
 
+import codecs
 import csv
+import io
 import math
+import re
 import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -22,39 +25,52 @@ _REPEATED = {"recipe.optimizer", "recipe.parametrization", "recipe.branch_depth"
 
 _EXPECTED = f"the results.csv of a sweep, or the columns {', '.join(COLUMNS)} (an empty loss: diverged)"
 _NO_NUMBER = ["", "nan", "inf", "+inf", "-inf"]
+_POINTED = re.compile(r"\s*[+-]?\d+\.\d+\s*")
+_DECIMAL_COMMA = re.compile(r"^(\s*[+-]?\d+),(\d+(?:[eE][+-]?\d+)?\s*)$")
 _LARGEST = 1e9
 """Beyond this magnitude neither a power of two nor a loss means anything."""
 
 
 def read_table(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
-    """Read a CSV file as text, however it was saved (byte order mark, any line endings, blank lines).
+    """Read a CSV file as text, however it was saved.
+
+    Spreadsheets write a byte order mark, other line ends, semicolons or tabs with decimal commas, UTF-16, and blank
+    rows and columns.
 
     Args:
         path: the file, or the folder whose results.csv it is.
         needed: columns that the table must have.
 
     Returns:
-        Text cells. The index names each row for messages: "PATH, row 2".
+        Text cells, numbers with a decimal point. The index names each row for messages: "PATH, row 2".
 
     Raises:
         UserError: it cannot be read, is not a table, lacks a column or has one twice, or has no rows.
     """
     path = path / "results.csv" if path.is_dir() else path
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            rows = {f"{path}, row {reader.line_num}": row for row in reader if row}
+        data = path.read_bytes()
+        text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+        separator = max(",;\t", key="".join(text.strip().splitlines()[:1]).count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        rows = {f"{path}, row {reader.line_num}": row for row in reader if any(map(str.strip, row))}
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(f"{path} cannot be read as CSV: {reason}; expected {_EXPECTED}") from None
-    head = rows.pop(next(iter(rows))) if rows else []
+    head = [cell.strip() for cell in rows.pop(next(iter(rows)))] if rows else []
+    while head and not head[-1]:
+        head.pop()
     if wrong := [column for column in dict.fromkeys([*needed, *head]) if head.count(column) != 1]:
         raise UserError(f"{path} lacks the columns {', '.join(wrong)}, or has them twice; expected {_EXPECTED}")
-    if ragged := [place for place, row in rows.items() if len(row) != len(head)]:
-        raise UserError(f"{ragged[0]}: expected {len(head)} cells as in the heading")
+    for place, row in rows.items():
+        if len(row) < len(head) or any(map(str.strip, row[len(head) :])):
+            raise UserError(f"{place}: expected {len(head)} cells as in the heading")
     if not rows:
         raise UserError(f"{path} has no runs yet, only a heading")
-    return pd.DataFrame(list(rows.values()), columns=head, index=list(rows), dtype=object)
+    cells = [row[: len(head)] for row in rows.values()]
+    if separator != "," and not any(_POINTED.fullmatch(cell) for row in cells for cell in row):
+        cells = [[_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in row] for row in cells]
+    return pd.DataFrame(cells, columns=head, index=list(rows), dtype=object)
 
 
 def numbers(table: pd.DataFrame, column: str, expected: str, *, empty: bool = False) -> pd.Series:
