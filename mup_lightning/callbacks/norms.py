@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from torch.nn.utils import get_total_norm
 
 from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log
 from mup_lightning.distributed.collectives import rank_and_world
@@ -15,7 +14,7 @@ from mup_lightning.optim.muon import Muon
 from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.rule import Group, Item, split_blocks
-from mup_lightning.optim.spectral_norm import largest_singular_values
+from mup_lightning.optim.spectral_norm import largest_singular_values, total_norm
 
 GRADIENT_NORM = "train/gradient_norm"
 CLIPPED_NORM = f"{GRADIENT_NORM}/after_clipping"
@@ -93,7 +92,7 @@ class GradientNorms(StepCallback):
         for group in optimizer.param_groups if self._measuring else ():
             gradients = _gradients(optimizer, group["params"])
             if gradients:
-                self._squares[group["rule"]] = self._squares[group["rule"]] + get_total_norm(gradients).double() ** 2
+                self._squares[group["rule"]] = self._squares[group["rule"]] + total_norm(gradients).double() ** 2
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Log the norms."""

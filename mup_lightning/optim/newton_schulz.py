@@ -37,7 +37,8 @@ def orthogonalise(
     Returns:
         (b, r, s) in `dtype`. A zero matrix gives zero.
     """
-    # Normalise before the cast: a gradient of 1e-30 must not vanish in it. The Frobenius norm bounds the spectral norm.
+    # Before the cast, in which a tiny gradient would vanish. The Frobenius norm bounds the spectral norm.
+    matrices_brs.div_(units(matrices_brs))
     matrices_brs.div_(norms(matrices_brs))
     matrices_brs = matrices_brs.to(dtype)  # rebound, so that the wider ones are freed
     return iterate(matrices_brs, [coefficients] * steps)
@@ -64,8 +65,23 @@ def scratch(items: list[Item], dtype: torch.dtype, device: torch.device) -> int:
     return most
 
 
+def units(matrices_brs: torch.Tensor) -> torch.Tensor:
+    """The power of two below each matrix's largest entry, (b, 1, 1) in float32 or wider; 1 for a zero matrix.
+
+    A division by it rounds nothing, and leaves a matrix whose squares neither overflow nor vanish. NaN where an entry
+    is infinite.
+    """
+    # On CPU a tenth of the time that the infinity norm takes.
+    largest = torch.maximum(matrices_brs.amax((-2, -1), keepdim=True), -matrices_brs.amin((-2, -1), keepdim=True))
+    largest = largest.to(torch.promote_types(largest.dtype, torch.float32))
+    return torch.where(largest > 0, largest / torch.frexp(largest).mantissa / 2, 1.0)
+
+
 def norms(matrices_brs: torch.Tensor) -> torch.Tensor:
-    """Each matrix's Frobenius norm (b, 1, 1) in float32 or wider; for a zero matrix the smallest number above zero."""
+    """Each matrix's Frobenius norm (b, 1, 1) in float32 or wider; for a zero matrix the smallest number above zero.
+
+    The squares of the entries must be in range; see `units`.
+    """
     wide = torch.promote_types(matrices_brs.dtype, torch.float32)
     norm = torch.linalg.vector_norm(matrices_brs, dim=(-2, -1), keepdim=True, dtype=wide)
     return norm.clamp_min(torch.finfo(wide).tiny)

@@ -13,6 +13,7 @@ power -1/2.
 Own code, because torch has no Shampoo.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +24,15 @@ from mup_lightning.typed import NonNegativeFloat, PositiveInt, Typed, UnitInterv
 
 SIDES = ("left", "right")
 
+USUAL = 40
+"""Powers of two around 1 between which squares of gradients, and of what they become later, are in float32's range."""
+
 
 class Shampoo(Rule):
     """State of a parameter of k blocks of (r, s).
 
-    `step` (steps done), `momentum` of its shape, `left` and `left_root` (k, r, r), `right` and `right_root` (k, s, s).
+    `step` (steps done), `momentum` of its shape, `left` and `left_root` (k, r, r), `right` and `right_root` (k, s, s);
+    `exponent` where `in_units` says so.
     """
 
     name = "shampoo"
@@ -80,13 +85,27 @@ class Shampoo(Rule):
     def step(self, group: Group, items: list[Item]) -> None:
         """One matrix after the other."""
         for item in items:
-            G_krs, state = split_blocks(item.gradient, item.blocks), item.state
+            state, (gradient, unit) = item.state, in_units(item)
             state["step"] += 1
-            state["momentum"].lerp_(item.gradient, 1.0 - group["beta1"])
-            accumulate(state, G_krs, group["beta2"])
+            state["momentum"].lerp_(gradient, 1.0 - group["beta1"])
+            accumulate(state, split_blocks(gradient, item.blocks), group["beta2"])
             if (state["step"] - 1) % group["precondition_every"] == 0:
-                _refresh(state, 1.0 - group["beta2"] ** state["step"], group["eps"])
+                _refresh(state, 1.0 - group["beta2"] ** state["step"], group["eps"] / unit**2)
             _move(group, item)
+
+
+def in_units(item: Item) -> tuple[torch.Tensor, float]:
+    """A gradient over a power of two, and that power, in which all averages of this parameter are kept.
+
+    It is 1 unless the first gradient is so small or large that its squares would vanish or overflow in float32; then
+    the state's "exponent" says which.
+    """
+    if item.state["step"] == 0:
+        _, exponent = math.frexp(float(torch.linalg.vector_norm(item.gradient, torch.inf)))
+        if abs(exponent) > USUAL:
+            item.state["exponent"] = max(-120, min(120, exponent))  # 2^±120 and its inverse are normal numbers
+    unit = 2.0 ** item.state.get("exponent", 0)
+    return (item.gradient if unit == 1.0 else item.gradient / unit), unit
 
 
 def start_sides(item: Item, max_dimension: int, derived: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from mup_lightning.optim.rule import Group, Item, Rule, State, move, split_blocks
-from mup_lightning.optim.shampoo import SIDES, accumulate, start_sides
+from mup_lightning.optim.shampoo import SIDES, accumulate, in_units, start_sides
 from mup_lightning.typed import PositiveFloat, PositiveInt, Typed, UnitInterval
 
 
@@ -25,7 +25,7 @@ class SOAP(Rule):
     """State of a parameter of k blocks of (r, s).
 
     `step` (steps done), `exp_avg` of its shape, `exp_avg_sq` of its shape but in the eigenbasis, `left` and
-    `left_basis` (k, r, r), `right` and `right_basis` (k, s, s).
+    `left_basis` (k, r, r), `right` and `right_basis` (k, s, s); `exponent` where `in_units` says so.
     """
 
     name = "soap"
@@ -66,31 +66,31 @@ class SOAP(Rule):
     def step(self, group: Group, items: list[Item]) -> None:
         """The first step of a matrix changes state alone."""
         for item in items:
-            G_krs, state = split_blocks(item.gradient, item.blocks), item.state
+            state, (gradient, unit) = item.state, in_units(item)
+            G_krs = split_blocks(gradient, item.blocks)
             t = state["step"]
             state["step"] = t + 1
             if t == 0:
                 accumulate(state, G_krs, group["beta2"])
                 _take_bases(state)
                 continue
-            state["exp_avg"].lerp_(item.gradient, 1.0 - group["beta1"])
-            _move(group, item, t)
+            state["exp_avg"].lerp_(gradient, 1.0 - group["beta1"])
+            _move(group, item, G_krs, group["eps"] / unit)
             accumulate(state, G_krs, group["beta2"])
             if t % group["precondition_every"] == 0:
                 _refresh(state, split_blocks(state["exp_avg_sq"], item.blocks))
 
 
-def _move(group: Group, item: Item, t: int) -> None:
+def _move(group: Group, item: Item, G_krs: torch.Tensor, eps: float) -> None:
     """Step V and the weight, with at most two matrices of the weight's size for the rotations."""
-    state = item.state
-    V_krs, M_krs, G_krs, W_krs = (
-        split_blocks(tensor, item.blocks)
-        for tensor in (state["exp_avg_sq"], state["exp_avg"], item.gradient, item.parameter)
+    state, t = item.state, item.state["step"] - 1
+    V_krs, M_krs, W_krs = (
+        split_blocks(tensor, item.blocks) for tensor in (state["exp_avg_sq"], state["exp_avg"], item.parameter)
     )
     rotated, spare = _rotate(state, G_krs, *(torch.empty_like(G_krs) for _ in range(2)))
     V_krs.mul_(group["beta2"]).addcmul_(rotated, rotated, value=1.0 - group["beta2"])
     rotated, spare = _rotate(state, M_krs, rotated, spare)
-    rotated.div_(torch.sqrt(V_krs, out=spare).add_(group["eps"]))
+    rotated.div_(torch.sqrt(V_krs, out=spare).add_(eps))
     rotated, _ = _rotate(state, rotated, spare, rotated, back=True)
     correction = (1.0 - group["beta2"] ** t) ** 0.5 / (1.0 - group["beta1"] ** t)
     move(group, W_krs, rotated, correction)

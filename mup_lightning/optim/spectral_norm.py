@@ -8,9 +8,10 @@ Shapes: b matrices in a batch, r rows, s columns, n the smaller side.
 """
 
 import torch
+from torch.nn.utils import get_total_norm
 
 from mup_lightning.model.parameters import ParameterInfo
-from mup_lightning.optim.newton_schulz import norms
+from mup_lightning.optim.newton_schulz import norms, units
 
 _ELEMENTS = 1 << 24
 """Elements of the matrices that are worked on at once: 64 MB of float32, and at most twice that for Gram matrices."""
@@ -19,16 +20,17 @@ _ELEMENTS = 1 << 24
 def leading(W_brs: torch.Tensor, squarings: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The largest singular value (b, 1, 1) of each matrix and its vectors u (b, r, 1) and v (b, s, 1).
 
-    All are 0 for a zero matrix. The value is never above ‖W‖₂, except for rounding. With 12 squarings the vectors are
-    told apart where the two largest singular values are 1 % apart.
+    All are 0 for a zero matrix, and NaN where an entry is not finite. The value is never above ‖W‖₂, except for
+    rounding. With 12 squarings the vectors are told apart where the two largest singular values are 1 % apart.
 
     Args:
         W_brs: overwritten.
         squarings: of the Gram matrix.
     """
     tall = W_brs.shape[-2] > W_brs.shape[-1]
-    norm = norms(W_brs)
-    W_brs.div_(norm)  # or the squares of a tiny weight would vanish
+    unit = units(W_brs)
+    norm = norms(W_brs.div_(unit))
+    W_brs.div_(norm)
     X = W_brs.mT if tall else W_brs
     power = X @ X.mT
     power.div_(norms(power))
@@ -40,7 +42,7 @@ def leading(W_brs: torch.Tensor, squarings: int = 12) -> tuple[torch.Tensor, tor
     longest = power.norm(dim=-2).argmax(-1)
     u = _normalised(power.gather(-1, longest[:, None, None].expand(-1, power.shape[-2], 1)))
     v = _normalised(X.mT @ u)
-    value = u.mT @ (X @ v) * norm
+    value = u.mT @ (X @ v) * norm * unit
     return (value, v, u) if tall else (value, u, v)
 
 
@@ -61,12 +63,8 @@ def largest_singular_values(W_brs: torch.Tensor, squarings: int = 8) -> torch.Te
     """
     found = []
     for A_brs in W_brs.split(max(1, _ELEMENTS // W_brs[0].numel())):
-        # Scaled first, so that no square overflows.
-        largest_b11 = torch.linalg.vector_norm(A_brs, float("inf"), (1, 2), keepdim=True)
-        finite_b11 = torch.isfinite(largest_b11)
-        scale_b11 = torch.where(finite_b11 & (largest_b11 > 0), 1 / largest_b11, 0)
-        value_b11, _, _ = leading((A_brs * scale_b11).nan_to_num_(0, 0, 0), squarings)
-        found.append(torch.where(finite_b11, value_b11 * largest_b11, torch.nan)[:, 0, 0])
+        value_b11, _, _ = leading(A_brs.clone(), squarings)
+        found.append(value_b11[:, 0, 0])
     return torch.cat(found)
 
 
@@ -88,6 +86,14 @@ def spectral_norms(tensors: list[torch.Tensor]) -> list[float]:
         for place, value in zip(places, values_b.tolist(), strict=True):
             result[place] = value
     return result
+
+
+def total_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The length of all tensors as one vector, 0-dim; in float64 where float32's squares might vanish or overflow."""
+    norm = get_total_norm(tensors)
+    if 1e-15 < norm < torch.inf:
+        return norm
+    return torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]).norm()
 
 
 def rms_operator(spectral: float, info: ParameterInfo) -> float:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mup_lightning.optim.newton_schulz import iterate, norms, scratch
+from mup_lightning.optim.newton_schulz import iterate, norms, scratch, units
 from mup_lightning.optim.rule import Group, Item, Rule, batches, empty_batch, split_blocks, split_items
 from mup_lightning.optim.spectral_norm import leading
 from mup_lightning.typed import PositiveFloat, PositiveInt, Typed, UnitInterval
@@ -117,15 +117,17 @@ def tangent(
     """
     coefficients = [*POLAR_EXPRESS, *[POLAR_EXPRESS[-1]] * (steps - len(POLAR_EXPRESS))][:steps]
     blocks = [len(momentum) for momentum in momenta]
-    norm_b11 = torch.cat([norms(momentum) for momentum in momenta])
+    unit_b11 = torch.cat([units(momentum) for momentum in momenta])
+    in_units = zip(momenta, unit_b11.split(blocks), strict=True)
+    norm_b11 = torch.cat([norms(momentum / unit) for momentum, unit in in_units])
 
     def sign(multiplier_b: torch.Tensor) -> torch.Tensor:
         multiplier_b11 = multiplier_b[:, None, None]
         bound_b11 = 1.0 + multiplier_b11.abs()
         X_brs = norm_b11.new_empty(len(norm_b11), *momenta[0].shape[1:])
-        parts = zip(momenta, (norm_b11 * bound_b11).split(blocks), X_brs.split(blocks), strict=True)
-        for momentum, divisor, X in parts:
-            torch.div(momentum, divisor, out=X)
+        for momentum, unit, X in zip(momenta, unit_b11.split(blocks), X_brs.split(blocks), strict=True):
+            torch.div(momentum, unit, out=X)
+        X_brs.div_(norm_b11 * bound_b11)
         X_brs.baddbmm_(u_br1 * (multiplier_b11 / bound_b11), v_bs1.mT)  # Θ itself is never made
         return iterate(X_brs, coefficients)
 

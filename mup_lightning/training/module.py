@@ -18,6 +18,7 @@ from mup_lightning.model.taps import Recorder
 from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
 from mup_lightning.optim.schedule import make_schedule
 from mup_lightning.optim.sophia import estimate, sample_labels, uniforms
+from mup_lightning.optim.spectral_norm import total_norm
 
 
 def build_training(config: Config, device: str = "cpu") -> tuple[GPT2, HybridOptimizer]:
@@ -105,7 +106,9 @@ class GPT2Module(pl.LightningModule):
         for group in groups:
             of_group = [p.grad for p in group["params"] if p.grad is not None]
             gradients[group["gradient"]] = gradients.get(group["gradient"], []) + of_group
-        norms = torch.stack([get_total_norm(of_unit) for of_unit in gradients.values()])
+        # Where nothing is clipped, squares that overflow in float32 would do so in the optimizer's state too.
+        length = total_norm if self.config.trainer.gradient_clip > 0 else get_total_norm
+        norms = torch.stack([length(of_unit) for of_unit in gradients.values()])
         self.see_gradient_norm(torch.linalg.vector_norm(norms))
         if self.config.trainer.gradient_clip > 0:
             relative = torch.linalg.vector_norm(norms / norms.new_tensor(list(gradients)))

@@ -115,6 +115,27 @@ def test_many_parameters_are_as_one_at_a_time(rule):
         assert np.abs(parameter.detach().numpy() - alone).max() < 1e-12
 
 
+@pytest.mark.parametrize("rule", MATRIX_RULES)
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-24, 1e-20, 1e-13, 1e13, 1e20, 1e30, 1e36])
+def test_steps_of_matrix_rules_do_not_depend_on_the_size_of_gradients(rule, scale):
+    """Also where squares vanish or overflow in float32: as in float64 at size 1, with ε in the gradients' units."""
+    w, *grads = (conditioned(x) for x in normal(24, 8, count=5))
+    options = {"eps": 1e-8 * scale} if rule == "soap" else None
+    eps = 1e-8 * scale**2  # Shampoo's
+    found, stepper = run(rule, w, [g * scale for g in grads], dtype=torch.float32, eps=eps, options=options)
+    wanted = reference(rule, w, grads, stepper)
+    assert np.abs(found - wanted).max() < 10 * FLOAT32.get(rule, 1e-6) * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("rule", ["muon", "muon_kimi", "sso"])
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**-60, 2.0**60, 2.0**100])
+def test_a_power_of_two_changes_no_digit_of_a_step(rule, scale):
+    w, *grads = normal(24, 8, count=3)
+    keys = {"dtype": torch.float32, "eps": 0.0, "options": {"dtype": "bfloat16"} if "muon" in rule else {}}
+    wanted, _ = run(rule, w, grads, **keys)
+    assert np.array_equal(run(rule, w, [g * scale for g in grads], **keys)[0], wanted)
+
+
 @pytest.mark.parametrize("rule", REFERENCES)
 def test_zero_gradients_only_decay(rule):
     """SOAP's first step changes no weight; SSO's sphere undoes all decay but the last."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mup_lightning.optim import spectral_norm
-from mup_lightning.optim.spectral_norm import largest_singular_values, leading, spectral_norms
+from mup_lightning.optim.spectral_norm import largest_singular_values, leading, spectral_norms, total_norm
 
 
 def normal(*shape, seed=0):
@@ -82,6 +82,17 @@ def test_zero_is_zero_and_what_is_not_finite_is_nan(rows):
     assert found[0] == 0
     assert found[1:3].isnan().all()
     assert float(found[3]) == pytest.approx(exact(matrices[3]), rel=0.01)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-24, 1e-20, 1.0, 1e18, 1e30, 1e36])
+def test_norms_of_the_smallest_and_largest_numbers(scale):
+    tensors = [normal(40, 20) * scale, normal(30) * scale]
+    wanted = [exact(tensors[0]), float(tensors[1].double().norm())]
+    assert spectral_norms(tensors) == pytest.approx(wanted, rel=1e-5)
+    assert float(total_norm(tensors)) == pytest.approx(float(torch.cat([t.flatten() for t in tensors]).double().norm()))
+    assert total_norm([torch.zeros(3)]) == 0
+    assert total_norm([*tensors, torch.tensor([torch.inf])]) == torch.inf
+    assert total_norm([*tensors, torch.tensor([torch.nan])]).isnan()
 
 
 def test_norms_of_matrices_and_vectors_keep_their_order():

@@ -123,9 +123,21 @@ def test_a_nan_stops_before_the_optimizer_step(tiny, monkeypatch):
 
 def test_an_infinite_gradient_stops_too(tiny, monkeypatch):
     config = tiny()
-    monkeypatch.setattr("mup_lightning.training.module.get_total_norm", lambda grads: torch.tensor(float("inf")))
+    monkeypatch.setattr("mup_lightning.training.module.total_norm", lambda grads: torch.tensor(float("inf")))
     with pytest.raises(UserError, match="norm of the gradients is inf in step 1"):
         train(config)
+
+
+@pytest.mark.parametrize(("scale", "wanted"), [(1e-30, 1e-30), (1e-3, 1e-3), (1e3, 1.0), (1e30, 1.0)])
+def test_gradients_of_any_size_are_clipped(tiny, scale, wanted):
+    module = GPT2Module(tiny(**{"recipe.scale_clip": False}))
+    module.micro_losses = [(torch.tensor(0.0), {})]
+    parameters = list(module.model.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, scale / sum(p.numel() for p in parameters) ** 0.5)
+    module._clip(module.hybrid.param_groups)
+    assert float(module.gradient_norm) == pytest.approx(scale, rel=1e-4)
+    assert float(torch.cat([p.grad.double().flatten() for p in parameters]).norm()) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_run_folder_that_holds_another_run_is_refused(tiny):
