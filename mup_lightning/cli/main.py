@@ -6,26 +6,109 @@ import os
 import re
 import sys
 import textwrap
-from dataclasses import MISSING, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from mup_lightning import signals
-from mup_lightning.cli.commands import VERBS, Verb
 from mup_lightning.config.load import GROUPS, RECIPES, WORDS, Layer, hint_of, merge, preset, unknown_option, word
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UsageError, UserError
 from mup_lightning.typed import Option, Raw, build, describe, hints, options
 
+TABLE = """
+train: train a model, or continue a run
+  cli.verbs:train(Config)
+  mup-lightning train size=base optimizer=adamw steps=200 run=first --model.dropout 0.1
+evaluate: validation loss of a checkpoint on a prepared corpus
+  cli.verbs:evaluate(cli.verbs:EvaluateSettings)
+  mup-lightning evaluate runs/nano-muon_kimi-mup/checkpoints/step_00000300 --json
+sweep: run a grid of configurations into one table of results
+  studies.sweep.run:run(studies.sweep.spec:SweepSettings)
+  mup-lightning sweep experiment=lr_width --set trainer.max_steps=200
+tune: find a large model's base learning rate on small ones
+  studies.tune.tune:run(studies.tune.settings:TuneSettings, Config)
+  mup-lightning tune size=xl optimizer=muon_kimi run=xl
+submit: run a training, or a sweep as an array, on a SLURM cluster
+  cli.verbs:submit(slurm.options:SubmitSettings, Config)
+  mup-lightning submit size=xl strategy=ddp nodes=4 --slurm.gpus 8 --slurm.time 12:00:00 run=xl --dry
+  mup-lightning submit --sweep recipes/experiment/FILE.yaml --tasks 8 --slurm.gpus 1
+export: write a checkpoint's weights as a plain Hugging Face GPT-2, or as they are
+  cli.verbs:export(cli.verbs:ExportSettings)
+  mup-lightning export runs/nano-muon_kimi-mup --out exported
+recipe: how every hyper-parameter scales with width and depth
+  cli.verbs:recipe(cli.verbs:RecipeSettings)
+  mup-lightning recipe --optimizer adamw
+  mup-lightning recipe --diff completep
+config: print the configuration that words and files make, as YAML; trains nothing
+  cli.verbs:config(Config)
+  mup-lightning config size=xl optimizer=adamw --recipe.lr 0.01 > mine.yaml
+plan: what a run would use and cost: values, FLOPs, GPU memory
+  cli.verbs:plan(cli.verbs:PlanSettings, Config)
+  mup-lightning plan size=xl optimizer=muon_kimi --gpus 8,64 --gpu-memory 40
+data prepare: tokenise the data set of a card
+  cli.verbs:prepare(cli.verbs:PrepareSettings)
+  mup-lightning data prepare data/austen.yaml --tokenizer bytes
+data verify: read every shard and compare it with the manifest
+  cli.verbs:verify(cli.verbs:CorpusSettings)
+  mup-lightning data verify data/prepared/austen-gpt2
+data show: print what a prepared corpus holds
+  cli.verbs:show(cli.verbs:CorpusSettings)
+  mup-lightning data show data/prepared/austen-gpt2 --json
+probe: measure how an optimizer's steps scale, against what its family declares
+  studies.probe.run:run(studies.probe.settings:ProbeSettings)
+  mup-lightning probe --optimizer muon
+  mup-lightning probe --optimizer pytorch_optimizer:Adan
+coord-check: whether features keep their size while the model grows, with a verdict
+  studies.coordinates.run:run(studies.coordinates.settings:CheckSettings, Config)
+  mup-lightning coord-check optimizer=muon_kimi experiment=coord_check --axis depth --depths 2,4,8,16
+  mup-lightning coord-check --all recipes/experiment/coordinates.yaml
+  mup-lightning coord-check --table runs/coordinates/*
+assumptions: measure over depth what the spectral condition assumes
+  studies.assumptions.run:run(studies.assumptions.settings:AssumptionSettings)
+  mup-lightning assumptions --network mlp --optimizer sgd,lion --depths 4,16,64,256
+report transfer: whether the best value stays where it is while the model grows
+  studies.transfer.report:run(studies.transfer.report:TransferSettings)
+  mup-lightning report transfer runs/sweeps/lr_width --out runs/sweeps/lr_width
+report best: the best value of every group of a sweep
+  studies.transfer.best:run(studies.transfer.best:BestSettings)
+  mup-lightning report best runs/sweeps/optimizers
+figure: draw feature norms from runs' TensorBoard logs
+  studies.features.report:run(studies.features.report:FigureSettings)
+  mup-lightning figure runs/nano-muon_kimi-mup
+  mup-lightning figure runs/sp-64x4 runs/sp-256x4 runs/mup-64x4 runs/mup-256x4 --out growth.png
+"""
+"""Every verb in one word or two, and what it does; the function that does it, in this package, and what that takes: a
+`Typed` dataclass whose fields are the verb's own options, the configuration of a run, or both; examples. The name of
+an option may be left out if it is the first and has no default. A function returns the exit code, or None: 0."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of `TABLE`; `run` and `settings` are "module:name", and `config` says whether it takes a configuration."""
+
+    name: str
+    summary: str
+    run: str
+    settings: str
+    config: bool
+    example: str
+
+
+VERBS: dict[str, Verb] = {
+    name: Verb(name, summary, run, takes.removesuffix("Config").rstrip(", "), takes.endswith("Config"), example)
+    for name, summary, run, takes, example in re.findall(
+        r"^(\S[^:]*): (.*)\n  (\S+)\((.*)\)\n((?:  .*\n)+)", TABLE, re.M
+    )
+}
+
 HELP = ("-h", "--help")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb.
+    """Run one verb, and return the exit code: 0, or what the verb returns (3 and 4: a verdict of FAIL and UNCLEAR).
 
-    Returns:
-        0, or what the verb returns (3 and 4: a verdict of FAIL and UNCLEAR); 1 for a user's mistake; 2 for an unknown
-        verb, or a wrong option of a verb that takes no configuration; 130 after Ctrl-C.
+    1 is a user's mistake; 2 an unknown verb, or a wrong option of a verb that takes no configuration; 130 Ctrl-C.
     """
     words = sys.argv[1:] if argv is None else argv
     two = " ".join(words[:2])
@@ -65,21 +148,17 @@ def _run(verb: Verb, argv: list[str]) -> int:
     return int(_load(verb.run)(*arguments) or 0)
 
 
-def _load(path: str | None) -> Any:
-    """The function or class called "module:name"."""
-    if path is None:
-        return None
+def _load(path: str) -> Any:
+    """The function or class "module:name" of this package; None of none."""
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(f"mup_lightning.{module}"), name) if path else None
 
 
 def parse(verb: Verb, argv: list[str]) -> list[Any]:
     """The arguments of a verb's function: its settings, its configuration, or both.
 
     Takes `--option VALUE`, `--option=VALUE`, `option=VALUE` and `-c FILE` in any order; they apply left to right.
-
-    Raises:
-        UserError: naming the option, its value and what was expected.
+    Raises UserError naming the option, its value and what was expected.
     """
     settings = _load(verb.settings)
     classes = [cls for cls in (settings, Config if verb.config else None) if cls]
@@ -123,10 +202,7 @@ def parse(verb: Verb, argv: list[str]) -> list[Any]:
         own_values = {name: values.pop(name) for name in hints(settings) if name in values}
         for option in options(settings):
             if option.default is MISSING and option.key not in own_values:
-                shown = (
-                    option.key.upper() if option.key == _positional(settings) else f"--{option.key.replace('_', '-')}"
-                )
-                raise UsageError(f"{shown} is missing: {option.text}")
+                raise UsageError(f"{_shown(option, _positional(settings))} is missing: {option.text}")
         arguments.append(build(settings, own_values, "--"))
     return [*arguments, Config.from_plain(values)] if verb.config else arguments
 
@@ -147,9 +223,9 @@ def help_of(verb: Verb) -> str:
     usage += " [-c FILE.yaml ...] [size=NAME ...] [--section.key VALUE ...]" * verb.config
     about = re.split(r"\n\s*Attributes:", inspect.getdoc(settings) or "")[0] if settings else ""
     lines = [usage, "", f"{verb.summary[0].upper()}{verb.summary[1:]}.", about]
-    lines += ["", "example:", textwrap.indent(verb.example, "  ")]
+    lines += ["", "example:", verb.example.rstrip("\n")]
     if own:
-        lines += ["", "options:", *(_explained(option, option.key == positional) for option in own)]
+        lines += ["", "options:", *(_explained(option, positional) for option in own)]
     if verb.config:
         lines += ["", "presets (files in recipes/, which -c FILE takes too):"]
         for folder in sorted(RECIPES.glob("*/")):
@@ -159,17 +235,19 @@ def help_of(verb: Verb) -> str:
     return "\n".join(lines)
 
 
-def _explained(option: Option, positional: bool = False) -> str:
+def _shown(option: Option, positional: str | None) -> str:
+    """An option as it is typed."""
+    key = option.key if "." in option.key else option.key.replace("_", "-")
+    return option.key.upper() if option.key == positional else f"--{key}"
+
+
+def _explained(option: Option, positional: str | None = None) -> str:
     """An option, what it means, what it can be, and its default."""
-    name = f"--{option.key if '.' in option.key else option.key.replace('_', '-')}"
-    default = "required" if option.default is MISSING else f"default: {_plain(option.default)}"
-    return _row(option.key.upper() if positional else name, f"{option.text} ({describe(option.hint)}; {default})")
-
-
-def _plain(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return ",".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+    value = option.default
+    plain = ",".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+    plain = {"None": "null", "True": "true", "False": "false"}.get(plain, plain)
+    default = "required" if value is MISSING else f"default: {plain}"
+    return _row(_shown(option, positional), f"{option.text} ({describe(option.hint)}; {default})")
 
 
 def _row(name: str, text: str) -> str:
@@ -189,7 +267,7 @@ def _overview(words: list[str]) -> int:
     lines = ["usage: mup-lightning VERB [options]", ""]
     lines += ["Pre-train GPT-2 with hyper-parameters derived from one spectral condition.", ""]
     lines += [f"  {verb:<16} {VERBS[verb].summary}" for verb in family or VERBS]
-    lines += ["", "example:", textwrap.indent(VERBS[(family or list(VERBS))[0]].example, "  ")]
+    lines += ["", "example:", VERBS[(family or list(VERBS))[0]].example.rstrip("\n")]
     print("\n".join([*lines, "", "mup-lightning VERB --help explains a verb."]))
     return 0 if asked else 2
 

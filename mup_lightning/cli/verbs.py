@@ -3,21 +3,20 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from mup_lightning import signals
+from mup_lightning.config.schema import Config, TokenizerName
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder
+from mup_lightning.slurm.options import SubmitSettings
+from mup_lightning.spectral import published, tables
 from mup_lightning.spectral.families import FAMILIES
-from mup_lightning.spectral.published import PUBLISHED
 from mup_lightning.spectral.recipe import OptimizerName, variant_of
+from mup_lightning.training import tune_allocator
 from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed
-
-if TYPE_CHECKING:
-    from mup_lightning.config.schema import Config
-    from mup_lightning.slurm.options import SubmitSettings
 
 
 @dataclass
@@ -70,7 +69,8 @@ class PlanSettings(Typed, prefix="--"):
     json: bool = False
 
 
-PublishedName = Annotated[str, Bound(f"one of {', '.join(PUBLISHED)}", lambda name: name in PUBLISHED)]
+_KNOWN = published.PUBLISHED
+PublishedName = Annotated[str, Bound(f"one of {', '.join(_KNOWN)}", lambda name: name in _KNOWN)]
 
 
 @dataclass
@@ -106,7 +106,7 @@ class PrepareSettings(Typed, prefix="--"):
 
     card: Path
     out: Path | None = None
-    tokenizer: Literal["gpt2", "bytes"] = "gpt2"
+    tokenizer: TokenizerName = "gpt2"
     force: bool = False
     quiet: bool = False
 
@@ -124,10 +124,8 @@ class CorpusSettings(Typed, prefix="--"):
     json: bool = False
 
 
-def train(config: "Config") -> int:
+def train(config: Config) -> int:
     """Train, and print at the end what came of it."""
-    from mup_lightning.training import tune_allocator
-
     tune_allocator()
     from mup_lightning.training.run import is_first_process
     from mup_lightning.training.train import after, before, train
@@ -143,7 +141,6 @@ def train(config: "Config") -> int:
         return 130
     if not is_first_process():  # an exit status other than 0 would make srun kill the process that requeues
         return 0
-
     from mup_lightning.slurm.requeue import requeue
 
     return 0 if requeue(result.steps, result.first_step) else 130
@@ -151,8 +148,6 @@ def train(config: "Config") -> int:
 
 def evaluate(settings: EvaluateSettings) -> None:
     """Print the validation loss of a checkpoint."""
-    from mup_lightning.training import tune_allocator
-
     tune_allocator()
     from mup_lightning.training.finished import evaluate
 
@@ -167,7 +162,7 @@ def export(settings: ExportSettings) -> None:
     print(export(settings.checkpoint, settings.out, settings.format))
 
 
-def plan(settings: PlanSettings, config: "Config") -> None:
+def plan(settings: PlanSettings, config: Config) -> None:
     """Print what a run would use and cost."""
     from mup_lightning.plan.plan import plan, screen
 
@@ -177,8 +172,6 @@ def plan(settings: PlanSettings, config: "Config") -> None:
 
 def recipe(settings: RecipeSettings) -> None:
     """Print the recipe's tables, or how it differs from what is used elsewhere."""
-    from mup_lightning.spectral import published, tables
-
     optimizer, k = settings.optimizer, settings.branch_depth
     if settings.diff and settings.variant == "measured":
         raise UserError("--diff compares the published rules; leave --variant measured out")
@@ -193,17 +186,14 @@ def recipe(settings: RecipeSettings) -> None:
         print(tables.as_text(families[optimizer], k) if optimizer else tables.all_as_text(k, families))
 
 
-def submit(settings: "SubmitSettings", config: "Config") -> None:
+def submit(settings: SubmitSettings, config: Config) -> None:
     """Submit a training, or a sweep as an array job."""
-    from mup_lightning.config.schema import Config
     from mup_lightning.slurm import submit as slurm
 
     if settings.sweep is None:
         return slurm.submit_training(config, settings.slurm, dry=settings.dry)
     if config != Config():
-        raise UserError(
-            "--sweep takes no keys of a configuration: a sweep's values are in its file; use --set KEY=VALUE"
-        )
+        raise UserError("--sweep takes no keys of a configuration: its values are in its file; use --set KEY=VALUE")
     assert settings.tasks is not None
     from mup_lightning.studies.sweep.grid import expand
     from mup_lightning.studies.sweep.spec import load
@@ -219,9 +209,9 @@ def submit(settings: "SubmitSettings", config: "Config") -> None:
     return slurm.submit_sweep(settings.sweep, command, asked, out=out, tasks=settings.tasks, dry=settings.dry)
 
 
-def config(config: "Config") -> None:
+def config(config: Config) -> None:
     """Print the whole configuration as YAML."""
-    _print(json.loads(json.dumps(asdict(config))), as_json=False)  # YAML has no tuples
+    _print(asdict(config), as_json=False)
 
 
 def prepare(settings: PrepareSettings) -> None:
@@ -258,9 +248,7 @@ def show(settings: CorpusSettings) -> None:
 
 def _print(value: Any, as_json: bool = True) -> None:
     """Print text as it is, and plain values as JSON or YAML."""
-    if isinstance(value, str):
-        print(value)
-    elif as_json:
-        print(json.dumps(value, indent=1, ensure_ascii=False))
-    else:
-        print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")
+    dumped = json.dumps(value, indent=1, ensure_ascii=False)
+    if not as_json:
+        dumped = yaml.safe_dump(json.loads(dumped), sort_keys=False, allow_unicode=True).rstrip("\n")
+    print(value if isinstance(value, str) else dumped)

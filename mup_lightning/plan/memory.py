@@ -43,7 +43,7 @@ ZERO_BUCKET = 1 << 23
 
 @dataclass
 class RuleMemory:
-    """What one rule needs over all its parameters: elements (numel), bytes of state, bytes that it makes in a step.
+    """Of one rule, over all its parameters: elements (numel), bytes of state, bytes that it makes in a step.
 
     `largest` and `largest_state` are those of the largest parameter of a whole-matrix rule, never divided; else 0.
     """
@@ -58,9 +58,7 @@ class RuleMemory:
 def rule_memory(groups: list[Group], device: str = "cuda") -> dict[str, RuleMemory]:
     """The memory of every rule that the groups name. States are those of `Rule.start` on the meta device.
 
-    Args:
-        groups: of the optimizer.
-        device: "cuda" or "cpu": sizes of batches and Newton-Schulz's dtype depend on it.
+    On `device` depend sizes of batches and Newton-Schulz's dtype: "cuda" or "cpu".
     """
     result: dict[str, RuleMemory] = {}
     for group in groups:
@@ -84,8 +82,6 @@ class Memory:
     """Bytes on each GPU at the peak.
 
     Attributes:
-        gpus: processes.
-        zero: stage, 0 to 3.
         weights: as the forward pass uses them.
         gradients: of the step before while the next one's loss is computed, too.
         optimizer: state, and DeepSpeed's copy of its partition of the weights.
@@ -110,13 +106,9 @@ class Memory:
 
 
 def memory(config: Config, groups: list[Group], gpus: tuple[int, ...], device: str = "cuda") -> list[Memory]:
-    """Estimate the memory of one GPU, for every number of GPUs and every ZeRO stage.
+    """Estimate the memory of one GPU, for every number of GPUs and every ZeRO stage; precision auto counts as bf16.
 
-    Args:
-        config: of the run; precision auto counts as bf16.
-        groups: of its optimizer.
-        gpus: numbers of GPUs. Stage 0 on one GPU is strategy single.
-        device: "cuda", or "cpu".
+    Stage 0 on one GPU is strategy single. `device` is "cuda" or "cpu".
     """
     rules = rule_memory(groups, device).values()
     n = sum(rule.numel for rule in rules)
@@ -134,19 +126,11 @@ def memory(config: Config, groups: list[Group], gpus: tuple[int, ...], device: s
         step = max(_step(rule, P, zero, device) for rule in rules)
         if config.trainer.spectral_norms_every:
             step = max(step, 4 * max(matrices)) + 4 * max(_shard(sum(matrices), P), max(matrices))
+        weights, optimizer = 4 * _shard(n, P if zero == 3 else 1), state + (4 * _shard(n, P) if zero else 0)
         forward = activations(config.model, config.data.micro_batch, half, device, gathered=zero == 3)
-        found.append(
-            Memory(
-                gpus=P,
-                zero=zero,
-                weights=4 * _shard(n, P if zero == 3 else 1),
-                gradients=gradients,
-                optimizer=state + (4 * _shard(n, P) if zero else 0),
-                activations=forward,
-                exchange=(4 * n if P > 1 else 0, bucket, bucket, 3 * bucket)[zero],
-                step=max(0, step + (bucket if zero == 3 else 0) - gone),
-            )
-        )
+        exchange = (4 * n if P > 1 else 0, bucket, bucket, 3 * bucket)[zero]
+        step = max(0, step + (bucket if zero == 3 else 0) - gone)
+        found.append(Memory(P, zero, weights, gradients, optimizer, forward, exchange, step))
     return found
 
 
@@ -169,16 +153,10 @@ def _step(rule: RuleMemory, gpus: int, zero: int, device: str) -> int:
 
 
 def activations(model: ModelConfig, sequences: int, half: bool, device: str, *, gathered: bool = False) -> int:
-    """Bytes at the end of the forward pass, beyond weights, gradients and optimizer state.
+    """Bytes at the end of a forward pass of `sequences`, beyond weights, gradients and optimizer state.
 
-    In bf16: float32 weights and residual stream, with bf16 copies of the matrices kept for the backward pass.
-
-    Args:
-        model: shape and switches.
-        sequences: in one forward pass.
-        half: bf16 rather than float32.
-        device: decides the chunk of the loss.
-        gathered: ZeRO 3: whole weights on top of the shards (see the module's text).
+    `half` is bf16: float32 weights and residual stream, with bf16 copies of the matrices kept for the backward pass.
+    `gathered` is ZeRO 3: whole weights on top of the shards (see the module's text).
     """
     tokens, C, V, low = sequences * model.context, model.width, model.padded_vocab, 2 if half else 4
     block = (4 + 2 * model.mlp_ratio) * C * C

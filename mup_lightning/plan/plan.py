@@ -22,10 +22,7 @@ from mup_lightning.spectral.roles import Role
 class ParameterPlan:
     """What training would use for one parameter; see `spectral.recipe.Values`.
 
-    Attributes:
-        shape: whole, before any sharding.
-        multiplier: the factor of the forward pass that it sits under: a branch's, the embeddings', the logits'.
-        init_std: standard deviation of its entries; 0 for vectors, which start at a constant.
+    `multiplier` is the factor of the forward pass that it sits under; `init_std` is 0 for vectors.
     """
 
     name: str
@@ -64,11 +61,8 @@ class Plan:
     Attributes:
         parameter_count: of the model, with the padded vocabulary.
         tokens: trained on in the whole run.
-        flops: operations per token.
-        groups: of the optimizer, in order: roles, counts of tensors and parameters, and the values that they share.
-        parameters: in the model's order.
+        groups: of the optimizer: roles, counts of tensors and parameters, and the values that they share.
         accumulation: GPUs -> micro-batches per step on each, or None where the batch cannot be divided among them.
-        memory: for every number of GPUs and ZeRO stage.
         notes: what the numbers do not say.
     """
 
@@ -91,16 +85,10 @@ class Plan:
 
 
 def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> Plan:
-    """Plan a run. Takes no GPU, no data and hardly any memory.
+    """Plan a run on some numbers of GPUs, or of CPU processes (`device`). Takes no GPU and hardly any memory.
 
-    Args:
-        config: of the run; precision auto counts as bf16, because a GPU is what is planned for. Its section `rules` is
-            resolved in place.
-        gpus: numbers of GPUs to estimate memory for, each at least 1.
-        device: "cuda", or "cpu" for processes without a GPU.
-
-    Raises:
-        UserError: training would refuse the configuration.
+    Precision auto counts as bf16, because a GPU is what is planned for. The section `rules` is resolved in place.
+    Raises UserError where training would refuse the configuration.
     """
     warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)
     resolve_rules(config)
@@ -109,15 +97,32 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> 
     groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
     batch, micro = config.data.batch_size, config.data.micro_batch
     tokens_per_step = batch * config.model.context
+    notes = ["init_std 0: vectors start at a constant, gains of LayerNorms at 1 and biases at 0"]
+    if config.model.tied:
+        notes.append(
+            "the output matrix is the token embedding (model.tied): one parameter, with the input's values; where it "
+            "makes the logits, the output multiplier applies instead of the input's"
+        )
+    uncounted = {group["rule"] for group in groups if RULES[group["rule"]].operations(group, 1, 1) is None}
+    if uncounted:
+        notes.append(f"the operations of {', '.join(sorted(uncounted))} itself are not in the FLOPs")
     return Plan(
         parameter_count=sum(info.numel for info in model.parameter_info.values()),
         tokens=config.trainer.max_steps * tokens_per_step,
         flops=_flops(model, groups, tokens_per_step),
-        groups=[_group(group) for group in groups],
+        groups=[
+            {
+                "roles": tuple(dict.fromkeys(str(info.role) for info in group["infos"])),
+                "tensors": len(group["infos"]),
+                "parameters": sum(info.numel for info in group["infos"]),
+                **{key: group.get(key) for key in ("rule", "lr", "weight_decay", "eps")},
+            }
+            for group in groups
+        ],
         parameters=_parameters(model, groups, recipe),
         accumulation={P: None if batch % (micro * P) else batch // (micro * P) for P in gpus},
         memory=memory(config, groups, gpus, device),
-        notes=_notes(config, groups),
+        notes=notes,
     )
 
 
@@ -131,13 +136,6 @@ def _parameters(model: GPT2, groups: list[Group], recipe: Recipe) -> list[Parame
         numbers = (multipliers.get(info.role, m.residual), std, group["lr"], group["weight_decay"], group.get("eps"))
         result.append(ParameterPlan(name, info.shape, str(info.role), group["rule"], *numbers))
     return result
-
-
-def _group(group: Group) -> dict[str, Any]:
-    infos = group["infos"]
-    roles = tuple(dict.fromkeys(str(info.role) for info in infos))
-    counts = {"roles": roles, "tensors": len(infos), "parameters": sum(info.numel for info in infos)}
-    return counts | {key: group.get(key) for key in ("rule", "lr", "weight_decay", "eps")}
 
 
 def _flops(model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
@@ -160,19 +158,6 @@ def _flops(model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
     )
 
 
-def _notes(config: Config, groups: list[Group]) -> list[str]:
-    notes = ["init_std 0: vectors start at a constant, gains of LayerNorms at 1 and biases at 0"]
-    if config.model.tied:
-        notes.append(
-            "the output matrix is the token embedding (model.tied): one parameter, with the input's values; where it "
-            "makes the logits, the output multiplier applies instead of the input's"
-        )
-    uncounted = {group["rule"] for group in groups if RULES[group["rule"]].operations(group, 1, 1) is None}
-    if uncounted:
-        notes.append(f"the operations of {', '.join(sorted(uncounted))} itself are not in the FLOPs")
-    return notes
-
-
 def screen(config: Config, plan: Plan, gpu_memory: float) -> str:
     """The plan for the terminal; what exceeds the memory of one GPU, in GB, has a star."""
     model, data, flops = config.model, config.data, plan.flops
@@ -184,9 +169,8 @@ def screen(config: Config, plan: Plan, gpu_memory: float) -> str:
         f"                  {flops.matmul_per_token:.4g} per token in matrix products as computed (to predict)",
         f"                  {flops.matmul_per_token * plan.tokens:.3g} in the run",
     ]
-    if flops.newton_schulz_per_step:
-        share = f"{flops.newton_schulz_share:.1%} of all"
-        head.append(f"  Newton-Schulz   {flops.newton_schulz_per_step:.3g} in a step, {share}")
+    if made := flops.newton_schulz_per_step:
+        head.append(f"  Newton-Schulz   {made:.3g} in a step, {flops.newton_schulz_share:.1%} of all")
     groups = [["group", "roles", "tensors", "parameters", "rule", "learning rate", "weight decay", "epsilon"]]
     for number, group in enumerate(plan.groups):
         values = [_value(group[key]) for key in ("lr", "weight_decay", "eps")]

@@ -16,7 +16,7 @@ is assumed; multipliers and update sizes follow.
 from dataclasses import dataclass
 from functools import cache
 
-from mup_lightning.spectral.roles import SHAPES, Role
+from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import HALF, ONE, L, N, S, Scale, largest
 
 INIT_VARIANCE: dict[Role, Scale] = {
@@ -34,9 +34,7 @@ class Weight:
     """The condition solved for one weight: everything that an optimizer family needs to know.
 
     Attributes:
-        role: the weight's role in the network.
-        n_out: scale of its output side.
-        n_in: scale of its input side (1 for vectors).
+        role: in the network, which says how the sides n_out and n_in scale.
         init_var: variance of its entries at initialisation (a convention, not a result).
         norm: ‖W‖_R at initialisation.
         multiplier: α of its branch or layer.
@@ -45,13 +43,21 @@ class Weight:
     """
 
     role: Role
-    n_out: Scale
-    n_in: Scale
     init_var: Scale
     norm: Scale
     multiplier: Scale
     update: Scale
     loss_change: Scale
+
+    @property
+    def n_in(self) -> Scale:
+        """Scale of the input side; 1 for vectors."""
+        return self.role.n_in
+
+    @property
+    def side_factor(self) -> Scale:
+        """√(n_in/n_out), by which ‖·‖_R differs from ‖·‖₂."""
+        return (self.role.n_in / self.role.n_out) ** HALF
 
     @property
     def larger_side(self) -> Scale:
@@ -62,15 +68,14 @@ class Weight:
     def gradient(self) -> Scale:
         """‖G‖₂ of the raw gradient G.
 
-        G is low-rank (its rank is bounded by the batch), so ⟨ΔW, G⟩ = Θ(‖ΔW‖₂‖G‖₂) for an aligned update, and
-        ‖ΔW‖₂ = ‖ΔW‖_R·√(n_out/n_in).
+        G is low-rank (its rank is bounded by the batch), so ⟨ΔW, G⟩ = Θ(‖ΔW‖₂‖G‖₂) for an aligned update.
         """
-        return self.loss_change / (self.update * (self.n_out / self.n_in) ** HALF)
+        return self.loss_change * self.side_factor / self.update
 
     @property
     def gradient_entry(self) -> Scale:
         """RMS of the raw gradient's entries, ‖G‖_F/√(n_in·n_out), with ‖G‖_F = Θ(‖G‖₂) because G is low-rank."""
-        return self.gradient / (self.n_in * self.n_out) ** HALF
+        return self.gradient / (self.role.n_in * self.role.n_out) ** HALF
 
     @property
     def role_gradient(self) -> Scale:
@@ -80,28 +85,15 @@ class Weight:
 
 @cache
 def solve(role: Role, branch_depth: int) -> Weight:
-    """Solve the condition for one role.
-
-    Args:
-        role: the weight's role.
-        branch_depth: k, the number of weight matrices in one residual branch; 1, or 2 or more (all k >= 2 agree).
-
-    Returns:
-        The weight's scales.
-
-    Raises:
-        ValueError: branch_depth is below 1.
-    """
+    """Solve the condition for one role, at k = `branch_depth` matrices in one residual branch (all k >= 2 agree)."""
     if branch_depth < 1:
-        raise ValueError(
-            f"branch_depth is the number k of matrices in a residual branch, at least 1; got {branch_depth}"
-        )
+        raise ValueError(f"branch_depth is the number of matrices in a residual branch, at least 1; not {branch_depth}")
     hidden = _matrix_norm(Role.HIDDEN)
     # What α·∏‖W‖_R over the whole branch must be at initialisation, and what one update may add to the stream.
     branch_size, branch_change = (ONE / L**HALF if branch_depth == 1 else ONE / L), ONE / L
     branch_multiplier = branch_size / hidden**branch_depth
 
-    shape, norm = SHAPES[role], _matrix_norm(role)
+    norm = _matrix_norm(role)
     if role is Role.HIDDEN:
         multiplier = branch_multiplier
         update = branch_change / (multiplier * hidden ** (branch_depth - 1))
@@ -115,8 +107,6 @@ def solve(role: Role, branch_depth: int) -> Weight:
         update = ONE / multiplier
     return Weight(
         role=role,
-        n_out=shape.n_out,
-        n_in=shape.n_in,
         init_var=INIT_VARIANCE[role],
         norm=norm,
         multiplier=multiplier,
@@ -127,6 +117,5 @@ def solve(role: Role, branch_depth: int) -> Weight:
 
 def _matrix_norm(role: Role) -> Scale:
     """‖W‖_R of a Gaussian matrix: ‖W‖₂ = Θ(√var·(√n_in + √n_out))."""
-    shape = SHAPES[role]
-    spectral = INIT_VARIANCE[role] ** HALF * largest(shape.n_in, shape.n_out) ** HALF
-    return (shape.n_in / shape.n_out) ** HALF * spectral
+    spectral = INIT_VARIANCE[role] ** HALF * largest(role.n_in, role.n_out) ** HALF
+    return (role.n_in / role.n_out) ** HALF * spectral

@@ -46,12 +46,12 @@ def _sign(w: Weight) -> Scale:
 
 def _orthogonal(w: Weight) -> Scale:
     """U Vᵀ: every singular value is 1."""
-    return (w.n_in / w.n_out) ** HALF
+    return w.side_factor
 
 
 def _gradient(w: Weight) -> Scale:
     """G itself, whose size follows from the loss."""
-    return (w.n_in / w.n_out) ** HALF * w.gradient
+    return w.side_factor * w.gradient
 
 
 _ENTRY: Mapping[str, Callable[[Weight], Scale]] = {"eps": lambda w: w.gradient_entry}

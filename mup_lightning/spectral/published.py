@@ -34,13 +34,7 @@ AGREES, DIFFERS, NOT_SPECIFIED = "agrees", "differs", "not specified"
 class Row:
     """One role as a publication gives it, in the publication's own convention. None: it says nothing.
 
-    Attributes:
-        multiplier: α.
-        init_var: variance of the entries at initialisation.
-        lr: learning rate.
-        removed: ηλ, the share of the weight that one step removes.
-        eps: the stabiliser.
-        decayed: False where these parameters are excluded from weight decay.
+    `removed` is ηλ, the share of the weight that one step removes; `decayed` is False where weight decay excludes it.
     """
 
     multiplier: Scale | None = None
@@ -53,14 +47,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Published:
-    """A published parametrization.
+    """A published parametrization: its tables, by optimizer, and what to know about the comparison with ours.
 
-    Attributes:
-        title: name and source.
-        tables: optimizer -> role -> row.
-        why: quantity -> why it differs from ours, where it does.
-        silent: quantity -> what to know where it is not specified.
-        note: what to know about the comparison as a whole.
+    `why` says, by quantity, why it differs where it does; `silent` what to know where it is not specified.
     """
 
     title: str
@@ -79,21 +68,16 @@ _COMPLETEP = {
     Role.INPUT_BIAS: Row(ONE, ONE, lr=ONE, eps=ONE / N, decayed=False),
     Role.HIDDEN_BIAS: Row(ONE / L, ONE, lr=ONE, eps=ONE / (N * L), decayed=False),
 }
-# Tensor Programs V, table 3, with fan_in = 1, n, n and fan_out = n, n, 1 for input, hidden, output.
-_MUP_ADAM = {
-    Role.INPUT: Row(ONE, ONE, lr=ONE, removed=ONE),
-    Role.HIDDEN: Row(ONE, ONE / N, lr=ONE / N, removed=ONE),
-    Role.OUTPUT: Row(ONE, ONE / N**2, lr=ONE / N, removed=ONE),
-    Role.INPUT_BIAS: Row(ONE, ONE, lr=ONE, removed=ONE),
-    Role.HIDDEN_BIAS: Row(ONE, ONE, lr=ONE, removed=ONE),
-}
-_MUP_SGD = {
-    Role.INPUT: Row(ONE, ONE, lr=N, removed=ONE),
-    Role.HIDDEN: Row(ONE, ONE / N, lr=ONE, removed=ONE),
-    Role.OUTPUT: Row(ONE, ONE / N**2, lr=ONE / N, removed=ONE),
-    Role.INPUT_BIAS: Row(ONE, ONE, lr=N, removed=ONE),
-    Role.HIDDEN_BIAS: Row(ONE, ONE, lr=N, removed=ONE),
-}
+
+
+def _mup(lr: Scale) -> dict[Role, Row]:
+    """Tensor Programs V, table 3, with fan_in = 1, n, n and fan_out = n, n, 1; `lr` is that of inputs and vectors."""
+    outside = Row(ONE, ONE, lr, removed=ONE)
+    hidden, output = Row(ONE, ONE / N, lr / N, removed=ONE), Row(ONE, ONE / N**2, ONE / N, removed=ONE)
+    return dict.fromkeys(Role, outside) | {Role.HIDDEN: hidden, Role.OUTPUT: output}
+
+
+_MUP_ADAM, _MUP_SGD = _mup(ONE), _mup(N)
 
 
 def _depth_mup(width: dict[Role, Row], hidden_lr: Scale) -> dict[Role, Row]:
@@ -147,18 +131,12 @@ PUBLISHED: dict[str, Published] = {
 
 
 def in_our_convention(row: Row, init_var: Scale, *, adaptive: bool) -> dict[str, Scale | None]:
-    """Move a published row along the symmetry until its init variance is `init_var`.
+    """A published row moved along the symmetry until its init variance is `init_var`: quantity -> scale or None.
 
-    Args:
-        row: as published.
-        init_var: the init variance to reach.
-        adaptive: the step ignores the gradient's size (Adam and the like), unlike SGD's.
-
-    Returns:
-        Quantity (as in `recipe.Exponents`) -> its scale in our convention, or None where the row does not say.
+    `adaptive`: the step ignores the gradient's size (Adam and the like), unlike SGD's.
     """
     if row.multiplier is None or row.init_var is None or row.lr is None:
-        return dict.fromkeys(("multiplier", "init_var", "lr", "weight_decay", "eps"))
+        return dict.fromkeys(QUANTITIES)
     theta = (row.init_var / init_var) ** HALF
     lr = row.lr / theta if adaptive else row.lr / theta**2
     return {
@@ -174,13 +152,8 @@ def in_our_convention(row: Row, init_var: Scale, *, adaptive: bool) -> dict[str,
 class Cell:
     """One compared cell, both sides in our convention.
 
-    Attributes:
-        role: role of the parameters.
-        quantity: as in `recipe.Exponents`.
-        ours: our scale.
-        theirs: the published one; None where it is not specified, or where that side has no such thing.
-        status: "agrees", "differs" or "not specified".
-        why: one line; empty where the cell agrees or there is nothing to say.
+    `theirs` is None where it is not specified, or where that side has no such thing; `status` is "agrees", "differs" or
+    "not specified"; `why` is empty where there is nothing to say.
     """
 
     role: Role
@@ -192,21 +165,14 @@ class Cell:
 
 
 def compare(name: str, optimizer: str, branch_depth: int) -> list[Cell]:
-    """Our recipe against a published one: a cell for every role and quantity that our family has.
+    """Our recipe, at k = `branch_depth`, against a published one: a cell for every role and quantity of our family.
 
-    Args:
-        name: a key of `PUBLISHED`.
-        optimizer: family name.
-        branch_depth: k of our side.
-
-    Raises:
-        UserError: the publication has no rule for the optimizer.
+    Raises UserError where the publication has no rule for the optimizer.
     """
     published = PUBLISHED[name]
     if optimizer not in published.tables:
-        raise UserError(
-            f"{name} has no rule for {optimizer}; compare with --optimizer {' or '.join(sorted(published.tables))}"
-        )
+        known = " or ".join(sorted(published.tables))
+        raise UserError(f"{name} has no rule for {optimizer}; compare with --optimizer {known}")
     cells = []
     for role, row in published.tables[optimizer].items():
         ours = exponents(FAMILIES[optimizer], role, branch_depth)
@@ -244,10 +210,8 @@ def as_text(name: str, optimizer: str, branch_depth: int) -> str:
     """The comparison for the terminal: a table of the cells, then the reasons."""
     published, cells = PUBLISHED[name], compare(name, optimizer, branch_depth)
     quantities = [quantity for quantity in QUANTITIES if any(cell.quantity == quantity for cell in cells)]
-    found = {(cell.role, cell.quantity): cell for cell in cells}
     lines = [["role", *(QUANTITIES[quantity] for quantity in quantities)]]
-    for role in Role:
-        lines.append([str(role), *(_mark(found[role, quantity]) for quantity in quantities)])
+    lines += [[role, *(_mark(cell) for cell in cells if cell.role is role)] for role in Role]
     counts = [sum(cell.status == status for cell in cells) for status in (AGREES, DIFFERS, NOT_SPECIFIED)]
     in_order = sorted(cells, key=lambda cell: (quantities.index(cell.quantity), cell.status))
     reasons = dict.fromkeys((QUANTITIES[cell.quantity], cell.status, cell.why) for cell in in_order if cell.why)

@@ -18,19 +18,18 @@ from mup_lightning.spectral.roles import LABELS, ParameterInfo, Role
 from mup_lightning.spectral.scale import Scale
 from mup_lightning.typed import NonNegativeFloat, PositiveFloat, PositiveInt, Typed, unknown_key
 
-if TYPE_CHECKING:
-    OptimizerName = str
-else:
-    OptimizerName = Literal[tuple(FAMILIES)]
-
-
 DECAY_RULES = {"spectral": 0.0, "sqrt_width": 0.5, "inverse_width": 1.0, "inverse_square": 2.0}
 """Rule -> a, where lr x weight_decay of the matrices inside blocks, the share of them that a step removes, goes as
 n^-a. spectral: arXiv 2603.00541 (AdamW: λ ∝ n); sqrt_width: arXiv 2510.15262 (AdamW: λ ∝ √n); inverse_width: arXiv
 2512.05620 (independent decay ∝ 1/n); inverse_square: nanochat's log, where tokens grow with the model, too."""
 
-
 Parametrization = Literal["mup", "sp", "gpt2", "sp_embedding"]
+
+if TYPE_CHECKING:
+    OptimizerName = str
+    DecayRule = str
+else:
+    OptimizerName, DecayRule = Literal[tuple(FAMILIES)], Literal[tuple(DECAY_RULES)]
 
 
 @dataclass
@@ -102,7 +101,7 @@ class RecipeConfig(Typed, prefix="recipe."):
     output_multiplier: PositiveFloat = 1.0
     decay_vectors: bool = True
     decay_gains: bool = False
-    weight_decay_rule: Literal["spectral", "sqrt_width", "inverse_width", "inverse_square"] = "spectral"
+    weight_decay_rule: DecayRule = "spectral"
     scale_clip: bool = True
     gpt2_residual_init: bool = False
     base_width: PositiveInt = 256
@@ -130,15 +129,7 @@ class RecipeConfig(Typed, prefix="recipe."):
 
 @dataclass(frozen=True)
 class Exponents:
-    """One row of the tables: how each hyper-parameter of one role scales with width and depth.
-
-    Attributes:
-        multiplier: α of the forward pass.
-        init_var: variance of the entries at initialisation.
-        lr: learning rate.
-        weight_decay: decoupled.
-        scaled: option of the update rule -> its scale.
-    """
+    """One row of the tables: how each hyper-parameter of one role scales; `scaled` has the update rule's options."""
 
     multiplier: Scale
     init_var: Scale
@@ -157,7 +148,7 @@ class Values:
     """The numbers that training uses for one parameter, or for those of one role.
 
     Attributes:
-        rule: name of the update rule.
+        rule: its name.
         lr: peak learning rate, before the schedule.
         weight_decay: decoupled; one step at the peak removes lr x weight_decay of a weight.
         init_std: standard deviation of a matrix's entries; vectors ignore it.
@@ -205,13 +196,7 @@ class Recipe:
 
 
 def exponents(family: Family, role: Role, branch_depth: int) -> Exponents:
-    """One row of the paper's tables: factors on the base values, as powers of r_n and r_L.
-
-    Args:
-        family: the optimizer family.
-        role: the parameter's role.
-        branch_depth: k; see `condition.solve`.
-    """
+    """One row of the paper's tables: factors on the base values, as powers of r_n and r_L, at k = `branch_depth`."""
     weight = solve(role, branch_depth)
     direction = family.direction(weight)
     return Exponents(
@@ -229,10 +214,7 @@ def variant_of(family: Family, variant: str) -> Family:
 
 
 def family_of(config: RecipeConfig, role: Role) -> Family:
-    """The family that updates a role: a whole-matrix optimizer takes the matrices inside blocks, AdamW all else.
-
-    In pure mode it takes embeddings and head too.
-    """
+    """The family that updates a role: a whole-matrix optimizer takes what `is_main`, AdamW all else."""
     family = variant_of(FAMILIES[config.optimizer], config.variant)
     return family if not family.whole_matrix or is_main(config, role) else FAMILIES["adamw"]
 
@@ -253,8 +235,7 @@ def derive(config: RecipeConfig, width: int, depth: int, head_dims: tuple[float,
             come to be aligned, their product grows as d rather than √d, and so the logits' factor 1/√d becomes
             √d_base/d (Yang et al. 2022, Tensor Programs V, definition 4.1).
 
-    Returns:
-        The values. At the base shape they equal the base values to the bit.
+    At the base shape the values equal the base values to the bit.
     """
     mup = config.parametrization == "mup"
     r_n, r_L = (width / config.base_width, depth / config.base_depth) if mup else (1.0, 1.0)

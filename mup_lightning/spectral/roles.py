@@ -35,22 +35,15 @@ class Role(StrEnum):
         """Whether it is a bias or a gain: initialised to a constant, not drawn."""
         return self in (Role.INPUT_BIAS, Role.HIDDEN_BIAS)
 
+    @property
+    def n_out(self) -> Scale:
+        """How the output side of a weight (n_out x n_in) scales."""
+        return ONE if self is Role.OUTPUT else N
 
-@dataclass(frozen=True)
-class Shape:
-    """How the two sides of a weight (n_out x n_in) scale."""
-
-    n_out: Scale
-    n_in: Scale
-
-
-SHAPES: dict[Role, Shape] = {
-    Role.INPUT: Shape(n_out=N, n_in=ONE),
-    Role.HIDDEN: Shape(n_out=N, n_in=N),
-    Role.OUTPUT: Shape(n_out=ONE, n_in=N),
-    Role.INPUT_BIAS: Shape(n_out=N, n_in=ONE),
-    Role.HIDDEN_BIAS: Shape(n_out=N, n_in=ONE),
-}
+    @property
+    def n_in(self) -> Scale:
+        """How its input side scales."""
+        return N if self in (Role.HIDDEN, Role.OUTPUT) else ONE
 
 
 LABELS = ("embedding", "position", "attention", "mlp", "head", "gain", "bias")
@@ -84,11 +77,9 @@ class Declaration:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterInfo(Declaration):
-    """Everything known about one parameter, passed as a whole from the model to its checkpoints.
+    """Everything known about one parameter, passed whole from the model to its checkpoints.
 
-    Attributes:
-        name: name in the model.
-        shape: true shape, before any wrapper flattens or shards it.
+    `shape` is the true one, before any wrapper flattens or shards it.
     """
 
     name: str

@@ -5,6 +5,7 @@ Only products, quotients and rational powers occur in the spectral condition, so
 max(n, V). As n grows it is n, and tables print it so; in a real model the vocabulary V may be the longer one.
 """
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -29,12 +30,8 @@ class Scale:
         return Scale(self.width * exponent, self.depth * exponent, self.side * exponent)
 
     def __str__(self) -> str:
-        factors = [
-            symbol if exponent == 1 else f"{symbol}^{exponent}"
-            for symbol, exponent in (("n", self.asymptotic.width), ("L", self.depth))
-            if exponent != 0
-        ]
-        return " ".join(factors) or "1"
+        powers = (("n", self.asymptotic.width), ("L", self.depth))
+        return " ".join(symbol + f"^{power}" * (power != 1) for symbol, power in powers if power != 0) or "1"
 
     @property
     def asymptotic(self) -> "Scale":
@@ -42,19 +39,13 @@ class Scale:
         return Scale(self.width + self.side, self.depth)
 
     def at(self, width_ratio: float, depth_ratio: float, side_ratio: float | None = None) -> float:
-        """The factor by which the quantity differs from the base model's, at r_n = n/n_base and r_L = L/L_base.
+        """The factor on the base model's quantity at r_n = n/n_base, r_L = L/L_base and S/S_base (None: r_n).
 
         It is exactly 1.0 at the base shape, which is what makes all parametrizations agree there to the bit.
-
-        Args:
-            width_ratio: r_n.
-            depth_ratio: r_L.
-            side_ratio: S over the base model's; None: r_n, as where the width is the longer side.
         """
-        side = width_ratio if side_ratio is None else side_ratio
-        return (
-            float(width_ratio) ** float(self.width) * float(depth_ratio) ** float(self.depth) * side ** float(self.side)
-        )
+        ratios = (width_ratio, depth_ratio, width_ratio if side_ratio is None else side_ratio)
+        powers = (self.width, self.depth, self.side)
+        return math.prod(float(ratio) ** float(power) for ratio, power in zip(ratios, powers, strict=True))
 
 
 ONE = Scale()
@@ -66,11 +57,9 @@ S = Scale(side=Fraction(1))
 def largest(first: Scale, second: Scale) -> Scale:
     """The scale of a sum or a maximum of two quantities as both n and L grow.
 
-    Raises:
-        ValueError: neither dominates, as for n against L: the answer would depend on how the two grow together.
+    Raises ValueError where neither dominates, as for n against L: the answer would depend on how the two grow together.
     """
-    if first.width >= second.width and first.depth >= second.depth:
-        return first
-    if second.width >= first.width and second.depth >= first.depth:
-        return second
+    for one, other in ((first, second), (second, first)):
+        if one.width >= other.width and one.depth >= other.depth:
+            return one
     raise ValueError(f"neither {first} nor {second} dominates when n and L grow independently")

@@ -21,11 +21,7 @@ LEGEND = "Factors on the base values; n stands for width / base width, L for dep
 
 
 def rows(family: Family, branch_depth: int) -> dict[Role, Exponents]:
-    """One optimizer's table: role -> exponents of every quantity.
-
-    For a whole-matrix family this is the family's own column for all roles, as the paper prints it, although training
-    gives it only the hidden matrices (see `recipe.family_of`).
-    """
+    """One optimizer's own row for every role, as the paper prints it; training may give it hidden matrices alone."""
     return {role: exponents(family, role, branch_depth) for role in Role}
 
 
@@ -35,11 +31,7 @@ def plain_scale(scale: Scale | None) -> list[str] | None:
 
 
 def as_plain(family: Family, branch_depth: int) -> dict[str, Any]:
-    """One optimizer's table as plain values, ready for JSON.
-
-    Returns:
-        {"optimizer", "branch_depth", "roles": {role: {quantity: [a, b] or None}}}; None: it has no such quantity.
-    """
+    """One optimizer's table for JSON: {"optimizer", "branch_depth", "roles": {role: {quantity: [a, b] or None}}}."""
     return {
         "optimizer": family.name,
         "branch_depth": branch_depth,

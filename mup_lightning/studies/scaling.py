@@ -1,4 +1,4 @@
-"""What the measuring studies share: what trainings gave, lines over size, findings, and their file.
+"""What the studies share: exponents of measured sizes, how sure they are, what a band makes of them, and findings.
 
 Imports no torch.
 """
@@ -6,12 +6,15 @@ Imports no torch.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from mup_lightning import tables
 from mup_lightning.files import write_json
-from mup_lightning.studies.fit import Fit, Verdict, fit, overall
 from mup_lightning.versions import versions
 
 Label = tuple[str, ...]
@@ -19,8 +22,76 @@ Band = tuple[float, float]
 Shape = tuple[int, int]
 """(width, depth) of a model."""
 
+
+@dataclass(frozen=True)
+class Fit:
+    """An exponent a of value = c · size^a.
+
+    Attributes:
+        exponent: mean over the seeds of the slope of log value against log size.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        last: the slope between the two largest sizes alone, which shows how much curvature is left.
+    """
+
+    exponent: float
+    low: float
+    high: float
+    last: float
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the 95 % interval."""
+        return (self.high - self.low) / 2
+
+
+def fit(sizes: Sequence[float], values: Sequence[Sequence[float]]) -> Fit:
+    """Fit a least-squares line to log value against log size for every seed, and average the slopes.
+
+    The interval is that of the mean of S independent slopes (Student's t, S - 1 degrees of freedom). The residuals of
+    the lines do not enter: they would count curvature as noise, treat all sizes as equally noisy, and treat runs that
+    share a seed's data order as independent. Curvature shows in `last` instead.
+
+    Args:
+        sizes: P widths or depths, at least 3.
+        values: P values above 0 for each of S seeds, at least 2.
+    """
+    x_P = np.log(np.asarray(sizes, dtype=float))
+    y_SP = np.log(np.asarray(values, dtype=float))
+    centred_P = x_P - x_P.mean()
+    slopes_S = y_SP @ centred_P / (centred_P**2).sum()
+    slope = float(slopes_S.mean())
+    half = student_t(len(slopes_S) - 1) * float(slopes_S.std(ddof=1)) / math.sqrt(len(slopes_S))
+    last = float((y_SP[:, -1] - y_SP[:, -2]).mean() / (x_P[-1] - x_P[-2]))
+    return Fit(slope, slope - half, slope + half, last)
+
+
+def student_t(degrees_of_freedom: float) -> float:
+    """The 97.5 % point of Student's t: the half width of a two-sided 95 % interval in standard errors."""
+    return float(stats.t.ppf(0.975, degrees_of_freedom))
+
+
+class Verdict(StrEnum):
+    """What a study concludes. UNCLEAR: the data allow both."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    UNCLEAR = "UNCLEAR"
+
+    @property
+    def exit_code(self) -> int:
+        """Exit status of a verb that ends in this verdict: 0 PASS, 3 FAIL, 4 UNCLEAR (1 and 2 are errors)."""
+        return {Verdict.PASS: 0, Verdict.FAIL: 3, Verdict.UNCLEAR: 4}[self]
+
+
 MARKS = {None: "", Verdict.PASS: "", Verdict.UNCLEAR: " ?", Verdict.FAIL: " ✗"}
 """Mark after an exponent in a table."""
+
+
+def overall(verdicts: Iterable[Verdict | None]) -> Verdict:
+    """FAIL if any is, else UNCLEAR if any is, else PASS."""
+    found = set(verdicts)
+    return next((verdict for verdict in (Verdict.FAIL, Verdict.UNCLEAR) if verdict in found), Verdict.PASS)
 
 
 @dataclass(frozen=True)
@@ -53,8 +124,7 @@ class Line:
         values: for each seed, that of every size.
         fit: its exponent; None where a value is zero, so that there is none.
         band: lowest and highest exponent accepted; None: nothing is claimed.
-        verdict: PASS if the interval lies inside the band, FAIL if wholly outside (or there is no exponent), else
-            UNCLEAR; None where nothing is claimed.
+        verdict: see `judge`; None where nothing is claimed.
     """
 
     label: Label
@@ -90,14 +160,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Finding:
-    """A conclusion.
+    """A conclusion about `of`, such as ("mlp", "adamw", "weights"): its reason, the lines it rests on, and notes.
 
-    Attributes:
-        of: what it is about, such as ("mlp", "adamw", "weights").
-        verdict: None where nothing is claimed.
-        sentence: the reason.
-        lines: what it rests on.
-        notes: what else should be told, one a line.
+    The verdict is None where nothing is claimed.
     """
 
     of: Label
@@ -160,7 +225,7 @@ def lines(
 
 
 def judge(exponent: Fit | None, band: Band) -> Verdict:
-    """Hold an exponent against its band; see `Line`."""
+    """PASS if the interval lies inside the band, FAIL if wholly outside (or there is no exponent), else UNCLEAR."""
     least, most = band
     if exponent is None or exponent.high < least or exponent.low > most:
         return Verdict.FAIL
@@ -169,22 +234,19 @@ def judge(exponent: Fit | None, band: Band) -> Verdict:
 
 def deciding(found: Sequence[Line]) -> list[Line]:
     """The lines that make the verdict over all of them, the furthest outside its band first."""
-    verdict = overall(line.verdict for line in found if line.verdict)
+    verdict = overall(line.verdict for line in found)
     return sorted((line for line in found if line.verdict is verdict), key=lambda line: -line.outside)
 
 
 def conclude(found: Sequence[Line], where: Callable[[Line], str]) -> tuple[Verdict, str]:
-    """The verdict over lines, and its reason: how many make it, and the two furthest outside their bands.
+    """The verdict over judged lines, and its reason: how many make it, and the two furthest outside their bands.
 
-    Args:
-        found: judged lines.
-        where: a line's label in words, up to and including what the exponent belongs to.
+    `where` puts a line's label into words, up to and including what the exponent belongs to.
     """
     worst = deciding(found)
-    verdict = overall(line.verdict for line in worst if line.verdict)
     words = [f"{where(line)}{line.number}, allowed {line.allowed}" for line in worst[:2]]
-    some = "; ".join(words) + ("; ..." if len(worst) > 2 else "")
-    count = f"{len(worst)} of {len(found)}"
+    some = "; ".join(words) + "; ..." * (len(worst) > 2)
+    count, verdict = f"{len(worst)} of {len(found)}", overall(line.verdict for line in found)
     return verdict, {
         Verdict.PASS: f"all {len(found)} exponents lie in their bands; nearest to an edge: {words[0]}",
         Verdict.FAIL: f"{count} exponents lie outside their bands: {some}",
@@ -195,7 +257,7 @@ def conclude(found: Sequence[Line], where: Callable[[Line], str]) -> tuple[Verdi
 
 def exit_code(findings: Iterable[Finding]) -> int:
     """Exit status of a verb: 3 if anything is a FAIL, else 4 if anything is UNCLEAR, else 0."""
-    return overall(finding.verdict for finding in findings if finding.verdict).exit_code
+    return overall(finding.verdict for finding in findings).exit_code
 
 
 def title(parametrization: str, branch_depth: int) -> str:

@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from mup_lightning.studies.fit import Verdict
+from mup_lightning.studies.scaling import Verdict
 
 DPI = 130
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mup_lightning.cli.commands import VERBS
-from mup_lightning.cli.main import parse
+from mup_lightning.cli.main import VERBS, parse
 from mup_lightning.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,10 +9,9 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.tables import as_plain
-from mup_lightning.studies.fit import student_t
 from mup_lightning.studies.probe.report import conclude, markdown, picture, snap, text
 from mup_lightning.studies.probe.settings import ProbeSettings
-from mup_lightning.studies.scaling import Run
+from mup_lightning.studies.scaling import Run, student_t
 
 
 def as_declared(optimizer, branch_depth=2, off=0.0):

@@ -1,15 +1,27 @@
-"""What the measuring studies share: runs in order, lines over size, verdicts, and points on a shared scale."""
+"""What the studies share: runs in order, exponents, their intervals and verdicts, and points on a shared scale."""
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from mup_lightning.studies import style
-from mup_lightning.studies.fit import Fit, Verdict
-from mup_lightning.studies.scaling import Finding, Run, exit_code, judge, lines, six_digits
+from mup_lightning.studies.scaling import (
+    Finding,
+    Fit,
+    Run,
+    Verdict,
+    exit_code,
+    fit,
+    judge,
+    lines,
+    overall,
+    six_digits,
+    student_t,
+)
 from mup_lightning.studies.workers import run_all
 
 SIZES = {(16, 2): 16, (32, 2): 32, (64, 2): 64}
+WIDTHS = (64, 128, 256, 512)
 
 
 def test_the_longest_begins_and_results_are_in_order(capsys):
@@ -83,3 +95,39 @@ def test_points_are_drawn_with_their_means_and_a_line_through_their_middle():
     style.share_scale([upper, lower], [16, 32, 64])
     assert upper.get_ylim() == lower.get_ylim()
     assert lower.get_ylim()[1] > 100
+
+
+@pytest.mark.parametrize(("freedom", "wanted"), [(1, 12.7062), (2, 4.30265), (30, 2.04227), (1000, 1.96234)])
+def test_student_t_is_that_of_printed_tables(freedom, wanted):
+    assert student_t(freedom) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_an_exact_power_law_leaves_no_interval():
+    found = fit(WIDTHS, [[3 * n**0.75 for n in WIDTHS], [5 * n**0.75 for n in WIDTHS]])
+    assert (found.exponent, found.low, found.high, found.last) == pytest.approx((0.75,) * 4, abs=1e-9)
+
+
+def test_the_exponent_is_the_mean_of_least_squares_lines():
+    values = np.exp(np.random.default_rng(0).normal(size=(5, 4)))
+    lines = [np.polyfit(np.log(WIDTHS), np.log(seed), 1)[0] for seed in values]
+    assert fit(WIDTHS, values).exponent == pytest.approx(np.mean(lines))
+
+
+def test_the_interval_holds_the_true_exponent_in_19_of_20_cases():
+    chance = np.random.default_rng(1)
+    fits = [fit(WIDTHS, np.exp(0.1 * chance.normal(size=(4, 4))) * np.array(WIDTHS) ** 0.5) for _ in range(1000)]
+    assert 930 <= sum(found.low <= 0.5 <= found.high for found in fits) <= 970
+
+
+def test_curvature_that_all_seeds_share_is_in_last_and_not_in_the_interval():
+    curve = [n**0.5 * (1 + 32 / n) for n in WIDTHS]
+    found = fit(WIDTHS, [curve, [2 * value for value in curve]])
+    assert found.half_width == pytest.approx(0, abs=1e-9)
+    assert found.last == pytest.approx(np.log(curve[3] / curve[2]) / np.log(2))
+    assert found.last > found.exponent + 0.05
+
+
+def test_the_worst_verdict_counts():
+    assert overall([Verdict.PASS, Verdict.UNCLEAR, Verdict.FAIL]) is Verdict.FAIL
+    assert overall([Verdict.PASS, Verdict.UNCLEAR]).exit_code == 4
+    assert overall([]) is Verdict.PASS

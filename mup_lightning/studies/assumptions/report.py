@@ -13,8 +13,7 @@ from matplotlib.lines import Line2D
 from mup_lightning import tables
 from mup_lightning.studies import scaling, style
 from mup_lightning.studies.assumptions.settings import TIMES, AssumptionSettings, measured_at
-from mup_lightning.studies.fit import Verdict
-from mup_lightning.studies.scaling import Finding, Label, Line, Result, Run, lines
+from mup_lightning.studies.scaling import Finding, Label, Line, Result, Run, Verdict, lines
 
 CLAIMS = {
     "weights": ("a step does not cancel its weight", "‖W+ΔW‖ / (‖W‖+‖ΔW‖)"),

@@ -15,8 +15,19 @@ from mup_lightning.errors import UserError
 from mup_lightning.files import read_json
 from mup_lightning.studies import scaling, style
 from mup_lightning.studies.coordinates.settings import SYMBOLS, CheckSettings
-from mup_lightning.studies.fit import Verdict
-from mup_lightning.studies.scaling import Band, Finding, Label, Line, Result, Run, Shape, deciding, lines, title
+from mup_lightning.studies.scaling import (
+    Band,
+    Finding,
+    Label,
+    Line,
+    Result,
+    Run,
+    Shape,
+    Verdict,
+    deciding,
+    lines,
+    title,
+)
 from mup_lightning.typed import build
 
 FILE = "coordinates.json"

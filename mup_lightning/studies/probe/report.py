@@ -21,9 +21,8 @@ from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import Scale
 from mup_lightning.spectral.tables import as_plain, as_text, plain_scale
 from mup_lightning.studies import scaling, style
-from mup_lightning.studies.fit import Verdict
 from mup_lightning.studies.probe.settings import AXES, CLASSES, WINDOWS, ProbeSettings
-from mup_lightning.studies.scaling import Band, Finding, Label, Line, Result, Run, lines
+from mup_lightning.studies.scaling import Band, Finding, Label, Line, Result, Run, Verdict, lines
 
 FINITE_SIZE = 0.05
 """How far an exponent may be from a quarter without a warning, however narrow its interval: small networks bend."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mup_lightning.studies.fit import student_t
+from mup_lightning.studies.scaling import student_t
 from mup_lightning.studies.transfer.curves import Array, Curve, Noise
 
 _MISFIT = 0.25

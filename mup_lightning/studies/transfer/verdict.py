@@ -9,7 +9,7 @@ import pandas as pd
 
 from mup_lightning import tables
 from mup_lightning.errors import UserError
-from mup_lightning.studies.fit import student_t
+from mup_lightning.studies.scaling import student_t
 from mup_lightning.studies.transfer.curves import Curve, Noise, curves_of
 from mup_lightning.studies.transfer.estimate import Optimum, Regret, Slope, optimum, regret, slope_of
 from mup_lightning.studies.transfer.losses import refuse_different, refuse_twice

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mup_lightning.errors import UserError
-from mup_lightning.studies.fit import student_t
+from mup_lightning.studies.scaling import student_t
 from mup_lightning.studies.transfer.estimate import Optimum, Slope
 from mup_lightning.studies.transfer.verdict import TRANSFERS, Group
 from mup_lightning.tables import interval, signed
