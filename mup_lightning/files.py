@@ -93,7 +93,7 @@ def read_yaml(path: Path, expected: str) -> Any:
 
 def _read(path: Path, expected: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         here = "" if path.is_absolute() or path.exists() else f" in {Path.cwd()}"
         raise UserError(f"{path} cannot be read: {error.strerror}{here}; expected {expected}") from None

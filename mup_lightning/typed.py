@@ -6,6 +6,7 @@ the command line. The docstring's `Attributes:` are the help texts. Imports noth
 
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -126,10 +127,9 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if is_dataclass(hint):
         kind: Any = hint
         return value if isinstance(value, kind) else build(kind, value, getattr(hint, "_prefix", "") or f"{key}.")
-    if hint is str and isinstance(value, str):
-        return str(value)
-    if hint is Path and isinstance(value, str | Path):
-        return Path(value)
+    if hint in (str, Path) and isinstance(value, str | hint):
+        # A shell expands ~ only at the beginning of a word, and in a file nothing does.
+        return hint(os.path.expanduser(value) if str(value).startswith("~/") else value)
     if isinstance(value, Raw):
         # As YAML reads it; 64,128 is a sequence where one is expected.
         with suppress(yaml.YAMLError):

@@ -113,7 +113,7 @@ def word(name: str, value: str) -> list[Layer]:
     Raises UserError where there is no such preset.
     """
     if name == "config":
-        return [Path(file) for file in value.split()]
+        return [convert(file, Path, name) for file in value.split()]
     if name in GROUPS or (RECIPES / name).is_dir():
         return [preset(name, value)]
     return [{WORDS.get(name, name): Raw(value)}]

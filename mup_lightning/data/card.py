@@ -3,7 +3,9 @@
 import glob
 import hashlib
 import json
+import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,7 +33,7 @@ class Source:
 
     Attributes:
         kind: jsonl, text or parquet (local `files`), or hub (a `dataset` on the Hugging Face hub).
-        files: names or patterns relative to the card; a single one needs no list.
+        files: names or patterns relative to the card, or to ~; a single one needs no list.
         document: for text, what one document is.
         dataset: name on the hub, with its `subset`, `revision` and `split`.
     """
@@ -90,20 +92,34 @@ class Card:
     path = Path("card.yaml")
 
     def input_files(self) -> list[Path]:
-        """The local files of the source, sorted, compressed or not. Raises UserError where a pattern matches none."""
-        found: set[Path] = set()
+        """The local files of the source, sorted, compressed or not; each real file once, however many links lead to it.
+
+        Raises:
+            UserError: a pattern matches no file, or is a folder.
+        """
+        found: list[Path] = []
         folder = self.path.parent
         for pattern in self.source.files:
-            literal = (folder / pattern).is_file()
-            names = [pattern] if literal else glob.glob(pattern, root_dir=folder, recursive=True)
-            files = {folder / name for name in names if (folder / name).is_file()}
+            if (place := folder / pattern).is_dir():
+                ending = {"text": ".txt"}.get(self.source.kind, f".{self.source.kind}")
+                raise UserError(
+                    f"{self.path}: source.files has {pattern!r}, which is a folder; expected files, such as "
+                    f"{pattern.rstrip('/')}/**/*{ending}"
+                )
+            matches = [place] if place.is_file() else _matches(folder, Path(pattern).parts)
+            files = [path for path in matches if path.is_file()]
             if not files:
                 raise UserError(
                     f"{self.path}: source.files has {pattern!r}, which matches no file below {folder}, the card's "
                     f"folder; check the spelling, or put the file there"
                 )
-            found |= files
-        return sorted(found)
+            found += files
+        real: dict[Any, Path] = {}
+        for path in sorted(found, key=lambda path: (path.is_symlink(), path)):
+            status = path.stat()
+            hard = (status.st_dev, status.st_ino) if status.st_nlink > 1 else None
+            real.setdefault(hard or path.resolve(), path)
+        return sorted(real.values())
 
     def pin(self) -> None:
         """Replace the branch or tag of a hub data set by the commit to which it points now.
@@ -143,6 +159,33 @@ class Card:
         """The manifest's entry on where the text came from."""
         source = {key: value for key, value in asdict(self.source).items() if value}
         return {**source, "licence": self.licence, "homepage": self.homepage, "description": self.description}
+
+
+def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Like `glob` with `recursive`, but ** enters every real folder once: links may loop."""
+    at = parts.index("**") if "**" in parts else len(parts)
+    heads = [folder / name for name in glob.glob(str(Path(*parts[:at])), root_dir=folder)] if at else [folder]
+    if at == len(parts):
+        yield from heads
+        return
+    for head in heads:
+        for below in _folders(head):
+            yield from _matches(below, parts[at + 1 :] or ["*"])
+
+
+def _folders(top: Path) -> Iterator[Path]:
+    """A folder and all below it that are not hidden, each real one once, by its own name rather than by a link's."""
+    own, links = [top], list[Path]()
+    seen = set[Path]()
+    while own or links:
+        folder = (own or links).pop()
+        if not folder.is_dir() or (real := folder.resolve()) in seen:
+            continue
+        seen.add(real)
+        yield folder
+        below = [folder / name for name in sorted(os.listdir(folder), reverse=True) if not name.startswith(".")]
+        for path in filter(Path.is_dir, below):
+            (links if path.is_symlink() else own).append(path)
 
 
 def load_card(path: str | Path) -> Card:

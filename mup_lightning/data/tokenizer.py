@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from importlib import resources
 from typing import Any
 
@@ -17,6 +19,11 @@ RANK_FILE = "gpt2.tiktoken"
 # GPT-2 cuts text into words before merging: contractions, then letters, digits or other signs with at most one
 # leading space, then white space, of which the last character is left to the word after it.
 WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+ALL = r"(?s:.)+"  # the whole text as one word
+# tiktoken's regex engine fails in longer runs of white space: 1,000,000 characters, which it walks back over to look
+# ahead. Other runs have no limit. The characters are those of \s there; Python's \s has some more.
+LONGEST_BLANK = 500_000
+BLANK = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
 
 class Tokenizer:
@@ -31,7 +38,7 @@ class Tokenizer:
 
     def __init__(self, name: TokenizerName) -> None:
         self.eot = VOCABULARIES[name].eot
-        self._gpt2: Any = _gpt2() if name == "gpt2" else None
+        self._gpt2: Any = _gpt2(WORDS) if name == "gpt2" else None
 
     def objection(self, text: str) -> str | None:
         """Why this vocabulary cannot hold `text`, in a few words; None where it can."""
@@ -57,19 +64,38 @@ class Tokenizer:
     def _encode(self, text: str) -> np.ndarray:
         if self._gpt2 is None:
             return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint16)
-        # No special token allowed and none forbidden: the meaning of `encode_ordinary`, but into an array (uint32).
-        return self._gpt2.encode_to_numpy(text, allowed_special=set(), disallowed_special=()).astype(np.uint16)
+        if len(text) <= LONGEST_BLANK:
+            return _ids(self._gpt2, text)
+        # A word ends before white space. Of a run, all but the last character is one word; at the end of the text, all.
+        parts, done = [], 0
+        for run in re.finditer(f"{BLANK}{{{LONGEST_BLANK},}}", text):
+            end = run.end() - (run.end() < len(text))
+            parts += [_ids(self._gpt2, text[done : run.start()]), _ids(self._one_word, text[run.start() : end])]
+            done = end
+        return np.concatenate([*parts, _ids(self._gpt2, text[done:])])
+
+    @cached_property
+    def _one_word(self) -> Any:
+        return _gpt2(ALL)
 
 
-def _gpt2() -> Any:
-    """tiktoken's encoding, built from the rank file in this package (no network, no cache folder)."""
+def _ids(encoding: Any, text: str) -> np.ndarray:
+    # No special token allowed and none forbidden: the meaning of `encode_ordinary`, but into an array (uint32).
+    return encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=()).astype(np.uint16)
+
+
+def _gpt2(pattern: str) -> Any:
+    """tiktoken's encoding, built from the rank file in this package (no network, no cache folder).
+
+    `pattern` cuts the text into the words that are then merged.
+    """
     import tiktoken
 
     vocabulary = VOCABULARIES["gpt2"]
     data = resources.files("mup_lightning.data").joinpath("vocabulary", RANK_FILE).read_bytes()
     return tiktoken.Encoding(
         "mup_lightning_gpt2",
-        pat_str=WORDS,
+        pat_str=pattern,
         mergeable_ranks=read_ranks(data, vocabulary.sha256),
         special_tokens={"<|endoftext|>": vocabulary.eot},
         explicit_n_vocab=vocabulary.size,

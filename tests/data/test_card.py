@@ -1,3 +1,5 @@
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,63 @@ def test_files_are_found_relative_to_the_card_in_one_order(tmp_path):
     card = load_card(write(folder, source={"kind": "jsonl", "files": ["a.jsonl", "z*.jsonl"]}))
     with pytest.raises(UserError, match=r"source\.files has 'z\*\.jsonl', which matches no file"):
         card.input_files()
+
+
+def found(card):
+    return [str(path.relative_to(card.path.parent)) for path in card.input_files()]
+
+
+def test_each_real_file_is_read_once_whatever_links_lead_to_it(tmp_path):
+    """Folders with links to themselves would be without end, and files outside are reached by links alone."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "far.txt").write_text("")
+    home = tmp_path / "home"
+    for folder in ("mine/a/b", "mine/z", "mine/.hidden"):
+        (home / folder).mkdir(parents=True)
+        (home / folder / "own.txt").write_text("")
+    for link, target in (
+        *((f"mine/loop{i}", "mine") for i in range(12)),
+        ("mine/a/up", "mine/a"),
+        ("mine/0", "mine/z"),
+        ("mine/1.txt", "mine/z/own.txt"),
+        ("mine/out", "../outside"),
+        ("mine/none", "nowhere"),
+        ("mine/none.txt", "nowhere.txt"),
+        ("only.txt", "../outside/far.txt"),
+    ):
+        (home / link).symlink_to((home / target).resolve())
+    os.link(home / "mine/a/b/own.txt", home / "mine/hard.txt")
+    (home / "mine/self.txt").symlink_to(home / "mine/self.txt")
+    for files, expected in (
+        ("mine/**/*.txt", ["mine/a/b/own.txt", "mine/out/far.txt", "mine/z/own.txt"]),
+        ("mine/**", ["mine/a/b/own.txt", "mine/out/far.txt", "mine/z/own.txt"]),
+        ("**/a/**/*.txt", ["mine/a/b/own.txt"]),
+        (["mine/*.txt", "mine/0/*.txt"], ["mine/0/own.txt", "mine/hard.txt"]),
+        (["only.txt", "mine/out/*"], ["mine/out/far.txt"]),
+        ("only.txt", ["only.txt"]),
+    ):
+        assert found(load_card(write(home, source={"kind": "text", "files": files}))) == expected
+
+
+def test_a_home_folder_is_found_and_a_folder_is_told_how_to_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.jsonl").write_text("")
+    (tmp_path / "cards").mkdir()
+    for files in ("~/mine/*.jsonl", ["~/mine/a.jsonl"], "~/**/*.jsonl"):
+        card = load_card(write(tmp_path / "cards", source={"kind": "jsonl", "files": files}))
+        assert card.input_files() == [tmp_path / "mine" / "a.jsonl"]
+    for files, kind, example in (("mine", "text", "mine/**/*.txt"), ("~/mine/", "jsonl", "mine/**/*.jsonl")):
+        card = load_card(write(tmp_path, source={"kind": kind, "files": files}))
+        with pytest.raises(UserError, match=f"which is a folder; expected files, such as .*{re.escape(example)}"):
+            card.input_files()
+
+
+def test_a_card_as_other_programs_write_it(tmp_path):
+    """With a byte order mark, and numbers that YAML takes for text."""
+    path = write(tmp_path, validation={"fraction": "2e-1"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"'2e-1'", b"2e-1"))
+    assert load_card(path).validation.fraction == 0.2
 
 
 def test_the_shipped_cards_load():

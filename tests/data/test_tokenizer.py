@@ -1,10 +1,12 @@
 import base64
 import hashlib
+import random
 
 import numpy as np
 import pytest
 
 from mup_lightning.config.schema import VOCABULARIES
+from mup_lightning.data import tokenizer as tokenizer_module
 from mup_lightning.data.tokenizer import Tokenizer, read_ranks
 from mup_lightning.errors import UserError
 
@@ -41,6 +43,30 @@ def test_round_trip(name):
     encoded = tokenizer.encode_batch(texts)
     assert [tokenizer.decode(ids) for ids in encoded] == texts
     assert all(ids.dtype == np.uint16 and (ids.size == 0 or ids.max() < VOCABULARIES[name].size) for ids in encoded)
+
+
+BLANKS = " \t\n\r\x0b\x0c\x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
+
+
+def test_long_white_space_is_cut_where_no_token_changes(gpt2, monkeypatch):
+    """Against the uncut encoding: short runs with a low limit, all characters with \\s of the engine or of Python."""
+    chance = random.Random(0)
+    signs = [*BLANKS, *"\x1c\x1f\u180e\u200b\ufeff", *"ab1.'s—é东", " ", " ", "\n", "  \n\n", "\t\t\t\t"]
+    texts = ["".join(chance.choices(signs, k=chance.randrange(40))) for _ in range(3000)]
+    texts += [
+        f"{before}{blank * 20_000}{after}" for blank in BLANKS for before in ("", "a") for after in ("", "a", "1.")
+    ]
+    whole = gpt2.encode_batch(texts)
+    for limit in (1, 2, 3, 8, 10_000):
+        monkeypatch.setattr(tokenizer_module, "LONGEST_BLANK", limit)
+        cut = gpt2.encode_batch(texts)
+        assert all(np.array_equal(a, b) for a, b in zip(cut, whole, strict=True))
+
+
+@pytest.mark.parametrize("sign", [*BLANKS, " \n", "a", "1", "!", "'s", "\u200b"])
+def test_no_run_is_too_long(gpt2, sign):
+    text = f"a{sign * (1_100_000 // len(sign))}\n b"
+    assert gpt2.decode(gpt2.encode_batch([text])[0]) == text
 
 
 def test_bytes_are_bytes():
