@@ -15,6 +15,10 @@ class UsageError(UserError):
     """A command line that names an option or a verb that does not exist, or leaves out what a verb needs."""
 
 
+class Busy(UserError):  # noqa: N818  (no error of the program's)
+    """Another process is doing what only one may do at a time."""
+
+
 class Diverged(UserError):  # noqa: N818  (for a sweep it is a result, not an error)
     """The loss or the gradients of a run are no longer finite.
 

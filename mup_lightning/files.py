@@ -1,15 +1,27 @@
 """Files and folders: written whole or not at all, and read with one clear message for what is wrong with them."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
+from filelock import SoftFileLease, Timeout
 
-from mup_lightning.errors import UserError, located
+from mup_lightning.errors import Busy, UserError, located
+
+SILENCE = 60.0
+"""Seconds without a sign of life after which a writer on another machine is taken for dead."""
+
+BEAT = 2.0
+"""Seconds between two signs of life of a writer."""
+
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+"""What fsync answers where a file system has none: of folders on CIFS, of anything on some FUSE."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -22,23 +34,42 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     try:
         with unfinished.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
 
+def sync(file: BinaryIO) -> None:
+    """Force an open file to the disk, where the file system can. Raises OSError where that fails."""
+    file.flush()
+    _fsync(file.fileno(), file.name)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make a rename in a folder durable, where the file system can."""
-    with contextlib.suppress(OSError):
+    """Make a rename in a folder durable, where the file system can. Raises OSError where that fails."""
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except PermissionError:  # a folder may be open to writers but not to readers
+        return
+    try:
+        _fsync(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync(descriptor: int, name: object) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        warn_once(f"{name}: this file system does not force data to the disk ({error.strerror}); going on without")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -101,6 +132,16 @@ def _read(path: Path, expected: str) -> str:
         raise UserError(f"{path} is not UTF-8 text; expected {expected}") from None
 
 
+_said: set[str] = set()
+
+
+def warn_once(text: str) -> None:
+    """Say on stderr what is odd about a file system but threatens no data; the same words once in a process."""
+    if text not in _said:
+        _said.add(text)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def make_folder(folder: Path, option: str = "--out") -> None:
     """Make a folder that a user has named (by `option`), with its parents. Raises UserError where it cannot be made."""
     check_folder(folder, option)
@@ -119,3 +160,61 @@ def check_folder(folder: Path, option: str = "--out") -> None:
         raise UserError(f"{above} is not a folder; expected one, or a name for a new one ({option})")
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"{above} is not writable; name another folder ({option})")
+
+
+class OneWriter:
+    """A context in which this process is the only one that writes something.
+
+    Its file, there while it is held, says who holds it (machine, process, start of the process), and is touched every
+    `BEAT` seconds. A holder that was killed is replaced: at once on its own machine, from another one when the file has
+    not been touched for `SILENCE` seconds. Asks the file system for no locks: network file systems may have none.
+
+    Args:
+        file: of the lock; its folder exists.
+        what: is written, for messages.
+        wait: for a living holder to end, rather than refuse.
+    """
+
+    def __init__(self, file: Path, what: str, *, wait: bool = False) -> None:
+        self.file, self.what, self.wait = file, what, wait
+        self._lease = SoftFileLease(file, lease_duration=SILENCE, heartbeat_interval=BEAT)
+
+    def __enter__(self) -> None:
+        """Raises Busy where a living process holds it, UserError where the file cannot be written."""
+        seen: set[int] = set()
+
+        def lives() -> bool:
+            with contextlib.suppress(OSError):
+                seen.add(self.file.stat().st_mtime_ns)
+            return len(seen) > 1 and not self.wait
+
+        while True:
+            seen.clear()
+            try:
+                self._lease.acquire(timeout=2 * SILENCE, poll_interval=0.1, cancel_check=lives)
+                return
+            except Timeout:
+                if len(seen) > 1 and self.wait:
+                    continue
+                if len(seen) > 1 or self.file.stat().st_size:
+                    raise self._busy() from None
+                self._lease.force_break()  # empty: its process died, or the machine, before it wrote a word
+            except OSError as error:
+                raise UserError(f"{self.file} cannot be written: {error.strerror}") from None
+
+    def __exit__(self, *_: object) -> None:
+        self._lease.release()
+
+    def check(self) -> None:
+        """Raise Busy if another process has taken over, which happens where this one was suspended."""
+        owner = self._lease.owner
+        if owner and owner.token != self._lease.token:
+            raise self._busy()
+        if owner is None or self._lease.compromise:  # somebody has deleted the file, or it was out of reach
+            self._lease.release()
+            self.__enter__()
+
+    def _busy(self) -> Busy:
+        owner = self._lease.owner
+        who = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
+        return Busy(f"{self.what} is being written by {who}; wait for it, or end it")

@@ -3,17 +3,23 @@
 A checkpoint is a folder `step_<step>` that holds the tensors (`tensors`), Lightning's counters and `checkpoint.json`,
 which lists every file with its size and sha256, the run's configuration and data, and the step. The folder is made
 under another name and renamed when all of it is on disk: a folder with the right name is complete.
+
+Only folders with exactly such names count, and are ever renamed or deleted. Copies and links that a user has put beside
+them (`step_best`, `step_00000050 (copy)`) are the user's.
 """
 
 import itertools
 import json
+import os
+import re
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mup_lightning.errors import UserError
-from mup_lightning.files import file_sha256, sync_folder, write_json
+from mup_lightning.files import file_sha256, sync_folder, warn_once, write_json
 
 STATE_FILE = "state.ckpt"
 MARKER_FILE = "checkpoint.json"
@@ -74,6 +80,8 @@ def verify(checkpoint: Checkpoint) -> None:
     """
     for name, expected in checkpoint.files.items():
         file = checkpoint.path / name
+        if not checkpoint.path.exists():
+            raise UserError(f"{checkpoint.path} is gone: its run goes on, and has deleted it; repeat the command")
         if not file.is_file() or file.stat().st_size != expected["bytes"]:
             problem = f"is missing or was cut short: expected {expected['bytes']:,} bytes"
         elif file_sha256(file) != expected["sha256"]:
@@ -83,9 +91,21 @@ def verify(checkpoint: Checkpoint) -> None:
         raise UserError(f"checkpoint {checkpoint.path} is damaged: {name} {problem}{_offer(checkpoint.path)}")
 
 
+def step_of(path: Path) -> int | None:
+    """The step of a folder of the program's own; None for anything else, such as a user's copy, or a link."""
+    name = re.fullmatch(r"step_(\d+)", path.name)
+    if name is None or path.name != folder_name(int(name[1])) or path.is_symlink() or not path.is_dir():
+        return None
+    try:
+        return int(name[1]) if json.loads((path / MARKER_FILE).read_text())["step"] == int(name[1]) else None
+    except (OSError, ValueError, KeyError, TypeError):  # incomplete or damaged, which is told to who wants to read it
+        return int(name[1])
+
+
 def complete(folder: Path) -> list[Path]:
     """The complete checkpoints in a run's folder of checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if (path / MARKER_FILE).is_file())
+    steps = {step_of(path): path for path in folder.glob("step_*") if (path / MARKER_FILE).is_file()}
+    return [steps[step] for step in sorted(step for step in steps if step is not None)]
 
 
 def newest(folder: Path) -> Checkpoint:
@@ -127,27 +147,50 @@ def seal(
         config: see `Checkpoint`.
         identity: see `Checkpoint`.
         keep: complete checkpoints that stay, this one among them.
-        written: {"bytes", "sha256"} of the tensor files, by name, from their writers; the rest is hashed here.
+        written: {"bytes", "sha256"} of the tensor files, by name, from their writers; the state is hashed here.
+
+    Raises:
+        OSError: it cannot be written. What cannot be deleted is no error: the checkpoint is whole.
     """
     source, target = unfinished(folder, step), folder / folder_name(step)
-    files = written | {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(source.iterdir())
-        if path.name not in written
-    }
+    state = source / STATE_FILE
+    files = written | {STATE_FILE: {"bytes": state.stat().st_size, "sha256": file_sha256(state)}}
     content = {"format_version": FORMAT_VERSION, "step": step, "config": config, "identity": identity, "files": files}
     write_json(source / MARKER_FILE, content)
-    if target.exists():  # the same step again, after a resume from an older checkpoint
-        shutil.rmtree(target)
+    if os.path.lexists(target):  # the same step again, after a resume from an older checkpoint
+        discard(target)
     source.rename(target)
     sync_folder(folder)
-    for old in complete(folder)[:-keep]:
-        # The marker goes first: a half-deleted checkpoint must not look complete.
-        (old / MARKER_FILE).unlink()
-        shutil.rmtree(old)
-    for leftover in folder.glob(".unfinished_*"):
-        shutil.rmtree(leftover)
+    try:
+        for old in [*complete(folder)[:-keep], *filter(_is_leftover, folder.glob(".*_step_*"))]:
+            discard(old)
+    except OSError as error:
+        warn_once(f"{folder}: old checkpoints cannot be deleted ({error.strerror}); this threatens none that is kept")
     return Checkpoint(target, step, config, identity, files)
+
+
+def discard(path: Path) -> None:
+    """Free a name of the program's own at once, and delete the folder that had it.
+
+    What cannot be deleted yet (on NFS, files that another process has open) waits for the next call of `seal`.
+
+    Raises:
+        UserError: the name is taken by something else, which is the user's.
+        OSError: the name cannot be freed.
+    """
+    if step_of(path) is None and not _is_leftover(path):
+        raise UserError(f"{path} is not a folder that this program has made; move it away")
+    gone = path
+    if not path.name.startswith(".discarded_"):
+        gone = path.rename(path.with_name(f".discarded_{path.name.lstrip('.')}_{secrets.token_hex(4)}"))
+    shutil.rmtree(gone, ignore_errors=True)
+    if gone.exists():
+        warn_once(f"{gone} cannot be deleted yet; nothing depends on it, and the next checkpoint tries again")
+
+
+def _is_leftover(path: Path) -> bool:
+    name = re.fullmatch(r"\.(unfinished_step_\d{8,}|discarded_step_\d{8,}_[0-9a-f]{8})", path.name)
+    return name is not None and path.is_dir() and not path.is_symlink()
 
 
 def set_aside(folder: Path, step: int) -> list[Path]:
@@ -158,15 +201,16 @@ def set_aside(folder: Path, step: int) -> list[Path]:
     """
     aside = []
     for path in complete(folder):
-        if path.name > folder_name(step):
+        if (step_of(path) or 0) > step:
             names = (f"aside_{path.name}{f'_{number}' if number > 1 else ''}" for number in itertools.count(1))
-            aside.append(path.rename(next(free for name in names if not (free := folder / name).exists())))
+            aside.append(path.rename(next(free for name in names if not os.path.lexists(free := folder / name))))
     return aside
 
 
 def _offer(path: Path) -> str:
     """What to do instead of loading a damaged checkpoint."""
-    before = [other for other in complete(path.parent) if other.name < path.name]
+    step = step_of(path)
+    before = [other for other in complete(path.parent) if step is None or (step_of(other) or 0) < step]
     if not before:
         return "; there is no checkpoint before it"
     return f"; the one before it is there: resume from {before[-1]} (--run.resume {before[-1]})"

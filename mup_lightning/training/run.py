@@ -1,6 +1,8 @@
 """A run's folder: resolved configuration, TensorBoard events, checkpoints, result; and where the run continues."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mup_lightning.config.schema import ADDED, Config, leaves
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
-from mup_lightning.files import make_folder, read_json, write_atomic, write_json
+from mup_lightning.files import OneWriter, make_folder, read_json, write_atomic, write_json
 from mup_lightning.optim.registry import used_sections
 from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.training import checkpoint as checkpoints
@@ -65,6 +67,25 @@ class RunFolder:
         self.result_file = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self.writer = OneWriter(self.path / "writer.lock", f"the run {self.path}")
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Be the only process that writes into the folder, which is made; it is removed if nothing was written.
+
+        Raises:
+            Busy: another process is writing.
+            UserError: the folder cannot be made or written.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        make_folder(self.path, "--run.root, --run.name")
+        try:
+            with self.writer:
+                yield
+        finally:
+            with suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
 
     def owns(self, checkpoint: Checkpoint) -> bool:
         """Whether the checkpoint is one of this run's own."""
@@ -84,11 +105,10 @@ class RunFolder:
         return found if files else None
 
     def open(self, config: Config, start: Checkpoint | None) -> None:
-        """Make the folder and save the resolved configuration; that of a resumed run does not replace the first one.
+        """Save the resolved configuration; that of a resumed run does not replace the first one.
 
         Where a run goes back to an older checkpoint of its own, the later ones are set aside.
         """
-        make_folder(self.path, "--run.root, --run.name")
         file = self.config_file
         if file.exists():
             file = self.path / f"config.resumed_at_{start.step if start else 0:08d}.yaml"
@@ -110,7 +130,8 @@ class RunFolder:
         return result if result.finished else None
 
     def save_result(self, result: Result) -> None:
-        """Write result.json."""
+        """Write result.json. Raises UserError where another process has taken the run over."""
+        self.writer.check()
         write_json(self.result_file, asdict(result))
 
 
@@ -157,10 +178,12 @@ def resume_from(config: Config, folder: RunFolder, identity: dict[str, Any], *, 
 
 
 def _check(start: Checkpoint, config: Config, folder: RunFolder, identity: dict[str, Any]) -> None:
-    if folder.owns(start) and start.path.name != checkpoints.folder_name(start.step):
+    if folder.owns(start) and checkpoints.step_of(start.path) != start.step:
+        aside = start.path.name.startswith("aside_")
+        what = "was set aside when its run went back to an older checkpoint" if aside else "is a copy or a link"
         raise UserError(
-            f"{start.path} was set aside when its run went back to an older checkpoint, and that run has other steps "
-            f"now; continue it as another one (--run.name NAME)"
+            f"{start.path} {what}, and that run may have other steps now; continue it as another one (--run.name "
+            f"NAME), or make it the run's own again by the name {checkpoints.folder_name(start.step)}"
         )
     used = {name: options for name, options in start.identity["rules"].items() if name in identity["rules"]}
     saved, now = leaves(start.identity | {"rules": used}), leaves(identity)

@@ -1,6 +1,5 @@
 """When checkpoints are saved, and what is restored from one."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from mup_lightning.callbacks.step import StepCallback, WatchedModule, due
 from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
+from mup_lightning.files import sync
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.checkpoint import Checkpoint
 from mup_lightning.training.module import GPT2Module
@@ -40,7 +40,7 @@ class CountersIO(TorchCheckpointIO):
         try:
             torch.save(checkpoint | {"state_dict": {}, "optimizer_states": []}, path)
             with Path(path).open("rb") as file:
-                os.fsync(file.fileno())
+                sync(file)
         except (OSError, RuntimeError) as error:
             self.error = error
 
@@ -78,13 +78,21 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
         config: of the run, resolved.
         identity: see `Checkpoint`.
         throughput: paused meanwhile.
+        check: raises UserError where this process may no longer write into the folder.
 
     Attributes:
         last: the newest checkpoint that this process saved.
     """
 
-    def __init__(self, folder: Path, config: Config, identity: dict[str, Any], throughput: Throughput) -> None:
-        self.folder, self.identity, self.throughput = folder, identity, throughput
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        identity: dict[str, Any],
+        throughput: Throughput,
+        check: Callable[[], None],
+    ) -> None:
+        self.folder, self.identity, self.throughput, self.check = folder, identity, throughput, check
         self.config, self.every, self.keep = (
             plain(config),
             config.trainer.checkpoint_every,
@@ -102,14 +110,17 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
         """Save now; called by all processes together, between steps. Either all succeed, or all raise.
 
         Raises:
-            UserError: the disk is full or cannot be written; checkpoints saved before are untouched.
+            UserError: the disk is full or cannot be written, or another process has taken the run over; checkpoints
+                saved before are untouched.
         """
         source = checkpoints.unfinished(self.folder, step)
         written: dict[str, dict[str, Any]] = {}
 
         def make() -> None:
             if trainer.is_global_zero:
-                shutil.rmtree(source, ignore_errors=True)
+                self.check()
+                if source.exists():
+                    checkpoints.discard(source)
                 source.mkdir(parents=True)
 
         def write_tensors() -> dict[str, dict[str, Any]]:
@@ -134,14 +145,18 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
         result, trouble = None, None
         try:
             result = task()
+        except UserError as error:
+            trouble = error
         except (OSError, RuntimeError) as error:
-            trouble = next((line for line in str(error).splitlines() if line), repr(error))
+            trouble = UserError(
+                self._failure(step, next((line for line in str(error).splitlines() if line), repr(error)))
+            )
         outcomes: list[Any] = [(result, trouble)]
         if trainer.world_size > 1:
             outcomes = [None] * trainer.world_size
             torch.distributed.all_gather_object(outcomes, (result, trouble))
         if troubles := [trouble for _, trouble in outcomes if trouble is not None]:
-            raise UserError(self._failure(step, troubles[0]))
+            raise troubles[0]
         return [result for result, _ in outcomes]
 
     def _failure(self, step: int, cause: str) -> str:
@@ -153,5 +168,5 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
         still = f"the checkpoint before it, {saved[-1]}, is untouched" if saved else "none was saved before it"
         return (
             f"the checkpoint of step {step} could not be written to {self.folder} ({cause}; {free:,} MB free on that "
-            f"disk); {still}. Make room, then resume from it"
+            f"disk); {still}. Make room, or mend the cause, then resume from it"
         )

@@ -11,7 +11,6 @@ ZeRO 2 continues in eight at ZeRO 1, or in one. No pickle: loading runs no code.
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from mup_lightning.files import sync
 from mup_lightning.optim.optimizer import HybridOptimizer
 
 WEIGHT = "weight"
@@ -57,8 +57,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
             data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
             file.write(data)
             digest.update(data)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
     return {"bytes": 8 + len(text) + offset, "sha256": digest.hexdigest()}
 
 
@@ -87,7 +86,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path) -> None:
-        files = [safe_open(path, framework="pt") for path in sorted(folder.glob("rank_*.safetensors"))]
+        files = [safe_open(path, framework="pt") for path in sorted(folder.glob(f"rank_{'[0-9]' * 5}.safetensors"))]
         self._file = {key: file for file in files for key in file.keys()}  # noqa: SIM118
         self._pieces: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
         self.quantities: dict[str, list[str]] = defaultdict(list)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import lightning.pytorch as pl
 
@@ -37,13 +38,29 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
 
     Raises:
         UserError: a value, the data, the run folder or a checkpoint does not fit.
+        Busy: another process trains this run.
         Diverged: the loss or the gradients became NaN or infinite.
     """
-    begin, steps, writes = time.perf_counter(), config.trainer.max_steps, keep and is_first_process()
-    accumulation = settle(config)
+    begin = time.perf_counter()
+    accumulation, folder = settle(config), RunFolder(config)
+    with folder.written() if keep and is_first_process() else nullcontext():
+        return _train(config, folder, accumulation, callbacks, begin, progress=progress, keep=keep)
+
+
+def _train(
+    config: Config,
+    folder: RunFolder,
+    accumulation: int,
+    callbacks: Sequence[pl.Callback],
+    begin: float,
+    *,
+    progress: bool,
+    keep: bool,
+) -> Result:
+    steps, writes = config.trainer.max_steps, keep and is_first_process()
     data = TokenDataModule(config.data, config.model.context, config.seed, steps)
     data.setup()
-    folder, identity = RunFolder(config), identity_of(config, data.train_store.manifest)
+    identity = identity_of(config, data.train_store.manifest)
     start = resume_from(config, folder, identity, keep=keep)
     first_step = start.step if start else 0
     if first_step >= steps and (result := folder.finished_result()):
@@ -56,7 +73,7 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
     logged = folder.logged_at(first_step) if start and writes else None
     watching = default_callbacks(config, module.model, throughput, validation, first_step, logged, keep=keep)
     watching += [*callbacks, *([ProgressBar(throughput, validation)] if progress else [])]
-    saving = SaveCheckpoints(folder.checkpoints, config, identity, throughput)
+    saving = SaveCheckpoints(folder.checkpoints, config, identity, throughput, folder.writer.check)
     watching += [*([saving] if keep else []), *([Restore(start)] if start else [])]
     purge_step = first_step + 1 if start else 0 if config.run.resume == "auto" else None
     trainer = make_trainer(config.trainer, folder, watching, accumulation, purge_step=purge_step, keep=keep)
