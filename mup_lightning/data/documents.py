@@ -2,29 +2,35 @@
 
 datasets 5.2 handles bad input badly (tried): its jsonl and text readers stop at the first invalid byte, the jsonl
 reader also at a broken line or a lone surrogate, without naming the line; in compressed files they ignore the requested
-encoding; and iterating parquet stops at an invalid byte. So lines and files are read here as bytes, datasets supplies
-the columns of parquet and hub data sets as bytes, and each document is decoded on its own.
+encoding; iterating parquet stops at an invalid byte, and where the first file's column is all null, at the next. So
+lines, files and columns are read here as bytes, and each document is decoded on its own.
 """
 
 import bz2
-import glob
+import codecs
 import gzip
 import hashlib
 import io
 import json
 import lzma
 import re
+import sys
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from tqdm import tqdm
 
 from mup_lightning.data.card import Card, Sections, Validation
 from mup_lightning.data.shards import Manifest
 from mup_lightning.errors import UserError
 
 ROWS, FILES = 256, 4  # documents in memory at a time: lines or rows of a table, whole files
+TRIED = 10_000  # documents without the text column, and none with it, after which the card is refused
 
 
 def _open_zst(path: Path, mode: str) -> BinaryIO:
@@ -34,10 +40,31 @@ def _open_zst(path: Path, mode: str) -> BinaryIO:
 
 
 OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".zst": _open_zst}
+_LINES = "make it one object a line: jq -c"
+# How files begin that are not what a card says: what they look like, and what to do; {} stands for the file's name.
+_BEGINNINGS = (
+    (rb"\x1f\x8b", "gzip data; rename it to {}.gz, which says how to unpack it"),
+    (rb"\xfd7zXZ\0", "xz data; rename it to {}.xz, which says how to unpack it"),
+    (rb"BZh[1-9]1AY&SY", "bzip2 data; rename it to {}.bz2, which says how to unpack it"),
+    (rb"\x28\xb5\x2f\xfd", "zstandard data; rename it to {}.zst, which says how to unpack it"),
+    (rb"PAR1\x15", "Parquet; set source.kind: parquet"),
+    (rb"PK\x03\x04", "a zip archive; unpack it"),
+    (rb"(?s)\xff\xfe|\xfe\xff|[^\0]\0[^\0]\0|\0[^\0]\0[^\0]", "UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8 {}"),
+)
+_JSON_BEGINNINGS = (
+    (rb"\s*\[\s*(\{|$)", f"a JSON array; {_LINES} '.[]' {{}}"),
+    (rb"\s*\{\s*$", f"indented JSON; {_LINES} . {{}}"),
+)
+_LATIN = "it looks like Latin-1 or Windows-1252; expected UTF-8, as from iconv -f WINDOWS-1252 -t UTF-8"
+_NOTHING = ("empty", "blank line")  # reasons that need no word while reading
 
 
 class _BadDocument(Exception):  # noqa: N818  # a finding, which is counted
-    """A document that cannot be used; the message is the reason, in a few words."""
+    """A document that cannot be used: the reason in a few words, by which it is counted, and a hint."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 class DocumentReader:
@@ -64,6 +91,8 @@ class DocumentReader:
         self.read: int = position["read"] if position else 0
         self._state: dict[str, Any] | None = position["dataset"] if position else None
         self._dataset: Any = None
+        self._begins: list[int] = []  # the number of the first document of each file that has been opened
+        self._other_columns: list[str] = []  # of the first document that lacks the text column
         self._columnar = card.source.kind in ("parquet", "hub")
         packed = any(path.suffix in OPENERS for path in files)
         self.total_bytes = None if self._columnar or packed else sum(path.stat().st_size for path in files)
@@ -75,23 +104,27 @@ class DocumentReader:
 
     def __iter__(self) -> Iterator[list[str]]:
         """Batches of texts. Raises UserError where the source cannot be read, has no such column, or a bad document."""
+        readers = {"hub": self._hub, "parquet": self._parquet}
         try:
-            for values in self._columns() if self._columnar else self._records():
+            for values in readers.get(self.card.source.kind, self._records)():
                 texts = []
                 for number, value in enumerate(values, self.read):
                     try:
-                        texts.append(self._text(value, first=number == 0))
+                        texts.append(self._text(value))
                     except _BadDocument as bad:
-                        self._leave_out(number, str(bad))
+                        self._leave_out(number, str(bad), bad.hint)
                 self.read += len(values)
                 self.manifest.documents += len(texts)
                 self.manifest.text_bytes += sum(len(value) + 1 for value in values if isinstance(value, bytes))
+                if self.read >= TRIED:
+                    self._check_card()
                 yield texts
+            self._check_card()
         except UserError:
             raise
         except Exception as error:  # readers of compressed, remote and columnar files raise classes of many libraries
             source = self.card.source
-            what = ", ".join(str(path) for path in self.files[:3]) or f"hub data set {source.dataset}"
+            what = self.files[len(self._begins) - 1] if self._begins else f"hub data set {source.dataset}"
             reason = str(error) or type(error).__name__
             raise UserError(
                 f"{self.card.path}: reading {what} failed after document {self.read}: {reason}. Check that the "
@@ -99,44 +132,102 @@ class DocumentReader:
                 f"revision), then run again: it resumes."
             ) from error
 
-    def _leave_out(self, number: int, reason: str) -> None:
+    def _leave_out(self, number: int, reason: str, hint: str) -> None:
+        found = f"{self._place(number)} is bad: {reason}{hint and f' ({hint})'}"
         if self.card.on_bad_document == "refuse":
             raise UserError(
-                f"{self.card.path}: document {number} (counted from 0) is bad: {reason}. Correct it, or set "
-                f"on_bad_document: skip to leave such documents out and count them."
+                f"{self.card.path}: {found}. Correct it, or set on_bad_document: skip to leave such documents out and "
+                f"count them."
             )
+        if reason not in (*self.manifest.skipped, *_NOTHING):
+            tqdm.write(f"note: {found}; such documents are left out and counted", file=sys.stderr)
         self.manifest.skipped[reason] = self.manifest.skipped.get(reason, 0) + 1
+
+    def _place(self, number: int) -> str:
+        """Where a document is."""
+        if not self._begins:
+            return f"document {number} (counted from 0) of {self.card.source.dataset}"
+        file = bisect_right(self._begins, number) - 1
+        unit = "row" if self._columnar else "line"
+        return f"{self.files[file]}" + f", {unit} {number - self._begins[file] + 1}" * (not self._by_file)
+
+    def _check_card(self) -> None:
+        """Refuse a card whose text column no document has."""
+        if self._other_columns and not self.manifest.documents:
+            self._check_column(self._other_columns)
+
+    @property
+    def _by_file(self) -> bool:
+        return self.card.source.kind == "text" and self.card.source.document == "file"
 
     def _records(self) -> Iterator[list[bytes]]:
         """Lines without their line endings, or whole files with LF line endings."""
-        by_file = self.card.source.kind == "text" and self.card.source.document == "file"
 
         def read() -> Iterator[bytes]:
+            number = 0
             for path in self.files:
-                with OPENERS.get(path.suffix, open)(path, "rb") as file:
-                    if by_file:
-                        yield file.read().replace(b"\r\n", b"\n")
-                    else:
-                        yield from (line.removesuffix(b"\n").removesuffix(b"\r") for line in file)
+                self._begins.append(number)
+                for record in self._of_file(path):
+                    number += 1
+                    yield record
 
         records = islice(read(), self.read, None)
-        return iter(lambda: list(islice(records, FILES if by_file else ROWS)), [])
+        return iter(lambda: list(islice(records, FILES if self._by_file else ROWS)), [])
 
-    def _columns(self) -> Iterator[list[Any]]:
-        """The text column of parquet files or of a hub data set, streamed: bytes where it is text."""
-        import datasets
+    def _of_file(self, path: Path) -> Iterator[bytes]:
+        """The documents of a file. Raises UserError where it does not look like what the card says."""
+        with OPENERS.get(path.suffix, open)(path, "rb") as file:
+            if self._by_file:
+                records = iter([file.read().replace(b"\r\n", b"\n")])
+            else:
+                records = (line.removesuffix(b"\n").removesuffix(b"\r") for line in file)
+            begun = False
+            for record in records:
+                if not begun and record.strip():
+                    begun = True
+                    self._check_look(path, record)
+                yield record
+
+    def _check_look(self, path: Path, record: bytes) -> None:
+        """Refuse a file whose first record, not blank, is of another kind than the card says."""
+        of_kind = _JSON_BEGINNINGS if self.card.source.kind == "jsonl" else ()
+        for pattern, look in (*_BEGINNINGS, *of_kind):
+            if re.match(pattern, record.removeprefix(codecs.BOM_UTF8)):
+                raise UserError(f"{path}, of kind {self.card.source.kind}, looks like {look.format(path.name)}")
+
+    def _parquet(self) -> Iterator[list[Any]]:
+        """The text column of parquet files, each of its own type."""
         import pyarrow.parquet  # type: ignore[import-untyped]
+
+        column, total = self.card.text_column, 0
+        for path in self.files:
+            self._begins.append(total)
+            with pyarrow.parquet.ParquetFile(path) as file:
+                self._check_column(file.schema_arrow.names, path)
+                total += file.metadata.num_rows
+        self.total_documents, before = total, self.read
+        for path, begin, end in zip(self.files, self._begins, [*self._begins[1:], total], strict=True):
+            if end <= before:
+                continue
+            with pyarrow.parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(ROWS, columns=[column]):
+                    values = _as_bytes(batch.column(column)).to_pylist()
+                    left_out = max(0, before - begin)
+                    begin += len(values)
+                    yield values[left_out:]
+
+    def _hub(self) -> Iterator[list[Any]]:
+        """The text column of a hub data set, streamed."""
+        import datasets
 
         datasets.disable_progress_bars()
         source, column = self.card.source, self.card.text_column
-        if source.kind == "parquet":
-            names = [str(path.resolve()) for path in self.files]
-            self.total_documents = sum(pyarrow.parquet.read_metadata(name).num_rows for name in names)
-            where: dict[str, Any] = {"path": "parquet", "data_files": [glob.escape(name) for name in names]}
-        else:
-            where = {"path": source.dataset, "name": source.subset, "revision": source.revision}
+        where: dict[str, Any] = {"path": source.dataset, "name": source.subset, "revision": source.revision}
         with tempfile.TemporaryDirectory(prefix="mup-lightning-") as cache:  # for lock files; the data are streamed
-            dataset = datasets.load_dataset(**where, split=source.split, streaming=True, cache_dir=cache)
+            load = partial(datasets.load_dataset, **where, split=source.split, streaming=True, cache_dir=cache)
+            dataset = load()
+            if (types := dataset.features or {}).get(column) == datasets.Value("null"):  # in the first file alone
+                dataset = load(features=datasets.Features({**types, column: datasets.Value("string")}))
             self._check_column(dataset.column_names or [column])
             if split := (dataset.info.splits or {}).get(source.split):
                 self.total_documents = split.num_examples
@@ -144,21 +235,18 @@ class DocumentReader:
             if self._state is not None:
                 self._dataset.load_state_dict(self._state)
             for table in self._dataset.iter(ROWS):
-                values = table[column]
-                if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
-                    values = values.cast(pyarrow.large_binary())
-                yield values.to_pylist()
+                yield [value for chunk in table[column].chunks for value in _as_bytes(chunk).to_pylist()]
 
-    def _text(self, value: Any, first: bool) -> str:
+    def _text(self, value: Any) -> str:
         text = _decode(value).removeprefix("\ufeff")
         if self.card.source.kind == "jsonl":
-            text = self._json_text(text, first)
+            text = self._json_text(text)
         reason = self.objection(text) if text.strip() else "empty"
         if reason is not None:
             raise _BadDocument(reason)
         return text
 
-    def _json_text(self, line: str, first: bool) -> str:
+    def _json_text(self, line: str) -> str:
         if not line.strip():
             raise _BadDocument("blank line")
         try:
@@ -167,31 +255,49 @@ class DocumentReader:
             raise _BadDocument("not JSON") from None
         if not isinstance(record, dict):
             raise _BadDocument("not a JSON object")
-        if first:  # not one bad document, but a card that does not fit
-            self._check_column(list(record))
         if self.card.text_column not in record:
-            raise _BadDocument(f"no {self.card.text_column}")
-        text = record[self.card.text_column]
-        # An escaped surrogate without its other half becomes invalid UTF-8.
-        return _decode(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+            self._other_columns = self._other_columns or list(record)
+            raise _BadDocument(f"no {self.card.text_column}", f"only {', '.join(record) or 'nothing'}")
+        return _decode(record[self.card.text_column])
 
-    def _check_column(self, found: list[str]) -> None:
+    def _check_column(self, found: list[str], path: Path | None = None) -> None:
         if self.card.text_column not in found:
+            of = f" of {path}" * (path is not None)
             raise UserError(
-                f"{self.card.path}: text_column is {self.card.text_column!r}, but the documents have only "
+                f"{self.card.path}: text_column is {self.card.text_column!r}, but the documents{of} have only "
                 f"{', '.join(found) or 'nothing'}. Set it to one of these."
             )
+
+
+def _as_bytes(array: Any) -> Any:
+    """An Arrow array of any type of string as one of bytes, in which invalid UTF-8 spoils a single document."""
+    import pyarrow
+    import pyarrow.compute  # type: ignore[import-untyped]
+
+    types = pyarrow.types
+    if isinstance(array, pyarrow.ExtensionArray):
+        array = array.storage
+    if types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if types.is_run_end_encoded(array.type):
+        array = pyarrow.compute.run_end_decode(array)
+    if types.is_string(array.type) or types.is_large_string(array.type) or types.is_string_view(array.type):
+        array = array.cast(pyarrow.large_binary())
+    return array
 
 
 def _decode(value: Any) -> str:
     if value is None:
         raise _BadDocument("text is null")
-    if not isinstance(value, bytes):
+    if not isinstance(value, bytes | str):
         raise _BadDocument("text is not a string")
     try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        raise _BadDocument("not UTF-8") from None
+        return (value.encode("utf-8") if isinstance(value, str) else value).decode("utf-8")
+    except UnicodeEncodeError:
+        raise _BadDocument("not UTF-8", "half of a surrogate pair") from None
+    except UnicodeDecodeError as error:
+        rest = error.object.decode("utf-8", "ignore")
+        raise _BadDocument("not UTF-8", _LATIN if rest.isascii() else "") from None
 
 
 def cut(text: str, sections: Sections | None) -> list[str]:

@@ -2,17 +2,20 @@
 
 import bz2
 import gzip
+import json
 import lzma
 import random
 import tracemalloc
 
 import huggingface_hub
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 import pytest
 
+from mup_lightning.data import documents as documents_module
 from mup_lightning.data.card import Sections, Validation
-from mup_lightning.data.documents import DocumentReader, cut, is_validation
+from mup_lightning.data.documents import DocumentReader, _as_bytes, cut, is_validation
 from mup_lightning.data.shards import Manifest
 from mup_lightning.errors import UserError
 
@@ -73,8 +76,103 @@ def test_parquet_and_hub_keep_bad_bytes_apart_and_go_on_from_a_position(make_car
         assert [*first, *rest] == documents(600)
         assert skipped == {"not UTF-8": 1, "text is null": 1, "empty": 1}
         assert begun.position()["read"] == len(first)
-        with pytest.raises(UserError, match=r"text_column is 'text', but the documents have only body, n"):
+        with pytest.raises(UserError, match=r"text_column is 'text', but the documents.* have only body, n"):
             read(reader(make_card([], source=source)))
+
+
+TYPES = {
+    "null": lambda texts: pyarrow.nulls(len(texts)),
+    "string": pyarrow.array,
+    "large_string": lambda texts: pyarrow.array(texts, pyarrow.large_string()),
+    "string_view": lambda texts: pyarrow.array(texts, pyarrow.string_view()),
+    "dictionary": lambda texts: pyarrow.array(texts).dictionary_encode(),
+    "large_dictionary": lambda texts: pyarrow.array(texts, pyarrow.large_string()).dictionary_encode(),
+    "binary": lambda texts: pyarrow.array(texts, pyarrow.binary()),
+    "extension": lambda texts: pyarrow.array(texts, pyarrow.json_()),
+}
+
+
+def test_parquet_of_every_type_of_string_whichever_comes_first(make_card, tmp_path):
+    texts = documents(300)
+    for i, make in enumerate(TYPES.values()):
+        table = pyarrow.table({"text": make(texts), "text.more": ["x"] * 300})
+        pyarrow.parquet.write_table(table, tmp_path / f"{i}.parquet", row_group_size=70)
+    card = make_card([], source={"kind": "parquet", "files": "*.parquet"})
+    found, skipped = read(reader(card))
+    assert (found, skipped) == (texts * (len(TYPES) - 1), {"text is null": 300})
+    for begin in (299, 300, 555, 601, len(TYPES) * 300):
+        assert read(reader(card, {"read": begin, "dataset": None}))[0] == found[max(0, begin - 300) :]
+    for array in (pyarrow.array(texts, pyarrow.string_view()), pyarrow.compute.run_end_encode(pyarrow.array(texts))):
+        assert _as_bytes(array).to_pylist() == [text.encode() for text in texts]  # which parquet stores otherwise
+    card.on_bad_document = "refuse"
+    with pytest.raises(UserError, match=r"/0\.parquet, row 1 is bad: text is null"):
+        read(reader(card))
+    (tmp_path / "hub").mkdir()
+    for i in (0, 1):
+        (tmp_path / f"{i}.parquet").rename(tmp_path / "hub" / f"{i}.parquet")
+    card = make_card([], source={"kind": "hub", "dataset": str(tmp_path / "hub"), "revision": "main"})
+    assert len(read(reader(card))[0]) == 300
+
+
+def test_what_a_file_looks_like_is_said(make_card):
+    lines = jsonl(documents(30))
+    array = json.dumps([json.loads(line) for line in lines.splitlines()], indent=1)
+    parquet = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x"]}), parquet)
+    for content, look in (
+        *((PACKED[ending](lines), rf"data; rename it to d\.jsonl\{ending}, ") for ending in PACKED if ending),
+        (lines.decode().encode("utf-16"), "UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8 d.jsonl"),
+        (lines.decode().encode("utf-16-le"), "UTF-16"),
+        (array.encode(), r"a JSON array; make it one object a line: jq -c '\.\[\]' d\.jsonl"),
+        (b"\xef\xbb\xbf[" + b",".join(lines.splitlines()) + b"]", "a JSON array"),
+        (b"\n[\n" + b",\n".join(lines.splitlines()) + b"\n]\n", "a JSON array"),
+        (json.dumps({"text": "x"}, indent=1).encode(), r"indented JSON; make it one object a line: jq -c \. d\.jsonl"),
+        (parquet.getvalue().to_pybytes(), r"Parquet; set source\.kind: parquet"),
+        (b"PK\3\4\x14", "a zip archive"),
+    ):
+        with pytest.raises(UserError, match=rf"/d\.jsonl, of kind jsonl, looks like .*{look}"):
+            read(reader(make_card(content, file="d.jsonl", source={"kind": "jsonl", "files": "d.jsonl"})))
+    text = {"kind": "text", "files": "d.txt"}
+    assert read(reader(make_card(array.encode(), file="d.txt", source=text)))[0] == [array]
+    with pytest.raises(UserError, match=r"/d\.txt, of kind text, looks like UTF-16"):
+        read(reader(make_card("text".encode("utf-16"), file="d.txt", source=text)))
+
+
+def test_bad_documents_have_a_place_and_a_hint(make_card, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_bytes(jsonl(documents(5)))
+    bad = [
+        b'{"body": "x", "n": 1}',
+        b"",
+        '{"text": "caf\xe9"}'.encode("latin-1"),
+        b'{"text": "\xc3\xa9 \xff"}',
+        b"{",
+        b"{",
+    ]
+    content = b"\n".join([*bad, jsonl(documents(5))])
+    card = make_card(content, source={"kind": "jsonl", "files": ["docs.jsonl", "a.jsonl"]})
+    assert read(reader(card))[1] == {"no text": 1, "blank line": 1, "not UTF-8": 2, "not JSON": 2}
+    place = f"note: {tmp_path}/docs.jsonl, line"
+    assert capsys.readouterr().err.splitlines() == [
+        f"{place} 1 is bad: no text (only body, n); such documents are left out and counted",
+        f"{place} 3 is bad: not UTF-8 (it looks like Latin-1 or Windows-1252; expected UTF-8, as from iconv -f "
+        "WINDOWS-1252 -t UTF-8); such documents are left out and counted",
+        f"{place} 5 is bad: not JSON; such documents are left out and counted",
+    ]
+    card.on_bad_document = "refuse"
+    with pytest.raises(UserError, match=r"docs\.jsonl, line 1 is bad: no text \(only body, n\)\. Correct it, or set"):
+        read(reader(card))
+    card = make_card(b"\xff", file="d.txt", source={"kind": "text", "files": "d.txt"}, on_bad_document="refuse")
+    with pytest.raises(UserError, match=r"d\.txt is bad: not UTF-8"):
+        read(reader(card))
+
+
+def test_a_card_whose_column_no_document_has_is_refused_early(make_card, monkeypatch):
+    monkeypatch.setattr(documents_module, "TRIED", 600)
+    card = make_card(jsonl(documents(1000)), text_column="body")
+    tried = reader(card)
+    with pytest.raises(UserError, match=r"text_column is 'body', but the documents have only text"):
+        read(tried)
+    assert tried.read < 1000
 
 
 def test_a_reader_goes_on_after_any_document(make_card):
@@ -91,7 +189,7 @@ def test_bad_documents_are_counted_or_refused_by_number(make_card, tmp_path):
     lines = jsonl(documents(400)).splitlines()
     for reason, line in BAD.items():
         card = make_card(b"\n".join([*lines[:300], line, *lines[300:]]), on_bad_document="refuse")
-        message = rf"document 300 \(counted from 0\) is bad: {reason}\. .*on_bad_document: skip"
+        message = rf"docs\.jsonl, line 301 is bad: {reason}(\. | \().*on_bad_document: skip"
         with pytest.raises(UserError, match=message):
             run(card, tmp_path / reason)
 
