@@ -69,7 +69,7 @@ def _fsync(descriptor: int, name: object) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
-        warn_once(f"{name}: this file system does not force data to the disk ({error.strerror}); going on without")
+        warn_once(name, f"this file system does not force data to the disk ({error.strerror}); going on without")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -135,11 +135,11 @@ def _read(path: Path, expected: str) -> str:
 _said: set[str] = set()
 
 
-def warn_once(text: str) -> None:
-    """Say on stderr what is odd about a file system but threatens no data; the same words once in a process."""
+def warn_once(place: object, text: str) -> None:
+    """Say on stderr what is odd about a file system but threatens no data: once in a process, of the first place."""
     if text not in _said:
         _said.add(text)
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {place}: {text}", file=sys.stderr, flush=True)
 
 
 def make_folder(folder: Path, option: str = "--out") -> None:

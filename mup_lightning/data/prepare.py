@@ -1,7 +1,5 @@
 """From a card to a prepared corpus: read, cut, split, tokenise, write. Killed at any point, it resumes when rerun."""
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +15,7 @@ from mup_lightning.data.documents import DocumentReader, cut, is_validation
 from mup_lightning.data.shards import DTYPE, MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash, read_checked
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
-from mup_lightning.files import make_folder, write_json
+from mup_lightning.files import OneWriter, make_folder, write_json
 from mup_lightning.typed import PositiveInt
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
@@ -56,6 +54,8 @@ def prepare(
     card.pin()
     manifest = Manifest.begin(card.name, tokenizer, card.source_hash(files), card.provenance())
     finished, unfinished = folder / MANIFEST, folder / JOURNAL
+    if finished.exists() and not unfinished.exists() and not force:  # perhaps on a read-only disk
+        return _same(Manifest.load(folder), manifest, folder)
     with _working_in(folder), ExitStack() as stack:
         if force:
             finished.unlink(missing_ok=True)
@@ -129,19 +129,14 @@ def _check_splits(card: Card, manifest: Manifest) -> None:
 def _working_in(folder: Path) -> Iterator[None]:
     """Lock the folder against a second prepare, and turn a full disk into one clear line."""
     make_folder(folder)
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"another process is preparing {folder}. Wait for it, or choose --out.") from None
+        with OneWriter(folder / "writer.lock", f"the corpus {folder}"):
+            yield
     except OSError as error:
         raise UserError(
             f"writing to {folder} failed: {error.strerror}. Finished shards are kept; free some space (2 bytes a "
             f"token) and run the same command again to continue."
         ) from error
-    finally:
-        os.close(descriptor)
 
 
 def unigram_loss(folder: Path, splits: dict[str, Split], vocab_size: int) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mup_lightning.config.schema import VOCABULARIES
 from mup_lightning.errors import UserError, located
-from mup_lightning.files import file_sha256, read_json, write_json
+from mup_lightning.files import file_sha256, read_json, sync, write_json
 from mup_lightning.typed import Bound, NonNegativeInt, PositiveInt, build
 
 MANIFEST = "manifest.json"
@@ -267,8 +267,7 @@ class SplitWriter:
     def sync(self) -> None:
         """Flush what was written to the disk, so that a journal may rely on it."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            sync(self._file)
 
     def close(self) -> None:
         """Close the open file as it is. Never raises: after an error (a full disk) there may be nothing to save."""

@@ -165,7 +165,7 @@ def seal(
         for old in [*complete(folder)[:-keep], *filter(_is_leftover, folder.glob(".*_step_*"))]:
             discard(old)
     except OSError as error:
-        warn_once(f"{folder}: old checkpoints cannot be deleted ({error.strerror}); this threatens none that is kept")
+        warn_once(folder, f"old checkpoints cannot be deleted ({error.strerror}); this threatens none that is kept")
     return Checkpoint(target, step, config, identity, files)
 
 
@@ -185,11 +185,11 @@ def discard(path: Path) -> None:
         gone = path.rename(path.with_name(f".discarded_{path.name.lstrip('.')}_{secrets.token_hex(4)}"))
     shutil.rmtree(gone, ignore_errors=True)
     if gone.exists():
-        warn_once(f"{gone} cannot be deleted yet; nothing depends on it, and the next checkpoint tries again")
+        warn_once(gone, "cannot be deleted yet; nothing depends on it, and the next checkpoint tries again")
 
 
 def _is_leftover(path: Path) -> bool:
-    name = re.fullmatch(r"\.(unfinished_step_\d{8,}|discarded_step_\d{8,}_[0-9a-f]{8})", path.name)
+    name = re.fullmatch(r"\.(unfinished_step_\d{8,}|discarded_(unfinished_)?step_\d{8,}_[0-9a-f]{8})", path.name)
     return name is not None and path.is_dir() and not path.is_symlink()
 
 

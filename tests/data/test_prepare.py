@@ -81,7 +81,7 @@ def test_a_finished_corpus_is_left_alone(make_card, tmp_path, monkeypatch):
 
 
 def test_folders_that_cannot_be_used(make_card, tmp_path):
-    with prepare_module._working_in(tmp_path / "out"), pytest.raises(UserError, match="another process is preparing"):
+    with prepare_module._working_in(tmp_path / "out"), pytest.raises(UserError, match="is being written by process"):
         run(make_card(documents(30)), tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is not a folder"):

@@ -171,13 +171,13 @@ def test_a_dry_run_says_the_same_of_the_folder(trials, tmp_path, capsys, name):
 
 def test_a_claim_holds_between_processes_and_dies_with_its_holder(trials, tmp_path):
     code = (
-        "import sys; from filelock import FileLock\n"
-        "locks = [FileLock(name) for name in sys.argv[1:]]\n"
-        "for lock in locks: lock.acquire(blocking=False)\n"
+        "import sys; from pathlib import Path; from mup_lightning.files import OneWriter\n"
+        "held = [OneWriter(Path(name), name) for name in sys.argv[1:]]\n"
+        "for lock in held: lock.__enter__()\n"
         "print(flush=True); sys.stdin.read()\n"
     )
     prepare(tmp_path, trials)
-    claims = [str(trial_file(tmp_path, trial.hash).with_suffix(".lock")) for trial in trials[:2]]
+    claims = [str(trial_file(tmp_path, trial.hash).with_suffix(".writer")) for trial in trials[:2]]
     other = subprocess.Popen(
         [sys.executable, "-c", code, *claims], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 
 from mup_lightning.errors import UserError
-from mup_lightning.files import make_folder, read_json, write_atomic, write_json
+from mup_lightning.files import OneWriter, make_folder, read_json, write_atomic, write_json
 from mup_lightning.studies.sweep.grid import Trial
 from mup_lightning.studies.transfer.losses import read_table
 
@@ -78,8 +77,7 @@ def prepare(folder: Path, trials: Sequence[Trial]) -> set[str]:
                 adopted.rename(folder / "trials")
             _write(folder, trials, records)
     except OSError as error:
-        place = "choose a folder (--out) on a file system with locks"
-        raise UserError(f"{folder} cannot be written or locked ({error.strerror}); {place}") from error
+        raise UserError(f"{folder} cannot be written: {error.strerror}; name another folder (--out)") from error
     return set(records)
 
 
@@ -110,9 +108,9 @@ def append(folder: Path, trial: Trial, trials: Sequence[Trial]) -> None:
     write_table(folder, trials)
 
 
-def _lock(folder: Path) -> FileLock:
-    """Held while results.csv is written; it ends with its process."""
-    return FileLock(folder / "sweep.lock", fallback_to_soft=False)
+def _lock(folder: Path) -> OneWriter:
+    """Held while results.csv is written."""
+    return OneWriter(folder / "writer.lock", f"the table in {folder}", wait=True)
 
 
 def _write(folder: Path, trials: Sequence[Trial], records: dict[str, Record]) -> None:

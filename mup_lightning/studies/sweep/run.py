@@ -15,14 +15,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mup_lightning import tables
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
 from mup_lightning.config.schema import Config, RunConfig
-from mup_lightning.errors import Diverged, UserError
-from mup_lightning.files import check_folder, write_json
+from mup_lightning.errors import Busy, Diverged, UserError
+from mup_lightning.files import OneWriter, check_folder, write_json
 from mup_lightning.studies.sweep.grid import Trial, expand, shard
 from mup_lightning.studies.sweep.results import append, prepare, read_trials, trial_file, write_table
 from mup_lightning.studies.sweep.spec import SweepSettings, load
@@ -209,15 +208,13 @@ def run_trial(trial: Trial, folder: Path, keep: str) -> tuple[str, str]:
         (another process is running it) or failed; and the same in words.
     """
     file = trial_file(folder, trial.hash)
-    lock = FileLock(file.with_suffix(".lock"), fallback_to_soft=False, blocking=False)
     try:
-        with lock:
+        with OneWriter(file.with_suffix(".writer"), trial.label):
             if file.exists():
                 return "finished", "another process has run it"
             result = measure(trial, folder / "runs", keep)
             write_json(file, {"config": plain(asdict(trial.config)), "result": result})
-            Path(lock.lock_file).unlink()  # nobody asks for it any more, now that the file is there
-    except Timeout:
+    except Busy:
         return "elsewhere", "another process is running it"
     except UserError as error:
         return "failed", str(error)
