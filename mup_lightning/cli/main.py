@@ -71,7 +71,7 @@ report transfer: whether the best value stays where it is while the model grows
   studies.transfer.report:run(studies.transfer.report:TransferSettings)
   mup-lightning report transfer runs/sweeps/lr_width --out runs/sweeps/lr_width
 report best: the best value of every group of a sweep
-  studies.transfer.best:run(studies.transfer.best:BestSettings)
+  studies.transfer.report:run_best(studies.transfer.report:BestSettings)
   mup-lightning report best runs/sweeps/optimizers
 figure: draw feature norms from runs' TensorBoard logs
   studies.features.report:run(studies.features.report:FigureSettings)

@@ -260,10 +260,13 @@ def exit_code(findings: Iterable[Finding]) -> int:
     return overall(finding.verdict for finding in findings).exit_code
 
 
+NAMES = {"sp": "SP", "gpt2": "SP as GPT-2", "sp_embedding": "SP, embeddings × r_n", "mup": "recipe"}
+"""Parametrization -> what tables and figures call it."""
+
+
 def title(parametrization: str, branch_depth: int) -> str:
-    """A parametrization as tables and figures call it; all k >= 2 agree."""
-    recipe = f"recipe, k {'= 1' if branch_depth == 1 else '≥ 2'}"
-    return {"sp": "SP", "gpt2": "SP as GPT-2", "sp_embedding": "SP, embeddings × r_n", "mup": recipe}[parametrization]
+    """A parametrization as tables and figures call it, with its k; all k >= 2 agree."""
+    return NAMES[parametrization] + f", k {'= 1' if branch_depth == 1 else '≥ 2'}" * (parametrization == "mup")
 
 
 def six_digits(values: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from mup_lightning.cli.main import main
-from mup_lightning.studies.transfer.best import NEEDED
+from mup_lightning.studies.transfer.report import NEEDED
 
 FIXED = dict(
     zip(NEEDED, ("sgd", "mup", "2", "128", "4", "recipe.lr", "width", "128", -3, 0, 6.0, 6.5, 120), strict=True)

@@ -15,12 +15,9 @@ _UNSTABLE = 4.0
 
 @dataclass(frozen=True)
 class Noise:
-    """How much losses differ between seeds.
+    """Standard deviation of a loss between seeds at one value, pooled, and once each seed's random effect is removed.
 
-    Attributes:
-        between_seeds: standard deviation of a loss between seeds at one value, pooled, nats; None: unknown.
-        residual: standard deviation once each seed's random effect is removed; None: unknown.
-        dof: degrees of freedom of `residual`.
+    In nats; None where it is unknown. `dof` are the degrees of freedom of `residual`.
     """
 
     between_seeds: float | None
@@ -41,7 +38,7 @@ class Curve:
 
     Attributes:
         size: the size as written in the table.
-        position: log2 of the size.
+        position: log2 of it.
         values: V log2 of the base values, ascending.
         means: V mean losses, nats; infinite where any seed diverged: the mean of the others would flatter the value.
         root: V x K matrix R with R Rᵀ the covariance of the means, nats²; zero where nothing is known.
@@ -82,12 +79,8 @@ def curves_of(runs: pd.DataFrame, given: float | None = None) -> tuple[list[Curv
     reflects which seeds they share (Henderson 1975). Unstable values do not count towards the noise and keep their own
     spread.
 
-    Args:
-        runs: runs of one group, see `read_losses`.
-        given: standard deviation between seeds, nats, to assume where no value has two.
-
-    Returns:
-        A curve for each size, small to large, and the noise.
+    `given` is the standard deviation between seeds, nats, to assume where no value has two. Returns a curve for each
+    size, small to large, and the noise.
     """
     runs = runs.sort_values(["position", "log2_value", "seed"])
     trained = runs[~runs["loss"].isna().groupby([runs["position"], runs["log2_value"]]).transform("any")]

@@ -33,8 +33,7 @@ class Optimum:
         position: log2 of the size.
         value: log2 of the best base value, between the values tried.
         se: its standard error from the noise and, at an edge or cliff, from the grid; 0: unknown.
-        shape_se: its standard error because curves are not parabolas. They lean to the same side at every size, so it
-            enters no slope.
+        shape_se: the same because curves are not parabolas. They lean to one side at every size, so it enters no slope.
         ci_half_width: half the width of its 95 % interval; 0: unknown.
         best_value: log2 of the best value tried; the middle one if several are equal.
         loss: mean loss there.
@@ -57,16 +56,13 @@ class Optimum:
 
 
 def optimum(curve: Curve, dof: float) -> Optimum | None:
-    """Find the best base value of a size by a parabola; None where all values are lost.
+    """The best base value of a size by a parabola; None where all values are lost.
 
     The parabola passes through the best value and its two neighbours. Where values tie with the best one within the
     noise, it is fitted by weighted least squares to all of these and one more on either side. The vertex stays within
     what was tried. Its standard error is the spread over losses redrawn from the noise model (a parametric bootstrap);
-    at an edge or cliff that of a value anywhere within one grid step is added, elsewhere `_SHAPE`.
-
-    Args:
-        curve: the losses.
-        dof: degrees of freedom of the noise.
+    at an edge or cliff that of a value anywhere within one grid step is added, elsewhere `_SHAPE`. `dof` are the
+    degrees of freedom of the noise.
     """
     grid, tried = curve.values, np.isfinite(curve.means)
     if not tried.any():
@@ -82,33 +78,18 @@ def optimum(curve: Curve, dof: float) -> Optimum | None:
     step = float(np.abs(grid[max(0, best - 1) : best + 2] - grid[best]).max())
     se = float(vertices_D[1:].std()) if curve.root.any() else 0.0
     se, shape_se = (math.hypot(se, step * _UNIFORM), 0.0) if edge or cliff else (se, _SHAPE * step)
-    return Optimum(
-        size=curve.size,
-        position=curve.position,
-        value=float(vertices_D[0]),
-        se=se,
-        shape_se=shape_se,
-        ci_half_width=math.hypot(student_t(dof) * se, student_t(math.inf) * shape_se) if se else 0.0,
-        best_value=float(grid[best]),
-        loss=float(curve.means[best]),
-        plateau=tuple(grid[low_D[0] : high_D[0] + 1].tolist()),
-        edge=edge,
-        cliff=cliff,
-    )
+    half_width = math.hypot(student_t(dof) * se, student_t(math.inf) * shape_se) if se else 0.0
+    tied, found = tuple(grid[low_D[0] : high_D[0] + 1].tolist()), (float(grid[best]), float(curve.means[best]))
+    value = float(vertices_D[0])
+    return Optimum(curve.size, curve.position, value, se, shape_se, half_width, *found, tied, edge, cliff)
 
 
 def _vertices(grid: Array, losses_DV: Array, ties_VV: Array, errors_V: Array) -> tuple[Array, ...]:
     """Optimum of each of D curves: the parabola's vertex, or the best value at an edge or next to a lost one.
 
-    Args:
-        grid: V log2 values.
-        losses_DV: losses; infinite: lost.
-        ties_VV: difference of two losses up to which they tie.
-        errors_V: standard error of each loss.
-
-    Returns:
-        The optima, and indices of the best value and of the first and last that tie with it (D each). A value beyond
-        one that is surely worse is no tie, however uncertain it is: curves have one minimum.
+    Losses are infinite where lost; two tie up to a difference of `ties_VV`. Returns the optima, and indices of the best
+    value and of the first and last that tie with it (D each). A value beyond one that is surely worse is no tie,
+    however uncertain it is: curves have one minimum.
     """
     index, rows, last = np.arange(len(grid)), np.arange(len(losses_DV)), len(grid) - 1
     equal = losses_DV == losses_DV.min(axis=1, keepdims=True)
@@ -145,8 +126,7 @@ class Regret:
     Attributes:
         value: log2 of the tuned value; NaN where nothing trained at the smallest size.
         nats: mean loss with that value minus the lowest mean loss; None where there is none.
-        why: reason that there is none: "diverged", "missing" (not run) or "untuned" (nothing trained at the smallest
-            size); else empty.
+        why: there is none: "diverged", "missing" (not run) or "untuned" (nothing trained at the smallest size).
         ci_half_width: half the width of the 95 % interval of `nats`; 0 where the noise is unknown.
         at_least: the best value of this size is the last one tried, so the regret may be larger.
         ties: value -> regret and its half width, of values that tie with the tuned one at the smallest size and trained
@@ -169,14 +149,7 @@ class Regret:
 
 
 def regret(curve: Curve, smallest: Optimum | None, own: Optimum | None, dof: float) -> Regret:
-    """The regret of one size.
-
-    Args:
-        curve: its losses.
-        smallest: the optimum of the smallest size; None: nothing trained there.
-        own: the optimum of this size; None: nothing trained here.
-        dof: degrees of freedom of the noise.
-    """
+    """The regret of a curve's size, from the optimum of the smallest size and its own (None where nothing trained)."""
     if smallest is None:
         return Regret(math.nan, why="untuned")
     value, costs = smallest.best_value, {}
@@ -197,10 +170,8 @@ class Slope:
 
     Attributes:
         slope: powers of two of the value per doubling of the size, by ordinary least squares.
-        low: lower end of its 95 % interval; None where it is unknown (two sizes of one seed).
-        high: upper end.
-        mean: mean of the optima, where the line passes at the mean log2 size.
-        mean_se: standard error of `mean`; None as `low`.
+        low: lower end of its 95 % interval, up to `high`; None where it is unknown (two sizes of one seed).
+        mean: of the optima, where the line passes at the mean log2 size; `mean_se` is its standard error.
         dof: degrees of freedom of the interval.
         bound: "at most" or "at least" where optima lie at an edge of the grid, so that the true slope is below or above
             this one; "unknown" where some would turn it up and some down; else empty.

@@ -19,15 +19,7 @@ _HEADROOM = 0.6
 
 
 def draw(found: Sequence[Group], folder: Path) -> list[Path]:
-    """Draw a figure for each swept value over each axis, a column per parametrization.
-
-    Args:
-        found: the groups of a table.
-        folder: folder for the figures.
-
-    Returns:
-        Files transfer_AXIS-VALUE[-SETTINGS].png.
-    """
+    """Draw transfer_AXIS-VALUE[-SETTINGS].png for each swept value over each axis, a column per parametrization."""
     return [
         style.save(_figure(family), folder / f"transfer_{_name(family[0], found)}.png") for family in families(found)
     ]

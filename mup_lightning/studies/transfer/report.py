@@ -1,4 +1,4 @@
-"""The transfer report in words and tables, and `mup-lightning report transfer`."""
+"""`mup-lightning report transfer` and `report best`: a table of losses in words, tables and JSON."""
 
 import json
 import math
@@ -9,10 +9,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from mup_lightning import tables
+from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, make_folder, write_json
-from mup_lightning.studies.transfer.best import BestSettings
-from mup_lightning.studies.transfer.losses import read_losses
+from mup_lightning.studies.transfer import losses
+from mup_lightning.studies.transfer.curves import curves_of
 from mup_lightning.studies.transfer.verdict import (
     REGRET_TOLERANCE,
     SLOPE_TOLERANCE,
@@ -21,7 +24,7 @@ from mup_lightning.studies.transfer.verdict import (
     families,
     transfer,
 )
-from mup_lightning.typed import NonNegativeFloat, PositiveFloat
+from mup_lightning.typed import NonNegativeFloat, PositiveFloat, Typed
 
 LEGEND = (
     "optimum: log2 of the best base value ± its standard error; (edge): the last one tried, so it may lie beyond;\n"
@@ -29,6 +32,32 @@ LEGEND = (
     "the best loss; (±): what the noise may make of it; ≥: the best value is the last one tried. Brackets: 95 %\n"
     "intervals. Losses: nats, mean over seeds, adjusted where values were run with different seeds."
 )
+
+GROUP = ("optimizer", "parametrization", "branch_depth", "width", "depth", "value")
+"""Runs that agree in these, and in all further options of the table, are one group of `best_values`."""
+
+NEEDED = tuple(dict.fromkeys((*GROUP, *losses.COLUMNS, "unigram_loss", "steps")))
+
+
+@dataclass
+class BestSettings(Typed, prefix="--"):
+    """Print the lowest mean loss of each group and the losses of the other values.
+
+    Attributes:
+        results: results.csv of `mup-lightning sweep`, or its folder.
+        json: print JSON.
+        markdown: print tables in Markdown.
+    """
+
+    results: Path
+    json: bool = False
+    markdown: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UserError if two forms of output are requested, or a value is out of bounds."""
+        super().__post_init__()
+        if self.json and self.markdown:
+            raise UserError("--json and --markdown are two forms of the same report; choose one")
 
 
 @dataclass
@@ -52,18 +81,15 @@ class TransferSettings(BestSettings, prefix="--"):
     regret_tolerance: PositiveFloat = REGRET_TOLERANCE
 
 
-def run(settings: TransferSettings) -> int:
-    """Print the report, and draw it if a folder is given.
+def run(settings: TransferSettings) -> None:
+    """Print the transfer report, and draw it if a folder is given.
 
-    Returns:
-        0, whatever the verdicts are.
-
-    Raises:
-        UserError: the table cannot be read or compared, or the folder cannot be made.
+    Raises UserError where the table cannot be read or compared, or the folder cannot be made.
     """
     if settings.out:
         check_folder(settings.out)
-    found = transfer(read_losses(settings.results), settings.slope_tolerance, settings.regret_tolerance, settings.noise)
+    runs = losses.read_losses(settings.results)
+    found = transfer(runs, settings.slope_tolerance, settings.regret_tolerance, settings.noise)
     if settings.noise is not None and any(one.seeds > 1 for one in found):
         print("note: --noise holds for groups of one seed; the others use their own seeds", file=sys.stderr)
     written = []
@@ -79,7 +105,6 @@ def run(settings: TransferSettings) -> int:
         print(markdown(found))
     else:
         print("\n".join([text(found), *(f"wrote {file}" for file in written)]))
-    return 0
 
 
 def text(found: Sequence[Group]) -> str:
@@ -90,8 +115,8 @@ def text(found: Sequence[Group]) -> str:
         parts += [f"{one.label}: {one.verdict}\n{_table(one)}" for one in family]
         if len(family) > 1:
             lines = [[family[0].axis, *(one.label for one in family)]]
-            for size, losses in compared(family).items():
-                lines.append([size, *("-" if loss is None else f"{loss:.3f}" for loss in losses)])
+            for size, best in compared(family).items():
+                lines.append([size, *("-" if loss is None else f"{loss:.3f}" for loss in best)])
             parts.append(f"best loss at equal size\n{tables.text(lines)}")
     return "\n\n".join([*parts, LEGEND])
 
@@ -122,19 +147,16 @@ def markdown(found: Sequence[Group]) -> str:
     parts = []
     kinds = groupby(found, lambda one: (one.axis, one.settings.get("value", "value"), [c.size for c in one.curves]))
     for (axis, value, sizes), same in kinds:
-        head = [f"{value} over {axis}", *sizes, "slope", "regret", "noise (seed by seed)", "verdict"]
-        parts.append(tables.markdown([head, *map(_line, same)]))
+        rows = [[f"{value} over {axis}", *sizes, "slope", "regret", "noise (seed by seed)", "verdict"]]
+        for one in same:
+            name = f"{one.title.partition(', ')[2]}, **{one.label}**".removeprefix(", ")
+            noise = "-" if one.noise.residual is None else str(one.noise).replace(" seed by seed", "")
+            best = [one.at(size) for size in sizes]  # at the edge of what was tried: a bound
+            optima = [f"{('', '≥ ', '≤ ')[o.edge]}{o.value:.2f}" if o else "diverged" for o in best]
+            verdict = one.verdict.partition(":")[0]
+            rows.append([name, *optima, bounded_slope(one.slope), str(one.regrets[-1]), noise, verdict])
+        parts.append(tables.markdown(rows))
     return "\n\n".join(parts)
-
-
-def _line(found: Group) -> list[str]:
-    """A row of the table; an optimum at the edge is marked as a bound."""
-    name = f"{found.title.partition(', ')[2]}, **{found.label}**".removeprefix(", ")
-    noise = "-" if found.noise.residual is None else str(found.noise).replace(" seed by seed", "")
-    best = [found.at(curve.size) for curve in found.curves]
-    optima = [f"{('', '≥ ', '≤ ')[o.edge]}{o.value:.2f}" if o else "diverged" for o in best]
-    verdict = found.verdict.partition(":")[0]
-    return [name, *optima, bounded_slope(found.slope), str(found.regrets[-1]), noise, verdict]
 
 
 def to_dict(found: Sequence[Group]) -> dict[str, Any]:
@@ -143,8 +165,8 @@ def to_dict(found: Sequence[Group]) -> dict[str, Any]:
     for family in families(found):
         if len(family) > 1:
             labels = [one.label for one in family]
-            losses = {size: dict(zip(labels, own, strict=True)) for size, own in compared(family).items()}
-            comparisons.append(dict(family[0].family) | {"best_loss": losses})
+            best = {size: dict(zip(labels, own, strict=True)) for size, own in compared(family).items()}
+            comparisons.append(dict(family[0].family) | {"best_loss": best})
     return {"groups": [_group(one) for one in found], "comparisons": comparisons}
 
 
@@ -180,4 +202,77 @@ def _group(found: Group) -> dict[str, Any]:
         "noise": found.noise.between_seeds,
         "noise_paired": found.noise.residual,
         "verdict": found.verdict,
+    }
+
+
+def run_best(settings: BestSettings) -> None:
+    """Print the best values; see `best_values`."""
+    found = best_values(settings.results)
+    if settings.json:
+        print(json.dumps(found, indent=1))
+        return
+    columns = dict.fromkeys(column for best in found for column in best["group"])
+    shown = [c for c in columns if len({best["group"].get(c, "") for best in found}) > 1] or ["optimizer"]
+    value = "value" if "value" in shown else found[0]["group"]["value"]
+    rows = [[*shown, f"best {value}", "loss", "others tried"]]
+    for best in found:
+        texts = {v: "diverged" if loss is None else f"{loss:.3f}" for v, loss in best["losses"].items()}
+        name = "-" if best["best"] is None else f"2^{best['best']:g}" + (" (edge)" if best["edge"] else "")
+        others = ", ".join(f"2^{v:g} {text}" for v, text in texts.items() if v != best["best"])
+        cells = [name, texts.get(best["best"], "diverged"), others]
+        rows.append([*(best["group"].get(column, "") for column in shown), *cells])
+    print((tables.markdown if settings.markdown else tables.text)(rows))
+    steps = " or ".join(str(count) for count in sorted({best["steps"] for best in found}))
+    unigram = " or ".join(dict.fromkeys(f"{loss:.3f}" for loss in sorted({best["unigram_loss"] for best in found})))
+    print(f"\n{steps} steps; a unigram model has {unigram} nats per token")
+    if any(best["leveled"] for best in found):
+        print("Losses are means, adjusted where values were run with different seeds (docs/method/transfer.md)")
+
+
+def best_values(path: Path) -> list[dict[str, Any]]:
+    """Read a sweep's table and find the best value of every group, groups in order of their best losses.
+
+    Returns for each group:
+        group: column -> text of what its runs share.
+        losses: log2 of the value -> mean loss over the seeds, adjusted where these differ between values; None where
+            any seed diverged.
+        leveled: values were run with different seeds, so losses are not plain means.
+        lost: log2 of the values without a loss -> "diverged".
+        best: log2 of the value with the lowest loss; None where all are lost.
+        edge: the best value is the smallest or largest tried: a better one may lie beyond.
+        unigram_loss: loss of a unigram model of the corpus, nats per token.
+        steps: of every run that finished; where none did, the most that any run made.
+
+    Raises UserError where the table cannot be read, holds two runs of one value and seed, or a group mixes texts or
+    steps.
+    """
+    runs = losses.read_losses(path, NEEDED)
+    columns = [*GROUP, *losses.options(runs)]
+    rows = runs.to_dict("records")
+    groups = [tuple((column, row[column]) for column in columns if column != row["value"]) for row in rows]
+    unigram = losses.numbers(runs, "unigram_loss", "a number")
+    runs = runs.assign(group=groups, position=0.0, size=runs["width"], unigram_loss=unigram)
+    run_of = ["group", "log2_value", "seed", "config_hash"]
+    runs = runs[~runs.duplicated(run_of) | runs.duplicated([*run_of, "axis"])]  # a run may stand there on two axes
+    losses.refuse_different(runs, runs["group"], ["unigram_loss", "steps"])
+    found = [_best(dict(group), own) for group, own in runs.groupby("group", sort=False)]
+    return sorted(found, key=lambda best: math.inf if best["best"] is None else best["losses"][best["best"]])
+
+
+def _best(group: dict[str, str], runs: pd.DataFrame) -> dict[str, Any]:
+    losses.refuse_twice(runs)
+    (curve,), _ = curves_of(runs)
+    means, values = curve.trained, curve.values.tolist()
+    best = min(means, key=lambda value: means[value], default=None)
+    seeds = runs[runs["log2_value"].isin(means)].groupby("log2_value")["seed"].agg(frozenset)
+    ended = runs[runs["loss"].notna()] if runs["loss"].notna().any() else runs
+    return {
+        "group": group,
+        "losses": {value: means.get(value) for value in values},
+        "leveled": seeds.nunique() > 1,
+        "lost": dict.fromkeys(curve.lost, "diverged"),
+        "best": best,
+        "edge": best in (values[0], values[-1]),
+        "unigram_loss": float(ended["unigram_loss"].max()),
+        "steps": int(ended["steps"].max()),
     }

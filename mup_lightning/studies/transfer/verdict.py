@@ -1,15 +1,14 @@
 """From a table of losses to one sentence a group: does the best value of the small model serve the large one?"""
 
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from mup_lightning import tables
 from mup_lightning.errors import UserError
-from mup_lightning.studies.scaling import student_t
+from mup_lightning.studies.scaling import NAMES, student_t
 from mup_lightning.studies.transfer.curves import Curve, Noise, curves_of
 from mup_lightning.studies.transfer.estimate import Optimum, Regret, Slope, optimum, regret, slope_of
 from mup_lightning.studies.transfer.losses import refuse_different, refuse_twice
@@ -22,14 +21,7 @@ SLOPE_TOLERANCE, REGRET_TOLERANCE = 0.15, 0.02
 _ASSUMED_NOISE = 0.01
 """Noise between seeds, nats, that cannot be ruled out with one seed: a regret it could explain proves nothing."""
 
-_NAMES = {
-    "sp": "SP",
-    "gpt2": "SP as GPT-2",
-    "sp_embedding": "SP, embeddings × r_n",
-    "mup": "recipe",
-    "muP k=1": "recipe, k = 1",
-    "muP k>=2": "recipe, k ≥ 2",
-}
+_NAMES = NAMES | {"muP k=1": "recipe, k = 1", "muP k>=2": "recipe, k ≥ 2"}
 
 
 @dataclass
@@ -39,13 +31,10 @@ class Group:
     Attributes:
         axis: what grows: width, depth, both, or any other word.
         settings: column -> text of what the runs share, the parametrization first.
-        steps: steps of the runs that finished; None where the table does not say.
+        steps: of the runs that finished; None where the table does not say.
         seeds: largest number of seeds of any value.
-        curves: losses of every size, small to large.
-        noise: noise of the losses.
-        optima: optimum of each size where anything trained.
-        regrets: regret of every size.
-        slope: slope of the optima; None where there are fewer than two.
+        curves: losses of every size, small to large; `regrets` likewise.
+        optima: of each size where anything trained; `slope` is None where there are fewer than two.
         verdict: one sentence, see `judge`.
     """
 
@@ -63,7 +52,8 @@ class Group:
     @property
     def label(self) -> str:
         """The parametrization for people, with k where it has one."""
-        return _label(self.settings)
+        name, k = self.settings["parametrization"], self.settings.get("branch_depth", "")
+        return _NAMES.get(name, name) + {"": "", "1": ", k = 1"}.get(k, ", k ≥ 2")
 
     @property
     def title(self) -> str:
@@ -92,20 +82,11 @@ def transfer(
     regret_tolerance: float = REGRET_TOLERANCE,
     noise: float | None = None,
 ) -> list[Group]:
-    """Judge every group of a table.
+    """Judge every group of a table: in its order, families together, and in a family SP before k ≥ 2 before k = 1.
 
-    Args:
-        runs: see `read_losses`.
-        slope_tolerance: slope that still counts as transfer, powers of two per doubling.
-        regret_tolerance: regret that still counts as transfer, nats.
-        noise: standard deviation between seeds, nats, for groups that have one seed.
-
-    Returns:
-        The groups in the order of the table, families together, and in a family SP before k ≥ 2 before k = 1.
-
-    Raises:
-        UserError: the runs cannot be compared: a run appears twice, all diverged, no group has two sizes, or corpora or
-            steps differ within a family.
+    The tolerances still count as transfer: powers of two per doubling, and nats; `noise` is the standard deviation
+    between seeds, nats, of groups that have one seed. Raises UserError where runs cannot be compared: one appears
+    twice, all diverged, no group has two sizes, or corpora or steps differ within a family.
     """
     own_families = [_family(axis, dict(own)) for axis, own in zip(runs["axis"], runs["settings"], strict=True)]
     refuse_different(runs, own_families, ["corpus", "steps"])
@@ -121,8 +102,8 @@ def transfer(
         steps = own["steps"][own["loss"].notna()].max()
         steps = None if pd.isna(steps) else round(steps)
         seeds = int(own.groupby(["position", "log2_value"]).size().max())
-        slope = slope_of(optima, own_noise)
-        group = Group(axis, dict(settings), steps, seeds, curves, own_noise, optima, regrets, slope)
+        measured = (curves, own_noise, optima, regrets, slope_of(optima, own_noise))
+        group = Group(axis, dict(settings), steps, seeds, *measured)
         group.verdict = judge(group, slope_tolerance, regret_tolerance)
         found.append(group)
     if all(len(group.curves) < 2 for group in found):
@@ -133,15 +114,8 @@ def transfer(
 
 def families(found: Iterable[Group]) -> list[list[Group]]:
     """Groups that differ only in the parametrization, together."""
-    by_family: dict[Hashable, list[Group]] = defaultdict(list)
-    for one in found:
-        by_family[one.family].append(one)
-    return list(by_family.values())
-
-
-def _label(settings: Mapping[str, str]) -> str:
-    name, k = settings["parametrization"], settings.get("branch_depth", "")
-    return _NAMES.get(name, name) + {"": "", "1": ", k = 1"}.get(k, ", k ≥ 2")
+    groups = list(found)
+    return [[one for one in groups if one.family == family] for family in dict.fromkeys(one.family for one in groups)]
 
 
 def _family(axis: str, settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -159,13 +133,7 @@ def _one_size(runs: pd.DataFrame) -> str:
 
 
 def judge(found: Group, slope_tolerance: float, regret_tolerance: float) -> str:
-    """The verdict: one of the four words above, the reasons, and the numbers they rest on.
-
-    Args:
-        found: what is known.
-        slope_tolerance: powers of two of the value per doubling of the size, up or down.
-        regret_tolerance: nats at the largest size.
-    """
+    """The verdict: one of the four words above, the reasons, and the numbers they rest on; see `transfer`."""
     axis, slope, cost, one_seed = found.axis, found.slope, found.regrets[-1], found.noise.residual is None
     small, large = (f"{axis} {curve.size}" for curve in (found.curves[0], found.curves[-1]))
     drift = _drift(found, slope_tolerance)
