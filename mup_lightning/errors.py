@@ -20,15 +20,16 @@ class Busy(UserError):  # noqa: N818  (no error of the program's)
 
 
 class Diverged(UserError):  # noqa: N818  (for a sweep it is a result, not an error)
-    """The loss or the gradients of a run are no longer finite.
-
-    Attributes:
-        step: optimizer step, counted from 1, that found it and was not applied.
-    """
+    """The loss or the gradients of a run are no longer finite in `step`, counted from 1, which was not applied."""
 
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+    @property
+    def short(self) -> str:
+        """The step, and what was seen in it."""
+        return f"step {self.step}: {str(self).splitlines()[0].partition(' in step')[0]}"
 
 
 @contextmanager

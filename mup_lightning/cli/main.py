@@ -27,7 +27,7 @@ sweep: run a grid of configurations into one table of results
   studies.sweep.run:run(studies.sweep.spec:SweepSettings)
   mup-lightning sweep experiment=lr_width --set trainer.max_steps=200
 tune: find a large model's base learning rate on small ones
-  studies.tune.tune:run(studies.tune.settings:TuneSettings, Config)
+  studies.tune.tune:run(studies.tune:TuneSettings, Config)
   mup-lightning tune size=xl optimizer=muon_kimi run=xl
 submit: run a training, or a sweep as an array, on a SLURM cluster
   cli.verbs:submit(slurm.options:SubmitSettings, Config)
@@ -56,16 +56,16 @@ data show: print what a prepared corpus holds
   cli.verbs:show(cli.verbs:CorpusSettings)
   mup-lightning data show data/prepared/austen-gpt2 --json
 probe: measure how an optimizer's steps scale, against what its family declares
-  studies.probe.run:run(studies.probe.settings:ProbeSettings)
+  studies.probe.run:run(studies.probe:ProbeSettings)
   mup-lightning probe --optimizer muon
   mup-lightning probe --optimizer pytorch_optimizer:Adan
 coord-check: whether features keep their size while the model grows, with a verdict
-  studies.coordinates.run:run(studies.coordinates.settings:CheckSettings, Config)
+  studies.coordinates.run:run(studies.coordinates:CheckSettings, Config)
   mup-lightning coord-check optimizer=muon_kimi experiment=coord_check --axis depth --depths 2,4,8,16
   mup-lightning coord-check --all recipes/experiment/coordinates.yaml
   mup-lightning coord-check --table runs/coordinates/*
 assumptions: measure over depth what the spectral condition assumes
-  studies.assumptions.run:run(studies.assumptions.settings:AssumptionSettings)
+  studies.assumptions.run:run(studies.assumptions:AssumptionSettings)
   mup-lightning assumptions --network mlp --optimizer sgd,lion --depths 4,16,64,256
 report transfer: whether the best value stays where it is while the model grows
   studies.transfer.report:run(studies.transfer.report:TransferSettings)

@@ -113,17 +113,9 @@ def _do(do: Callable[[T], R], item: T) -> R:
 def run_all(
     name: str, measure: Callable[[T], R], items: Sequence[T], workers: int, work: Sequence[float] | None = None
 ) -> list[R]:
-    """Measure all items, under one progress bar.
+    """Measure all items under one progress bar, called `name`: the results, in the order of the items.
 
-    Args:
-        name: of what is done, for the user.
-        measure: see `each`.
-        items: what is trained.
-        workers: processes; 0: in this one.
-        work: of each item, in any unit: those with the most begin first.
-
-    Returns:
-        The results in the order of the items.
+    `measure` and `workers` are those of `each`; the items with most `work` (any unit) begin first.
     """
     work = work or [1.0] * len(items)
     order = sorted(range(len(items)), key=lambda place: -work[place])
@@ -133,14 +125,14 @@ def run_all(
     bar_format = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}{postfix}]"
     numbered = ((place, items[place]) for place in order)
     with tqdm(total=sum(work), desc=name, bar_format=bar_format, leave=False, disable=None) as bar:
-        for (place, _), result in each(partial(_numbered, measure), numbered, workers, threads(workers)):
+        for (place, _), result in each(partial(_second, measure), numbered, workers, threads(workers)):
             results[place] = result
             bar.set_postfix_str(f", {len(results)}/{len(items)} trainings")
             bar.update(work[place])
     return [results[place] for place in range(len(items))]
 
 
-def _numbered(measure: Callable[[T], R], item: tuple[int, T]) -> R:
+def _second(measure: Callable[[T], R], item: tuple[int, T]) -> R:
     return measure(item[1])
 
 

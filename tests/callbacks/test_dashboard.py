@@ -11,7 +11,7 @@ from mup_lightning.callbacks.dashboard import pages, panels
 from mup_lightning.optim.registry import RULES
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.features.runs import read_scalars
+from mup_lightning.studies.features import read_scalars
 from mup_lightning.training.module import build_training
 from mup_lightning.training.train import train
 

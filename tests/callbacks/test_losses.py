@@ -6,7 +6,7 @@ import pytest
 
 from mup_lightning.callbacks.losses import Losses
 from mup_lightning.callbacks.step import StepCallback
-from mup_lightning.studies.features.runs import read_scalars
+from mup_lightning.studies.features import read_scalars
 from mup_lightning.training.train import train
 
 

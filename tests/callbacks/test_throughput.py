@@ -10,7 +10,7 @@ from mup_lightning.callbacks import throughput as module
 from mup_lightning.callbacks.throughput import Throughput, measured_peak
 from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.plan.plan import plan
-from mup_lightning.studies.features.runs import read_scalars
+from mup_lightning.studies.features import read_scalars
 from mup_lightning.training.train import train
 
 

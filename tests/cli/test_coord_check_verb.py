@@ -7,9 +7,9 @@ import pytest
 
 from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
+from mup_lightning.studies.coordinates import CheckSettings
 from mup_lightning.studies.coordinates.report import read_check
 from mup_lightning.studies.coordinates.run import name_of, read_list
-from mup_lightning.studies.coordinates.settings import CheckSettings
 from tests.studies.coordinate_runs import result
 
 LIST = Path("recipes/experiment/coordinates.yaml")

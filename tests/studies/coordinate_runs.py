@@ -3,9 +3,9 @@
 from random import Random
 
 from mup_lightning.config.schema import Config
+from mup_lightning.studies.coordinates import CheckSettings
 from mup_lightning.studies.coordinates.measure import features
 from mup_lightning.studies.coordinates.report import Check, conclude
-from mup_lightning.studies.coordinates.settings import CheckSettings
 from mup_lightning.studies.scaling import Run
 
 STEPS = 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mup_lightning.errors import UserError
+from mup_lightning.studies.assumptions import AssumptionSettings
 from mup_lightning.studies.assumptions.measure import (
     alignment,
     feature_ratio,
@@ -17,7 +18,6 @@ from mup_lightning.studies.assumptions.measure import (
 )
 from mup_lightning.studies.assumptions.networks import build_network
 from mup_lightning.studies.assumptions.run import trainings
-from mup_lightning.studies.assumptions.settings import AssumptionSettings
 
 NETWORKS = ("mlp", "gpt2")
 

@@ -4,9 +4,9 @@ import pytest
 
 from mup_lightning.errors import UserError
 from mup_lightning.studies import style
+from mup_lightning.studies.coordinates import CheckSettings
 from mup_lightning.studies.coordinates.measure import features, rise
 from mup_lightning.studies.coordinates.report import drawn_features, markdown, picture, read_check, text, worst
-from mup_lightning.studies.coordinates.settings import CheckSettings
 from tests.studies.coordinate_runs import STEPS, judged, result
 
 WIDTHS = CheckSettings(widths=[64, 128, 256, 512], seeds=3)

@@ -10,10 +10,10 @@ import torch
 from mup_lightning.data.shards import TokenStore
 from mup_lightning.errors import UserError
 from mup_lightning.model.taps import POINTS
+from mup_lightning.studies.coordinates import CheckSettings
 from mup_lightning.studies.coordinates import measure as measuring
 from mup_lightning.studies.coordinates.measure import FeatureProbe, observe
 from mup_lightning.studies.coordinates.run import check, trainings
-from mup_lightning.studies.coordinates.settings import CheckSettings
 from mup_lightning.training.finished import load_model
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train

@@ -10,9 +10,9 @@ import pytest
 
 from mup_lightning.config.schema import Config
 from mup_lightning.spectral.roles import Role
+from mup_lightning.studies.coordinates import CheckSettings
 from mup_lightning.studies.coordinates.report import worst
 from mup_lightning.studies.coordinates.run import check as run_check
-from mup_lightning.studies.coordinates.settings import CheckSettings
 
 BANDS = {"growth_at_init": 0.25, "feature_band": 0.25, "change_band": 0.3}
 SIZES = {"width": (32, 64, 128), "depth": (2, 4, 8, 16)}

@@ -14,8 +14,8 @@ from mup_lightning.callbacks.norms import tag
 from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
 from mup_lightning.model.taps import LAYER_POINTS, POINTS
+from mup_lightning.studies.features import compare, other_differences, read_run, read_scalars, spread
 from mup_lightning.studies.features.report import OVERVIEW, STEPS_SHOWN, WHAT, shown_steps
-from mup_lightning.studies.features.runs import compare, other_differences, read_run, read_scalars, spread
 from tests.studies.conftest import norm, write_events
 
 MakeRun = Callable[..., Path]
@@ -55,7 +55,7 @@ def test_tags_are_those_that_training_writes(make_run: MakeRun) -> None:
     tags = [tag(point, layer) for point in POINTS for layer in layers[point]]
     write_events(folder / "tensorboard", {name: [(7, 1.0)] for name in tags}, suffix=".more")
     assert {point: list(norms) for point, norms in read_run(folder).norms.items()} == layers
-    assert set(OVERVIEW) <= set(WHAT) == set(POINTS)
+    assert {*OVERVIEW, *WHAT} <= set(POINTS)
 
 
 def shown(row):

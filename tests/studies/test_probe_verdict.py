@@ -9,8 +9,8 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.tables import as_plain
+from mup_lightning.studies.probe import ProbeSettings
 from mup_lightning.studies.probe.report import conclude, markdown, picture, snap, text
-from mup_lightning.studies.probe.settings import ProbeSettings
 from mup_lightning.studies.scaling import Run, student_t
 
 

@@ -16,6 +16,7 @@ from mup_lightning.studies.sweep import run as sweep_run
 from mup_lightning.studies.sweep.grid import expand
 from mup_lightning.studies.sweep.run import measure, placed, run_trials
 from mup_lightning.studies.sweep.spec import load
+from mup_lightning.studies.workers import DIED
 from mup_lightning.training.train import train
 from tests.studies.sweeps import tiny_sweep, write
 
@@ -57,7 +58,7 @@ def test_a_killed_sweep_goes_on_without_repeating_anything(corpus, tmp_path, mon
     victim = next(trial for trial in trials if f"{trial.hash}.json" not in before)
 
     own = sweep_run.run_trial
-    died = lambda trial, **options: sweep_run._died(trial) if trial is victim else own(trial, **options)  # noqa: E731
+    died = lambda trial, **options: ("failed", DIED) if trial is victim else own(trial, **options)  # noqa: E731
     monkeypatch.setattr(sweep_run, "run_trial", died)
     summary = run_trials(trials, folder, 0)
     assert summary.failed == [f"{victim.label}: a worker process died: out of memory, or killed"]

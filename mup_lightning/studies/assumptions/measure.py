@@ -17,8 +17,8 @@ from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.rule import Group, Item
 from mup_lightning.optim.schedule import make_schedule
 from mup_lightning.optim.spectral_norm import spectral_norms
+from mup_lightning.studies.assumptions import measured_at
 from mup_lightning.studies.assumptions.networks import Network, build_network
-from mup_lightning.studies.assumptions.settings import measured_at
 from mup_lightning.studies.scaling import Run, six_digits
 
 Pairs = list[tuple[float, float]]
@@ -28,15 +28,10 @@ Ratios = dict[str, dict[str, list[float]]]
 
 
 def measure(training: tuple[str, Config]) -> Run:
-    """Train a network, mlp or gpt2, and measure it.
+    """Train a network, mlp or gpt2, and measure it: `measured` is time -> the ratios then, see `measured_step`.
 
     After the warm-up the learning rate is constant: at the end of a schedule steps are too small to cancel anything.
-
-    Returns:
-        `measured` is time -> the ratios then; see `measured_step`.
-
-    Raises:
-        UserError: the training diverges, the corpus cannot be read, or a ratio is not defined for the optimizer.
+    Raises UserError where the training diverges, or a ratio is not defined for the optimizer.
     """
     name, config = training
     recipe, steps = config.recipe, config.trainer.max_steps
@@ -70,14 +65,11 @@ def measure(training: tuple[str, Config]) -> Run:
 
 
 def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
-    """One step of training: the loss before it, and what it does.
+    """One step of training: the loss before it, and the four ratios.
 
-    Returns:
-        The loss and the four ratios, with "weights_step" and "features_step", the size of the step relative to what it
-        changes. The features are the matrices' outputs, and "stream", the residual stream after each block.
-
-    Raises:
-        FloatingPointError: gradients, or features after the step, are not finite.
+    "weights_step" and "features_step" are the size of the step relative to what it changes. The features are the
+    matrices' outputs, and "stream", the residual stream after each block. Raises FloatingPointError where gradients, or
+    features after the step, are not finite.
     """
     loss, before = network.observed_loss(batch)
     loss.backward()
@@ -122,10 +114,9 @@ def weight_ratios(before: list[torch.Tensor], after: list[torch.Tensor]) -> Pair
     W = [weight.double() for weight in before]
     new = [weight.double() for weight in after]
     change = [second - first for first, second in zip(W, new, strict=True)]
-    norms = spectral_norms([*W, *new, *change])
-    n = len(W)
-    sizes = zip(norms[:n], norms[n : 2 * n], norms[2 * n :], strict=True)
-    return [(total / (size + step), step / size) for size, total, step in sizes]
+    norms = iter(spectral_norms([*W, *new, *change]))
+    sizes, totals, steps = ([next(norms) for _ in W] for _ in range(3))
+    return [(all_ / (size + step), step / size) for size, all_, step in zip(sizes, totals, steps, strict=True)]
 
 
 def feature_ratio(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
@@ -177,11 +168,8 @@ def alignment(
         deltas_BTO: gradient of the batch's mean loss with respect to W h.
         transposed: see weight.
 
-    Returns:
-        The mean over the samples whose own update moves their feature at all (all of them, unless a ReLU is dead).
-
-    Raises:
-        UserError: a first step of this optimizer changes nothing.
+    The mean is over samples whose own update moves their feature at all (all, unless a ReLU is dead). Raises UserError
+    where a first step of this optimizer changes nothing.
     """
     gradients = own_gradients(inputs_BTI, deltas_BTO, transposed=transposed)
     step, *own = first_steps(group, weight, [gradients.mean(0), *gradients], transposed=transposed)

@@ -53,10 +53,8 @@ class Matrix:
 class Activations:
     """What one forward and backward pass shows of the measured matrices, by (name, block).
 
-    Attributes:
-        inputs: what went in, (B, T, I).
-        outputs: what came out, with bias and factor, (B, T, O); it has .grad after the backward pass.
-        streams: the residual stream after every block, (B, T, C).
+    `inputs` is what went in, (B, T, I), `outputs` what came out, with bias and factor, (B, T, O), and .grad after the
+    backward pass; `streams` is the residual stream after every block, (B, T, C).
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from mup_lightning import tables
 from mup_lightning.studies import scaling, style
-from mup_lightning.studies.assumptions.settings import TIMES, AssumptionSettings, measured_at
+from mup_lightning.studies.assumptions import TIMES, AssumptionSettings, measured_at
 from mup_lightning.studies.scaling import Finding, Label, Line, Result, Run, Verdict, lines
 
 CLAIMS = {
@@ -73,13 +73,7 @@ def positions(values: Sequence[float]) -> dict[str, float]:
 
 
 def conclude(runs: list[Run], assumption: str, settings: AssumptionSettings) -> Finding:
-    """Judge one assumption.
-
-    Args:
-        runs: of one network and one optimizer, all depths and seeds.
-        assumption: one of `CLAIMS`.
-        settings: depths and thresholds.
-    """
+    """Judge one of `CLAIMS` by the runs of one network and one optimizer, of all depths and seeds."""
 
     def values(run: Run) -> dict[Label, float]:
         return {
@@ -148,36 +142,21 @@ def markdown(result: Assumptions) -> str:
         low, high = extremes(judged)
         worst = steepest(judged)
         # The size of a step relative to what it changes, over everything that was measured.
-        steps = [
-            size
-            for run in result.runs
-            if run.of == (network, optimizer)
-            for ratios in run.measured.values()
-            for blocks in ratios.get(f"{assumption}_step", {}).values()
-            for size in blocks
-        ]
-        rows.append(
-            [
-                f"{claim}: `{formula}`",
-                NETWORKS[network],
-                optimizer,
-                str(finding.verdict),
-                f"{low:.2f} to {high:.2f}",
-                f"{min(steps):.3f} to {max(steps):.2f}" if steps else "",
-                f"{worst.number} ({where(worst)})",
-                f"{sum(line.verdict is Verdict.PASS for line in judged)} of {len(judged)}",
-            ]
-        )
+        times = [ratios for run in result.runs if run.of == (network, optimizer) for ratios in run.measured.values()]
+        steps = [size for ratios in times for sizes in ratios.get(f"{assumption}_step", {}).values() for size in sizes]
+        passed = f"{sum(line.verdict is Verdict.PASS for line in judged)} of {len(judged)}"
+        sizes = f"{min(steps):.3f} to {max(steps):.2f}" if steps else ""
+        first = [f"{claim}: `{formula}`", NETWORKS[network], optimizer, str(finding.verdict)]
+        rows.append([*first, f"{low:.2f} to {high:.2f}", sizes, f"{worst.number} ({where(worst)})", passed])
     return tables.markdown(rows)
 
 
 def picture(result: Assumptions, assumption: str) -> Figure:
     """A row for each network, a column for each of its matrices: means over blocks, for each time and optimizer."""
-    networks = result.settings.networks
-    columns = {
-        network: list(dict.fromkeys(line.label[0] for line in next(result.about(assumption, network)).lines))
-        for network in networks
-    }
+    networks, columns = result.settings.networks, {}
+    for network in networks:
+        found = next(result.about(assumption, network)).lines
+        columns[network] = list(dict.fromkeys(line.label[0] for line in found))
     most = max(map(len, columns.values()))
     figure = Figure(figsize=(max(9.0, 1.0 + 2.6 * most), 1.6 + 2.7 * len(networks)), layout="constrained")
     grid = figure.subplots(len(networks), most, squeeze=False, sharex=True, sharey="row")
@@ -192,16 +171,14 @@ def picture(result: Assumptions, assumption: str) -> Figure:
         last = next(ax for ax in reversed(column) if ax.get_visible())
         last.tick_params(labelbottom=True)
         last.set_xlabel("depth L")
-    handles = [
-        Line2D([], [], color=color, label=f"{time} (step {steps})")
-        for color, (time, steps) in zip(style.SERIES, measured_at(result.settings.steps).items(), strict=False)
-    ]
+    times = zip(style.SERIES, measured_at(result.settings.steps).items(), strict=False)
+    handles = [Line2D([], [], color=color, label=f"{time} (step {steps})") for color, (time, steps) in times]
     handles += [Line2D([], [], color="0.3", label=name, **look) for name, look in _looks(result).items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
-    verdicts = [
-        f"{NETWORKS[network]}: {', '.join(f'{one.of[1]} {one.verdict}' for one in result.about(assumption, network))}"
-        for network in networks
-    ]
+    verdicts = []
+    for network in networks:
+        own = ", ".join(f"{one.of[1]} {one.verdict}" for one in result.about(assumption, network))
+        verdicts.append(f"{NETWORKS[network]}: {own}")
     figure.suptitle(f"Assumption: {'.   '.join(CLAIMS[assumption])}\n{';  '.join(verdicts)}", fontsize=12)
     return figure
 

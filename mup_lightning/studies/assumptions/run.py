@@ -3,15 +3,16 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mup_lightning.config.load import build_config, preset
 from mup_lightning.config.schema import Config
 from mup_lightning.files import check_folder, read_yaml, write_atomic
 from mup_lightning.studies import style
+from mup_lightning.studies.assumptions import AssumptionSettings
 from mup_lightning.studies.assumptions.measure import measure
 from mup_lightning.studies.assumptions.networks import open_corpus
 from mup_lightning.studies.assumptions.report import CLAIMS, Assumptions, conclude, markdown, picture, text
-from mup_lightning.studies.assumptions.settings import AssumptionSettings
 from mup_lightning.studies.scaling import exit_code
 from mup_lightning.studies.workers import cores, run_all
 from mup_lightning.typed import PositiveFloat, convert
@@ -24,11 +25,7 @@ _WORK = {"mlp": 1.0, "gpt2": 6.0}
 
 
 def run(settings: AssumptionSettings) -> int:
-    """Check, write, draw, and print what was found.
-
-    Returns:
-        The exit status of the verdict over all assumptions.
-    """
+    """Check, write, draw, and print what was found; returns the exit status of the verdict over all assumptions."""
     out = Path(settings.out)
     check_folder(out)
     result = check(settings)
@@ -42,17 +39,13 @@ def run(settings: AssumptionSettings) -> int:
 
 
 def check(settings: AssumptionSettings) -> Assumptions:
-    """Check all assumptions.
-
-    Raises:
-        UserError: the corpus cannot be read, a training diverged, or an optimizer cannot be checked.
-    """
+    """Check all; UserError where the corpus cannot be read, a training diverged, or an optimizer cannot be checked."""
     todo = trainings(settings)
     work = [_WORK[network] * config.model.depth for network, config in todo]
     runs = run_all("assumptions", measure, todo, cores() if settings.workers is None else settings.workers, work)
-    base_lr: dict[str, dict[str, float]] = {network: {} for network in settings.networks}
+    base_lr: dict[str, dict[str, float]] = {}
     for network, config in todo:
-        base_lr[network][config.recipe.optimizer] = config.recipe.lr
+        base_lr.setdefault(network, {})[config.recipe.optimizer] = config.recipe.lr
     findings = [
         conclude([one for one in runs if one.of == (network, optimizer)], assumption, settings)
         for assumption in CLAIMS
@@ -87,24 +80,14 @@ def base_config(network: str, optimizer: str, settings: AssumptionSettings) -> C
     lr = rates.get(network, {}).get(optimizer, recipe.lr)
     width, depth = BASE[network]
     samples = settings.batch if network == "mlp" else settings.sequences
-    return build_config(
-        [
-            preset("optimizer", optimizer),
-            {
-                "model.width": settings.width,
-                "model.context": settings.context,
-                "model.tied": False,
-                "recipe.lr": lr,
-                "recipe.base_width": width,
-                "recipe.base_depth": depth,
-                "schedule.warmup_steps": settings.steps // 10 if settings.warmup is None else settings.warmup,
-                "schedule.min_lr": lr,
-                "data.path": settings.data,
-                "data.tokenizer": "bytes",
-                "data.batch_size": samples,
-                "data.micro_batch": samples,
-                "data.verify": False,
-                "trainer.max_steps": settings.steps + 1,
-            },
-        ]
-    )
+    warmup = settings.steps // 10 if settings.warmup is None else settings.warmup
+    own: dict[str, Any] = {
+        "model": {"width": settings.width, "context": settings.context, "tied": False},
+        "recipe": {"lr": lr, "base_width": width, "base_depth": depth},
+        "schedule": {"warmup_steps": warmup, "min_lr": lr},
+        "data": {"path": settings.data, "tokenizer": "bytes", "verify": False},
+        "data.batch_size": samples,
+        "data.micro_batch": samples,
+        "trainer.max_steps": settings.steps + 1,
+    }
+    return build_config([preset("optimizer", optimizer), own])

@@ -41,12 +41,8 @@ class FeatureProbe(StepCallback):
     """Measures features and their changes, in forward passes of its own, which leave no trace in the training.
 
     It is their recorder, too; see `taps.Recorder`. A branch times its multiplier is the same feature times a constant,
-    and is left out.
-
-    Attributes:
-        norms: tap -> ‖h‖_R before the first step and after every one.
-        changes: tap -> ‖h − h₀‖_R likewise.
-        losses: training loss of every step, nats per token.
+    and is left out. By tap, `norms` has ‖h‖_R before the first step and after every one, `changes` ‖h − h₀‖_R likewise;
+    `losses` are those of the training steps, nats per token.
     """
 
     def __init__(self) -> None:
@@ -103,15 +99,13 @@ def observe(model: Any, tokens_BT: torch.Tensor, recorder: taps.Recorder) -> Non
 def measure(axis: str, config: Config) -> Run:
     """Train, and measure features after every step for as long as all of them are finite.
 
-    Returns:
-        `measured` is "norms" and "changes": feature -> the largest ‖h‖_R, or ‖h − h₀‖_R, of its taps after 0, 1, ...
-        steps.
+    `measured` is "norms" and "changes": feature -> the largest ‖h‖_R, or ‖h − h₀‖_R, of its taps after 0, 1, ... steps.
     """
     probe, diverged = FeatureProbe(), None
     try:
         result = train(config, callbacks=[probe], progress=False, keep=False)
     except Diverged as error:
-        diverged = f"step {error.step}: {str(error).splitlines()[0].partition(' in step')[0]}"
+        diverged = error.short
     else:
         if not result.finished:  # a signal ended it between two steps
             raise KeyboardInterrupt
@@ -129,32 +123,20 @@ def measure(axis: str, config: Config) -> Run:
         }
         for kind, curves in (("norms", probe.norms), ("changes", probe.changes))
     }
-    return Run(
-        of=(config.recipe.parametrization,),
-        shape=(config.model.width, config.model.depth),
-        seed=config.seed,
-        losses=losses,
-        measured=six_digits(measured),
-        diverged=diverged or rise(losses, config.model.vocab_size),
-    )
+    of, shape = (config.recipe.parametrization,), (config.model.width, config.model.depth)
+    diverged = diverged or rise(losses, config.model.vocab_size)
+    return Run(of, shape, config.seed, losses, six_digits(measured), diverged)
 
 
 def rise(losses: list[float], vocab_size: int) -> str | None:
-    """Find out whether training made the model worse, which features may not show.
+    """Whether training made the model worse, which features may not show.
 
-    Args:
-        losses: of the steps, nats per token; the first is that of the initialisation.
-        vocab_size: V; a uniform guess has a loss of ln V.
-
-    Returns:
-        The first step whose loss exceeds that of the first step, and exceeds it or ln V by more than `ALLOWED_RISE`;
-        None if there is none.
+    That is the first step whose loss (nats per token) exceeds that of the first step, and exceeds it or that of a
+    uniform guess, ln V, by more than `ALLOWED_RISE`; None if there is none.
     """
-    guess = math.log(vocab_size)
+    first, guess = losses[0] if losses else 0.0, math.log(vocab_size)
     for step, loss in enumerate(losses[1:], start=2):
-        if loss > max(losses[0], min(losses[0], guess) + ALLOWED_RISE):
-            return (
-                f"step {step}: the loss is {loss:.4g}; it was {losses[0]:.4g} in step 1, "
-                f"and a uniform guess has {guess:.4g}"
-            )
+        if loss > max(first, min(first, guess) + ALLOWED_RISE):
+            known = f"it was {first:.4g} in step 1, and a uniform guess has {guess:.4g}"
+            return f"step {step}: the loss is {loss:.4g}; {known}"
     return None

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ from matplotlib.figure import Figure
 
 from mup_lightning import tables
 from mup_lightning.config.schema import Config
-from mup_lightning.errors import UserError
+from mup_lightning.errors import located
 from mup_lightning.files import read_json
 from mup_lightning.studies import scaling, style
-from mup_lightning.studies.coordinates.settings import SYMBOLS, CheckSettings
+from mup_lightning.studies.coordinates import SYMBOLS, CheckSettings
 from mup_lightning.studies.scaling import (
     Band,
     Finding,
@@ -71,17 +72,10 @@ class Check(Result):
 
 
 def read_check(file: Path) -> Check:
-    """Read a coordinates.json.
-
-    Raises:
-        UserError: the file is missing, damaged, or not the result of such a check.
-    """
+    """Read a coordinates.json. Raises UserError where it is missing, damaged, or not the result of such a check."""
     expected = "a result of this version of mup-lightning coord-check"
-    content = read_json(file, expected)
-    try:
-        return build(Check, content)
-    except UserError as error:
-        raise UserError(f"{file} is not {expected}: {error}") from None
+    with located(f"{file} is not {expected}"):
+        return build(Check, read_json(file, expected))
 
 
 def band(label: Label, settings: CheckSettings, *, layer_norm: bool = True) -> Band:
@@ -92,10 +86,8 @@ def band(label: Label, settings: CheckSettings, *, layer_norm: bool = True) -> B
     branches of size 1/L add up to 1/√L next to the embedding, and n products of a feature with the head's random
     weights, over n, to logits of 1/√n. Nothing shrinks faster than that, and the rest not at all.
 
-    Args:
-        label: (feature, one of `QUANTITIES`).
-        settings: the axis and the thresholds.
-        layer_norm: whether branches and head receive the residual stream at a constant norm.
+    `label` is (feature, one of `QUANTITIES`); with `layer_norm` branches and head receive the residual stream at a
+    constant norm.
     """
     feature, quantity = label
     if quantity != "init":
@@ -123,14 +115,7 @@ def _depends_on_stream(feature: str, layer_norm: bool) -> bool:
 def conclude(
     runs: list[Run], sizes: dict[Shape, float], settings: CheckSettings, *, layer_norm: bool = True
 ) -> Finding:
-    """Judge the trainings of one parametrization.
-
-    Args:
-        runs: the trainings, the same seeds at every size.
-        sizes: (width, depth) -> size, from small to large.
-        settings: the axis and the thresholds.
-        layer_norm: see `band`.
-    """
+    """Judge the trainings of one parametrization, of the same seeds at every size, from small to large; see `band`."""
 
     def where(line: Line) -> str:
         feature, quantity = line.label
@@ -138,21 +123,15 @@ def conclude(
 
     lost = [shape for shape in sizes if any(run.diverged for run in runs if run.shape == shape)]
     sound = {shape: size for shape, size in sizes.items() if shape not in lost}
-    found = (
-        lines(runs, sound, _values, lambda label: band(label, settings, layer_norm=layer_norm))
-        if len(sound) > 2
-        else []
-    )
+    bands = partial(band, settings=settings, layer_norm=layer_norm)
+    found = lines(runs, sound, _values, bands) if len(sound) > 2 else []
     names = [f"width {width}, depth {depth}" for width, depth in lost]
     if not lost:
         verdict, sentence = scaling.conclude(decisive := _decisive(found), where)
         sentence = sentence if decisive is found else f"before the first step {sentence}"
     elif lost[0] == next(iter(sizes)):
-        verdict = Verdict.UNCLEAR
-        sentence = (
-            f"training diverges at the smallest size already, {names[0]}: the base learning rate is too large, and "
-            f"says nothing about growth"
-        )
+        verdict, sentence = Verdict.UNCLEAR, f"training diverges at the smallest size already, {names[0]}: "
+        sentence += "the base learning rate is too large, and says nothing about growth"
     else:
         verdict = Verdict.FAIL
         sentence = f"training diverges at {' and at '.join(names)}, but not at the smallest size"
@@ -198,8 +177,7 @@ def text(check: Check) -> str:
 def markdown(checks: Sequence[Check]) -> str:
     """Many checks as one table, with a row for every optimizer, axis, sizes, parametrization and base learning rate.
 
-    Where several checks have the same row, such as SP next to k = 1 and next to k = 2, the one that was asked for wins,
-    else the last one.
+    Of several checks of one row, such as SP next to k = 1 and to k = 2, the one that was asked for wins, else the last.
     """
     rows: dict[tuple[object, ...], list[str]] = {}
     pairs = [(check, finding) for check in checks for finding in check.findings]
@@ -211,13 +189,13 @@ def markdown(checks: Sequence[Check]) -> str:
             {"width": width, "depth": depth, "both": (width, depth)}[axis] for width, depth in check.sizes
         )
         sizes = f"{axis} {smallest} to {largest}"
-        seeds = check.settings.seeds
+        seeds = check.settings.seeds if finding is check.asked else check.settings.of_controls
         rows[optimizer, list(AXES).index(axis), sizes, recipe.lr, name != "SP", name] = [
             optimizer,
             sizes,
             name,
             tables.power_of_two(recipe.lr),
-            str(seeds if finding is check.asked else min(seeds, check.settings.control_seeds)),
+            str(seeds),
             *(f"{finding.cell(one, 'feature')} ({finding.cell(one, 'change')})" for one in FEATURES),
             f"**{finding.verdict}**: {finding.sentence}",
         ]

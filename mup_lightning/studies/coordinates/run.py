@@ -10,20 +10,17 @@ from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, read_yaml, write_atomic
 from mup_lightning.spectral.recipe import Parametrization
 from mup_lightning.studies import style
+from mup_lightning.studies.coordinates import CheckSettings
 from mup_lightning.studies.coordinates.report import FILE, Check, conclude, markdown, picture, read_check, text
-from mup_lightning.studies.coordinates.settings import CheckSettings
 from mup_lightning.studies.scaling import exit_code
 from mup_lightning.studies.workers import fitting, run_all
+from mup_lightning.training import tune_allocator
 
 FOLDER = Path("runs/coordinates")
 
 
 def run(settings: CheckSettings, config: Config) -> int:
-    """Run one check, or all checks of a list, or print the table of finished ones.
-
-    Returns:
-        The exit status: of one check that of its verdict; 0 for many, whose verdicts are in their table.
-    """
+    """Run one check, or all checks of a list, or print the table of finished ones, whose verdicts are in it."""
     if not (settings.table or settings.all):
         return exit_code([run_one(settings, config).asked])
     if (replace(settings, table=[], all=None, out=None), config) != (CheckSettings(), Config()):
@@ -46,8 +43,6 @@ def run_one(settings: CheckSettings, config: Config) -> Check:
     """Run one check, print what was found, and write coordinates.json and coordinates.png."""
     folder = Path(settings.out or FOLDER / name_of(settings, config))
     check_folder(folder)
-    from mup_lightning.training import tune_allocator
-
     tune_allocator()
     result = check(settings, config)
     result.write(folder / FILE)
@@ -57,14 +52,9 @@ def run_one(settings: CheckSettings, config: Config) -> Check:
 
 
 def check(settings: CheckSettings, config: Config) -> Check:
-    """Train every size and seed, and judge.
+    """Train every size and seed, from those of `config` on, and judge.
 
-    Args:
-        settings: sizes, seeds and thresholds.
-        config: the model that sizes start from, and the recipe.
-
-    Raises:
-        UserError: one of the sizes cannot be trained, or a worker died.
+    Raises UserError where one of the sizes cannot be trained, or a worker died.
     """
     from mup_lightning.studies.coordinates.measure import measure
 
@@ -89,13 +79,9 @@ def parametrizations(settings: CheckSettings, config: Config) -> list[Parametriz
 
 
 def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], list[float], int]:
-    """All trainings, checked as `train` would.
+    """All trainings, checked as `train` would, with the expected work of each, and the largest peak of memory in bytes.
 
-    Returns:
-        The configurations, the expected work of each, and the largest peak of memory in bytes.
-
-    Raises:
-        UserError: one of the sizes cannot be trained.
+    Raises UserError where one of the sizes cannot be trained.
     """
     from mup_lightning.studies.sweep.grid import Checker
 
@@ -117,7 +103,7 @@ def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], li
                 raise UserError(f"at width {width}, depth {depth}: {error}") from None
             memory = max(memory, checked.memory)
             data = replace(sized.data, verify=False)  # just verified
-            for seed in range(1, 1 + (settings.seeds if asked else min(settings.seeds, settings.control_seeds))):
+            for seed in range(1, 1 + (settings.seeds if asked else settings.of_controls)):
                 configs.append(replace(sized, data=data, seed=seed))
                 work.append(checked.work)
     return configs, work, memory
@@ -127,10 +113,7 @@ def read_list(file: Path) -> list[tuple[CheckSettings, Config]]:
     """The checks of a file such as recipes/experiment/coordinates.yaml.
 
     Its `configs` are recipe files that hold for all checks. Each of `checks` names an optimizer, whose recipe is added,
-    and sets options of this verb and dotted keys of the configuration.
-
-    Raises:
-        UserError: it cannot be read, or one of the checks is not valid.
+    and sets options of this verb and dotted keys of the configuration. Raises UserError where one is not valid.
     """
     expected = "configs (a list of recipe files) and checks, such as recipes/experiment/coordinates.yaml has"
     content = read_yaml(file, expected)

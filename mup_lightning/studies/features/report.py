@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mup_lightning.errors import UserError
 from mup_lightning.studies import style
-from mup_lightning.studies.features.runs import Row, Run, compare, other_differences, read_run, spread
+from mup_lightning.studies.features import Row, Run, compare, other_differences, read_run, spread
 from mup_lightning.typed import Bound, Typed
 
 Picture = Annotated[
@@ -22,16 +22,14 @@ STEPS_SHOWN = 12
 """Most lines in a panel over depth: more steps are thinned evenly."""
 
 WHAT = {
-    "embedding": "embedding",
     "attention": "attention branch",
     "attention_scaled": "attention branch × multiplier",
     "mlp": "MLP branch",
     "mlp_scaled": "MLP branch × multiplier",
     "residual": "residual stream",
     "final_norm": "final LayerNorm",
-    "logits": "logits",
 }
-"""The points in words, in the order of the forward pass."""
+"""Points in words, where these are others than their names."""
 
 OVERVIEW = ("attention_scaled", "mlp_scaled", "residual", "embedding", "final_norm", "logits")
 """What is drawn of one run. A branch without its multiplier has the same shape, so it would say nothing more."""
@@ -54,11 +52,7 @@ class FigureSettings(Typed, prefix="--"):
 
 
 def run(settings: FigureSettings) -> int:
-    """Draw feature norms, and say where the picture is.
-
-    Raises:
-        UserError: a folder is not a run, or the picture cannot be written there.
-    """
+    """Draw feature norms, and say where the picture is."""
     alone = len(settings.runs) == 1
     out = settings.out or (settings.runs[0] if alone else Path()) / "feature_norms.png"
     point = settings.point if alone else settings.point or "residual"
@@ -97,10 +91,8 @@ def comparison_figure(rows: list[Row], point: str) -> Figure:
     where = "the last block's output" if point == "residual" else WHAT.get(point, point)
     figure.supylabel(f"RMS norm of {where}", fontsize=11)
     figure.supxlabel("training step", fontsize=11)
-    figure.suptitle(
-        "Feature norms while training, one line per model size\nμP asks that the lines of all sizes lie on each other",
-        fontsize=12,
-    )
+    asked = "μP asks that the lines of all sizes lie on each other"
+    figure.suptitle(f"Feature norms while training, one line per model size\n{asked}", fontsize=12)
     return figure
 
 
@@ -129,9 +121,7 @@ def _draw_sizes(ax: Axes, row: Row, name: str, point: str) -> None:
 def run_figure(run: Run, point: str | None = None) -> Figure:
     """One run's norms across depth, one line per logged step, and those outside blocks over the steps.
 
-    Args:
-        run: the run.
-        point: this one alone; None: an overview.
+    `point`: this one alone; None: an overview.
     """
     points = [point] if point is not None else [name for name in OVERVIEW if name in run.norms]
     outside = [name for name in points if None in run.norms[name]]
@@ -151,20 +141,16 @@ def run_figure(run: Run, point: str | None = None) -> Figure:
     if inside:
         style.step_key(figure, list(grid.flat), steps[-1])
     what = f"{run.parametrization}, width {run.shape[0]}, depth {run.shape[1]}, {run.config.recipe.optimizer}"
-    figure.suptitle(
-        f"Feature norms of {run.name} ({what})\n"
-        "healthy: a branch is about as large in every block, and nothing runs away while training",
-        fontsize=12,
-    )
+    healthy = "healthy: a branch is about as large in every block, and nothing runs away while training"
+    figure.suptitle(f"Feature norms of {run.name} ({what})\n{healthy}", fontsize=12)
     return figure
 
 
 def shown_steps(run: Run) -> list[int]:
     """The steps that are shown across depth: evenly chosen from those logged, with the first and the last."""
     steps = sorted({step for layers in run.norms.values() for curve in layers.values() for step, _ in curve})
-    if len(steps) <= STEPS_SHOWN:
-        return steps
-    return [steps[round(i * (len(steps) - 1) / (STEPS_SHOWN - 1))] for i in range(STEPS_SHOWN)]
+    places = [round(i * (len(steps) - 1) / (STEPS_SHOWN - 1)) for i in range(STEPS_SHOWN)]
+    return [steps[place] for place in dict.fromkeys(places)]
 
 
 def _draw_depth(ax: Axes, run: Run, point: str, steps: list[int]) -> None:

@@ -6,6 +6,7 @@ are proportional to the learning rate, how weight decay enters, and whether it k
 
 import importlib
 import inspect
+from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import packages_distributions, version
@@ -16,9 +17,9 @@ import torch
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.roles import Role
+from mup_lightning.studies.probe import ProbeSettings
 from mup_lightning.studies.probe.measure import LR, Step, Subject, Tensors, build_network, updates
 from mup_lightning.studies.probe.network import ResidualMLP
-from mup_lightning.studies.probe.settings import ProbeSettings
 
 ALL = "all parameters"
 MARKED = "matrices and vectors, told apart by use_muon"
@@ -60,7 +61,7 @@ class External:
         lr: the class's own default learning rate; 1e-3 if it has none.
         decays: constructor arguments that are weight decays; libraries have separate ones for vectors.
         grouping: how it is given the parameters: the first way that works.
-        dtype: precision of its first updates: float64, so that small differences are seen, if it can do that.
+        dtype: of its first updates: float64, so that small differences are seen, if it can do that.
         once: its first update at `lr`.
     """
 
@@ -79,12 +80,8 @@ class External:
             raise self.refusal("its step needs a closure that evaluates the loss again; the probe has gradients alone")
         default = parameters["lr"].default
         self.lr = float(default) if isinstance(default, (int, float)) and default > 0 else 1e-3
-        self.decays = [
-            name
-            for name, parameter in parameters.items()
-            if name == "weight_decay"
-            or (("weight_decay" in name or name.endswith("_wd")) and type(parameter.default) in (int, float))
-        ]
+        similar = [name for name in parameters if "weight_decay" in name or name.endswith("_wd")]
+        self.decays = [n for n in similar if n == "weight_decay" or type(parameters[n].default) in (int, float)]
         if taken := sorted({"lr", *self.decays} & arguments.keys()):
             raise UserError(f"--arguments has {taken[0]!r}, which the probe sets itself; leave it out")
         errors = []
@@ -136,17 +133,14 @@ class External:
             steps = updates(self.path, network, step, self.settings, seed=0)
             for number, (_, before, change) in enumerate(steps, 1):
                 if any(added.ndim > 1 and added.any() for added in change.values()):
-                    held = {
-                        parameter: state for optimizer in optimizers for parameter, state in optimizer.state.items()
-                    }
+                    held = ChainMap(*(optimizer.state for optimizer in optimizers))
                     state = {
                         name: {key: value for key, value in held.get(parameter, {}).items() if torch.is_tensor(value)}
                         for name, parameter in network.named_parameters()
                     }
                     return Update(number, before, change, state)
-        raise self.refusal(
-            f"it changed no matrix in {self.settings.steps} steps; does it warm up? Give it more --steps"
-        )
+        steps = self.settings.steps
+        raise self.refusal(f"it changed no matrix in {steps} steps; does it warm up? Give it more --steps")
 
     def refusal(self, reason: str) -> UserError:
         """The error that says why it cannot be probed."""
@@ -163,15 +157,10 @@ class External:
 
 
 def external_subject(path: str, arguments: dict[str, Any], settings: ProbeSettings) -> Subject:
-    """A torch optimizer class as a subject, once its first update has been examined.
+    """The torch optimizer class "package.module:Class" as a subject, once its first update has been examined.
 
-    Args:
-        path: "package.module:Class".
-        arguments: for its constructor, in addition to parameters, lr and weight decay.
-        settings: of the probe.
-
-    Raises:
-        UserError: there is no such class, or it cannot be probed; says why.
+    `arguments` are for its constructor, in addition to parameters, lr and weight decay. Raises UserError where there is
+    no such class, or it cannot be probed, and says why.
     """
     external = External(path, arguments, settings)
     learning_rate = _learning_rate(external)
@@ -193,17 +182,14 @@ def external_subject(path: str, arguments: dict[str, Any], settings: ProbeSettin
 def _learning_rate(external: External) -> dict[str, Any]:
     """Whether twice the rate, and a very large one, give the same direction at that multiple; in plain values."""
     matrices, vectors = _differences(external, 2 * external.lr)
-    proportional = matrices <= SAME
-    if proportional:
+    proportional = False
+    if matrices <= SAME:
         with suppress(UserError):
-            proportional = False
             proportional = _differences(external, LR)[0] <= SAME
     meaning = "steps are proportional to the learning rate"
     if matrices > SAME:
-        meaning = (
-            "steps are not proportional to the learning rate: the proposed factors on it are only a first guess, and "
-            "exponents hold for this rate"
-        )
+        meaning = "steps are not proportional to the learning rate: the proposed factors on it are only a first guess, "
+        meaning += "and exponents hold for this rate"
     elif not proportional:
         meaning += ", but not up to very large ones; probed at this rate"
     elif vectors > SAME:

@@ -23,8 +23,8 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, exponents
 from mup_lightning.spectral.roles import Role
+from mup_lightning.studies.probe import CLASSES, LATER_FROM, ProbeSettings
 from mup_lightning.studies.probe.network import ResidualMLP, batches, build_mlp
-from mup_lightning.studies.probe.settings import CLASSES, LATER_FROM, ProbeSettings
 from mup_lightning.studies.scaling import Run
 
 STEP_SIZE = 0.05
@@ -48,10 +48,10 @@ class Subject:
         name: as the user gave it.
         build: (network, r_n, r_L) -> its step on that network, with weight decay 0.
         lr: learning rate of every parameter, by which a step is divided to give A.
-        dtype: dtype of the network.
-        roles: the roles that it updates by its own rule.
+        dtype: of the network.
+        roles: that it updates by its own rule.
         family: what is declared of it; None for an unknown optimizer.
-        facts: what is recorded with the result: its arguments, and what was found out before the probe.
+        facts: recorded with the result: its arguments, and what was found out before the probe.
     """
 
     name: str
@@ -64,18 +64,10 @@ class Subject:
 
 
 def our_subject(name: str, branch_depth: int, arguments: dict[str, Any] | None = None) -> Subject:
-    """One of our optimizers, driven as training drives it.
+    """One of our optimizers, driven as training drives it, with these base values of its rule's options.
 
     Whole-matrix families are given every matrix, also the input's and the output's, because the recipe makes a claim
     about all of them; vectors go to AdamW, and are then no part of their table.
-
-    Args:
-        name: a key of `FAMILIES`.
-        branch_depth: k; ε scales with it.
-        arguments: options of its rule, at their base values.
-
-    Raises:
-        UserError: the rule has no such option, or not with such a value.
     """
     family, adamw = FAMILIES[name], FAMILIES["adamw"]
     roles = tuple(role for role in Role if not (family.whole_matrix and role.is_vector))
@@ -101,8 +93,7 @@ def our_subject(name: str, branch_depth: int, arguments: dict[str, Any] | None =
 
         return step
 
-    facts = {"arguments": options}
-    return Subject(name, build, LR, torch.float32, roles, family, facts)
+    return Subject(name, build, LR, torch.float32, roles, family, {"arguments": options})
 
 
 def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) -> ResidualMLP:
@@ -115,15 +106,8 @@ def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) ->
 def step_sizes(settings: ProbeSettings, width: int, depth: int) -> dict[Role, float]:
     """‖ΔW‖_R of a step for each role: a share of the base network's weights, scaled as the condition asks."""
     n, L = settings.base
-    std = n**-0.5
-    outside, output = std * settings.inputs**0.5, std * n / CLASSES**0.5
-    weights = {
-        Role.INPUT: outside,
-        Role.HIDDEN: 1.0,
-        Role.OUTPUT: output,
-        Role.INPUT_BIAS: outside,
-        Role.HIDDEN_BIAS: 1.0,
-    }
+    outside, output = (settings.inputs / n) ** 0.5, (n / CLASSES) ** 0.5
+    weights = dict.fromkeys(Role, 1.0) | {Role.INPUT: outside, Role.INPUT_BIAS: outside, Role.OUTPUT: output}
     r_n, r_L = width / n, depth / L
     return {role: STEP_SIZE * weights[role] * solve(role, settings.branch_depth).update.at(r_n, r_L) for role in Role}
 
@@ -134,13 +118,10 @@ Tensors = dict[str, torch.Tensor]
 def updates(
     name: str, network: ResidualMLP, step: Step, settings: ProbeSettings, seed: int
 ) -> Iterator[tuple[float, Tensors, Tensors]]:
-    """Train a network, in its own dtype. The caller may change the weights between two steps.
+    """Train a network, in its own dtype; the caller may change the weights between two steps.
 
-    Yields:
-        After each step: the loss before it, and by parameter name the value before it and what the step added.
-
-    Raises:
-        UserError: a step of the optimizer of this name was not finite.
+    Yields after each step the loss before it, and by parameter name the value before it and what the step added. Raises
+    UserError where a step of the optimizer of this name is not finite.
     """
     own_labels = torch.Generator().manual_seed(seed + 1)
     dtype = network.input.dtype
@@ -168,12 +149,8 @@ def updates(
 def measure(subject: Subject, settings: ProbeSettings, width: int, depth: int, seed: int) -> Run:
     """Train one network and record its directions.
 
-    Returns:
-        `measured` is role -> "direction" (‖A‖_R of each step, the geometric mean over the role's parameters), "first"
-        and "later" (that of a window). None where a step changed nothing.
-
-    Raises:
-        UserError: a step was not finite.
+    `measured` is role -> "direction" (‖A‖_R of each step, the geometric mean over the role's parameters), "first" and
+    "later" (that of a window). None where a step changed nothing.
     """
     torch.manual_seed(seed)  # for optimizers that draw numbers; all of ours comes from generators
     network = build_network(settings, width, depth, seed).to(subject.dtype)

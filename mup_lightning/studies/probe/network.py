@@ -17,7 +17,7 @@ from torch import nn
 from mup_lightning.model.parameters import Declaration, collect, initialise, linear
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.probe.settings import CLASSES, INPUTS
+from mup_lightning.studies.probe import CLASSES, INPUTS
 
 TEACHER_UNITS = 32
 
@@ -77,14 +77,9 @@ class ResidualMLP(nn.Module):
 
 
 def build_mlp(base: RecipeConfig, width: int, depth: int, seed: int, inputs: int = INPUTS) -> ResidualMLP:
-    """A network on the condition: at the base every layer keeps the size of its input, and branches are small.
+    """A network of D = `inputs` on the condition: at the base layers keep the size of their input, branches are small.
 
-    Args:
-        base: branch depth, parametrization and base shape; inits and multipliers are set here.
-        width: C.
-        depth: L, the number of branches.
-        seed: of the weights.
-        inputs: D.
+    `base` says branch depth, parametrization and base shape; inits and multipliers are set here.
     """
     std = base.base_width**-0.5
     base = replace(
@@ -101,10 +96,7 @@ def build_mlp(base: RecipeConfig, width: int, depth: int, seed: int, inputs: int
 def batches(seed: int, batch: int, inputs: int = INPUTS) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless fresh batches of one task: the class that a small random network, the teacher, gives a Gaussian sample.
 
-    The same seed, of teacher and samples, gives the same batches, whatever network learns them.
-
-    Yields:
-        x (B, D) with entries of size 1, and labels (B,) int64.
+    x (B, D) with entries of size 1, and labels (B,) int64: a pure function of the seed, whatever network learns them.
     """
     generator = torch.Generator().manual_seed(seed)
     first = torch.randn(inputs, TEACHER_UNITS, generator=generator) / inputs**0.5

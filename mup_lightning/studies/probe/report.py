@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,7 +20,7 @@ from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import Scale
 from mup_lightning.spectral.tables import as_plain, as_text, plain_scale
 from mup_lightning.studies import scaling, style
-from mup_lightning.studies.probe.settings import AXES, CLASSES, WINDOWS, ProbeSettings
+from mup_lightning.studies.probe import AXES, CLASSES, WINDOWS, ProbeSettings
 from mup_lightning.studies.scaling import Band, Finding, Label, Line, Result, Run, Verdict, lines
 
 FINITE_SIZE = 0.05
@@ -39,12 +38,9 @@ LOOKS = {"first": (style.SERIES[0], "s", 0.97), "later": (style.SERIES[2], "o", 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Result):
-    """A finished probe, with one finding, whose lines are labelled (role, window, axis).
+    """A finished probe, with one finding, whose lines are labelled (role, window, axis); see `Subject.facts`.
 
-    Attributes:
-        settings: what was measured.
-        facts: the optimizer's arguments, and what was found out before the probe.
-        proposal: a recipe for an undeclared optimizer, see `propose`; None for one of ours.
+    `proposal` is a recipe for an undeclared optimizer, see `propose`; None for one of ours.
     """
 
     settings: ProbeSettings
@@ -67,8 +63,7 @@ def conclude(
 ) -> Probe:
     """Fit, and hold every exponent against what the family declares; without a family, propose one.
 
-    Raises:
-        UserError: no window has steps in all networks.
+    Raises UserError where no window has steps in all networks.
     """
 
     def band(label: Label) -> Band | None:
@@ -87,25 +82,22 @@ def conclude(
     found = [line for label in labels for line in lines(runs, settings.line(label[2]), partial(_value, label), band)]
     found = [line for line in found if line.fit]  # none where a step changed nothing
     if not found:
-        raise UserError(
-            f"{name} changed nothing in {settings.steps} steps, so there is nothing to measure. Does it warm up? Give "
-            f"it more --steps, or other --arguments"
-        )
-    proposal = None if family else propose(name, found, settings.branch_depth)
+        nothing = f"{name} changed nothing in {settings.steps} steps, so there is nothing to measure. Does it warm up?"
+        raise UserError(f"{nothing} Give it more --steps, or other --arguments")
+    proposal, verdict = None if family else propose(name, found, settings.branch_depth), None
     if proposal is None:
-        verdict, sentence = scaling.conclude(
-            found, lambda line: f"{line.label[0]}, {WINDOWS[line.label[1]]}: {AXES[line.label[2]]}^"
-        )
-        sentence = f"{name} {DOES[verdict]}: {sentence}"
+        verdict, why = scaling.conclude(found, lambda line: "{}, {}: {}^".format(*_in_words(line.label)))
+        sentence = f"{name} {DOES[verdict]}: {why}"
     else:
-        verdict, known = None, ", ".join(proposal["nearest"])
-        sentence = (
-            f"{name} steps like none of ours (nearest: {known}, off by {proposal['off']:g}); its own recipe is proposed"
-        )
-        if proposal["off"] == 0:
-            sentence = f"{name} steps as declared of {known}; that recipe is proposed"
+        known, off = ", ".join(proposal["nearest"]), proposal["off"]
+        unlike = f"like none of ours (nearest: {known}, off by {off:g}); its own recipe is proposed"
+        sentence = f"{name} steps {unlike if off else f'as declared of {known}; that recipe is proposed'}"
     finding = Finding((name,), verdict, sentence, found)
     return Probe(settings=settings, facts=facts, findings=[finding], runs=runs, proposal=proposal)
+
+
+def _in_words(label: Label) -> Label:
+    return label[0], WINDOWS[label[1]], AXES[label[2]]
 
 
 def _value(label: Label, run: Run) -> dict[Label, float]:
@@ -124,18 +116,12 @@ def snap(value: float) -> Fraction:
 
 
 def propose(name: str, found: Sequence[Line], branch_depth: int) -> dict[str, Any]:
-    """Propose a recipe: measured exponents, snapped to quarters, are taken for a family.
+    """Propose a recipe: measured exponents of all roles that it updates, snapped to quarters, are taken for a family.
 
-    Args:
-        name: what to call the optimizer.
-        found: exponents of all roles that it updates; other roles are AdamW's.
-        branch_depth: k.
-
-    Returns:
-        Plain values: "window": the steps that it rests on (the later ones, where a recipe is used, if there are any);
-        "direction": role -> ‖A‖_R; "recipe" and, as text, "table"; "nearest": those of our families that declare the
-        most similar ‖A‖_R; "off": the largest difference of an exponent from theirs; "warnings": exponents whose
-        interval does not contain the quarter they were snapped to.
+    In plain values: "window": the steps that it rests on (the later ones, where a recipe is used, if there are any);
+    "direction": role -> ‖A‖_R; "recipe" and, as text, "table"; "nearest": those of our families that declare the most
+    similar ‖A‖_R; "off": the largest difference of an exponent from theirs; "warnings": exponents whose interval does
+    not contain the quarter they were snapped to.
     """
     window = max(line.label[1] for line in found)  # "first" < "later"
     fits = {(line.label[0], line.label[2]): line.fit for line in found if line.label[1] == window and line.fit}
@@ -225,11 +211,7 @@ def picture(probe: Probe) -> Figure:
         where, _, bias = role.partition("_")
         several = "hidden biases" if bias else "hidden matrices"
         ax.set_title(several if where == "hidden" else f"{where} {bias or 'matrix'}")
-    handles: dict[str, Artist] = {}
-    for ax in grid.flat:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False)
+    style.one_legend(figure, list(grid.flat))
     title = f"How the raw step A of {probe.name} grows with the network (‖·‖_R: RMS operator norm)"
     figure.suptitle(f"{title}\n{textwrap.fill(probe.finding.sentence, 34 * len(roles))}", fontsize=11)
     return figure

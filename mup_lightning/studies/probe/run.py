@@ -7,23 +7,16 @@ from pathlib import Path
 from mup_lightning.files import check_folder, write_atomic
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.studies import style
+from mup_lightning.studies.probe import ProbeSettings
 from mup_lightning.studies.probe.external import external_subject
 from mup_lightning.studies.probe.measure import Subject, build_network, measure, our_subject
 from mup_lightning.studies.probe.report import Probe, conclude, markdown, picture, text
-from mup_lightning.studies.probe.settings import ProbeSettings
 from mup_lightning.studies.scaling import exit_code
 from mup_lightning.studies.workers import run_all
 
 
 def run(settings: ProbeSettings) -> int:
-    """Probe what the settings name.
-
-    Returns:
-        0 PASS or proposed, 3 FAIL, 4 UNCLEAR; of several optimizers the worst.
-
-    Raises:
-        UserError: an optimizer cannot be probed, or a folder cannot be written.
-    """
+    """Probe what the settings name. Returns 0 PASS or proposed, 3 FAIL, 4 UNCLEAR; of several optimizers the worst."""
     base = Path(settings.out or "runs/probe")
     names = list(FAMILIES) if settings.optimizer is None else [settings.optimizer]
     alone = settings.out is not None and not settings.all
@@ -57,11 +50,7 @@ def make_subject(name: str, settings: ProbeSettings) -> Subject:
 
 
 def probe(subject: Subject, settings: ProbeSettings) -> Probe:
-    """Measure every size and seed, fit, and judge or propose.
-
-    Raises:
-        UserError: a step was not finite, or no step changed anything.
-    """
+    """Measure every size and seed, fit, and judge or propose."""
     subject.build(build_network(settings, *settings.base, seed=0), 1.0, 1.0)  # refuses wrong arguments at once
     networks = [(*shape, seed) for shape in settings.shapes for seed in range(settings.seeds)]
     runs = run_all(f"probe of {subject.name}", lambda network: measure(subject, settings, *network), networks, 0)

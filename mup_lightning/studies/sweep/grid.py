@@ -35,14 +35,8 @@ the runs and the first estimate of their time depend on it."""
 class Checked:
     """What is known of a run before it begins.
 
-    Attributes:
-        corpus: hash of the corpus's manifest.
-        unigram_loss: of the corpus, nats per token.
-        tokens: in the run.
-        flops: of the run, as computed.
-        work: expected time, in operations of one busy core.
-        memory: bytes that training takes at its peak.
-        parameters: of the model.
+    The hash of its corpus and its unigram loss (nats per token), tokens and FLOPs of the run, expected time in
+    operations of one busy core (`work`), bytes at the peak, and parameters of the model.
     """
 
     corpus: str
@@ -61,10 +55,9 @@ class Checker:
         self._opened: dict[tuple[str, str, int, int | None], Manifest] = {}
 
     def check(self, config: Config) -> Checked:
-        """Check a configuration, and fill in what `auto` means on this machine.
+        """Check a configuration as `train` would, and fill in what `auto` means on this machine.
 
-        Raises:
-            UserError: as `train` would, without training; or for what a study cannot do.
+        Raises UserError too for what a study cannot do.
         """
         trainer, data = config.trainer, config.data
         resolve(trainer)
@@ -76,24 +69,15 @@ class Checker:
         planned = plan(config, device="cpu" if trainer.accelerator == "cpu" else "cuda")
         micro_batches = planned.accumulation[1]
         if micro_batches is None:
-            raise UserError(
-                f"data.batch_size {data.batch_size} is not a multiple of data.micro_batch {data.micro_batch}"
-            )
+            raise UserError(f"data.batch_size {data.batch_size} is no multiple of data.micro_batch {data.micro_batch}")
         manifest, steps = self._open(config), trainer.max_steps
         flops = planned.flops_of(steps)
         validations = max(1, steps // (trainer.validate_every or steps))
         seen = min(data.val_tokens or math.inf, manifest.splits["val"].tokens)
         validating = validations * seen * planned.flops.matmul_per_token / 3  # forward alone
         overhead = steps * micro_batches * (_OVERHEAD + _OVERHEAD_PER_BLOCK * config.model.depth)
-        return Checked(
-            corpus=manifest_hash(manifest),
-            unigram_loss=manifest.unigram_loss,
-            tokens=planned.tokens,
-            flops=flops,
-            work=flops + validating + overhead,
-            memory=planned.memory[0].total,
-            parameters=planned.parameter_count,
-        )
+        corpus, work = (manifest_hash(manifest), manifest.unigram_loss), flops + validating + overhead
+        return Checked(*corpus, planned.tokens, flops, work, planned.memory[0].total, planned.parameter_count)
 
     def _open(self, config: Config) -> Manifest:
         """The manifest of a corpus that has been opened with this context and verified."""
@@ -106,12 +90,10 @@ class Checker:
 
 @dataclass
 class Trial:
-    """One configuration of a sweep.
+    """One configuration of a sweep, resolved; its run folder is the sweep's to choose.
 
     Attributes:
-        config: resolved; its run folder is the sweep's to choose.
         hash: of everything that determines its numbers, the contents of the corpus included.
-        checked: its corpus and its cost.
         axes: "width", "depth" or "both": of every grid that it belongs to.
         key: the dotted key that is swept.
         varied: dotted key -> value, of all keys that vary in the sweep.
@@ -135,13 +117,8 @@ class Trial:
 def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None) -> list[Trial]:
     """All trials, those of most work first; those that several grids name are one.
 
-    Args:
-        sweep: see `load`.
-        defaults: dotted key -> value, below everything that the sweep says.
-
-    Raises:
-        UserError: a configuration that training would refuse, naming the file, the grid and the values; or nothing is
-            swept.
+    `defaults` (dotted key -> value) are below everything that the sweep says. Raises UserError for a configuration that
+    training would refuse, naming the file, the grid and the values, or where nothing is swept.
     """
     keys = _varying(sweep.grids)
     checker = Checker()
@@ -210,12 +187,9 @@ def shard(trials: list[Trial], text: str) -> list[Trial]:
 
 
 def config_hash(config: Config, corpus: str) -> str:
-    """sha256 of all that determines the numbers of a run.
+    """sha256 of all that determines the numbers of a run, from its resolved configuration and its corpus's hash.
 
-    Args:
-        config: resolved. What must be equal to continue a run exactly, and what may then still change its length or
-            its last digits.
-        corpus: hash of the corpus's manifest.
+    That is what must be equal to continue a run exactly, and what may then still change its length or its last digits.
     """
     trainer, data = config.trainer, config.data
     more: dict[str, Any] = {"max_steps": trainer.max_steps, "accelerator": trainer.accelerator}
@@ -227,11 +201,7 @@ def config_hash(config: Config, corpus: str) -> str:
 
 
 def look_up(config: Config, key: str) -> Any:
-    """The value of a dotted key; of a rule's option, or of a role's base value, the one in force.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The value of a dotted key; of a rule's option, or of a role's base value, the one in force. UserError: none."""
     section, _, option = key.removeprefix("rules.").partition(".")
     try:
         if key.startswith("rules.") and section in SECTIONS:

@@ -41,7 +41,7 @@ class Summary:
 
     Attributes:
         finished: trials that have a result, earlier ones included.
-        states: state -> how many of those started now; see `run_trial`.
+        states: how many of those started now ended in which state; see `run_trial`.
         failed: lines that name the trials without a result, and say why.
         interrupted: by Ctrl-C or SIGTERM.
     """
@@ -58,11 +58,7 @@ class Summary:
 
 
 def run(settings: SweepSettings) -> int:
-    """Run a sweep, or what is left of it.
-
-    Returns:
-        See `Summary.exit_code`.
-    """
+    """Run a sweep, or what is left of it; see `Summary.exit_code`."""
     sweep = load(settings.file, settings.set)
     whole = expand(sweep)
     trials = shard(whole, settings.shard)
@@ -84,13 +80,10 @@ def run_trials(
 
     Args:
         trials: to run; of the whole sweep, or of a shard of it.
-        folder: of the results.
+        folder: of the results; UserError if it cannot be used.
         workers: processes; None: as many as the machine carries.
         keep: see `Sweep.keep_runs`.
         whole: the trials of the whole sweep, which are in the table; empty: `trials`.
-
-    Raises:
-        UserError: the folder cannot be used.
     """
     whole, total = whole or trials, len(trials)
     known = prepare(folder, whole)
@@ -106,8 +99,10 @@ def run_trials(
     )
     do = partial(run_trial, folder=folder, keep=keep)
     on_gpu = left and left[0].config.trainer.accelerator == "gpu"
-    outcomes = each(do, left, count, threads(count), gpus=gpus() if on_gpu else (), log=folder / LOG, died=_died)
-    bar = tqdm(total=sum(trial.checked.work for trial in left), desc="sweep", bar_format=_BAR, disable=None)
+    options: dict[str, Any] = {"gpus": gpus() if on_gpu else (), "log": folder / LOG}
+    outcomes = each(do, left, count, threads(count), died=lambda trial: ("failed", DIED), **options)
+    form = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
+    bar = tqdm(total=sum(trial.checked.work for trial in left), desc="sweep", bar_format=form, disable=None)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for trial, (state, text) in outcomes:
@@ -128,13 +123,6 @@ def run_trials(
     summary.finished = len(write_table(folder, whole) & {trial.hash for trial in trials})
     print(_last_screen(summary, folder, total), flush=True)
     return summary
-
-
-_BAR = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
-
-
-def _died(trial: Trial) -> tuple[str, str]:
-    return "failed", DIED
 
 
 def how_many(trials: list[Trial], asked: int | None) -> int:
@@ -198,14 +186,8 @@ def _cost(trials: list[Trial], speed: float) -> list[str]:
 def run_trial(trial: Trial, folder: Path, keep: str) -> tuple[str, str]:
     """Train a trial and write its file, unless it exists or another process is running the trial.
 
-    Args:
-        trial: to run.
-        folder: of the sweep.
-        keep: see `Sweep.keep_runs`.
-
-    Returns:
-        What became of it: ran, diverged (which is a result, too), finished (before, by another process), elsewhere
-        (another process is running it) or failed; and the same in words.
+    Returns what became of it: ran, diverged (which is a result, too), finished (before, by another process), elsewhere
+    (another process is running it) or failed; and the same in words.
     """
     file = trial_file(folder, trial.hash)
     try:
@@ -227,18 +209,9 @@ def run_trial(trial: Trial, folder: Path, keep: str) -> tuple[str, str]:
 
 
 def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
-    """Train a trial.
+    """Train a trial in a run folder below `root`: the columns of its row that only the run knows.
 
-    Args:
-        trial: to run.
-        root: folder of the run folders.
-        keep: see `Sweep.keep_runs`.
-
-    Returns:
-        The columns that only the run knows: losses (None if there is none), steps, seconds, why it diverged.
-
-    Raises:
-        UserError: it cannot be trained. Divergence is a result, not an error.
+    Those are losses (None if there is none), steps, seconds, and why it diverged, which is a result, not an error.
     """
     begin = time.perf_counter()
     config = placed(trial, root)
@@ -249,7 +222,7 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
     try:
         result = train(config, callbacks=[last], progress=False, keep=keep != "off")
     except Diverged as error:
-        diverged = f"step {error.step}: {str(error).splitlines()[0].partition(' in step')[0]}"
+        diverged = error.short
     else:
         if not result.finished:
             raise KeyboardInterrupt  # which the training itself has taken for a wish to end

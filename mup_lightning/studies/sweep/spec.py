@@ -100,15 +100,10 @@ class SweepSettings(Typed, prefix="--"):
 
 
 def load(file: str | Path, overrides: Sequence[str] = (), *, tuning: bool = False) -> Sweep:
-    """Read a sweep file, and complete each of its grids by what stands outside of them.
+    """Read a sweep file (YAML with one key, `sweep`), and complete each of its grids by what stands outside of them.
 
-    Args:
-        file: YAML with one key, `sweep`.
-        overrides: KEY=VALUE with dotted keys and YAML values; win over what the file sets and varies.
-        tuning: there is a target; see `Sweep.for_tune`.
-
-    Raises:
-        UserError: it cannot be read, a key is unknown or of another kind than expected, or a target is missing.
+    Overrides are KEY=VALUE with dotted keys and YAML values, and win over what the file sets and varies; `tuning` says
+    that there is a target (`Sweep.for_tune`). Raises UserError where the file cannot be read or used.
     """
     fixed = dict(_setting(text) for text in overrides)
     content = read_yaml(Path(file), "a sweep file, see recipes/experiment/")

@@ -1,1 +1,41 @@
-"""Tuning for a large model on small ones that resemble it."""
+"""A large model's base value from small ones; here its options, in addition to those of the target model."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mup_lightning.errors import UserError
+from mup_lightning.typed import NonNegativeInt, Typed
+
+SWEEP = Path("recipes/experiment/tune.yaml")
+
+
+@dataclass
+class TuneSettings(Typed, prefix="--"):
+    """The learning rate, or another base value, is found by a sweep over small models.
+
+    The options of `mup-lightning train` say what the large model is. The small ones are like it but for their size,
+    which shows whether the best value stays where it is. The value and the large model's whole configuration are
+    written as a recipe file. After a stop, the same command continues.
+
+    Attributes:
+        sweep: the small models; null: recipes/experiment/tune.yaml.
+        results: folder of a finished sweep, or its results.csv: use these results, and run nothing.
+        out: folder of all results; null: runs/tune/NAME, by run.name.
+        set: KEY=VALUE, a fixed value of the small models; may be repeated.
+        workers: processes; null: one for each core or GPU, as memory allows; 0: run in this process.
+        dry_run: list the small models and what they cost, and run none.
+    """
+
+    sweep: Path | None = None
+    results: Path | None = None
+    out: Path | None = None
+    set: list[str] = field(default_factory=list)
+    workers: NonNegativeInt | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse options of a sweep where none is run."""
+        super().__post_init__()
+        given = {"--sweep": self.sweep, "--set": self.set, "--workers": self.workers, "--dry-run": self.dry_run}
+        if names := [name for name, value in given.items() if self.results and value not in (None, False, [])]:
+            raise UserError(f"--results uses what is there and runs nothing; leave out {', '.join(names)}")

@@ -24,9 +24,7 @@ class Drift:
     interval reaches from the lowest end of theirs to the highest: the target may do as any of them does.
 
     Attributes:
-        axis: width, depth or both.
-        slope: powers of two for each doubling.
-        ends: its 95 % interval; infinite where it is unknown in a group.
+        slope: powers of two for each doubling, with its 95 % interval `ends`; infinite where it is unknown in a group.
         doublings: from the middle of all proxies, those of the other axes included, to the target.
     """
 
@@ -49,14 +47,12 @@ class Drift:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The transferred base value.
+    """The transferred base value of a dotted key.
 
     Attributes:
-        key: dotted key, such as recipe.lr.
         log2: of the value: the mean over the proxies' optima.
         half_width: half the width of its 95 % interval as the proxies' base value; infinite if that is unknown.
         edge: an optimum is the last value tried, and may lie beyond.
-        drifts: one for each axis.
         caveats: why it may be wrong, in words.
     """
 
@@ -81,12 +77,9 @@ class Prediction:
         return middle - below, middle + above
 
     def text(self, base: tuple[int, int], target: tuple[int, int], own: float | None = None) -> str:
-        """The value, its uncertainty, and what speaks against it.
+        """The value, its uncertainty, and what speaks against it; shapes are (width, depth).
 
-        Args:
-            base: width and depth that the value belongs to.
-            target: width and depth that it was found for.
-            own: the value that the target has now, at the same base shape; None: unknown.
+        `own` is the value that the target has now, at the same base shape; None: unknown.
         """
         low, high = self.log2 - self.half_width, self.log2 + self.half_width
         lines = [
@@ -116,17 +109,8 @@ def predict(groups: Sequence[Group], key: str, target: tuple[int, int], caveats:
     """Carry the best value over.
 
     Under the recipe it is the same at all sizes, so the mean over all proxies is taken. The measured drift is not
-    applied: it says how far the recipe may be off at the target. Groups in which fewer than two sizes trained take no
-    part in either, but their verdicts are among the caveats.
-
-    Args:
-        groups: of the proxies; several may be of one axis.
-        key: of the value.
-        target: width and depth.
-        caveats: further ones.
-
-    Raises:
-        UserError: no group has two sizes where something trained.
+    applied: it says how far the recipe may be off at the target, (width, depth). Groups in which fewer than two sizes
+    trained take no part in either, but their verdicts are among the caveats. Raises UserError where all are like that.
     """
     useful = [(group, group.slope) for group in groups if group.slope is not None]
     if not useful:
@@ -141,23 +125,18 @@ def predict(groups: Sequence[Group], key: str, target: tuple[int, int], caveats:
     if "both" in axes:  # which adds nothing to a width and a depth
         axes = dict.fromkeys(("width", "depth") if {"width", "depth"} <= axes.keys() else ["both"])
     drifts = [_drift(axis, useful, target) for axis in axes]
-    return Prediction(
-        key=key,
-        log2=sum(slope.mean for slope in slopes) / len(slopes),
-        half_width=math.hypot(math.hypot(*errors) / math.sqrt(len(errors)), student_t(math.inf) * shape_se),
-        edge=any(best.edge for best in optima),
-        drifts=drifts,
-        caveats=[*_caveats(groups, drifts, target), *caveats],
-    )
+    log2 = sum(slope.mean for slope in slopes) / len(slopes)
+    half_width = math.hypot(math.hypot(*errors) / math.sqrt(len(errors)), student_t(math.inf) * shape_se)
+    found = [*_caveats(groups, drifts, target), *caveats]
+    return Prediction(key, log2, half_width, any(best.edge for best in optima), drifts, found)
 
 
 def _drift(axis: str, useful: Sequence[tuple[Group, Slope]], target: tuple[int, int]) -> Drift:
-    """The drift along an axis.
+    """The drift along an axis. Doublings are counted from the size whose best value is predicted, if it drifts evenly.
 
-    Doublings are counted from the size whose best value is predicted, if it drifts evenly. The value is the mean over
-    the groups of their mean optima, and on each axis the proxies of the others stand at their own fixed size, most
-    often the base: if three widths and three depths are one cross, the value belongs to half the way, in width, from
-    the base to the middle of the widths.
+    The value is the mean over the groups of their mean optima, and on each axis the proxies of the others stand at
+    their own fixed size: if three widths and three depths are one cross, the value belongs to half the way, in width,
+    from the base to the middle of the widths.
     """
     slopes = [slope for group, slope in useful if group.axis == axis]
     low = min(-math.inf if slope.low is None else slope.low for slope in slopes)

@@ -32,16 +32,10 @@ _OF_THE_TARGET = tuple(
 
 
 def proxy_trials(sweep: Sweep, target: Config, below: int, above: int) -> list[Trial]:
-    """The trials of a sweep over small models that are otherwise like the target.
+    """The trials of a sweep over small models that in all that it does not say are like the target.
 
-    Args:
-        sweep: says shapes, seeds and lengths; values too, or none of them.
-        target: what is tuned for. All that the sweep does not say is its own.
-        below: powers of two below the target's value that are tried if the sweep names no values.
-        above: the same above it.
-
-    Raises:
-        UserError: the sweep contradicts the target, or a configuration is one that training would refuse.
+    If it names no values, they lie around the target's, from `below` powers of two below it to `above` above. Raises
+    UserError where it contradicts the target, or training would refuse a configuration.
     """
     grids, key = list(sweep.grids), sweep.value
     if any(key in grid.set for grid in grids):
@@ -98,11 +92,7 @@ def _warmup_share(config: Config) -> float:
 
 
 def refuse_incompatible(proxies: Sequence[Config], target: Config, swept: str, where: str) -> None:
-    """Refuse proxies that contradict the target, or that were tuned at several base shapes (SP alone has none).
-
-    Raises:
-        UserError: naming what differs.
-    """
+    """Raise UserError for proxies that contradict the target, or have several base shapes (SP alone has none)."""
     for proxy in proxies:
         if found := incompatibilities(proxy, target, swept):
             raise UserError(f"{where}: the best value would not carry over: {'; '.join(found)}. Make them the same")
@@ -115,12 +105,9 @@ def refuse_incompatible(proxies: Sequence[Config], target: Config, swept: str, w
 
 
 def incompatibilities(proxy: Config, target: Config, swept: str) -> list[str]:
-    """What makes a proxy useless for a target, in words: optimizer, parametrization, base values, LayerNorm and so on.
+    """What makes a proxy useless for a target, in words: optimizer, base values, LayerNorm and so on.
 
-    Args:
-        proxy: a small model's configuration.
-        target: the large model's.
-        swept: dotted key of the value that is tuned.
+    `swept` is the dotted key that is tuned.
     """
     theirs, ours = _identity(target), _identity(proxy)
     mup = "mup" in (proxy.recipe.parametrization, target.recipe.parametrization)  # no other has a branch depth

@@ -22,6 +22,7 @@ from mup_lightning.studies.transfer.figures import draw
 from mup_lightning.studies.transfer.losses import COLUMNS, read_losses
 from mup_lightning.studies.transfer.report import text
 from mup_lightning.studies.transfer.verdict import Group, transfer
+from mup_lightning.studies.tune import SWEEP, TuneSettings
 from mup_lightning.studies.tune.prediction import ends, predict
 from mup_lightning.studies.tune.proxies import (
     incompatibilities,
@@ -30,7 +31,6 @@ from mup_lightning.studies.tune.proxies import (
     proxy_trials,
     refuse_incompatible,
 )
-from mup_lightning.studies.tune.settings import SWEEP, TuneSettings
 
 AROUND = 3
 """Powers of two on either side of the target's value that are tried if the sweep file names no values."""
@@ -43,11 +43,7 @@ ROUNDS = 4
 
 
 def run(settings: TuneSettings, target: Config) -> int:
-    """Find a base value for a target, and write it down.
-
-    Returns:
-        0; 1 if a configuration has no result; 130 after Ctrl-C.
-    """
+    """Find a base value for a target, and write it down. Returns 1 if a configuration has no result, 130 on Ctrl-C."""
     if target.run.resume is not None:
         raise UserError("run.resume is set, but tune trains small models, and continues with them by itself")
     folder = settings.out or Path("runs") / "tune" / target.run.name
