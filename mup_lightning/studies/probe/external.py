@@ -139,8 +139,8 @@ class External:
                         for name, parameter in network.named_parameters()
                     }
                     return Update(number, before, change, state)
-        steps = self.settings.steps
-        raise self.refusal(f"it changed no matrix in {steps} steps; does it warm up? Give it more --steps")
+        tried = self.settings.steps
+        raise self.refusal(f"it changed no matrix in {tried} steps; does it warm up? Give it more --steps")
 
     def refusal(self, reason: str) -> UserError:
         """The error that says why it cannot be probed."""
