@@ -242,7 +242,9 @@ def show(settings: CorpusSettings) -> None:
     """Print what a prepared corpus holds."""
     from mup_lightning.data.prepare import facts
     from mup_lightning.data.shards import Manifest
+    from mup_lightning.data.sources import note_changes
 
+    note_changes(settings.folder)
     _print(facts(Manifest.load(settings.folder)), settings.json)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mup_lightning.errors import UserError, located
-from mup_lightning.files import file_sha256, read_yaml
+from mup_lightning.files import read_yaml
 from mup_lightning.typed import Bound, OpenUnitInterval, PositiveInt, build
 
 
@@ -140,10 +140,10 @@ class Card:
                 f"network and both names."
             ) from error
 
-    def source_hash(self, files: list[Path]) -> str:
-        """sha256 hex of all that determines the tokens: the rules above, and the files' contents or the commit."""
+    def rules(self) -> dict[str, Any]:
+        """All of the card that determines the tokens, but for the files."""
         source = self.source
-        rules = {
+        return {
             "kind": source.kind,
             "document": source.document,
             "hub": [source.dataset, source.subset, source.revision, source.split] if source.kind == "hub" else None,
@@ -151,8 +151,11 @@ class Card:
             "sections": asdict(self.sections) if self.sections else None,
             "validation": asdict(self.validation),
             "on_bad_document": self.on_bad_document,
-            "files": [[path.name, file_sha256(path)] for path in files],
         }
+
+    def source_hash(self, files: Sequence[tuple[str, str]]) -> str:
+        """sha256 hex of all that determines the tokens: the rules, with the commit, and the files' names and sha256."""
+        rules = {**self.rules(), "files": files}
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
     def provenance(self) -> dict[str, Any]:

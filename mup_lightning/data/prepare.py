@@ -1,7 +1,7 @@
 """From a card to a prepared corpus: read, cut, split, tokenise, write. Killed at any point, it resumes when rerun."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from mup_lightning.config.schema import TokenizerName
 from mup_lightning.data.card import Card
 from mup_lightning.data.documents import DocumentReader, cut, is_validation
 from mup_lightning.data.shards import DTYPE, MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash, read_checked
+from mup_lightning.data.sources import Sources
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 from mup_lightning.files import OneWriter, make_folder, write_json
@@ -42,34 +43,48 @@ def prepare(
 ) -> Manifest:
     """Tokenise the data set of a card into a folder.
 
-    A finished corpus of the same source and tokenizer is left as it is; an unfinished one is continued after its last
-    finished shard (of at most `shard_tokens`), and ends in the same bytes as without the interruption. `force`
-    overwrites whatever corpus the folder holds; `progress` shows a bar where stderr is a terminal.
+    A finished corpus of the same source and tokenizer is left as it is (of a hub data set, at the commit that it was
+    made of); an unfinished one is continued after its last finished shard (of at most `shard_tokens`), and ends in the
+    same bytes as without the interruption. `force` overwrites whatever corpus the folder holds; `progress` shows a bar
+    where stderr is a terminal.
 
     Raises:
-        UserError: the folder holds another corpus, the input is bad, a split is empty, or the disk is full (finished
-            shards are kept).
+        UserError: the folder holds another corpus, the input is bad or changes meanwhile, a split is empty, or the disk
+            is full (finished shards are kept).
     """
-    vocabulary, files = Tokenizer(tokenizer), card.input_files()
-    card.pin()
-    manifest = Manifest.begin(card.name, tokenizer, card.source_hash(files), card.provenance())
     finished, unfinished = folder / MANIFEST, folder / JOURNAL
-    if finished.exists() and not unfinished.exists() and not force:  # perhaps on a read-only disk
-        return _same(Manifest.load(folder), manifest, folder)
+    files, known = card.input_files(), None if force else Sources.load(folder)
+    sources = Sources.of(card, files, folder, known)
+    changes = known.changes(sources) if known else ""
+    done = finished.exists() and not unfinished.exists() and not force
+    if done and known and not changes:
+        found = Manifest.load(folder)
+        if (found.source_hash, found.tokenizer) == (known.source_hash, tokenizer):
+            return found
+    card.pin()
+    names = [(path.name, state.sha256) for path, state in zip(files, sources.files.values(), strict=True)]
+    sources.source_hash = card.source_hash(names)
+    manifest = Manifest.begin(card.name, tokenizer, sources.source_hash, card.provenance())
+    if done:
+        found = _same(Manifest.load(folder), manifest, folder, changes)
+        with suppress(OSError):  # on a read-only disk
+            sources.save(folder)
+        return found
     with _working_in(folder), ExitStack() as stack:
         if force:
             finished.unlink(missing_ok=True)
             unfinished.unlink(missing_ok=True)
         if finished.exists():
             unfinished.unlink(missing_ok=True)
-            return _same(Manifest.load(folder), manifest, folder)
+            return _same(Manifest.load(folder), manifest, folder, changes)
         journal = Journal(manifest, {"read": 0, "dataset": None}, shard_tokens)
         if unfinished.exists():
             journal = read_checked(Journal, unfinished)
-            manifest = _same(journal.manifest, manifest, folder)
+            manifest = _same(journal.manifest, manifest, folder, "")
         writers = {n: SplitWriter(folder, n, journal.shard_tokens, split) for n, split in manifest.splits.items()}
         for writer in writers.values():
             stack.callback(writer.close)
+        vocabulary = Tokenizer(tokenizer)
         reader = DocumentReader(card, files, vocabulary.objection, manifest, journal.position)
         for _ in _written(card, reader, vocabulary, writers, progress):
             journal.position = reader.position()
@@ -79,18 +94,22 @@ def prepare(
             writer.close_shard()
         manifest.skipped = dict(sorted(manifest.skipped.items()))
         manifest.unigram_loss = unigram_loss(folder, manifest.splits, manifest.vocab_size)
+        if files and (changes := sources.changes(Sources.of(card, files, folder, sources))):
+            raise UserError(f"{card.path}: files changed while they were read ({changes}); repeat with --force")
+        sources.save(folder)
         manifest.save(folder)
         unfinished.unlink(missing_ok=True)
         return manifest
 
 
-def _same(found: Manifest, wanted: Manifest, folder: Path) -> Manifest:
-    """`found`; raises UserError unless it was made from the same text, rules and vocabulary."""
+def _same(found: Manifest, wanted: Manifest, folder: Path, changes: str) -> Manifest:
+    """`found`; raises UserError, with known `changes`, unless it was made from the same text, rules and vocabulary."""
     if (found.source_hash, found.tokenizer) == (wanted.source_hash, wanted.tokenizer):
         return found
     raise UserError(
         f"{folder} already holds the corpus {found.name!r} ({found.tokenizer}), of another source, card or tokenizer "
-        f"than {wanted.name!r} ({wanted.tokenizer}). Choose another folder with --out, or overwrite it with --force."
+        f"than {wanted.name!r} ({wanted.tokenizer}){changes and ': '}{changes}. Train on it as it is (data.path), "
+        f"choose another folder with --out, or overwrite it with --force."
     )
 
 

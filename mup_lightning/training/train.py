@@ -13,6 +13,7 @@ from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.config.schema import Config
 from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.sampler import accumulation_steps
+from mup_lightning.data.sources import note_changes
 from mup_lightning.optim.registry import resolve_rules
 from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.training.module import GPT2Module
@@ -60,6 +61,8 @@ def _train(
     steps, writes = config.trainer.max_steps, keep and is_first_process()
     data = TokenDataModule(config.data, config.model.context, config.seed, steps)
     data.setup()
+    if config.data.verify and is_first_process():
+        note_changes(config.data.path)
     identity = identity_of(config, data.train_store.manifest)
     start = resume_from(config, folder, identity, keep=keep)
     first_step = start.step if start else 0

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from mup_lightning.data import prepare as prepare_module
+from mup_lightning.data import sources as sources_module
 from mup_lightning.data.card import Validation, load_card
 from mup_lightning.data.documents import is_validation
 from mup_lightning.data.shards import Manifest, SplitWriter, TokenStore, manifest_hash
+from mup_lightning.data.sources import note_changes
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 
-from .conftest import contents, documents, jsonl, run, texts_of, with_bad_lines
+from .conftest import contents, documents, flip_a_bit, jsonl, run, texts_of, with_bad_lines
 
 AUSTEN = {
     "gpt2": ("e33b0f6af07f0a88067a1b52a2602e454fe8151bad4ddc758b82626e9bbcedf8", 949_556, 43_806, 6.4983),
@@ -47,7 +50,9 @@ def test_text_in_text_out(make_card, tmp_path, tokenizer):
         assert texts_of(tmp_path / "out", split) == expected
         assert manifest.splits[split].documents == len(expected)
     assert manifest == Manifest.load(tmp_path / "out")
-    assert sorted(contents(tmp_path / "out")) == ["manifest.json", "train-00000.bin", "val-00000.bin"]
+    assert sorted(contents(tmp_path / "out")) == [
+        *("manifest.json", "sources.json", "train-00000.bin", "val-00000.bin")
+    ]
 
 
 def test_a_source_without_two_splits_is_refused(make_card, tmp_path):
@@ -78,6 +83,98 @@ def test_a_finished_corpus_is_left_alone(make_card, tmp_path, monkeypatch):
     assert contents(out) == before
     assert run(make_card(documents(41)), out, force=True).documents == 41
     TokenStore.open(out, "train")
+
+
+def edit(old, new):
+    def act(folder):
+        text = (folder / "card.yaml").read_text()
+        assert old in text
+        (folder / "card.yaml").write_text(text.replace(old, new))
+
+    return act
+
+
+CHANGES = {
+    "a new file": (lambda folder: (folder / "mine/b.jsonl").write_bytes(jsonl(["x"])), "1 new (mine/b.jsonl)"),
+    "a longer one": (lambda folder: (folder / "mine/a.jsonl").write_bytes(jsonl(documents(41))), "1 changed (mine/a."),
+    "another of its size": (lambda folder: flip_a_bit(folder / "mine/a.jsonl", 15), "1 changed (mine/a.jsonl)"),
+    "one is gone": (lambda folder: (folder / "mine/c.jsonl").unlink(), "1 gone (mine/c.jsonl)"),
+    "another card": (edit("fraction: 0.2", "fraction: 0.3"), "the card has changed"),
+    "a broken card": (edit("licence:", "license:"), "did you mean licence?"),
+    "a new time": (lambda folder: os.utime(folder / "mine/a.jsonl"), ""),
+    "other words": (edit("licence: none", "licence: MIT"), ""),
+    "no files": (lambda folder: shutil.rmtree(folder / "mine"), ""),
+    "no card": (lambda folder: (folder / "card.yaml").unlink(), ""),
+    "an earlier version": (
+        lambda folder: [(folder / "mine/c.jsonl").unlink(), (folder / "out/sources.json").unlink()],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_stale_corpus_is_said(make_card, tmp_path, capsys, change):
+    """By all that uses it as it is; `prepare` makes it anew only where it is told to."""
+    make_card(documents(40), file="mine/a.jsonl")
+    card = make_card(documents(10), file="mine/c.jsonl", source={"kind": "jsonl", "files": "mine/*.jsonl"})
+    out = tmp_path / "out"
+    first = run(card, out)
+    note_changes(out)
+    assert capsys.readouterr().err == ""
+    act, said = CHANGES[change]
+    act(tmp_path)
+    note_changes(out)
+    error = capsys.readouterr().err
+    assert said in error
+    assert bool(error) == bool(said)
+    if not said and change not in ("no files", "an earlier version"):
+        assert run(card, out) == first
+    elif change != "no files":
+        with pytest.raises(UserError, match=re.escape(said) if said else "of another source"):
+            run(load_card(card.path), out)
+        assert Manifest.load(out) == first
+    if said and change != "a broken card":
+        run(load_card(card.path), out, force=True)
+        note_changes(out)
+        assert capsys.readouterr().err == ""
+
+
+def test_a_record_serves_a_moved_folder_and_its_own_manifest_alone(make_card, tmp_path, capsys):
+    (tmp_path / "old").mkdir()
+    card = make_card(documents(40))
+    run(card, tmp_path / "old" / "out")
+    shutil.copytree(tmp_path, tmp_path.with_name("moved"))
+    (tmp_path.with_name("moved") / "docs.jsonl").write_bytes(jsonl(documents(41)))
+    note_changes(tmp_path.with_name("moved") / "old" / "out")
+    assert "1 changed (docs.jsonl)" in capsys.readouterr().err
+    run(make_card(documents(42)), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "manifest.json", tmp_path / "old" / "out")
+    note_changes(tmp_path / "old" / "out")
+    assert capsys.readouterr().err == ""
+    (tmp_path / "other" / "sources.json").write_text("{")
+    with pytest.raises(UserError, match=r"sources\.json is damaged"):
+        note_changes(tmp_path / "other")
+
+
+def test_unchanged_files_are_not_read_again(make_card, tmp_path, monkeypatch):
+    card = make_card(documents(40))
+    first = run(card, tmp_path / "out")
+    monkeypatch.setattr(sources_module, "file_sha256", None)
+    monkeypatch.setattr(prepare_module, "Tokenizer", None)
+    assert run(card, tmp_path / "out") == first
+
+
+def test_files_that_change_while_they_are_read_are_refused(make_card, tmp_path, monkeypatch):
+    card = make_card(documents(40))
+    original = prepare_module.unigram_loss
+    with monkeypatch.context() as patch:
+        flip = lambda *rest: (flip_a_bit(tmp_path / "docs.jsonl", 15), original(*rest))[1]  # noqa: E731
+        patch.setattr(prepare_module, "unigram_loss", flip)
+        with pytest.raises(UserError, match=r"files changed while they were read \(1 changed \(docs\.jsonl\)\)"):
+            run(card, tmp_path / "out")
+    run(card, tmp_path / "out")  # no shard was finished
+    run(card, tmp_path / "anew")
+    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
 
 
 def test_folders_that_cannot_be_used(make_card, tmp_path):

@@ -13,6 +13,8 @@ from mup_lightning.cli.main import main
 from mup_lightning.config.load import build_config
 from mup_lightning.data.shards import TokenStore
 from mup_lightning.errors import UserError
+from mup_lightning.studies.sweep import grid as grid_module
+from mup_lightning.training import train as train_module
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import RunFolder
 from mup_lightning.training.train import train
@@ -22,6 +24,21 @@ from tests.training.reference import assert_same_training, train_plainly, weight
 def trained(config):
     """Train, and return the last weights."""
     return weights_of(Path(train(config).checkpoint))
+
+
+def test_a_corpus_whose_source_has_changed_is_said(tiny, monkeypatch, capsys):
+    """Before a training and, once, before a sweep, which verify it; not by each trial."""
+    asked = []
+    for module in (train_module, grid_module):
+        monkeypatch.setattr(module, "note_changes", asked.append)
+    monkeypatch.setattr(train_module, "resume_from", None)  # what comes next
+    for verify in (True, False):
+        with pytest.raises(TypeError):
+            train(tiny(**{"data.verify": verify}))
+    checker = grid_module.Checker()
+    for seed in (0, 1):
+        checker.check(tiny(seed=seed))
+    assert asked == [tiny().data.path] * 2
 
 
 @pytest.mark.parametrize("branch_depth", [1, 2])

@@ -13,6 +13,7 @@ from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config, RunConfig, leaves, without_added
 from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.shards import Manifest, manifest_hash
+from mup_lightning.data.sources import note_changes
 from mup_lightning.errors import UserError
 from mup_lightning.optim.registry import SECTIONS, options_in_force, used_sections
 from mup_lightning.plan.plan import plan
@@ -84,6 +85,7 @@ class Checker:
         key = (config.data.path, config.data.tokenizer, config.model.context, config.data.val_tokens)
         if key not in self._opened:
             TokenDataModule(config.data, config.model.context, config.seed, config.trainer.max_steps).setup()
+            note_changes(config.data.path)
             self._opened[key] = Manifest.load(config.data.path)
         return self._opened[key]
 
