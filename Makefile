@@ -17,25 +17,26 @@ WORDS := OPT:optimizer LN:model.layer_norm GPUS:slurm.gpus PARTITION:slurm.parti
   ACCOUNT:slurm.account QOS:slurm.qos CPUS:slurm.cpus MEM:slurm.memory
 GIVEN := $(filter-out ARGS PYTHON VENV PIP_ARGS,$(foreach v,$(.VARIABLES),$(if $(findstring command,$(origin $v)),$v)))
 name = $(or $(patsubst $1:%,%,$(filter $1:%,$(WORDS))),$(shell echo $1 | tr A-Z a-z))
-# All that the command line gives except $1, which the target has used. The program refuses what it does not know.
-given = $(foreach v,$(filter-out $1,$(GIVEN)),'$(call name,$v)=$($v)') $(ARGS)
+q = '$(subst ','\'',$1)'
+# All that the command line gives except $1, which the target has used, each one word. The program refuses what it does not know.
+given = $(foreach v,$(filter-out $1,$(GIVEN)),$(call q,$(call name,$v)=$($v))) $(ARGS)
 # Defaults come first, so that files win over them, and what the command line gives wins over files.
-training = -c recipes/gpt2.yaml size=$(SIZE) optimizer=$(OPT) $(STRATEGY:%=strategy=%) param=$(PARAM) run=$(RUN) \
-  tokenizer=$(TOKENIZER) data=$(DATA) $(addprefix -c ,$(CONFIG)) $(call given,SIZE OPT STRATEGY CONFIG CARD $1)
+training = -c recipes/gpt2.yaml size=$(SIZE) optimizer=$(OPT) $(STRATEGY:%=strategy=%) param=$(PARAM) $(call q,run=$(RUN)) \
+  tokenizer=$(TOKENIZER) $(call q,data=$(DATA)) $(addprefix -c ,$(CONFIG)) $(call given,SIZE OPT STRATEGY CONFIG CARD $1)
 BIN := $(VENV)/bin
 MUP := $(BIN)/mup-lightning
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
-CORPUS := $(if $(filter DATA,$(GIVEN)),,$(DATA)/manifest.json)
+CORPUS := $(if $(filter DATA,$(GIVEN)),,corpus)
 AUSTEN := data/prepared/austen-bytes/manifest.json data/prepared/austen-gpt2/manifest.json
 $(if $(and $(filter CARD,$(GIVEN)),$(filter DATA,$(GIVEN))),$(error error: give CARD= to prepare a corpus, or DATA=))
 table = $(patsubst %/results.csv,%,$(or $(RESULTS),runs/sweeps/$(EXPERIMENT)))
-.PHONY: test-many test-others $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
+.PHONY: corpus test-many test-others $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1:\t\2/p; s/^# Variables: /  /p' Makefile | expand -t 22
 setup: $(VENV)/.run ## make the virtual environment and install pinned dependencies
 	@echo "ready: make train, or after 'source $(BIN)/activate' mup-lightning VERB"
 data: $(VENV)/.run ## tokenise the corpus of CARD
-	@$(MUP) data prepare $(CARD) tokenizer=$(TOKENIZER) out=$(DATA) $(call given,CARD TOKENIZER)
+	@$(MUP) data prepare $(call q,$(CARD)) tokenizer=$(TOKENIZER) $(call q,out=$(DATA)) $(call given,CARD TOKENIZER)
 train: $(VENV)/.run ## train SIZE with OPT; RESUME=last continues
 	@$(MUP) config $(training) > /dev/null
 	@$(if $(CORPUS),$(MAKE) --no-print-directory $(CORPUS))
@@ -45,12 +46,12 @@ submit: $(VENV)/.run $(if $(EXPERIMENT),,$(CORPUS)) ## train on a SLURM cluster:
 	@$(MUP) submit slurm=$(or $(SLURM),default) \
 	  $(if $(EXPERIMENT),sweep=recipes/experiment/$(EXPERIMENT).yaml $(call given,EXPERIMENT SLURM),$(call training,SLURM))
 sweep: $(VENV)/.run $(AUSTEN) ## run every configuration of recipes/experiment/EXPERIMENT.yaml once; the same command continues it
-	@$(MUP) sweep experiment=$(EXPERIMENT) $(call given,EXPERIMENT)
+	@$(MUP) sweep $(call q,experiment=$(EXPERIMENT)) $(call given,EXPERIMENT)
 tune: $(VENV)/.run $(CORPUS) ## find the base learning rate for SIZE and OPT on small models, and write it down
 	@$(MUP) tune $(if $(findstring --results,$(ARGS)),,sweep=recipes/experiment/$(or $(PROXY),tune).yaml) $(call training,PROXY)
 report: $(VENV)/.run ## does the best value stay where it is? RESULTS=FILE, or the sweep EXPERIMENT; figures too
-	@$(MUP) report transfer $(table) out=$(if $(filter %.csv %.json,$(table)),runs/reports/$(basename $(notdir $(table))),$(table)) \
-	  $(call given,RESULTS EXPERIMENT)
+	@$(MUP) report transfer $(call q,$(table)) \
+	  $(call q,out=$(if $(filter %.csv %.json,$(table)),runs/reports/$(basename $(notdir $(table))),$(table))) $(call given,RESULTS EXPERIMENT)
 probe: $(VENV)/.run ## measure whether optimizer OPT steps as its family declares; ARGS=--all: all of them
 	@$(MUP) probe $(if $(findstring --all,$(ARGS)),,optimizer=$(OPT)) $(call given,OPT)
 assumptions: $(VENV)/.run $(firstword $(AUSTEN)) ## measure over depth what the recipe's theory assumes; OPT=NAME,.. checks other optimizers
@@ -61,11 +62,11 @@ coord-check: $(VENV)/.run $(firstword $(AUSTEN)) ## do features keep their size 
 coord-table: $(VENV)/.run $(firstword $(AUSTEN)) ## coordinate checks of all optimizers over width and depth (hours), and one table
 	@$(MUP) coord-check --all recipes/experiment/coordinates.yaml $(call given)
 evaluate: $(VENV)/.run ## validation loss of RUN's newest checkpoint
-	@$(MUP) evaluate runs/$(RUN) $(call given,RUN SIZE OPT PARAM)
+	@$(MUP) evaluate $(call q,runs/$(RUN)) $(call given,RUN SIZE OPT PARAM)
 export: $(VENV)/.export ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2
-	@$(MUP) export runs/$(RUN) out=exported/$(RUN) $(call given,RUN SIZE OPT PARAM)
+	@$(MUP) export $(call q,runs/$(RUN)) $(call q,out=exported/$(RUN)) $(call given,RUN SIZE OPT PARAM)
 figure: $(VENV)/.run ## draw RUN's feature norms over depth and time
-	@$(MUP) figure runs/$(RUN) $(call given,RUN SIZE OPT PARAM)
+	@$(MUP) figure $(call q,runs/$(RUN)) $(call given,RUN SIZE OPT PARAM)
 picture: $(VENV)/.run $(firstword $(AUSTEN)) ## train 16 tiny models and draw the README's picture of their feature norms
 	@$(MUP) sweep experiment=readme_picture $(call given)
 	@$(MUP) figure runs/sweeps/readme_picture/runs/* out=docs/figures/feature_norms.png
@@ -86,8 +87,7 @@ format: $(VENV)/.lint ## reformat the code
 clean: ## remove prepared corpora and caches; runs and the virtual environment stay
 	@rm -rf data/prepared .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-$(DATA)/manifest.json: $(wildcard $(CARD)) | $(VENV)/.run
-	@$(MUP) data prepare $(CARD) --tokenizer $(TOKENIZER) --out $(@D) && touch $@
+corpus: $(VENV)/.run ; @$(MUP) data prepare $(call q,$(CARD)) --tokenizer $(TOKENIZER) --out $(call q,$(DATA)) > /dev/null
 data/prepared/austen-%/manifest.json: data/austen.yaml | $(VENV)/.run
 	@$(MUP) data prepare $< --tokenizer $* --out $(@D) && touch $@
 $(BIN)/python:

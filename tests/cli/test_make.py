@@ -89,13 +89,45 @@ def test_a_job_of_several_processes_gets_a_strategy(installed, monkeypatch, word
     assert (settings.dry, settings.slurm.memory) == (True, "9G")
 
 
+def typed(installed, *words):
+    """The commands of the program that make would run, as the shell divides them."""
+    lines = make(installed, *words)[0].splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("mup-lightning ")]
+
+
 def test_a_corpus_is_prepared_on_demand_but_not_one_that_is_given(installed):
-    assert (
-        "data prepare mine.yaml --tokenizer bytes --out data/prepared/mine-bytes"
-        in make(installed, "train", "CARD=mine.yaml", "TOKENIZER=bytes")[0]
-    )
+    """Every time, so that a card or files that have changed are noticed."""
+    prepare = [
+        "data",
+        "prepare",
+        "mine.yaml",
+        "--tokenizer",
+        "bytes",
+        "--out",
+        "data/prepared/mine-bytes",
+        ">",
+        "/dev/null",
+    ]
+    for target in ("train", "tune", "submit"):
+        assert prepare in typed(installed, target, "CARD=mine.yaml", "TOKENIZER=bytes")
     assert "data prepare" not in make(installed, "train", "DATA=elsewhere")[0]
     assert "give CARD= to prepare a corpus, or DATA=" in make(installed, "train", "CARD=mine.yaml", "DATA=x")[1]
+
+
+@pytest.mark.parametrize("odd", ["two words", "a&b", "#1", "it's", "a;b|c>d", "\\", '"'])
+def test_what_is_in_a_value_is_no_business_of_the_shell(installed, odd):
+    for target in ("evaluate", "export", "figure"):
+        assert typed(installed, target, f"RUN={odd}")[-1][1] == f"runs/{odd}"
+    for target in ("train", "tune", "submit"):
+        words = typed(installed, target, f"RUN={odd}", f"DATA=my {odd}")[-1]
+        assert {f"run={odd}", f"data=my {odd}"} <= set(words)
+        assert not {"&", ";", "|", ">", "1"} & set(words)
+        card, out = f"{odd}.yaml", f"data/prepared/{odd}-gpt2"
+        assert ["data", "prepare", card, "--tokenizer", "gpt2", "--out", out] in [
+            words[:7] for words in typed(installed, target, f"CARD={card}")
+        ]
+    assert typed(installed, "data", f"CARD={odd}")[-1][:3] == ["data", "prepare", odd]
+    assert typed(installed, "report", f"RESULTS={odd}")[-1][:3] == ["report", "transfer", odd]
 
 
 def test_a_misspelt_variable_reaches_the_program_before_anything_is_prepared(installed):
