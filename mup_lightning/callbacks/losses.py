@@ -12,8 +12,8 @@ from tqdm import tqdm
 from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log
 from mup_lightning.callbacks.throughput import Throughput
 
-KEY = "step_losses"
-"""Key of the losses since the last point, in Lightning's part of a checkpoint."""
+KEY, VALIDATION_KEY = "step_losses", "validation_loss"
+"""Keys of the losses since the last point, and of the validation loss, in Lightning's part of a checkpoint."""
 
 
 class Losses(StepCallback):
@@ -81,7 +81,8 @@ class Losses(StepCallback):
 class Validation(StepCallback):
     """Measures the validation loss every `every` steps and after the last, by the module's `validation_loss`.
 
-    Not Lightning's validation loop, whose place in the epoch would have to be saved with every checkpoint.
+    Not Lightning's validation loop, whose place in the epoch would have to be saved with every checkpoint. A checkpoint
+    holds the loss that was measured in its step: a run that is killed after its last one still ends with a result.
 
     Args:
         every: steps between measurements; 0: only at the end.
@@ -94,13 +95,27 @@ class Validation(StepCallback):
     def __init__(self, every: int, throughput: Throughput) -> None:
         self.every, self.throughput = every, throughput
         self.last: float | None = None
+        self._measured_in = 0
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Measure where it is due."""
         if due(step, self.every, trainer.max_steps):
             with self.throughput.paused():
                 self.last = module.validation_loss()
+            self._measured_in = step
             log(trainer, {"validation/loss": self.last}, step)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the loss of this step."""
+        checkpoint[VALIDATION_KEY] = self.last if self._measured_in == trainer.global_step else None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take it up again; checkpoints of early versions have none."""
+        self.last = checkpoint.get(VALIDATION_KEY)
 
 
 class ProgressBar(StepCallback):

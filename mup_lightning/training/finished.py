@@ -11,6 +11,7 @@ A plain Hugging Face GPT-2 takes the multipliers folded into its weights:
 Nothing is lost: both compute the same function, up to rounding.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,16 +110,20 @@ def export(path: Path, out: Path, form: Literal["hf", "plain"] = "hf") -> str:
     checkpoint = checkpoints.find(path)
     checkpoints.verify(checkpoint)
     model = load_model(checkpoint, Config.from_plain(checkpoint.config))
+    # Under another name until it is whole: a killed export leaves nothing that would be taken for a model.
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
     if form == "hf":
         description, tensors = hugging_face_config(model), hugging_face_weights(model)
-        out.mkdir(parents=True)
-        description.save_pretrained(out)
+        unfinished.mkdir(parents=True)
+        description.save_pretrained(unfinished)
     else:
         tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
         multipliers = vars(model.multipliers)
         plain = {"step": checkpoint.step, "multipliers": multipliers, "config": checkpoint.config}
-        write_json(out / "config.json", plain)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        write_json(unfinished / "config.json", plain)
+    save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
+    unfinished.rename(out)
     elements = sum(tensor.numel() for tensor in tensors.values())
     return f"{checkpoint.path}: {len(tensors)} tensors, {elements:,} elements -> {out}"
 

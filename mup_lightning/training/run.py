@@ -198,7 +198,9 @@ def _check(start: Checkpoint, config: Config, folder: RunFolder, identity: dict[
             f"(--run.name NAME)"
         )
     steps, planned = config.trainer.max_steps, start.config["trainer"]["max_steps"]
-    if start.step >= steps and config.run.resume != "auto":
+    # A run that was killed between its last checkpoint and its result still has that to write.
+    without_result = planned == steps and folder.owns(start) and not folder.finished_result()
+    if start.step >= steps and config.run.resume != "auto" and not without_result:
         raise UserError(
             f"{start.path} already has all {start.step} steps of the run; raise --trainer.max_steps to train on"
         )

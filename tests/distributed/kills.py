@@ -1,100 +1,221 @@
-"""Kill one of two training processes at random moments, again and again, and check that nothing is ever lost.
+"""Kill every kind of long work again and again, and check that the same command ends in the same bytes.
 
-    python -m tests.distributed.kills --kills 50
+    python -m tests.distributed.kills --kills 200
 
-Every restart resumes from the newest complete checkpoint. The run saves after every step, so that many of the kills
-fall into the saving. A run is killed twice; its weights must then become those of an undisturbed run to the bit.
+Work is killed (SIGKILL) at a random moment, or just before one of the operations by which it changes the file system:
+so each rename, removal and opening of a checkpoint that is saved or set aside has its turn. After up to four kills the
+same command is left alone; what it leaves must then be what it leaves when it is never killed.
+
+Processes are forked from this one, which has imported everything and computed nothing.
 """
 
 import argparse
+import os
 import random
+import shutil
 import signal
+import socket
+import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from mup_lightning.training import checkpoint as checkpoints
-from mup_lightning.training.tensors import Shards
-from tests.conftest import tiny_config, write_corpus
-from tests.distributed.launch import Together
+from tests.distributed.work import Work, all_work
 
-STRATEGIES = ("zero1", "zero3", "ddp", "zero2", "zero0")
+PATIENCE = 8
+"""Seconds after which the processes that a dead one has left are killed, as srun and torchrun do it at once."""
 
 
-def equal(first, second):
-    """Whether two checkpoints hold the same numbers."""
-    a, b = Shards(first), Shards(second)
-    return a.quantities == b.quantities and all(
-        torch.equal(a.read(quantity, name), b.read(quantity, name))
-        for name, quantities in a.quantities.items()
-        for quantity in quantities
-    )
+def difference(found: Any, wanted: Any) -> str:
+    """Where two values differ, in words; empty where they do not."""
+    if isinstance(wanted, dict) and isinstance(found, dict) and found.keys() == wanted.keys():
+        return "; ".join(key for key in wanted if found[key] != wanted[key])
+    if isinstance(wanted, tuple):
+        return "; ".join(filter(None, map(difference, found, wanted)))
+    return "" if found == wanted else f"{found!r:.1000} instead of {wanted!r:.1000}"
 
 
-def life(job, folder, chance):
-    """Start the processes, and kill one of them after a while.
+def changes_files(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether an audit event of Python announces an operation that changes the file system."""
+    if event == "open":
+        return isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    return event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+
+
+def live(work: Work, folder: Path, rank: int = -1, operation: int = 0, seconds: float = 0.0) -> tuple[bool, float, int]:
+    """Start the processes, and kill that of a rank before its given operation, or after some seconds.
 
     Returns:
-        The seconds until the other process had ended too.
+        Whether it was killed; the seconds that the others lived on, or all of them took; its operations, if it lived.
     """
-    saved = Path(job.run.root) / job.run.name / "checkpoints"
-    before = {path.name for path in checkpoints.complete(saved)}
-    with Together(2, folder) as together:
-        together.start([job])
-        while {path.name for path in checkpoints.complete(saved)} == before:  # a new step has been saved
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0.0, 0.6))
-        victim = chance.randrange(2)
-        together.processes[victim].send_signal(signal.SIGKILL)
-        begin = time.monotonic()
-        while together.processes[1 - victim].poll() is None and time.monotonic() - begin < 30:
-            time.sleep(0.01)
-        return time.monotonic() - begin
+    begin = time.monotonic()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    count = folder / f"operations_{max(rank, 0)}"
+    pids = [
+        os.fork() or one(work, folder, number, port, operation if number == rank else 0)
+        for number in range(work.processes)
+    ]
+    status: dict[int, int] = {}
+    end = begin + 120
+    while len(status) < len(pids):
+        pid, code = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            status[pid] = code
+            if rank >= 0 and pid == pids[rank] and os.WIFSIGNALED(code):
+                begin, end = time.monotonic(), time.monotonic() + PATIENCE
+            continue
+        if seconds and pids[rank] not in status and time.monotonic() > begin + seconds:
+            os.kill(pids[rank], signal.SIGKILL)
+        if time.monotonic() > end:
+            for late in set(pids) - status.keys():
+                os.kill(late, signal.SIGKILL)
+            end = float("inf")
+        time.sleep(0.002)
+    took = time.monotonic() - begin
+    if rank >= 0 and os.WIFSIGNALED(status[pids[rank]]):
+        return True, took, 0
+    logs = "\n".join(log.read_text()[-3000:] for log in folder.glob("log_*"))
+    assert not any(status.values()), f"{folder}: {status}\n{logs}"
+    return False, took, int(count.read_text())
 
 
-def main(kills, steps, seed):
-    chance = random.Random(seed)
-    recovered, longest, in_saving = 0, 0.0, 0
+def one(work: Work, folder: Path, rank: int, port: int, fatal: int) -> int:
+    """A forked process: works, and never returns."""
+    log = os.open(folder / f"log_{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code, done = 1, 0
+    try:
+        if work.processes > 1:
+            from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+            rank_zero_only.rank = rank  # as when it is imported in a process of this rank
+            size = {"WORLD_SIZE": work.processes, "LOCAL_WORLD_SIZE": work.processes, "GROUP_RANK": 0}
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
+            os.environ |= {key: str(value) for key, value in (size | place).items()} | {"TORCHELASTIC_RUN_ID": "kills"}
+
+        def counted(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal done
+            if changes_files(event, arguments):
+                done += 1
+                if done == fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(counted)
+        code = work.do(folder)
+        (folder / f"operations_{rank}").write_text(str(done))
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class Kills:
+    """Kills work, and counts what came of it.
+
+    Attributes:
+        recovered: work -> kills after which the same command ended in the same result.
+        at_operations: kills just before a change of files.
+        waiting: kills after which the other process waited for the dead one.
+        lost: what did not recover, in words.
+    """
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root, self.chance = root, random.Random(seed)
+        self.recovered = Counter[str]()
+        self.at_operations = self.waiting = 0
+        self.lost: list[str] = []
+
+    def kill(self, name: str, work: Work, quota: int, bar: tqdm) -> None:
+        """Kill work this often, in several folders."""
+        straight = self.folder(name, "straight", work)
+        _, took, operations = live(work, straight)
+        wanted, killed, number = work.left(straight), 0, 0
+        while killed < quota:
+            number += 1
+            folder = self.folder(name, str(number), work)
+            deaths, over = 0, False
+            for _ in range(min(self.chance.randint(1, 4), quota - killed)):
+                rank = self.chance.choice([0, 0, 1]) if work.processes > 1 else 0
+                moment = {"operation": self.chance.randint(1, max(1, operations // (1 + deaths)))}
+                if rank or self.chance.random() < 0.4:
+                    moment = {"seconds": self.chance.uniform(0.02, took)}
+                dead, lived_on, _ = live(work, folder, rank, **moment)
+                if over := not dead or work.over(folder):
+                    break
+                deaths += 1
+                self.at_operations += "operation" in moment
+                self.waiting += lived_on > PATIENCE
+            killed += deaths
+            bar.update(deaths)
+            try:
+                if not over:
+                    live(work, folder)
+                assert not (differing := difference(work.left(folder), wanted)), f"another result: {differing}"
+                self.recovered[name] += deaths
+                shutil.rmtree(folder)
+            except (AssertionError, OSError) as error:
+                self.lost.append(f"{name}: {str(error)[:3000]}")
+
+    def folder(self, name: str, which: str, work: Work) -> Path:
+        """A new folder, ready for the work's first start."""
+        folder = self.root / f"{name}-{which}"
+        folder.mkdir()
+        work.before(folder)
+        return folder
+
+
+def shares(kills: int, works: dict[str, Work]) -> Counter[str]:
+    """How often each work is killed: training three times as often as others."""
+    names = [*works, *[name for name in works if name.startswith("train")] * 2]
+    return Counter(names[number % len(names)] for number in range(kills))
+
+
+def main(kills: int, seed: int, only: str) -> bool:
+    """Kill, print what came of it, and return whether all recovered."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
+    import torch
+
+    torch.set_num_threads(1)
+    import mup_lightning.studies.tune.tune
+    import mup_lightning.training.deepspeed
+    import mup_lightning.training.finished  # noqa: F401
+
     with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
         root = Path(scratch)
-        corpus = write_corpus(root / "corpus")
-
-        def config(name, strategy):
-            changes = {"data.micro_batch": 2, "model.dropout": 0.1, "run.name": name, "run.resume": "auto"}
-            trainer = {"max_steps": steps, "checkpoint_every": 1, "validate_every": 0, "devices": 2}
-            changes |= {f"trainer.{key}": value for key, value in trainer.items()} | {"trainer.strategy": strategy}
-            return tiny_config(corpus, root / "runs", **changes)
-
-        with Together(2, root / "straight") as together:
-            straight = together.train([config(f"straight-{strategy}", strategy) for strategy in STRATEGIES])
-        for number in tqdm(range(kills), desc="kills", disable=None):
-            turn, strategy = number // len(STRATEGIES), STRATEGIES[number % len(STRATEGIES)]
-            job = config(f"run-{turn // 2}-{strategy}", strategy)
-            longest = max(longest, life(job, root / f"life-{number}", chance))
-            folder = root / "runs" / job.run.name / "checkpoints"
-            in_saving += any(folder.glob(".unfinished_*"))
-            newest = checkpoints.newest(folder)
-            checkpoints.verify(newest)
-            if turn % 2 == 0 and number + len(STRATEGIES) < kills:  # it will be killed once more
-                recovered += newest.step > 0
-                continue
-            with Together(2, root / f"end-{number}") as together:
-                end = together.train([job])[job.run.name]
-            recovered += equal(end, straight[f"straight-{strategy}"])
+        works = all_work(root)
+        (root / "finished").mkdir()
+        live(works.pop("a run to continue"), root / "finished")
+        quotas = shares(kills, {name: work for name, work in works.items() if name.startswith(only)})
+        done = Kills(root, seed)
+        with tqdm(total=kills, desc="kills", disable=None) as bar:
+            for name, quota in quotas.items():
+                done.kill(name, works[name], quota, bar)
+    for name, quota in quotas.items():
+        print(f"{name:<22} {done.recovered[name]:>3} of {quota:>3} recovered")
+    print(*done.lost, sep="\n")
+    recovered = sum(done.recovered.values())
     print(
-        f"{kills} kills, {recovered} recoveries; {in_saving} fell into the saving of a checkpoint; the other process "
-        f"ended at most {longest:.1f} s later"
+        f"{recovered} of {kills} kills recovered, {done.at_operations} of them just before a change of files; "
+        f"{done.waiting} times the other process waited for the dead one and was killed too"
     )
     return recovered == kills
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=60, help="of the run")
+    parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="work whose name begins like this")
     arguments = parser.parse_args()
-    raise SystemExit(not main(arguments.kills, arguments.steps, arguments.seed))
+    raise SystemExit(not main(arguments.kills, arguments.seed, arguments.only))

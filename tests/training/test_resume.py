@@ -66,6 +66,15 @@ def test_resume_is_bit_identical_with_dropout(tiny, optimizer):
     assert_equal(straight.checkpoint, resumed.checkpoint)
 
 
+def test_a_run_that_was_killed_before_it_wrote_its_result_ends_with_it(tiny):
+    straight = train(tiny())
+    RunFolder(tiny()).result_file.unlink()
+    again = train(tiny(**{"run.resume": "last"}))
+    assert (again.finished, again.validation_loss) == (True, straight.validation_loss)
+    with pytest.raises(UserError, match="already has all 10 steps"):
+        train(tiny(**{"run.resume": "last"}))
+
+
 def test_a_checkpoint_continues_with_another_accumulation_and_as_another_run(tiny):
     straight = train(tiny(**{"run.name": "straight"}))
     first = crash(tiny(), 9).checkpoints / "step_00000004"
@@ -183,7 +192,7 @@ def test_auto_starts_continues_and_ends_with_the_same_command(tiny, step, first_
     file.unlink()  # as if it had been killed between its last checkpoint and its result
     again = train(tiny(**changes))
     assert (again.finished, again.steps, again.checkpoint) == (True, 10, result.checkpoint)
-    assert again.validation_loss is None
+    assert again.validation_loss == straight.validation_loss
 
 
 def test_checkpoints_after_the_one_that_a_run_goes_back_to_are_set_aside(tiny, capsys):
