@@ -14,6 +14,7 @@ from mup_lightning import signals
 from mup_lightning.config.load import GROUPS, RECIPES, WORDS, Layer, hint_of, merge, preset, unknown_option, word
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UsageError, UserError
+from mup_lightning.terminal import spell_signs
 from mup_lightning.typed import Option, Raw, build, describe, hints, options
 
 TABLE = """
@@ -110,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
 
     1 is a user's mistake; 2 an unknown verb, or a wrong option of a verb that takes no configuration; 130 Ctrl-C.
     """
+    spell_signs()
     words = sys.argv[1:] if argv is None else argv
     two = " ".join(words[:2])
     verb = VERBS.get(two) or VERBS.get("".join(words[:1]))

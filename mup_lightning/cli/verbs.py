@@ -15,6 +15,7 @@ from mup_lightning.slurm.options import SubmitSettings
 from mup_lightning.spectral import published, tables
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import OptimizerName, variant_of
+from mup_lightning.terminal import holds_unicode
 from mup_lightning.training import tune_allocator
 from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed
 
@@ -250,7 +251,8 @@ def show(settings: CorpusSettings) -> None:
 
 def _print(value: Any, as_json: bool = True) -> None:
     """Print text as it is, and plain values as JSON or YAML."""
-    dumped = json.dumps(value, indent=1, ensure_ascii=False)
+    letters = holds_unicode()
+    dumped = json.dumps(value, indent=1, ensure_ascii=not letters)
     if not as_json:
-        dumped = yaml.safe_dump(json.loads(dumped), sort_keys=False, allow_unicode=True).rstrip("\n")
+        dumped = yaml.safe_dump(json.loads(dumped), sort_keys=False, allow_unicode=letters).rstrip("\n")
     print(value if isinstance(value, str) else dumped)

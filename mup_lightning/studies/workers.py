@@ -18,6 +18,7 @@ import psutil
 from tqdm import tqdm
 
 from mup_lightning.errors import UserError
+from mup_lightning.terminal import spell_signs
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -139,9 +140,10 @@ def _second(measure: Callable[[T], R], item: tuple[int, T]) -> R:
 def start_up(threads: int, gpu: str | None = None, log: Path | None = None) -> None:
     """Prepare a worker before its first item, and before torch is imported; see `each`."""
     if log is not None:
-        with log.open("a") as file:
+        with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+    spell_signs()
     os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

@@ -63,7 +63,7 @@ def read(path: Path) -> Checkpoint:
             f"runs/NAME/checkpoints/step_00000200"
         )
     try:
-        content = json.loads(marker.read_text())
+        content = json.loads(marker.read_text(encoding="utf-8"))
         version = content["format_version"]
         if version != FORMAT_VERSION:
             raise UserError(f"{marker} has format version {version}; this version reads {FORMAT_VERSION}")

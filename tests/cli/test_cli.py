@@ -1,11 +1,14 @@
 """The command line: help, errors, and the recipes that ship."""
 
+import codecs
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mup_lightning.cli.main import VERBS, main, parse
 from mup_lightning.config.load import build_config
@@ -13,6 +16,7 @@ from mup_lightning.config.schema import Config
 from mup_lightning.training.module import build_training
 from mup_lightning.versions import versions
 
+PACKAGE = Path(__file__).resolve().parents[2] / "mup_lightning"
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -114,3 +118,61 @@ def test_help_has_an_example_and_imports_no_torch():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("\nexample:\n  mup-lightning ") == len(VERBS)
+
+
+class Terminal(io.TextIOWrapper):
+    """A stream of an encoding."""
+
+    def __init__(self, encoding):
+        super().__init__(io.BytesIO(), encoding=encoding, newline="")
+
+    def text(self):
+        self.flush()
+        return self.buffer.getvalue().decode(self.encoding)
+
+
+def printed(monkeypatch, encoding, *words):
+    """What a verb prints on a terminal of an encoding."""
+    streams = Terminal(encoding), Terminal(encoding)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", streams[0])
+        patch.setattr(sys, "stderr", streams[1])
+        status = main(list(words))
+    return status, *(stream.text() for stream in streams)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_in_ascii(monkeypatch, verb):
+    status, text, error = printed(monkeypatch, "ascii", *verb.split(), "--help")
+    assert (status, error) == (0, "")
+    assert "\\" not in text  # every sign is spelt
+    assert len(text) >= len(printed(monkeypatch, "utf-8", *verb.split(), "--help")[1])
+
+
+def test_results_and_errors_in_ascii(tmp_path, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    for words, said in (
+        ("recipe --diff completep", "alpha"),
+        ("recipe", "Factors"),
+        ("plan size=nano", "GPU"),
+        ("report transfer docs/results/lr_width.csv", "+-"),
+        ("report best docs/results/lr_width_adamw.csv", "best recipe.lr"),
+    ):
+        status, text, _ = printed(monkeypatch, "ascii", *words.split())
+        assert status in (0, 3, 4)
+        assert said in text
+    assert printed(monkeypatch, "latin-1", "recipe", "--diff", "completep")[0] == 0
+    status, _, error = printed(monkeypatch, "ascii", "data", "show", "naïve-東-\udcff")
+    assert (status, error.count("\n")) == (1, 1)
+    assert r"naïve-東-".encode("ascii", "backslashreplace").decode() in error
+    plain = [printed(monkeypatch, encoding, "config", "data=naïve")[1] for encoding in ("ascii", "utf-8")]
+    assert [yaml.safe_load(text)["data"]["path"] for text in plain] == ["naïve"] * 2
+    assert "naïve" in plain[1]
+
+
+def test_all_signs_that_the_package_writes_are_spelt():
+    signs = {sign for file in PACKAGE.rglob("*.py") for sign in file.read_text(encoding="utf-8") if not sign.isascii()}
+    codecs.lookup_error("spelt")
+    assert len(signs) > 20
+    assert not [sign for sign in signs if "\\" in sign.encode("ascii", "spelt").decode()]
+    assert "x̂ᵀ ≤ √λ² ± 1₀…".encode("ascii", "spelt").decode() == "x^^T <= sqrt lambda^2 +- 1_0..."
