@@ -1,1 +1,50 @@
-"""What a run measures, logs and watches for while it trains: one concern a file."""
+"""What every run measures and watches for."""
+
+import lightning.pytorch as pl
+
+from mup_lightning.callbacks.dashboard import Dashboard, pages, panels
+from mup_lightning.callbacks.divergence import Divergence
+from mup_lightning.callbacks.losses import Losses, Validation
+from mup_lightning.callbacks.norms import FeatureNorms, GradientNorms, UpdateCheck
+from mup_lightning.callbacks.spectral_monitor import SpectralNorms
+from mup_lightning.callbacks.step import Stopping
+from mup_lightning.callbacks.throughput import Throughput
+from mup_lightning.config.schema import Config
+from mup_lightning.model.gpt2 import GPT2
+
+
+def default_callbacks(
+    config: Config,
+    model: GPT2,
+    throughput: Throughput,
+    validation: Validation,
+    first_step: int,
+    logged: set[str] | None,
+    *,
+    keep: bool,
+) -> list[pl.Callback]:
+    """The callbacks of every run, in the order in which they run; `model` is not wrapped by a strategy yet.
+
+    `first_step` is that of the checkpoint which the run continues from, and `logged` are the tags of its points that
+    are in the logs already; None: there are no logs yet. `keep` says whether logs are written.
+    """
+    trainer, k = config.trainer, config.recipe.branch_depth
+    losses = Losses(trainer.log_every, trainer.checkpoint_every if keep else 0, throughput.tokens_per_step)
+    found: list[pl.Callback] = [Stopping(), throughput, losses, validation]
+    features, spectral = (
+        first_step if any(tag.startswith(group) for tag in logged or ()) else None
+        for group in ("features/", "spectral/")
+    )
+    if keep:
+        found.append(GradientNorms(trainer.log_every))
+    if trainer.spike_sigmas:
+        found.append(Divergence(losses, trainer))
+    if trainer.feature_norms_every:
+        found.append(FeatureNorms(trainer.feature_norms_every, features))
+    if trainer.spectral_norms_every:
+        found.append(SpectralNorms(trainer.spectral_norms_every, model, k, spectral))
+    if trainer.update_check_every:
+        found.append(UpdateCheck(trainer.update_check_every))
+    if keep and logged is None:
+        found.append(Dashboard(panels(trainer, k), pages(config, model)))
+    return found

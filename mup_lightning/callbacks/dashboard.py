@@ -43,12 +43,7 @@ Charts = dict[str, list[Any]]
 
 
 class Dashboard(pl.Callback):
-    """Writes the panels and the texts when a run begins; a resumed run has them already.
-
-    Args:
-        layout: see `panels`.
-        pages: title -> Markdown; TensorBoard sorts them by title.
-    """
+    """Writes `panels` and `pages`, which are sorted by title, when a run begins; a resumed run has them already."""
 
     def __init__(self, layout: dict[str, Charts], pages: dict[str, str]) -> None:
         self.layout, self.pages = layout, pages
@@ -62,12 +57,7 @@ class Dashboard(pl.Callback):
 
 
 def panels(trainer: TrainerConfig, branch_depth: int) -> dict[str, Charts]:
-    """Category -> panels of what is logged, the same at every depth: TensorBoard merges equal ones of several runs.
-
-    Args:
-        trainer: says what is logged.
-        branch_depth: k.
-    """
+    """Category -> panels of what is logged, the same at every depth: TensorBoard merges equal ones of several runs."""
     learning = {
         "training loss, nats per token: falls": "train/loss$",
         "validation loss, nats per token: falls too": "validation/loss$",
@@ -117,12 +107,7 @@ def _spectral(branch_depth: int) -> Charts:
 
 
 def pages(config: Config, model: GPT2) -> dict[str, str]:
-    """The texts: how to read the panels, what is trained, with which values.
-
-    Args:
-        config: resolved.
-        model: before a strategy wraps it.
-    """
+    """Title -> text in Markdown: how to read the panels, what is trained, with which values."""
     infos, base = model.parameter_info.values(), config.recipe
     tokens = config.trainer.max_steps * config.data.batch_size * config.model.context
     facts = [

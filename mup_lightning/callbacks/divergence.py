@@ -29,11 +29,7 @@ class RunningLevel:
     it follows a falling loss. The spread is that of the differences between neighbours, which do not contain the trend:
     1.4826 times their median absolute deviation, over √2 because a difference of two values scatters √2 as much as
     each; but at least 1 % of the level. Spikes enter the window like every loss: a few are outvoted, while a loss that
-    stays high becomes the level within a quarter of the window.
-
-    Args:
-        window: losses that are remembered; none is judged before half of them are there.
-        sigmas: see above.
+    stays high becomes the level within a quarter of the window. None is judged before half of the window is there.
     """
 
     def __init__(self, window: int, sigmas: float) -> None:
@@ -61,12 +57,7 @@ class RunningLevel:
 class Divergence(StepCallback):
     """Judges every step's loss, where the losses of all processes come together: at points, and before a checkpoint.
 
-    Args:
-        losses: where the losses of the steps are read.
-        trainer: sigmas and window of the `RunningLevel`; spike_stop spikes within the window end the run.
-
-    Attributes:
-        spikes: so far, over all resumes.
+    `trainer.spike_stop` spikes within the window end the run; `spikes` are those so far, over all resumes.
     """
 
     def __init__(self, losses: Losses, trainer: TrainerConfig) -> None:
@@ -75,11 +66,7 @@ class Divergence(StepCallback):
         self._recent: deque[bool] = deque(maxlen=trainer.spike_window)
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
-        """Judge, log and warn; all processes see the same losses.
-
-        Raises:
-            Diverged: too many spikes.
-        """
+        """Judge, log and warn; all processes see the same losses. Raises Diverged where there are too many spikes."""
         found: list[tuple[int, float, float]] = []
         enough = False
         for number, loss in enumerate(self.losses.new, start=step - len(self.losses.new) + 1):

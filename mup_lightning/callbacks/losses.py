@@ -19,16 +19,9 @@ KEY, VALIDATION_KEY = "step_losses", "validation_loss"
 class Losses(StepCallback):
     """Logs the mean loss since the last point, the schedule's factor and the tokens seen.
 
-    Losses stay on the device until a point, or a checkpoint, is due. Checkpoints hold the losses since the last point,
-    so a resumed run logs the same points.
-
-    Args:
-        every: steps between points.
-        save_every: steps between checkpoints; 0: only at the end, or when the run is stopped.
-        tokens_per_step: over all processes.
-
-    Attributes:
-        new: the losses brought to the host in this step, nats per token, each of them once; empty where none were.
+    Losses stay on the device until a point, or a checkpoint, is due: every so many steps, and when the run is stopped.
+    Checkpoints hold the losses since the last point, so a resumed run logs the same points. `new` are the losses that
+    were brought to the host in this step, nats per token, each of them once.
     """
 
     def __init__(self, every: int, save_every: int, tokens_per_step: int) -> None:
@@ -83,13 +76,7 @@ class Validation(StepCallback):
 
     Not Lightning's validation loop, whose place in the epoch would have to be saved with every checkpoint. A checkpoint
     holds the loss that was measured in its step: a run that is killed after its last one still ends with a result.
-
-    Args:
-        every: steps between measurements; 0: only at the end.
-        throughput: paused meanwhile.
-
-    Attributes:
-        last: the newest loss that this process measured; None before the first.
+    Throughput is paused meanwhile. `last` is the newest loss that this process measured; None before the first.
     """
 
     def __init__(self, every: int, throughput: Throughput) -> None:
@@ -119,12 +106,7 @@ class Validation(StepCallback):
 
 
 class ProgressBar(StepCallback):
-    """A tqdm bar in a terminal; in a file, one line every 15 seconds. Only the first process shows it.
-
-    Args:
-        throughput: where the speed is read.
-        validation: where the last validation loss is read.
-    """
+    """A tqdm bar in a terminal; in a file, one line every 15 seconds. Only the first process shows it."""
 
     def __init__(self, throughput: Throughput, validation: Validation) -> None:
         self.throughput, self.validation = throughput, validation

@@ -30,11 +30,8 @@ class FeatureNorms(StepCallback):
     """Measures the first micro-batch of one step in every `every`, on the first process; see `tag`.
 
     The step of a point is the number of optimizer steps that the weights had seen: the first shows the initialisation.
-
-    Args:
-        every: steps between measurements.
-        written: step whose point is in the logs already. A run that went on past the checkpoint it resumes from has
-            written the point of that step; one that was stopped there has not.
+    `written` is a step whose point is in the logs already: a run that went on past the checkpoint it resumes from has
+    written the point of that step; one that was stopped there has not.
     """
 
     def __init__(self, every: int, written: int | None = None) -> None:
@@ -64,9 +61,6 @@ class GradientNorms(StepCallback):
     They are measured right after the optimizer's step, which changes no gradient. Clipping multiplies all gradients by
     one factor, so the norms by rule before it follow from the global norm. Where ZeRO shards the gradients, each
     process measures its shard, and one exchange adds up the squares.
-
-    Args:
-        every: steps between points.
     """
 
     def __init__(self, every: int) -> None:
@@ -127,13 +121,8 @@ class UpdateCheck(StepCallback):
     """Every `every` steps, stops the run if an orthogonalised update is not orthogonal.
 
     A wrapper that flattens or shards parameters can turn Muon into another algorithm, and only a worse loss would show
-    it. So the largest singular value of A = ((1 - ηλ)W - W')/η is compared with the one that the rule promises.
-
-    Args:
-        every: steps between checks.
-
-    Attributes:
-        largest: parameter -> largest singular value of A over what the rule promises, at the last check.
+    it. So the largest singular value of A = ((1 - ηλ)W - W')/η is compared with the one that the rule promises;
+    `largest` is their quotient by parameter, at the last check.
     """
 
     def __init__(self, every: int) -> None:

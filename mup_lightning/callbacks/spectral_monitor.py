@@ -94,19 +94,11 @@ def quantities(
     multipliers: Multipliers,
     branch_depth: int,
 ) -> Values:
-    """Everything that is logged, from the spectral norms.
+    """Everything that is logged, from ‖W‖₂ before a step and ‖ΔW‖₂ of that step, weight decay and schedule included.
 
-    Args:
-        matrices: of the model, in order of the layers.
-        weights: ‖W‖₂ before a step.
-        updates: ‖ΔW‖₂ of that step, weight decay and schedule included.
-        multipliers: α of input, branches and output.
-        branch_depth: k.
-
-    Returns:
-        `spectral/norms/<role>/<matrix>/w` and `.../dw`: ‖W‖_R and ‖ΔW‖_R;
-        `spectral/condition/<input or output>/<matrix>/w` and `.../dw`: the same times α;
-        `spectral/condition/<branch>/<product>`: see the module's text.
+    `spectral/norms/<role>/<matrix>/w` and `.../dw`: ‖W‖_R and ‖ΔW‖_R;
+    `spectral/condition/<input or output>/<matrix>/w` and `.../dw`: the same times α;
+    `spectral/condition/<branch>/<product>`: see the module's text.
     """
     values: Values = {}
     hidden: dict[str, list[float]] = {}
@@ -151,13 +143,8 @@ class SpectralNorms(StepCallback):
     point is as in `FeatureNorms`. The matrices are divided among the processes, each of which keeps copies of its own
     from before the update to the end of the step. Where ZeRO has partitioned the weights, they are gathered there, one
     parameter at a time. The copies are made when the optimizer is about to change weights, so after Sophia's estimate
-    of the Hessian, which is one more backward pass, and while no activations are in memory.
-
-    Args:
-        every: steps between measurements.
-        model: the model in training, before a strategy wraps it.
-        branch_depth: k, which says how the products scale with depth.
-        written: see `FeatureNorms`.
+    of the Hessian, which is one more backward pass, and while no activations are in memory. `model` is not wrapped by a
+    strategy yet; for `written` see `FeatureNorms`.
     """
 
     def __init__(self, every: int, model: GPT2, branch_depth: int, written: int | None = None) -> None:

@@ -26,15 +26,8 @@ class Throughput(StepCallback):
     gradient norm waits for the step before it: a mean is right up to a fraction of one step.
 
     MFU is FLOPs per token x tokens/s over the sum of all processes' peaks (Chowdhery et al. 2022, appendix B).
-
-    Args:
-        tokens_per_step: over all processes.
-        trainer: says how often to log, and what a device's peak is.
-        flops_per_token: forward and backward pass.
-
-    Attributes:
-        seconds: time spent in steps so far, without the first one (warm-up, allocation, compilation).
-        steps: steps counted in it.
+    `tokens_per_step` is over all processes. `seconds` is the time spent in `steps` so far, without the first one
+    (warm-up, allocation, compilation).
     """
 
     def __init__(self, tokens_per_step: int, trainer: TrainerConfig, flops_per_token: float) -> None:
@@ -94,13 +87,9 @@ class Throughput(StepCallback):
 
 @cache
 def measured_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of a product of two dense square matrices, the quickest of as many as fit into `MEASURE_SECONDS`.
+    """FLOP/s of a product of two dense square matrices (fp32 or bf16), the quickest within `MEASURE_SECONDS`.
 
     On CPU with the threads of this process; measured once in a process. No product reaches a data sheet's figure.
-
-    Args:
-        device: this process's.
-        precision: fp32 or bf16.
     """
     side = MATRIX_SIZES[device.type]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]

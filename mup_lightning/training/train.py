@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import lightning.pytorch as pl
 
 from mup_lightning import signals
-from mup_lightning.callbacks.defaults import default_callbacks
+from mup_lightning.callbacks import default_callbacks
 from mup_lightning.callbacks.losses import ProgressBar, Validation
 from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.config.schema import Config

@@ -5,9 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from mup_lightning import signals
-from mup_lightning.callbacks import stopping
-from mup_lightning.callbacks.step import StepCallback
-from mup_lightning.callbacks.stopping import Stopping
+from mup_lightning.callbacks import step as stopping
+from mup_lightning.callbacks.step import StepCallback, Stopping
 from mup_lightning.training import saving
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
