@@ -22,12 +22,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def broadcast_from_owners(parameters: list[torch.Tensor], owners: list[int]) -> None:
-    """Give every process the values that the owners have, in one exchange.
-
-    Args:
-        parameters: the same on all processes; each is overwritten by its owner's values.
-        owners: rank of each one's owner.
-    """
+    """Give every process the values that the owners (ranks) have, in one exchange; all have the same parameters."""
     rank, world_size = rank_and_world()
     if world_size == 1 or not parameters:
         return
@@ -89,16 +84,9 @@ def update_at_owners(
 
 
 def gather(layout: Layout, name: str, owner: int, flat: torch.Tensor) -> torch.Tensor | None:
-    """Bring one parameter's fragments together at one process; all processes call it.
+    """Bring one parameter's fragments together at one process; all processes call it, with their own flat tensors.
 
-    Args:
-        layout: of the flat tensors.
-        name: of the parameter.
-        owner: rank of the process that gets it.
-        flat: this process's.
-
-    Returns:
-        The whole parameter, flat, at its owner; None elsewhere.
+    Returns the whole parameter, flat, at its owner; None elsewhere.
     """
     rank, world_size = rank_and_world()
     pieces = layout.pieces[name]

@@ -61,13 +61,7 @@ class Layout:
 
 
 def contiguous(offsets: dict[str, tuple[int, int]], size: int, world_size: int) -> Layout:
-    """All parameters one after another, cut into equal partitions, as ZeRO 1 and 2 do.
-
-    Args:
-        offsets: parameter -> its (offset, numel) in the whole.
-        size: of one process's partition.
-        world_size: processes.
-    """
+    """All parameters one after another, by their (offset, numel), cut into partitions of `size`, as ZeRO 1 and 2 do."""
     ranks = []
     for rank in range(world_size):
         begin, end = rank * size, (rank + 1) * size
@@ -81,12 +75,7 @@ def contiguous(offsets: dict[str, tuple[int, int]], size: int, world_size: int) 
 
 
 def each_cut(numels: dict[str, int], world_size: int) -> Layout:
-    """Every parameter cut into equal partitions of its own, as ZeRO 3 does; the last one may be short.
-
-    Args:
-        numels: parameter -> its elements, in their order in the flat tensors.
-        world_size: processes.
-    """
+    """Every parameter, in order, cut into equal partitions of its own, as ZeRO 3 does; the last one may be short."""
     ranks = []
     for rank in range(world_size):
         fragments, offset = [], 0
@@ -103,16 +92,9 @@ def each_cut(numels: dict[str, int], world_size: int) -> Layout:
 def assign(costs: dict[Key, float], world_size: int, held: dict[Key, list[int]] | None = None) -> dict[Key, int]:
     """Choose who works on which matrix, the same on all processes.
 
-    The most expensive come first. Each goes to the process that holds most of it, unless that one has its share of the
-    cost already; then to the one with the least to do.
-
-    Args:
-        costs: matrix -> cost.
-        world_size: processes.
-        held: see `Layout.held`; None where all processes hold everything.
-
-    Returns:
-        Matrix -> rank of its owner.
+    The most expensive come first. Each goes to the process that holds most of it (`Layout.held`; None where all hold
+    everything), unless that one has its share of the cost already; then to the one with the least to do. Returns matrix
+    -> rank of its owner.
     """
     share = sum(costs.values()) / world_size
     loads = [0.0] * world_size

@@ -27,14 +27,9 @@ from mup_lightning.spectral.roles import Role
 
 
 class GPT2(nn.Module):
-    """A GPT-2 language model; `build` makes one with the recipe's weights.
+    """A GPT-2 language model (vocab_size must be set); `build` makes one with the recipe's weights.
 
-    Args:
-        config: shape and switches; vocab_size must be set.
-        multipliers: the forward pass's factors, from the recipe.
-
-    Attributes:
-        parameter_info: everything known about each parameter, by name, recorded before any wrapper touches them.
+    `parameter_info` is everything known about each parameter, by name, recorded before any wrapper touches them.
     """
 
     def __init__(self, config: ModelConfig, multipliers: Multipliers) -> None:
@@ -83,14 +78,9 @@ class GPT2(nn.Module):
         return (self.features(tokens_BT) @ self.output_matrix.t())[..., : self.vocab_size]
 
     def loss(self, window_BT1: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
-        """Mean next-token cross-entropy in nats.
+        """Mean next-token cross-entropy in nats, 0-dim, of (B, T + 1) int64 tokens: each but the first is a target.
 
-        Args:
-            window_BT1: (B, T + 1) int64 tokens; each but the first is a target.
-            recorder: receives the features at every tap.
-
-        Returns:
-            The loss, 0-dim.
+        The recorder, if any, receives the features at every tap.
         """
         features_BTC = self.features(window_BT1[:, :-1], recorder)
         loss, rms = cross_entropy(
@@ -126,25 +116,11 @@ class GPT2(nn.Module):
         return self.token.weight if self.head is None else self.head.weight
 
 
-def build(
-    config: ModelConfig,
-    recipe: Recipe,
-    seed: int,
-    *,
-    device: torch.device | str = "cpu",
-) -> GPT2:
-    """Make a model and draw its weights.
+def build(config: ModelConfig, recipe: Recipe, seed: int, *, device: torch.device | str = "cpu") -> GPT2:
+    """Make a model and draw its weights, by the recipe for its shape; see `GPT2.initialise`.
 
-    It is laid out on the meta device first, without torch's own random init, which would be overwritten.
-
-    Args:
-        config: shape and switches.
-        recipe: multipliers and inits, derived for this shape.
-        seed: see `GPT2.initialise`.
-        device: device of the weights; on "meta" they are not allocated.
-
-    Raises:
-        UserError: the recipe does not allow tied embeddings, but the model has them.
+    It is laid out on the meta device first, without torch's own random init, which would be overwritten; a model on
+    "meta" stays there. Raises UserError where the recipe does not allow tied embeddings, but the model has them.
     """
     with torch.device("meta"), _NoInit():
         model = GPT2(config, recipe.multipliers)
@@ -167,11 +143,7 @@ class _NoInit(TorchFunctionMode):
 
 
 def check_tied(info: ParameterInfo, recipe: Recipe) -> None:
-    """Refuse a tied embedding where the recipe wants different values for the input and the output matrix.
-
-    Raises:
-        UserError: naming what differs.
-    """
+    """Raise UserError for a tied embedding where the recipe wants different values for input and output matrix."""
     as_output = replace(info, role=Role.OUTPUT, label="head")
     first, last = (leaves(vars(recipe.of(one))) for one in (info, as_output))
     differing = [key.removeprefix("scaled.") for key in first | last if first.get(key) != last.get(key)]

@@ -22,9 +22,7 @@ def make_norm(config: ModelConfig) -> nn.Module:
 class Attention(nn.Module):
     """x (B, T, C) -> (B, T, C), without the residual sum.
 
-    Args:
-        config: shape and switches.
-        multiplier: factor on the attention logits, besides that of `config.attention_scale`.
+    `multiplier` is a factor on the attention logits, besides that of `config.attention_scale`.
     """
 
     def __init__(self, config: ModelConfig, multiplier: float) -> None:
@@ -48,14 +46,9 @@ class Attention(nn.Module):
         if self.qk_norm:
             q_BHTD = F.rms_norm(q_BHTD, (self.head_dim,))
             k_BHTD = F.rms_norm(k_BHTD, (self.head_dim,))
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BHTD,
-            k_BHTD,
-            v_BHTD,
-            is_causal=True,
-            scale=self.scale,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        dropout = self.dropout if self.training else 0.0
+        attend = F.scaled_dot_product_attention
+        y_BHTD = attend(q_BHTD, k_BHTD, v_BHTD, is_causal=True, scale=self.scale, dropout_p=dropout)
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, C))
 
 
@@ -80,13 +73,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x (B, T, C) -> x + α·attention(norm(x)), then the same with the MLP.
-
-    Args:
-        config: shape and switches.
-        layer: index of the block, for the taps.
-        multipliers: α of the residual branches, and the factor on the attention logits.
-    """
+    """x (B, T, C) -> x + α·attention(norm(x)), then the same with the MLP; `layer` is its index, for the taps."""
 
     def __init__(self, config: ModelConfig, layer: int, multipliers: Multipliers) -> None:
         super().__init__()
@@ -99,9 +86,8 @@ class Block(nn.Module):
 
     def declarations(self) -> dict[str, Declaration]:
         """See `parameters.Declares`. A branch's LayerNorm sits inside it, so it scales like a bias of the branch."""
-        return layer_norm(self.attention_norm, "attention_norm", Role.HIDDEN_BIAS) | layer_norm(
-            self.mlp_norm, "mlp_norm", Role.HIDDEN_BIAS
-        )
+        first = layer_norm(self.attention_norm, "attention_norm", Role.HIDDEN_BIAS)
+        return first | layer_norm(self.mlp_norm, "mlp_norm", Role.HIDDEN_BIAS)
 
     def forward(self, x_BTC: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
         """Both branches in turn."""

@@ -21,14 +21,9 @@ class Declares(Protocol):
 
 
 def collect(model: nn.Module) -> dict[str, ParameterInfo]:
-    """Gather the declarations of all modules and check that they cover every parameter exactly once.
+    """Parameter name -> its info, in order, from the declarations of all modules.
 
-    Returns:
-        Parameter name -> its info, in the order of `model.named_parameters()`.
-
-    Raises:
-        RuntimeError: a parameter is declared by no module or by two, or a declared one does not exist. This is a
-            mistake in the model's code, not the user's.
+    Raises RuntimeError unless they cover every parameter exactly once: a mistake in the model's code, not the user's.
     """
     declared: dict[str, Declaration] = {}
     for prefix, module in model.named_modules():
