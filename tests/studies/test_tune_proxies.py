@@ -15,7 +15,7 @@ from mup_lightning.studies.sweep.spec import load
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.verdict import transfer
 from mup_lightning.studies.tune import tune
-from mup_lightning.studies.tune.proxies import (
+from mup_lightning.studies.tune.tune import (
     incompatibilities,
     like_target,
     not_transferred,

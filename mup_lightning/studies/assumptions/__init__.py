@@ -4,17 +4,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from mup_lightning.errors import UserError
+from mup_lightning.studies import GROWING, AtLeastTwo
 from mup_lightning.typed import Bound, NonNegativeInt, OpenUnitInterval, PositiveFloat, PositiveInt, Typed
 
 TIMES = ("start", "middle", "end")
 """Times of measurement: after 0, T/2 and T steps."""
-
-_AtLeastTwo = Annotated[int, Bound("a whole number of at least 2", lambda value: value >= 2)]
-
-_Depths = Annotated[
-    list[_AtLeastTwo],
-    Bound("at least three whole numbers from 2 on, from small to large", lambda x: len(x) > 2 and x == sorted(set(x))),
-]
 
 _Names = Annotated[list[str], Bound("one or more optimizers", lambda names: len(set(names)) == len(names) > 0)]
 
@@ -47,12 +41,12 @@ class AssumptionSettings(Typed, prefix="--"):
     """
 
     network: Literal["mlp", "gpt2", "both"] = "both"
-    depths: _Depths = field(default_factory=lambda: [4, 8, 16, 32, 64])
+    depths: Annotated[list[AtLeastTwo], GROWING] = field(default_factory=lambda: [4, 8, 16, 32, 64])
     optimizer: _Names = field(default_factory=lambda: ["muon_kimi", "adamw"])
     rates: str = "recipes/experiment/assumptions.yaml"
     width: PositiveInt = 64
-    seeds: _AtLeastTwo = 3
-    steps: _AtLeastTwo = 120
+    seeds: AtLeastTwo = 3
+    steps: AtLeastTwo = 120
     warmup: NonNegativeInt | None = None
     batch: PositiveInt = 32
     sequences: PositiveInt = 8

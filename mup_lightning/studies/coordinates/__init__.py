@@ -6,16 +6,11 @@ from typing import Annotated, Literal
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.recipe import Parametrization
-from mup_lightning.typed import Bound, NonNegativeInt, PositiveFloat, PositiveInt, Typed
+from mup_lightning.studies import GROWING, AtLeastTwo
+from mup_lightning.typed import NonNegativeInt, PositiveFloat, PositiveInt, Typed
 
 SYMBOLS = {"width": "n", "depth": "L", "both": "r"}
 """Axis -> what exponents are powers of; r is the factor by which both width and depth have grown."""
-
-_GROWING = Bound(
-    "at least three numbers above 0, from small to large", lambda sizes: len(sizes) > 2 and sizes == sorted(set(sizes))
-)
-
-_REPEATED = Bound("a whole number of at least 2, or there is no interval", lambda seeds: seeds >= 2)
 
 
 @dataclass
@@ -48,12 +43,12 @@ class CheckSettings(Typed, prefix="--"):
     """
 
     axis: Literal["width", "depth", "both"] = "width"
-    widths: Annotated[list[PositiveInt], _GROWING] = field(default_factory=lambda: [256, 384, 512, 768])
-    depths: Annotated[list[PositiveInt], _GROWING] = field(default_factory=lambda: [16, 32, 64])
-    ratios: Annotated[list[PositiveFloat], _GROWING] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0])
-    seeds: Annotated[int, _REPEATED] = 8
+    widths: Annotated[list[PositiveInt], GROWING] = field(default_factory=lambda: [256, 384, 512, 768])
+    depths: Annotated[list[PositiveInt], GROWING] = field(default_factory=lambda: [16, 32, 64])
+    ratios: Annotated[list[PositiveFloat], GROWING] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0])
+    seeds: AtLeastTwo = 8
     controls: list[Parametrization] = field(default_factory=lambda: ["sp"])
-    control_seeds: Annotated[int, _REPEATED] = 3
+    control_seeds: AtLeastTwo = 3
     growth_at_init: PositiveFloat = 0.1
     feature_band: PositiveFloat = 0.1
     change_band: PositiveFloat = 0.15
@@ -80,8 +75,6 @@ class CheckSettings(Typed, prefix="--"):
             return {(width, size): size for size in self.depths}
         for ratio in self.ratios:
             if width * ratio % 1 or depth * ratio % 1:
-                raise UserError(
-                    f"--ratios: {ratio:g} times width {width} and depth {depth} are not whole numbers; choose other "
-                    f"ratios, or start from another model.width and model.depth"
-                )
+                odd = f"--ratios: {ratio:g} times width {width} and depth {depth} are not whole numbers"
+                raise UserError(f"{odd}; choose others, or start from another model.width and model.depth")
         return {(int(width * ratio), int(depth * ratio)): ratio for ratio in self.ratios}

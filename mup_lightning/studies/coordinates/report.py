@@ -16,19 +16,7 @@ from mup_lightning.errors import located
 from mup_lightning.files import read_json
 from mup_lightning.studies import scaling, style
 from mup_lightning.studies.coordinates import SYMBOLS, CheckSettings
-from mup_lightning.studies.scaling import (
-    Band,
-    Finding,
-    Label,
-    Line,
-    Result,
-    Run,
-    Shape,
-    Verdict,
-    deciding,
-    lines,
-    title,
-)
+from mup_lightning.studies.scaling import Band, Finding, Label, Line, Result, Run, Shape, Verdict
 from mup_lightning.typed import build
 
 FILE = "coordinates.json"
@@ -68,7 +56,7 @@ class Check(Result):
 
     def title(self, finding: Finding) -> str:
         """The parametrization that a finding is about."""
-        return title(finding.of[0], self.config.recipe.branch_depth)
+        return scaling.title(finding.of[0], self.config.recipe.branch_depth)
 
 
 def read_check(file: Path) -> Check:
@@ -94,22 +82,14 @@ def band(label: Label, settings: CheckSettings, *, layer_norm: bool = True) -> B
         most = settings.feature_band if quantity == "feature" else settings.change_band
         return -most, most
     least = -0.5 if settings.axis != "depth" and feature == "logits" else 0.0
-    if settings.axis != "width" and _depends_on_stream(feature, layer_norm):
+    # The stream is the sum of branches, which falls with depth. A LayerNorm removes its size, but not its composition,
+    # on which attention depends: measured from 16 to 64 blocks it falls as L^-0.17 in the last one, as the stream does,
+    # while MLP branches, the final norm and the logits stay within L^±0.01.
+    point, _, place = feature.partition(", ")
+    before = feature == "embedding" or (place == "first block" and point != "residual")
+    if settings.axis != "width" and not before and (not layer_norm or point in ("residual", "attention")):
         least -= 0.5
     return least - settings.growth_at_init, settings.growth_at_init
-
-
-def _depends_on_stream(feature: str, layer_norm: bool) -> bool:
-    """Whether a feature depends on the norm of the sum of branches, which falls with depth before the first step.
-
-    The residual stream is that sum. A LayerNorm removes its size, but not its composition, on which attention depends:
-    measured from 16 to 64 blocks it falls as L^-0.17 in the last one, as the stream does, while MLP branches, the final
-    norm and the logits stay within L^±0.01.
-    """
-    point, _, place = feature.partition(", ")
-    if feature == "embedding" or (place == "first block" and point != "residual"):
-        return False
-    return not layer_norm or point in ("residual", "attention")
 
 
 def conclude(
@@ -124,7 +104,7 @@ def conclude(
     lost = [shape for shape in sizes if any(run.diverged for run in runs if run.shape == shape)]
     sound = {shape: size for shape, size in sizes.items() if shape not in lost}
     bands = partial(band, settings=settings, layer_norm=layer_norm)
-    found = lines(runs, sound, _values, bands) if len(sound) > 2 else []
+    found = scaling.lines(runs, sound, _values, bands) if len(sound) > 2 else []
     names = [f"width {width}, depth {depth}" for width, depth in lost]
     if not lost:
         verdict, sentence = scaling.conclude(decisive := _decisive(found), where)
@@ -148,7 +128,7 @@ def _decisive(found: Sequence[Line]) -> Sequence[Line]:
 
 def worst(found: Sequence[Line]) -> Line:
     """The line that decides."""
-    return deciding(_decisive(found))[0]
+    return scaling.deciding(_decisive(found))[0]
 
 
 def _values(run: Run) -> dict[Label, float]:

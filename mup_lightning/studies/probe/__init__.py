@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.studies import GROWING
 from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed
 
 INPUTS, CLASSES = 16, 8
@@ -26,10 +27,7 @@ Name = Annotated[
     str,
     Bound(f"{', '.join(FAMILIES)}, or package.module:Class of a torch optimizer", lambda x: x in FAMILIES or ":" in x),
 ]
-Sizes = Annotated[
-    tuple[PositiveInt, ...],
-    Bound("at least three whole numbers, from small to large", lambda x: len(x) > 2 and list(x) == sorted(set(x))),
-]
+Sizes = Annotated[tuple[PositiveInt, ...], GROWING]
 Seeds = Annotated[int, Bound("at least 2, or there is no interval", lambda value: value == 0 or value >= 2)]
 Steps = Annotated[int, Bound(f"at least {LATER_FROM}", lambda value: value >= LATER_FROM)]
 

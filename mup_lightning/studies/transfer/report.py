@@ -14,16 +14,9 @@ import pandas as pd
 from mup_lightning import tables
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, make_folder, write_json
-from mup_lightning.studies.transfer import losses
+from mup_lightning.studies.transfer import losses, verdict
 from mup_lightning.studies.transfer.curves import curves_of
-from mup_lightning.studies.transfer.verdict import (
-    REGRET_TOLERANCE,
-    SLOPE_TOLERANCE,
-    Group,
-    bounded_slope,
-    families,
-    transfer,
-)
+from mup_lightning.studies.transfer.verdict import Group, bounded_slope, families, transfer
 from mup_lightning.typed import NonNegativeFloat, PositiveFloat, Typed
 
 LEGEND = (
@@ -77,8 +70,8 @@ class TransferSettings(BestSettings, prefix="--"):
 
     out: Path | None = None
     noise: NonNegativeFloat | None = None
-    slope_tolerance: PositiveFloat = SLOPE_TOLERANCE
-    regret_tolerance: PositiveFloat = REGRET_TOLERANCE
+    slope_tolerance: PositiveFloat = verdict.SLOPE_TOLERANCE
+    regret_tolerance: PositiveFloat = verdict.REGRET_TOLERANCE
 
 
 def run(settings: TransferSettings) -> None:
@@ -153,8 +146,8 @@ def markdown(found: Sequence[Group]) -> str:
             noise = "-" if one.noise.residual is None else str(one.noise).replace(" seed by seed", "")
             best = [one.at(size) for size in sizes]  # at the edge of what was tried: a bound
             optima = [f"{('', '≥ ', '≤ ')[o.edge]}{o.value:.2f}" if o else "diverged" for o in best]
-            verdict = one.verdict.partition(":")[0]
-            rows.append([name, *optima, bounded_slope(one.slope), str(one.regrets[-1]), noise, verdict])
+            cells = [bounded_slope(one.slope), str(one.regrets[-1]), noise, one.verdict.partition(":")[0]]
+            rows.append([name, *optima, *cells])
         parts.append(tables.markdown(rows))
     return "\n\n".join(parts)
 
