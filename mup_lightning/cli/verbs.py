@@ -16,7 +16,7 @@ from mup_lightning.spectral import published, tables
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import OptimizerName, variant_of
 from mup_lightning.terminal import holds_unicode
-from mup_lightning.training import tune_allocator
+from mup_lightning.training import launch, tune_allocator
 from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed
 
 
@@ -126,21 +126,31 @@ class CorpusSettings(Typed, prefix="--"):
 
 
 def train(config: Config) -> int:
-    """Train, and print at the end what came of it."""
+    """Train, in this process or in several that it starts, and print at the end what came of it."""
+    process = launch.this_process(config.trainer)
+    if note := launch.note(config.trainer):
+        print(note, flush=True)
+    if process is None:
+        return launch.start_all(config)
+    with launch.reporting(process):
+        return _train(config, first=process.rank == 0)
+
+
+def _train(config: Config, *, first: bool) -> int:
+    """Be one of the processes that train; the first speaks."""
     tune_allocator()
-    from mup_lightning.training.run import is_first_process
     from mup_lightning.training.train import after, before, train
 
-    if is_first_process():
+    if first:
         print(before(config), flush=True)
     result = train(config)
-    if is_first_process():
+    if first:
         print(after(config, result), flush=True)
     if result.finished:
         return 0
     if not signals.in_job():
         return 130
-    if not is_first_process():  # an exit status other than 0 would make srun kill the process that requeues
+    if not first:  # an exit status other than 0 would make srun kill the process that requeues
         return 0
     from mup_lightning.slurm.requeue import requeue
 

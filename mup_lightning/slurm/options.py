@@ -16,13 +16,6 @@ Time = Annotated[
     str, Bound("[days-]hours:minutes:seconds or minutes (in YAML between quotation marks)", TIME.fullmatch)
 ]
 OneWord = Annotated[str, Bound("one word without quotes, backslashes and %", WORD.fullmatch)]
-JobName = Annotated[
-    str,
-    Bound(
-        "one word without quotes, other than bash and interactive, by which Lightning knows interactive jobs",
-        lambda name: WORD.fullmatch(name) and name not in ("bash", "interactive"),
-    ),
-]
 SbatchOption = Annotated[
     str, Bound("an option of sbatch, such as --constraint=h100", lambda text: text.startswith("-") and "\n" not in text)
 ]
@@ -55,7 +48,7 @@ class SlurmConfig(Typed, prefix="slurm."):
     partition: OneWord | None = None
     account: OneWord | None = None
     qos: OneWord | None = None
-    job: JobName | None = None
+    job: OneWord | None = None
     gres: OneWord = "gpu"
     extra: list[SbatchOption] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)

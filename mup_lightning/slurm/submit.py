@@ -20,6 +20,8 @@ from mup_lightning.slurm.requeue import run
 RECORD = "job.json"
 """File in the folder `slurm` of a run, with the number of its last job."""
 
+FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])"
+
 
 def submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> None:
     """Submit a training, or only print its script. Raises UserError for what training or SLURM would refuse."""
@@ -34,7 +36,8 @@ def submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> None:
 #SBATCH --ntasks-per-node={trainer.devices}
 {_setup(slurm)}
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
-export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+# This script runs on the first node too, so that it can ask for a port that is free there.
+export MASTER_PORT=$({shlex.quote(sys.executable)} -c "{FREE_PORT}")
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 
 # On USR1 (the time limit is near) or TERM (preempted): finish the step, save, requeue, at most this often.

@@ -147,8 +147,6 @@ def start_up(threads: int, gpu: str | None = None, log: Path | None = None) -> N
     os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        del os.environ[name]  # Lightning would take the job's task for one process of many
     threading.Thread(target=_die_with_parent, daemon=True).start()
     from mup_lightning.training import tune_allocator
 

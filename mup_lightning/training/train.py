@@ -19,7 +19,7 @@ from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import Result, RunFolder, identity_of, is_first_process, resume_from
 from mup_lightning.training.saving import Restore, SaveCheckpoints
-from mup_lightning.training.trainer import make_trainer, resolve
+from mup_lightning.training.trainer import enter, make_trainer, resolve
 from mup_lightning.versions import versions
 
 
@@ -43,6 +43,7 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
         Diverged: the loss or the gradients became NaN or infinite.
     """
     begin = time.perf_counter()
+    enter(config.trainer)
     accumulation, folder = settle(config), RunFolder(config)
     with folder.written() if keep and is_first_process() else nullcontext():
         return _train(config, folder, accumulation, callbacks, begin, progress=progress, keep=keep)
@@ -79,7 +80,7 @@ def _train(
     saving = SaveCheckpoints(folder.checkpoints, config, identity, throughput, folder.writer.check)
     watching += [*([saving] if keep else []), *([Restore(start)] if start else [])]
     purge_step = first_step + 1 if start else 0 if config.run.resume == "auto" else None
-    trainer = make_trainer(config.trainer, folder, watching, accumulation, purge_step=purge_step, keep=keep)
+    trainer = make_trainer(config, folder, watching, accumulation, purge_step=purge_step, keep=keep)
     if writes:
         folder.open(config, start)
     trainer.fit(module, data, ckpt_path=str(start.state) if start else None, weights_only=True)

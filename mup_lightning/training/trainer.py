@@ -4,17 +4,37 @@ import logging
 import os
 import shutil
 import warnings
+from functools import cached_property
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from mup_lightning.config.schema import TrainerConfig
+from mup_lightning.config.schema import Config, TrainerConfig, leaves
 from mup_lightning.errors import UserError
-from mup_lightning.training.run import RunFolder
+from mup_lightning.training import launch
+from mup_lightning.training.launch import Process
+from mup_lightning.training.run import RunFolder, plain
 from mup_lightning.training.saving import CountersIO
+
+
+def enter(trainer: TrainerConfig) -> Process:
+    """Find out which process of the run this one is, and tell Lightning, which has guessed while it was imported.
+
+    Raises UserError where it is alone, and should be one of several.
+    """
+    process = launch.this_process(trainer)
+    if process is None:
+        raise UserError(
+            f"trainer.devices is {trainer.devices}, and train() runs in one process; start it by mup-lightning train, "
+            f"torchrun or srun"
+        )
+    rank_zero_only.rank = process.rank  # type: ignore[attr-defined]
+    return process
 
 
 def resolve(trainer: TrainerConfig) -> None:
@@ -63,7 +83,7 @@ def _check_compiler(on_gpu: bool) -> None:
 
 
 def make_trainer(
-    config: TrainerConfig,
+    config: Config,
     folder: RunFolder,
     callbacks: list[pl.Callback],
     accumulation: int,
@@ -82,20 +102,22 @@ def make_trainer(
         keep: write TensorBoard logs and checkpoints.
     """
     _silence()
-    logs = folder.tensorboard.name
+    trainer, logs = config.trainer, folder.tensorboard.name
+    process = enter(trainer)
+    together = [Together(process, config)] if process.world_size > 1 else []
     return pl.Trainer(
-        accelerator=config.accelerator,
-        strategy=_strategy(config),
-        devices=config.devices,
-        num_nodes=config.nodes,
+        accelerator=trainer.accelerator,
+        strategy=_strategy(trainer, process),
+        devices=trainer.devices,
+        num_nodes=trainer.nodes,
         precision="32-true",  # the module does its own autocast
-        max_steps=config.max_steps,
+        max_steps=trainer.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulation,
         logger=TensorBoardLogger(folder.path, name="", version=logs, purge_step=purge_step) if keep else False,
         log_every_n_steps=1,  # our callbacks decide when to log
-        callbacks=callbacks,
-        plugins=[CountersIO(), *_cluster()],
+        callbacks=[*together, *callbacks],
+        plugins=[CountersIO(), Environment(process)],
         default_root_dir=folder.path,
         enable_checkpointing=keep,
         enable_progress_bar=False,
@@ -106,16 +128,94 @@ def make_trainer(
     )
 
 
-def _cluster() -> list[SLURMEnvironment]:
-    """In a SLURM job: how Lightning learns its ranks. Its own requeue saves inside a signal handler, so it is off."""
-    if not SLURMEnvironment.detect():
-        return []
-    # DeepSpeed only knows the variables of other launchers.
-    os.environ |= {"RANK": os.environ["SLURM_PROCID"], "LOCAL_RANK": os.environ["SLURM_LOCALID"]}
-    return [SLURMEnvironment(auto_requeue=False)]
+class Environment(LightningEnvironment):
+    """Tells Lightning which process this is; it looks at no launcher's variables itself."""
+
+    creates_processes_externally = True
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self.process = process
+
+    @cached_property
+    def _meeting_point(self) -> tuple[str, int]:
+        return launch.meeting_point(self.process)
+
+    @property
+    def main_address(self) -> str:
+        """See `launch.meeting_point`."""
+        return self._meeting_point[0]
+
+    @property
+    def main_port(self) -> int:
+        """See `launch.meeting_point`."""
+        return self._meeting_point[1]
+
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self.process.world_size
+
+    def global_rank(self) -> int:
+        """This process's place among them."""
+        return self.process.rank
+
+    def local_rank(self) -> int:
+        """Its place among those of its machine."""
+        return self.process.local_rank
+
+    def set_world_size(self, size: int) -> None:
+        """Nothing: it is known."""
+
+    def set_global_rank(self, rank: int) -> None:
+        """Nothing: it is known."""
+
+    def teardown(self) -> None:
+        """Nothing: a launcher's variables hold for the next run of its processes, too."""
 
 
-def _strategy(config: TrainerConfig) -> Strategy | str:
+class Together(pl.Callback):
+    """The processes of a run begin with the same configuration, and end together.
+
+    Args:
+        process: this one.
+        config: its own.
+    """
+
+    def __init__(self, process: Process, config: Config) -> None:
+        self.process, self.config = process, config
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Raise UserError, in every process, for values that differ: of files, or of what `auto` has found."""
+        every: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(every, leaves(plain(self.config)))
+        first = every[0]
+        for number, other in enumerate(every, 1):
+            for key in sorted(first.keys() | other.keys()):
+                if other.get(key) != first.get(key):
+                    raise UserError(
+                        f"{key} is {first.get(key)} in process 1 and {other.get(key)} in process {number}; set it to "
+                        f"one value for all"
+                    )
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """End at once after an unexpected error, so that whoever started the processes can end the others.
+
+        Lightning would first tear down what may wait for the others, while they wait for this one.
+        """
+        if isinstance(exception, torch.distributed.DistNetworkError):
+            address, port = launch.meeting_point(self.process)
+            cause = str(exception).partition("\n")[0]
+            exception = UserError(
+                f"the processes cannot meet at {address}:{port} ({cause}); set MASTER_PORT to a port that is free there"
+            )
+        elif isinstance(exception, UserError | KeyboardInterrupt):
+            return
+        for logger in trainer.loggers:
+            logger.finalize("failed")
+        launch.end(self.process, exception)
+
+
+def _strategy(config: TrainerConfig, process: Process) -> Strategy | str:
     """Lightning's strategy; one process needs none."""
     if config.strategy == "single":
         return "auto"
@@ -124,6 +224,7 @@ def _strategy(config: TrainerConfig) -> Strategy | str:
         return DDPStrategy(gradient_as_bucket_view=True)
     if config.accelerator == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is first imported
+    launch.announce(process)
     from mup_lightning.training.deepspeed import ZeROStrategy
 
     return ZeROStrategy(int(config.strategy[-1]), config.gradient_clip)

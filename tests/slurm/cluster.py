@@ -27,8 +27,6 @@ CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
-# MASTER_PORT follows from it, and two clusters may share this machine.
-FirstJobId={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -82,7 +80,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.conf = folder / "slurm.conf"
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MASTER_", "LOCAL_RANK"))}
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
         self.environment |= {"SLURM_CONF": str(self.conf)}
 
     def up(self) -> None:
@@ -131,7 +129,7 @@ class Cluster:
 
     def run(self, *command: str, check: bool = True) -> str:
         """What a command prints, run against this cluster."""
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=240, check=False)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}\n{self.logs()}")
         return done.stdout.strip()

@@ -39,7 +39,6 @@ def refused(argv, capsys):
         ({"slurm.time": "2"}, r"slurm\.time is 2, but the job starts to save 120 s before its end"),
         ({"slurm.time": "soon"}, r"slurm\.time is soon; expected \[days-\]hours:minutes:seconds"),
         ({"slurm.extra": "[exclusive]"}, r"slurm\.extra is \[exclusive\]; expected a list, each option of sbatch"),
-        ({"slurm.job": "interactive"}, r"by which Lightning knows interactive jobs"),
         ({"slurm.gpus": 8}, r"data\.batch_size = 8 cannot be divided.* 4 x 16 = 64"),
         ({"slurm.gpus": 2, "trainer.devices": 4}, r"slurm\.gpus is 2, but trainer\.devices is 4"),
         ({"slurm.gpus": 2, "trainer.accelerator": "cpu"}, r"slurm\.gpus is 2, but trainer\.accelerator is cpu"),

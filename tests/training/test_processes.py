@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,17 +18,16 @@ from mup_lightning.training.train import train
 from tests.training.reference import assert_same_training, weights_of
 
 
-def start(config, tmp_path, *options):
+def start(config, tmp_path, *options, **environment):
     """`mup-lightning train` in a process of its own."""
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(plain(asdict(config))))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LOCAL_RANK", "MASTER_", "NODE_RANK"))}
     return subprocess.Popen(
         [sys.executable, "-m", "mup_lightning.cli.main", "train", "-c", str(file), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | environment,
     )
 
 
@@ -46,12 +46,24 @@ def wait_for(path, process):
     raise AssertionError(f"{path} did not appear")
 
 
-def test_two_processes_that_the_program_starts_train_what_one_does_and_one_speaks(tiny, tmp_path):
+@pytest.fixture
+def taken():
+    """A port that another program listens at."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield str(other.getsockname()[1])
+
+
+def test_two_processes_that_the_program_starts_train_what_one_does_and_one_speaks(tiny, tmp_path, taken):
+    """Whatever the environment says: another launcher's variables, and a port that is taken."""
     alone = train(tiny(**{"run.name": "alone"}))
     config = tiny(**{"trainer.strategy": "ddp", "trainer.devices": 2, "data.micro_batch": 2, "run.name": "two"})
-    code, out, err = finish(start(config, tmp_path))
+    stray = {"RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": taken, "OMPI_COMM_WORLD_LOCAL_RANK": "7"}
+    code, out, err = finish(start(config, tmp_path, **stray))
     assert code == 0, err
     assert out.count("validation loss") == 1
+    assert out.count("note: RANK=1, LOCAL_RANK=1 (as torchrun sets) is not heeded") == 1
     result = json.loads(RunFolder(config).result_file.read_text())
     assert result["validation_loss"] == pytest.approx(alone.validation_loss, abs=1e-5)
     assert_same_training(weights_of(result["checkpoint"]), weights_of(alone.checkpoint))
@@ -86,3 +98,28 @@ def test_interrupted_and_killed_runs_resume_bit_identically(tiny, tmp_path):
     assert resumed["validation_loss"] == straight.validation_loss
     found = weights_of(resumed["checkpoint"])
     assert all(torch.equal(weight, found[name]) for name, weight in weights_of(straight.checkpoint).items())
+
+
+def test_one_process_trains_a_whole_run_whatever_the_environment_says(tiny, tmp_path):
+    config = tiny()
+    mistaken = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x", "NODE_RANK": "1"}
+    mistaken |= {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "mine", "SLURM_NNODES": "3"}
+    mistaken |= {"MASTER_ADDR": "nowhere", "PMI_RANK": "1", "PMI_SIZE": "2", "OMPI_COMM_WORLD_SIZE": "2"}
+    code, out, err = finish(start(config, tmp_path, **mistaken))
+    assert code == 0, err
+    assert out.count("note: RANK=1, WORLD_SIZE=2, LOCAL_RANK=1 (as torchrun sets) is not heeded") == 1
+    assert "validation loss" in out
+    assert "10/10" in err
+    folder = RunFolder(config)
+    assert json.loads(folder.result_file.read_text())["finished"]
+    assert folder.config_file.exists()
+    assert list(folder.tensorboard.glob("*tfevents*"))
+
+
+def test_a_port_that_is_taken_is_one_line(tiny, tmp_path, taken):
+    config = tiny(**{"trainer.strategy": "ddp", "trainer.devices": 2, "data.micro_batch": 2})
+    first = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken}
+    code, _, err = finish(start(config, tmp_path, **first))
+    assert code == 1
+    assert f"error: the processes cannot meet at 127.0.0.1:{taken}" in err
+    assert "Traceback" not in err

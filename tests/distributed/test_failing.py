@@ -1,0 +1,125 @@
+"""When one process fails, all of them end, and one line says why: whatever the strategy, the fault and the moment."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+
+from mup_lightning.training.run import RunFolder, plain
+
+pytestmark = pytest.mark.timeout(300)
+# In place of a site's own start-up file: a fault in the second process, in the third call of a method.
+PLANT = """
+import os, signal, sys, threading, time
+WHERE = {"step": ("mup_lightning.training.module", "GPT2Module", "training_step", 3),
+         "set-up": ("mup_lightning.data.datamodule", "TokenDataModule", "setup", 1)}
+def plant(where, what):
+    module, name, method, count = WHERE[where]
+    while not hasattr(sys.modules.get(module), name):
+        time.sleep(0.001)
+    owner, calls = getattr(sys.modules[module], name), []
+    original = getattr(owner, method)
+    def faulty(self, *arguments, **options):
+        calls.append(arguments)
+        if len(calls) == count:
+            if what == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            from mup_lightning.errors import UserError
+            raise (UserError if what == "refused" else RuntimeError)("a fault of one process")
+        return original(self, *arguments, **options)
+    setattr(owner, method, faulty)
+if os.environ.get("LOCAL_RANK") == "1" and "FAULT" in os.environ:
+    threading.Thread(target=plant, args=os.environ["FAULT"].split()).start()
+"""
+KILLED = "error: process 2 of 2 was killed by SIGKILL, perhaps because memory ran out, and the others have been ended"
+FAILED = "error: process 2 of 2 has failed, and the others have been ended"
+FAULTS = [
+    ("ddp", "step killed", KILLED),
+    ("zero0", "step error", FAILED),
+    ("zero1", "set-up error", FAILED),
+    ("zero2", "set-up killed", KILLED),
+    ("zero3", "step killed", KILLED),
+    ("zero3", "set-up refused", "error: a fault of one process"),
+]
+
+
+@pytest.fixture
+def start(config_of, tmp_path):
+    """start(strategy, steps, **environment): `mup-lightning train` in two processes; all have a variable MINE."""
+    (tmp_path / "sitecustomize.py").write_text(PLANT)
+    begun = []
+
+    def run(strategy, steps=8, **environment):
+        config = config_of(tmp_path.name, strategy, 2, **{"trainer.max_steps": steps, "trainer.checkpoint_every": 1})
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(plain(config)))
+        path = f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}"
+        begun.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "mup_lightning.cli.main", "train", "-c", str(file)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PYTHONPATH": path, "MINE": str(tmp_path), **environment},
+            )
+        )
+        return begun[0], RunFolder(config).checkpoints
+
+    yield run
+    for process in [*begun, *mine(tmp_path)]:
+        process.kill()
+
+
+def mine(tmp_path):
+    """The processes that a test has started, and those that they have."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MINE") == str(tmp_path) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:  # it has ended, or is not ours
+            continue
+    return found
+
+
+@pytest.mark.parametrize(("strategy", "fault", "message"), FAULTS)
+def test_one_process_that_fails_ends_all(start, tmp_path, strategy, fault, message):
+    process, _ = start(strategy, FAULT=fault)
+    _, err = process.communicate(timeout=200)
+    assert not mine(tmp_path)
+    assert process.returncode == 1
+    assert err.count("error: ") == 1, err
+    assert message in err
+    assert ("Traceback" in err) == ("error" in fault), err
+
+
+def wait_for_step(process, checkpoints):
+    """Wait until the run has saved."""
+    while process.poll() is None and not list(checkpoints.glob("step_*")):
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+
+
+def test_ctrl_c_stops_all_processes_after_the_same_step(start, tmp_path):
+    process, checkpoints = start("ddp", steps=5000)
+    wait_for_step(process, checkpoints)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=200)
+    assert not mine(tmp_path)
+    assert process.returncode == 130, err
+    assert out.count("stopped by a signal before the last step") == 1
+    assert "error" not in err
+    assert "Traceback" not in err
+
+
+def test_no_process_outlives_the_one_that_started_it(start, tmp_path):
+    process, checkpoints = start("zero1", steps=5000)
+    wait_for_step(process, checkpoints)
+    process.kill()
+    while mine(tmp_path):
+        time.sleep(0.1)
