@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +20,9 @@ SILENCE = 60.0
 
 BEAT = 2.0
 """Seconds between two signs of life of a writer."""
+
+_OWN_HASH = "sha256"
+"""Key of a JSON file's own hash: of the value without it, with sorted keys."""
 
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 """What fsync answers where a file system has none: of folders on CIFS, of anything on some FUSE."""
@@ -73,8 +77,27 @@ def _fsync(descriptor: int, name: object) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_atomic` of a value as JSON. Raises ValueError if a number is not finite."""
+    """`write_atomic` of a value as JSON, with its own sha256 if it is a dictionary.
+
+    Raises ValueError if a number is not finite.
+    """
+    if isinstance(value, dict):
+        value = value | {_OWN_HASH: _hash(_canonical(value))}
     write_atomic(path, json.dumps(value, allow_nan=False, indent=1, ensure_ascii=False) + "\n")
+
+
+def yaml_text(value: Any, comment: str = "") -> str:
+    """A value as YAML whose first line holds the sha256 of the rest, which begins with the comment."""
+    rest = comment + yaml.safe_dump(value, sort_keys=False)
+    return f"# sha256 of the rest (delete this line if you edit it): {_hash(rest)}\n{rest}"
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, sort_keys=True)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -83,15 +106,34 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_sums(folder: Path, sums: dict[str, str]) -> None:
+    """Write name -> sha256 of files in a folder into its SHA256SUMS, which `sha256sum -c SHA256SUMS` compares."""
+    write_atomic(folder / "SHA256SUMS", "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+
+
+def differs(path: Path) -> bool:
+    """Whether a file is not the one that SHA256SUMS in its folder speaks of; False where there is none."""
+    sums = path.with_name("SHA256SUMS")
+    lines = _read(sums, "lines of sha256sum").splitlines() if sums.is_file() else []
+    known = [line.split("  ")[0] for line in lines if line.endswith(f"  {path.name}")]
+    return bool(known) and known != [file_sha256(path)]
+
+
 def read_json(path: Path, expected: str) -> Any:
     """The contents of a JSON file.
 
-    Raises UserError where it cannot be read or is not JSON, with what was `expected` and what makes it.
+    Raises UserError where it cannot be read, is not JSON, or not what `write_json` wrote, with what was `expected` and
+    what makes it.
     """
     try:
-        return json.loads(_read(path, expected))
+        value = json.loads(_read(path, expected))
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; expected {expected}") from None
+    if isinstance(value, dict) and (known := value.pop(_OWN_HASH, None)) and known != _hash(_canonical(value)):
+        raise UserError(
+            f"{path} is damaged: it has other content than was written (sha256 differs); expected {expected}"
+        )
+    return value
 
 
 class _UniqueKeyLoader(yaml.CSafeLoader):
@@ -112,9 +154,16 @@ class _UniqueKeyLoader(yaml.CSafeLoader):
 def read_yaml(path: Path, expected: str) -> Any:
     """The contents of a YAML file.
 
-    Raises UserError where it cannot be read, is not UTF-8, not YAML, or has a key twice, with what was `expected`.
+    Raises UserError where it cannot be read, is not UTF-8, not YAML, not what `yaml_text` made, or has a key twice, and
+    says what was `expected`.
     """
     text = _read(path, expected)
+    first, _, rest = text.partition("\n")
+    if (known := re.fullmatch(r"# sha256 of the rest.*: ([0-9a-f]{64})", first)) and known[1] != _hash(rest):
+        raise UserError(
+            f"{path} was changed after it was written: line 1 holds the sha256 of the rest, which differs; if you have "
+            f"edited it, delete line 1, otherwise it is damaged"
+        )
     try:
         with located(path):
             return yaml.load(text, _UniqueKeyLoader)

@@ -8,12 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from mup_lightning import signals
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
-from mup_lightning.files import read_json, write_atomic, write_json
+from mup_lightning.files import read_json, write_atomic, write_json, yaml_text
 from mup_lightning.slurm.options import WORD, SlurmConfig
 from mup_lightning.slurm.requeue import run
 
@@ -48,7 +46,7 @@ srun --kill-on-bad-exit=1{_cpus(slurm)} bash -c 'trap "" USR1 TERM; exec "$@"' t
   {command}
 """
     # A snapshot: a recipe that changes while the job waits, or between two restarts, changes nothing.
-    snapshot = yaml.safe_dump(plain(asdict(config)), sort_keys=False)
+    snapshot = yaml_text(plain(asdict(config)))
     if job := _launch(folder, text, dry, {"config.yaml": snapshot}):
         write_json(folder / RECORD, {"job": job})
         each = f"{trainer.devices} {'GPUs' if slurm.gpus else 'CPU processes'}"

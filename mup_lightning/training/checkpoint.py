@@ -9,7 +9,6 @@ them (`step_best`, `step_00000050 (copy)`) are the user's.
 """
 
 import itertools
-import json
 import os
 import re
 import secrets
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mup_lightning.errors import UserError
-from mup_lightning.files import file_sha256, sync_folder, warn_once, write_json
+from mup_lightning.files import file_sha256, read_json, sync_folder, warn_once, write_json
 
 STATE_FILE = "state.ckpt"
 MARKER_FILE = "checkpoint.json"
@@ -63,13 +62,15 @@ def read(path: Path) -> Checkpoint:
             f"runs/NAME/checkpoints/step_00000200"
         )
     try:
-        content = json.loads(marker.read_text(encoding="utf-8"))
+        content = read_json(marker, "a checkpoint's description")
         version = content["format_version"]
         if version != FORMAT_VERSION:
             raise UserError(f"{marker} has format version {version}; this version reads {FORMAT_VERSION}")
         return Checkpoint(path, content["step"], content["config"], content["identity"], content["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{marker} cannot be read ({error!r}); the checkpoint is damaged{_offer(path)}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{marker} is damaged: it lacks {error}{_offer(path)}") from None
+    except UserError as error:
+        raise UserError(f"{error}{_offer(path)}") from None
 
 
 def verify(checkpoint: Checkpoint) -> None:
@@ -97,8 +98,8 @@ def step_of(path: Path) -> int | None:
     if name is None or path.name != folder_name(int(name[1])) or path.is_symlink() or not path.is_dir():
         return None
     try:
-        return int(name[1]) if json.loads((path / MARKER_FILE).read_text())["step"] == int(name[1]) else None
-    except (OSError, ValueError, KeyError, TypeError):  # incomplete or damaged, which is told to who wants to read it
+        return int(name[1]) if read_json(path / MARKER_FILE, "")["step"] == int(name[1]) else None
+    except (UserError, KeyError, TypeError):  # incomplete or damaged, which is told to who wants to read it
         return int(name[1])
 
 

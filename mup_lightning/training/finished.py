@@ -11,23 +11,24 @@ A plain Hugging Face GPT-2 takes the multipliers folded into its weights:
 Nothing is lost: both compute the same function, up to rounding.
 """
 
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from mup_lightning.config.schema import Config
 from mup_lightning.data.sampler import validation_batches
 from mup_lightning.data.shards import TokenStore, check_vocabulary
 from mup_lightning.errors import UserError
-from mup_lightning.files import write_json
+from mup_lightning.files import check_folder, file_sha256, write_atomic, write_sums
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.module import loss_sums
-from mup_lightning.training.tensors import Shards
+from mup_lightning.training.tensors import Shards, write
 
 END_OF_TEXT = 50256
 """GPT-2's only special token."""
@@ -94,7 +95,7 @@ def export(path: Path, out: Path, form: Literal["hf", "plain"] = "hf") -> str:
 
     Args:
         path: a checkpoint's folder, or a run's folder, whose newest checkpoint is meant.
-        out: the new folder: config.json and model.safetensors.
+        out: the new folder: config.json, model.safetensors, and their SHA256SUMS. It is there when it is whole.
         form: hf, which `GPT2LMHeadModel.from_pretrained` reads, or plain: our own parameters as they are, with the
             run's configuration and the multipliers.
 
@@ -102,11 +103,12 @@ def export(path: Path, out: Path, form: Literal["hf", "plain"] = "hf") -> str:
         One line that says what was written.
 
     Raises:
-        UserError: the folder exists, the checkpoint is missing or damaged, GPT-2 cannot express the model, or
-            transformers is not installed.
+        UserError: the folder exists or cannot be written, the checkpoint is missing or damaged, GPT-2 cannot express
+            the model, or transformers is not installed.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"--out is {out}, which exists already; name a new folder, or remove it")
+    check_folder(out)
     checkpoint = checkpoints.find(path)
     checkpoints.verify(checkpoint)
     model = load_model(checkpoint, Config.from_plain(checkpoint.config))
@@ -114,16 +116,19 @@ def export(path: Path, out: Path, form: Literal["hf", "plain"] = "hf") -> str:
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     if form == "hf":
-        description, tensors = hugging_face_config(model), hugging_face_weights(model)
-        unfinished.mkdir(parents=True)
-        description.save_pretrained(unfinished)
+        description, tensors = hugging_face_config(model).to_json_string(), hugging_face_weights(model)
     else:
         tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        multipliers = vars(model.multipliers)
-        plain = {"step": checkpoint.step, "multipliers": multipliers, "config": checkpoint.config}
-        write_json(unfinished / "config.json", plain)
-    save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
-    unfinished.rename(out)
+        plain = {"step": checkpoint.step, "multipliers": vars(model.multipliers), "config": checkpoint.config}
+        description = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+    try:
+        write_atomic(unfinished / "config.json", description)
+        digest = write(unfinished / "model.safetensors", tensors, {"format": "pt"})["sha256"]
+        write_sums(unfinished, {"config.json": file_sha256(unfinished / "config.json"), "model.safetensors": digest})
+        unfinished.rename(out)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(f"{out} could not be written: {error.strerror}; name a folder elsewhere (--out)") from None
     elements = sum(tensor.numel() for tensor in tensors.values())
     return f"{checkpoint.path}: {len(tensors)} tensors, {elements:,} elements -> {out}"
 

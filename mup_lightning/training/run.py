@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mup_lightning.config.schema import ADDED, Config, leaves
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
-from mup_lightning.files import OneWriter, make_folder, read_json, write_atomic, write_json
+from mup_lightning.files import OneWriter, make_folder, read_json, write_atomic, write_json, yaml_text
 from mup_lightning.optim.registry import used_sections
 from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.training import checkpoint as checkpoints
@@ -112,7 +111,7 @@ class RunFolder:
         file = self.config_file
         if file.exists():
             file = self.path / f"config.resumed_at_{start.step if start else 0:08d}.yaml"
-        write_atomic(file, yaml.safe_dump(plain(config), sort_keys=False))
+        write_atomic(file, yaml_text(plain(config)))
         if start and self.owns(start) and (aside := checkpoints.set_aside(self.checkpoints, start.step)):
             print(
                 f"note: the run is made anew from step {start.step} on; its later checkpoints are kept as "

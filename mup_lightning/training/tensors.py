@@ -32,7 +32,7 @@ def file_name(rank: int) -> str:
     return f"rank_{rank:05d}.safetensors"
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> dict[str, Any]:
     """Write tensors, on any device, in the safetensors format, one after another, and force them to disk.
 
     Not by the library, which first copies all tensors into one more piece of memory, and does not hash.
@@ -40,7 +40,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     Returns:
         {"bytes", "sha256"} of the file.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for key, tensor in tensors.items():
         end = offset + tensor.numel() * tensor.element_size()

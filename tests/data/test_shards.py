@@ -1,6 +1,5 @@
 """The format on disk: windows over shards, and everything that is not as the manifest says."""
 
-import json
 import pickle
 
 import numpy as np
@@ -9,13 +8,14 @@ import pytest
 from mup_lightning.data.prepare import unigram_loss
 from mup_lightning.data.shards import Manifest, TokenStore, check_vocabulary, manifest_hash
 from mup_lightning.errors import UserError
+from mup_lightning.files import read_json, write_json
 
 from .conftest import expected_tokens, flip_a_bit
 
 
 def edit_manifest(folder, **changes):
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_json(path, read_json(path, "a manifest") | changes)
 
 
 def test_windows_cross_shards(make_corpus):

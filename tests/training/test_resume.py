@@ -131,8 +131,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(tiny, tmp_path
         (tensors, content[:-100], r"rank_00000\.safetensors is missing or was cut short: expected [\d,]+ bytes"),
         (tensors, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :], "has other content"),
         (tensors, None, r"rank_00000\.safetensors is missing or was cut short"),
-        (marker, b'{"step": 8', r"checkpoint\.json cannot be read"),
-        (marker, b"\xff", r"checkpoint\.json cannot be read"),
+        (marker, b'{"step": 8', r"checkpoint\.json is damaged"),
+        (marker, b"\xff", r"checkpoint\.json is not UTF-8"),
+        (marker, marker.read_bytes().replace(b'"step": 8', b'"step": 9'), r"checkpoint\.json is damaged.*sha256"),
     ):
         file.unlink() if damaged is None else file.write_bytes(damaged)
         with pytest.raises(UserError, match=rf"step_00000008.*{named}.*resume from .*step_00000004"):

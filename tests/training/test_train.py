@@ -13,6 +13,7 @@ from mup_lightning.cli.main import main
 from mup_lightning.config.load import build_config
 from mup_lightning.data.shards import TokenStore
 from mup_lightning.errors import UserError
+from mup_lightning.files import read_json
 from mup_lightning.studies.sweep import grid as grid_module
 from mup_lightning.training import train as train_module
 from mup_lightning.training.module import GPT2Module
@@ -84,7 +85,7 @@ def test_it_learns_and_keeps_what_repeats_it(tiny):
     result, folder = train(config), RunFolder(config)
     assert (result.finished, result.steps, result.tokens) == (True, 60, 60 * 8 * 16)
     assert result.validation_loss < result.unigram_loss - 0.1
-    saved = json.loads(folder.result_file.read_text())
+    saved = read_json(folder.result_file, "a result")
     assert saved == asdict(result)
     assert {"torch", "lightning", "python", "git"} <= saved["versions"].keys()
     assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["step_00000056", "step_00000060"]

@@ -1,11 +1,13 @@
 """Feature norms of trained runs, read from their TensorBoard logs and arranged for comparison."""
 
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 
 from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config, leaves
@@ -27,6 +29,11 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
     """
     if not any(folder.glob("*tfevents*")):
         raise UserError(f"{folder} holds no TensorBoard event files; expected those that a run writes there")
+    for file in sorted(folder.glob("*tfevents*")):
+        size, read = file.stat().st_size, sum(16 + len(record) for record in RawEventFileLoader(str(file)).Load())
+        if read < size:
+            why = "damaged, or its run was killed there, or is writing"
+            print(f"note: {file} breaks off {size - read:,} bytes before its end: {why}", file=sys.stderr)
     log = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
     return {tag: sorted({event.step: event.value for event in log.Scalars(tag)}.items()) for tag in log.Tags()[SCALARS]}
 

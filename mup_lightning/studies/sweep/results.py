@@ -6,6 +6,7 @@ was run last: rows are appended as trials end, and the table is made anew, in or
 """
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mup_lightning.errors import UserError
-from mup_lightning.files import OneWriter, make_folder, read_json, write_atomic, write_json
+from mup_lightning.files import OneWriter, file_sha256, make_folder, read_json, write_atomic, write_json, write_sums
 from mup_lightning.studies.sweep.grid import Trial
 from mup_lightning.studies.transfer.losses import read_table
 
@@ -103,7 +104,14 @@ def append(folder: Path, trial: Trial, trials: Sequence[Trial]) -> None:
         content = file.read()
         if content.startswith(f"{','.join(columns)}\n".encode()) and content.endswith(b"\n"):
             rows = pd.DataFrame(rows_of(trial, record["result"]), columns=columns, dtype=object)
-            file.write(rows.to_csv(index=False, header=False, lineterminator="\n").encode())
+            more = rows.to_csv(index=False, header=False, lineterminator="\n").encode()
+            try:
+                file.write(more)
+                file.flush()
+            except OSError:  # a full disk: no half a row
+                file.truncate(len(content))
+                raise
+            write_sums(folder, {"results.csv": hashlib.sha256(content + more).hexdigest()})
             return
     write_table(folder, trials)
 
@@ -117,6 +125,7 @@ def _write(folder: Path, trials: Sequence[Trial], records: dict[str, Record]) ->
     rows = [row for trial in trials if trial.hash in records for row in rows_of(trial, records[trial.hash]["result"])]
     frame = pd.DataFrame(rows, columns=_columns(trials[0]), dtype=object).sort_values(_ORDER, key=_numbers)
     write_atomic(folder / "results.csv", frame.to_csv(index=False, lineterminator="\n"))
+    write_sums(folder, {"results.csv": file_sha256(folder / "results.csv")})
 
 
 def _columns(trial: Trial) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from mup_lightning.errors import UserError
-from mup_lightning.files import read_json
+from mup_lightning.files import differs, read_json
 
 COLUMNS = ("parametrization", "axis", "size", "log2_value", "seed", "loss")
 """Columns that every table has."""
@@ -57,6 +57,8 @@ def read_table(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(f"{path} cannot be read as CSV: {reason}; expected {_EXPECTED}") from None
+    if differs(path):
+        print(f"note: {path} is not what a sweep wrote (SHA256SUMS): edited, damaged, or unfinished", file=sys.stderr)
     head = [cell.strip() for cell in rows.pop(next(iter(rows)))] if rows else []
     while head and not head[-1]:
         head.pop()

@@ -9,12 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mup_lightning.config.load import merge
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
-from mup_lightning.files import check_folder, write_atomic
+from mup_lightning.files import check_folder, write_atomic, yaml_text
 from mup_lightning.optim.registry import options_in_force, used_sections
 from mup_lightning.plan.plan import plan
 from mup_lightning.studies.sweep.grid import Trial, expand, look_up
@@ -165,7 +163,7 @@ def _write(target: Config, found: dict[str, float], comment: list[str], file: Pa
     # Paths and negative numbers stay whole.
     wrapper = textwrap.TextWrapper(116, initial_indent="# ", subsequent_indent="#     ", break_on_hyphens=False)
     head = "\n".join(line for text in comment for line in wrapper.wrap(text))
-    write_atomic(file, f"{head}\n{yaml.safe_dump(content, sort_keys=False)}")
+    write_atomic(file, yaml_text(content, f"{head}\n"))
 
 
 def _cost_of(target: Config, spent: float = 0.0) -> str:
