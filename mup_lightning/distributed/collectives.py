@@ -51,15 +51,8 @@ def update_at_owners(
     """Bring each parameter's fragments to its owner, update it there, and send the new values back.
 
     Two exchanges: weights and gradients to the owners, weights back. A parameter that its owner holds whole is updated
-    in place and moves nowhere.
-
-    Args:
-        layout: of the flat tensors.
-        owners: parameter -> rank.
-        weight: this process's flat weights, updated in place.
-        gradient: its flat gradients.
-        update: called once with the weights (to be updated in place) and the gradients of the parameters that this
-            process owns, each whole and flat, by name.
+    in place and moves nowhere. `weight` (updated in place) and `gradient` are this process's flat ones; `update` is
+    called once with those of the parameters that this process owns, each whole and flat, by name.
     """
     rank, world_size = rank_and_world()
     travels = {name for name, counts in layout.held.items() if counts[owners[name]] != sum(counts)}

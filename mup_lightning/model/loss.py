@@ -31,22 +31,12 @@ def cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Mean cross-entropy in nats of softmax(features · weightᵀ) over the first `vocab_size` tokens of the vocabulary.
 
-    Rows of the weight past `vocab_size` are padding: they get probability 0 and gradient 0.
-
-    Args:
-        features_NC: (N, C) features, already times the output multiplier.
-        weight_VC: (V, C) output matrix, V >= vocab_size.
-        targets_N: (N,) int64 tokens, below vocab_size.
-        vocab_size: tokens of the tokenizer's vocabulary.
-        chunk: tokens whose logits exist at once; None for `default_chunk`.
-        measure: also return the RMS norm of the logits.
-
-    Returns:
-        The loss (0-dim, float32 or wider), and the RMS norm of the logits or None.
+    Rows of the weight past `vocab_size` are padding: they get probability 0 and gradient 0. Features are already times
+    the output multiplier, and targets int64. Returns the loss (0-dim, float32 or wider) and, asked to `measure` it, the
+    RMS norm of the logits. `chunk` tokens have logits at once; None: `default_chunk`.
     """
     chunk = chunk or default_chunk(weight_VC.shape[0], weight_VC.device)
-    need_grad = torch.is_grad_enabled() and (features_NC.requires_grad or weight_VC.requires_grad)
-    if need_grad:
+    if torch.is_grad_enabled() and (features_NC.requires_grad or weight_VC.requires_grad):
         loss, rms = _ChunkedCrossEntropy.apply(features_NC, weight_VC, targets_N, vocab_size, chunk, measure)
     else:
         loss, rms, _, _ = _sweep(features_NC, weight_VC, targets_N, vocab_size, chunk, grad=False, measure=measure)

@@ -34,7 +34,6 @@ class Weight:
     """The condition solved for one weight: everything that an optimizer family needs to know.
 
     Attributes:
-        role: in the network, which says how the sides n_out and n_in scale.
         init_var: variance of its entries at initialisation (a convention, not a result).
         norm: ‖W‖_R at initialisation.
         multiplier: α of its branch or layer.

@@ -211,7 +211,10 @@ def as_text(name: str, optimizer: str, branch_depth: int) -> str:
     published, cells = PUBLISHED[name], compare(name, optimizer, branch_depth)
     quantities = [quantity for quantity in QUANTITIES if any(cell.quantity == quantity for cell in cells)]
     lines = [["role", *(QUANTITIES[quantity] for quantity in quantities)]]
-    lines += [[role, *(_mark(cell) for cell in cells if cell.role is role)] for role in Role]
+    marks = {AGREES: "= {ours}", DIFFERS: "{ours} | {theirs}", NOT_SPECIFIED: "{ours} | ?"}
+    for role in Role:
+        mine = [cell for cell in cells if cell.role is role]
+        lines.append([role, *(marks[c.status].format(ours=c.ours, theirs=c.theirs or "none") for c in mine)])
     counts = [sum(cell.status == status for cell in cells) for status in (AGREES, DIFFERS, NOT_SPECIFIED)]
     in_order = sorted(cells, key=lambda cell: (quantities.index(cell.quantity), cell.status))
     reasons = dict.fromkeys((QUANTITIES[cell.quantity], cell.status, cell.why) for cell in in_order if cell.why)
@@ -229,9 +232,3 @@ def as_text(name: str, optimizer: str, branch_depth: int) -> str:
             *textwrap.wrap(published.note, 110),
         ]
     )
-
-
-def _mark(cell: Cell) -> str:
-    if cell.status == AGREES:
-        return f"= {cell.ours}"
-    return f"{cell.ours} | {'?' if cell.status == NOT_SPECIFIED else cell.theirs or 'none'}"

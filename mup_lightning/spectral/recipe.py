@@ -34,14 +34,7 @@ else:
 
 @dataclass
 class BaseFactors:
-    """Factors on the common base values, for the parameters of one role or label.
-
-    Attributes:
-        lr: on recipe.lr.
-        weight_decay: on recipe.weight_decay.
-        init_std: on recipe.init_std.
-        eps: on the rule's base ε.
-    """
+    """Factors on the common base values (of ε: the rule's), for the parameters of one role or label."""
 
     lr: PositiveFloat = 1.0
     weight_decay: NonNegativeFloat = 1.0
@@ -178,11 +171,8 @@ class Multipliers:
 class Recipe:
     """The recipe evaluated for one model.
 
-    Attributes:
-        values: of each role, without what only single parameters have.
-        multipliers: of the forward pass.
-        eps: base ε of rules that have none of their own.
-        exactly: the values of one parameter; None: those of its role.
+    `values` are those of each role, without what only single parameters have (`exactly`; None: nothing); `eps` is the
+    base ε of rules that have none of their own.
     """
 
     values: dict[Role, Values]
@@ -225,17 +215,11 @@ def is_main(config: RecipeConfig, role: Role) -> bool:
 
 
 def derive(config: RecipeConfig, width: int, depth: int, head_dims: tuple[float, float] = (1, 1)) -> Recipe:
-    """Scale the base values to a model of another width and depth.
+    """Scale the base values to a model of another width n and depth L (blocks, whose branches share one multiplier).
 
-    Args:
-        config: base values, and the base shape that they were tuned at.
-        width: n of the model to train.
-        depth: L, its number of blocks (each with an attention and an MLP branch, which share one multiplier).
-        head_dims: dimension of an attention head in the base model and in this one. Where it grows, queries and keys
-            come to be aligned, their product grows as d rather than √d, and so the logits' factor 1/√d becomes
-            √d_base/d (Yang et al. 2022, Tensor Programs V, definition 4.1).
-
-    At the base shape the values equal the base values to the bit.
+    `head_dims` are the dimension of an attention head in the base model and in this one. Where it grows, queries and
+    keys come to be aligned, their product grows as d rather than √d, and so the logits' factor 1/√d becomes √d_base/d
+    (Yang et al. 2022, Tensor Programs V, definition 4.1). At the base shape values equal the base values to the bit.
     """
     mup = config.parametrization == "mup"
     r_n, r_L = (width / config.base_width, depth / config.base_depth) if mup else (1.0, 1.0)

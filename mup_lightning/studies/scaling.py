@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,13 +26,10 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Fit:
-    """An exponent a of value = c · size^a.
+    """An exponent a of value = c · size^a: the mean over the seeds of the slope of log value against log size.
 
-    Attributes:
-        exponent: mean over the seeds of the slope of log value against log size.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        last: the slope between the two largest sizes alone, which shows how much curvature is left.
+    Its 95 % interval is `low` to `high`; `last` is the slope between the two largest sizes alone, which shows how much
+    curvature is left.
     """
 
     exponent: float
@@ -50,11 +48,8 @@ def fit(sizes: Sequence[float], values: Sequence[Sequence[float]]) -> Fit:
 
     The interval is that of the mean of S independent slopes (Student's t, S - 1 degrees of freedom). The residuals of
     the lines do not enter: they would count curvature as noise, treat all sizes as equally noisy, and treat runs that
-    share a seed's data order as independent. Curvature shows in `last` instead.
-
-    Args:
-        sizes: P widths or depths, at least 3.
-        values: P values above 0 for each of S seeds, at least 2.
+    share a seed's data order as independent. Curvature shows in `last` instead. There are P >= 3 sizes and, for each of
+    S >= 2 seeds, P values above 0.
     """
     x_P = np.log(np.asarray(sizes, dtype=float))
     y_SP = np.log(np.asarray(values, dtype=float))
@@ -96,15 +91,10 @@ def overall(verdicts: Iterable[Verdict | None]) -> Verdict:
 
 @dataclass(frozen=True)
 class Run:
-    """What one training gave.
+    """What one training, `of` something such as ("mlp", "adamw"), gave.
 
-    Attributes:
-        of: what was trained, such as ("mlp", "adamw").
-        shape: (width, depth).
-        seed: of weights and data.
-        losses: before each step.
-        measured: plain values, as the study's `measure` describes them.
-        diverged: None, or the step at which it diverged and what was seen there.
+    `seed` is that of weights and data, and `losses` are those before each step. `measured` are plain values, as the
+    study's `measure` describes them; `diverged` is the step at which it diverged, and what was seen there.
     """
 
     of: Label
@@ -205,13 +195,10 @@ def lines(
     values: Callable[[Run], Mapping[Label, float]],
     band: Callable[[Label], Band | None],
 ) -> list[Line]:
-    """Fit and judge everything that was measured of trainings that differ in size and seed.
+    """Fit and judge everything that was measured, by label, of trainings with the same seeds at every size.
 
-    Args:
-        runs: the same seeds at every size; other shapes are left out.
-        sizes: (width, depth) -> what exponents are powers of, from small to large.
-        values: what is fitted of a training, by label.
-        band: lowest and highest exponent accepted of a label; None: nothing is claimed.
+    `sizes` are (width, depth) -> what exponents are powers of, from small to large; other shapes are left out. A `band`
+    of None claims nothing.
     """
     found = {(run.seed, run.shape): values(run) for run in runs if run.shape in sizes}
     seeds = sorted({seed for seed, _ in found})
@@ -271,8 +258,4 @@ def title(parametrization: str, branch_depth: int) -> str:
 
 def six_digits(values: Any) -> Any:
     """Nested lists and dictionaries of numbers with six digits each: plenty, and half the size of the file."""
-    if isinstance(values, dict):
-        return {key: six_digits(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [six_digits(value) for value in values]
-    return float(f"{values:.6g}")
+    return json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.6g}"))

@@ -83,17 +83,10 @@ def points(
     shift: float = 1.0,
     **options: Any,
 ) -> None:
-    """Draw values against size: single seeds pale, and their geometric means, joined by lines.
+    """Draw P values above 0 of S seeds against size: single seeds pale, and their geometric means, joined by lines.
 
-    Args:
-        ax: the panel.
-        sizes: P of them.
-        values_SP: P values above 0 of S seeds.
-        color: of all of it.
-        exponent: in place of joining the means, draw the line of this exponent through their middle.
-        seeds: whether to draw single seeds.
-        shift: factor to the side, so that points of several kinds stay visible where they agree.
-        options: of the means' markers and line.
+    Given an exponent, its line through the middle of the means takes the place of the joints. `shift` is a factor to
+    the side, so that points of several kinds stay visible where they agree; options are of the means' markers and line.
     """
     x_P, y_SP = np.array(sizes, dtype=float), np.array(values_SP)
     means_P = np.exp(np.log(y_SP).mean(0))
@@ -115,12 +108,9 @@ def write(ax: Axes, lines: Sequence[tuple[str, Any]], *, below: bool = False) ->
 
 
 def share_scale(axes: Sequence[Axes], sizes: Sequence[float], lines: int = 1) -> None:
-    """Give panels one logarithmic scale: at least a factor of 4, so that small noise looks small, and room for text.
+    """Give panels over sizes one logarithmic scale: at least a factor of 4, so that small noise looks small.
 
-    Args:
-        axes: the panels.
-        sizes: all that is on their horizontal axes.
-        lines: of text at the top of each.
+    There is room for so many lines of text at the top of each.
     """
     for ax in axes:
         ax.set_yscale("log")

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import TypeVar
@@ -37,36 +36,33 @@ def each(
     gpus: Sequence[str] = (),
     log: Path | None = None,
     died: Callable[[T], R] | None = None,
-) -> Iterator[tuple[T, R]]:
-    """Do all items, and yield each with its result as soon as it is done.
+) -> Iterator[tuple[int, R]]:
+    """Do all items in their order, and yield the number of each, from 0, with its result as soon as it is done.
 
-    Each worker is an executor of its own: its death costs one item, which is known, and no other worker.
+    Each worker is an executor of its own: its death costs one item, which is known, and no other worker. An item's own
+    error is raised here.
 
     Args:
         do: a function at a module's top level, or a `partial` of one: processes import it.
-        items: in the order in which they are begun; each is taken when a worker is free for it.
+        items: each is taken when a worker is free for it.
         workers: processes; 0: do everything in this one.
         threads: of torch, in each process.
         gpus: what the workers find in CUDA_VISIBLE_DEVICES, in turn; empty: what this process has.
         log: the file that workers append their output to; None: they print as this process does.
-        died: gives the result of an item whose worker was killed; None: that is an error.
-
-    Raises:
-        UserError: an item's own, or a worker was killed.
+        died: gives the result of an item whose worker was killed; None: that is a UserError.
     """
     if workers == 0:
-        for item in items:
-            yield item, do(item)
+        yield from enumerate(map(do, items))
         return
     context = multiprocessing.get_context("spawn")  # a forked torch can use neither its threads nor a GPU
     before = set(multiprocessing.active_children())
-    waiting = iter(items)
+    waiting = enumerate(items)
     pool: dict[int, ProcessPoolExecutor] = {}
-    running: dict[Future[R], tuple[int, T]] = {}
+    running: dict[Future[R], tuple[int, int, T]] = {}
 
     def start(number: int) -> None:
         """Give a worker its next item, if there is one."""
-        for item in waiting:
+        for place, item in waiting:
             if number not in pool:
                 gpu = gpus[number % len(gpus)] if gpus else None
                 pool[number] = ProcessPoolExecutor(1, context, start_up, (threads, gpu, log))
@@ -74,7 +70,7 @@ def each(
             # acts on signals, and kills its workers.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
             try:
-                running[pool[number].submit(_do, do, item)] = (number, item)
+                running[pool[number].submit(_do, do, item)] = (number, place, item)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return
@@ -84,7 +80,7 @@ def each(
             start(number)
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                number, item = running.pop(future)
+                number, place, item = running.pop(future)
                 try:
                     result = future.result()
                 except BrokenProcessPool:
@@ -94,7 +90,7 @@ def each(
                     pool.pop(number).shutdown()
                     result = died(item)
                 start(number)
-                yield item, result
+                yield place, result
     except BaseException:
         # An error, or Ctrl-C: nobody waits for what is still running.
         for process in set(multiprocessing.active_children()) - before:
@@ -124,17 +120,12 @@ def run_all(
     print(f"{name}: {len(items)} trainings {where}", file=sys.stderr, flush=True)
     results: dict[int, R] = {}
     bar_format = "{desc} {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}{postfix}]"
-    numbered = ((place, items[place]) for place in order)
     with tqdm(total=sum(work), desc=name, bar_format=bar_format, leave=False, disable=None) as bar:
-        for (place, _), result in each(partial(_second, measure), numbered, workers, threads(workers)):
-            results[place] = result
+        for number, result in each(measure, [items[place] for place in order], workers, threads(workers)):
+            results[order[number]] = result
             bar.set_postfix_str(f", {len(results)}/{len(items)} trainings")
-            bar.update(work[place])
+            bar.update(work[order[number]])
     return [results[place] for place in range(len(items))]
-
-
-def _second(measure: Callable[[T], R], item: tuple[int, T]) -> R:
-    return measure(item[1])
 
 
 def start_up(threads: int, gpu: str | None = None, log: Path | None = None) -> None:

@@ -24,10 +24,10 @@ def double_or_die(item, log=None):
 
 def test_a_death_costs_one_item(tmp_path):
     died = dict(workers.each(double_or_die, [1, -1, 2, 3], 2, log=tmp_path / "log", died=lambda item: "died"))
-    assert died == {1: 2, -1: "died", 2: 4, 3: 6}
+    assert died == {0: 2, 1: "died", 2: 4, 3: 6}
     with pytest.raises(UserError, match=r"a worker process died: out of memory, or killed; try fewer workers"):
         list(workers.each(double_or_die, [-1, 1], 1))
-    assert list(workers.each(partial(pow, 2), [3], 0)) == [(3, 8)]
+    assert list(workers.each(partial(pow, 2), [3], 0)) == [(0, 8)]
 
 
 PARENT = """

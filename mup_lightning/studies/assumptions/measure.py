@@ -159,17 +159,11 @@ def alignment(
     ΔW_(i) is the update that the optimizer would make if sample i were the whole batch. Both are first steps, from the
     weights as they are and an empty optimizer state: the theory's raw direction has no momentum, and with that of
     training, common to all samples, the ratio would be close to B in any case. See docs/method/assumptions.md. A
-    sample's h is all its positions together, (T, I), and its norm that of all its entries.
+    sample's h, what went into the matrix, is all its positions together, (T, I), and its norm that of all its entries.
 
-    Args:
-        group: of the optimizer, with the rule and its hyper-parameters.
-        weight: (O, I), or (I, O) where it is stored transposed.
-        inputs_BTI: h, what went into the matrix.
-        deltas_BTO: gradient of the batch's mean loss with respect to W h.
-        transposed: see weight.
-
-    The mean is over samples whose own update moves their feature at all (all, unless a ReLU is dead). Raises UserError
-    where a first step of this optimizer changes nothing.
+    The weight is (O, I), or (I, O) where it is stored transposed; `deltas_BTO` is the gradient of the batch's mean loss
+    with respect to W h. The mean is over samples whose own update moves their feature at all (all, unless a ReLU is
+    dead). Raises UserError where a first step of this optimizer changes nothing.
     """
     gradients = own_gradients(inputs_BTI, deltas_BTO, transposed=transposed)
     step, *own = first_steps(group, weight, [gradients.mean(0), *gradients], transposed=transposed)

@@ -9,7 +9,7 @@ Shapes: B samples, T positions in a sample (1 for the MLP), I and O a matrix's i
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,10 +26,9 @@ from mup_lightning.training.module import build_training
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix that the assumptions are about.
+    """A weight matrix that the assumptions are about; its name in results is the same in every block.
 
     Attributes:
-        name: its name in results, the same in every block.
         parameter: name of the parameter that holds it.
         block: index of its block; None for the input matrix.
         part: (index, count) where `count` matrices are stacked along the rows, as Q, K and V are.
@@ -50,6 +49,7 @@ class Matrix:
         return rows.chunk(count, dim)[index]
 
 
+@dataclass
 class Activations:
     """What one forward and backward pass shows of the measured matrices, by (name, block).
 
@@ -57,10 +57,9 @@ class Activations:
     backward pass; `streams` is the residual stream after every block, (B, T, C).
     """
 
-    def __init__(self) -> None:
-        self.inputs: dict[tuple[str, int | None], torch.Tensor] = {}
-        self.outputs: dict[tuple[str, int | None], torch.Tensor] = {}
-        self.streams: list[torch.Tensor] = []
+    inputs: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict)
+    outputs: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict)
+    streams: list[torch.Tensor] = field(default_factory=list)
 
     def record(self, matrix: Matrix, x: torch.Tensor, y: torch.Tensor) -> None:
         """Keep a matrix's input and output, and make the backward pass keep the output's gradient."""
@@ -84,8 +83,6 @@ class Network:
     """A network with its optimizer and its data, in which the samples of a batch never see each other.
 
     Attributes:
-        model: the network.
-        optimizer: over all its parameters.
         matrices: those that are measured: the input matrix, and then weights of linear layers.
         stops: the modules that the residual stream enters: every block, and what comes after the last one.
         batches: endless, a pure function of the seed.
@@ -109,7 +106,6 @@ class Network:
     def observed_loss(self, batch: Any) -> tuple[torch.Tensor, Activations]:
         """The loss, and what the forward pass shows. Nothing here is compiled, which would lose the hooks."""
         seen = Activations()
-
         first, *inside = self.matrices
         handles = [self.stops[0].register_forward_pre_hook(lambda _, x: seen.record(first, self.inputs(batch), x[0]))]
         handles += [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mup_lightning.config.load import Layer, merge, preset
 from mup_lightning.config.schema import Config
-from mup_lightning.errors import UserError
+from mup_lightning.errors import UserError, located
 from mup_lightning.files import check_folder, read_yaml, write_atomic
 from mup_lightning.spectral.recipe import Parametrization
 from mup_lightning.studies import style
@@ -89,7 +89,7 @@ def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], li
     for name in parametrizations(settings, config):
         asked = name == config.recipe.parametrization
         for width, depth in settings.sizes(config.model.width, config.model.depth):
-            try:
+            with located(f"at width {width}, depth {depth}"):
                 # Another size, a constant learning rate, and nothing that only costs time.
                 sized = replace(
                     config,
@@ -99,8 +99,6 @@ def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], li
                     trainer=replace(config.trainer, validate_every=0, feature_norms_every=0, update_check_every=0),
                 )
                 checked = checker.check(sized)
-            except UserError as error:
-                raise UserError(f"at width {width}, depth {depth}: {error}") from None
             memory = max(memory, checked.memory)
             data = replace(sized.data, verify=False)  # just verified
             for seed in range(1, 1 + (settings.seeds if asked else settings.of_controls)):

@@ -20,7 +20,7 @@ from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.recipe import BaseFactors
 from mup_lightning.studies.sweep.spec import Grid, Sweep
 from mup_lightning.tables import power_of_two
-from mup_lightning.training.trainer import resolve
+from mup_lightning.training.train import settle
 from mup_lightning.typed import unknown_key
 
 _HASHED_RULES = "adamw muon sgd lion sophia shampoo soap sso".split()
@@ -61,16 +61,11 @@ class Checker:
         Raises UserError too for what a study cannot do.
         """
         trainer, data = config.trainer, config.data
-        resolve(trainer)
         if trainer.strategy != "single":
-            raise UserError(
-                f"trainer.strategy is {trainer.strategy}; the runs of a study take one process each (single), and "
-                f"--workers says how many of them run at once"
-            )
+            processes = "the runs of a study take one process each (single), and --workers says how many run at once"
+            raise UserError(f"trainer.strategy is {trainer.strategy}; {processes}")
+        micro_batches = settle(config)
         planned = plan(config, device="cpu" if trainer.accelerator == "cpu" else "cuda")
-        micro_batches = planned.accumulation[1]
-        if micro_batches is None:
-            raise UserError(f"data.batch_size {data.batch_size} is no multiple of data.micro_batch {data.micro_batch}")
         manifest, steps = self._open(config), trainer.max_steps
         flops = planned.flops_of(steps)
         validations = max(1, steps // (trainer.validate_every or steps))

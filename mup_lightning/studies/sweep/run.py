@@ -91,12 +91,9 @@ def run_trials(
         print(f"note: results.csv leaves out {others} results in {folder} that are not of this sweep", file=sys.stderr)
     left = [trial for trial in trials if trial.hash not in known]
     summary = Summary(total - len(left))
-    count = how_many(left, workers)
-    print(
-        f"{total} configurations, {summary.finished} of them finished before; {count} worker processes; results in "
-        f"{folder / 'results.csv'}",
-        flush=True,
-    )
+    count, table = how_many(left, workers), folder / "results.csv"
+    known_before = f"{total} configurations, {summary.finished} of them finished before"
+    print(f"{known_before}; {count} worker processes; results in {table}", flush=True)
     do = partial(run_trial, folder=folder, keep=keep)
     on_gpu = left and left[0].config.trainer.accelerator == "gpu"
     options: dict[str, Any] = {"gpus": gpus() if on_gpu else (), "log": folder / LOG}
@@ -105,7 +102,8 @@ def run_trials(
     bar = tqdm(total=sum(trial.checked.work for trial in left), desc="sweep", bar_format=form, disable=None)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for trial, (state, text) in outcomes:
+        for number, (state, text) in outcomes:
+            trial = left[number]
             summary.states[state] += 1
             summary.finished += state in ("ran", "diverged", "finished")
             if state in ("ran", "diverged"):
@@ -121,7 +119,16 @@ def run_trials(
         bar.close()
     # Workers may have finished trials while the interruption came, and so may other processes.
     summary.finished = len(write_table(folder, whole) & {trial.hash for trial in trials})
-    print(_last_screen(summary, folder, total), flush=True)
+    lines = [f"FAILED {reason}" for reason in summary.failed]
+    if summary.failed:
+        lines.append(f"the same command tries them again; what the workers printed is in {folder / LOG}")
+    if others := summary.states["elsewhere"]:
+        lines.append(f"{others} configurations are being run by another process in this folder")
+    if lost := summary.states["diverged"]:
+        lines.append(f"{lost} configurations diverged, which is a result, too")
+    done = f"{summary.finished} of {total} are finished"
+    stopped = f"stopped: {done}; the same command goes on from there"
+    print("\n".join([*lines, stopped if summary.interrupted else f"{done}: {table}"]), flush=True)
     return summary
 
 
@@ -132,20 +139,6 @@ def how_many(trials: list[Trial], asked: int | None) -> int:
     if trials[0].config.trainer.accelerator == "gpu":
         return min(len(gpus()), len(trials))
     return fitting(max(trial.checked.memory for trial in trials), len(trials))
-
-
-def _last_screen(summary: Summary, folder: Path, total: int) -> str:
-    """What came of a sweep, and how to go on."""
-    lines = [f"FAILED {reason}" for reason in summary.failed]
-    if summary.failed:
-        lines.append(f"the same command tries them again; what the workers printed is in {folder / LOG}")
-    if summary.states["elsewhere"]:
-        lines.append(f"{summary.states['elsewhere']} configurations are being run by another process in this folder")
-    if summary.states["diverged"]:
-        lines.append(f"{summary.states['diverged']} configurations diverged, which is a result, too")
-    done = f"{summary.finished} of {total} are finished"
-    stopped = f"stopped: {done}; the same command goes on from there"
-    return "\n".join([*lines, stopped if summary.interrupted else f"{done}: {folder / 'results.csv'}"])
 
 
 def dry_run(trials: list[Trial], folder: Path, workers: int | None) -> str:

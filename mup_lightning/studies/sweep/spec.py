@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from mup_lightning.errors import UserError
+from mup_lightning.errors import UserError, located
 from mup_lightning.files import read_yaml
 from mup_lightning.typed import Bound, NonNegativeInt, Typed, build, convert
 
@@ -21,10 +21,9 @@ _FolderName = Annotated[
 
 @dataclass(frozen=True)
 class Grid(Typed, prefix="sweep.grids."):
-    """A cross product.
+    """A cross product over recipe files, applied left to right.
 
     Attributes:
-        configs: recipe files, applied left to right.
         set: dotted key -> the value in all of its trials; {log2: -7} is a power of two.
         vary: dotted key -> values; {log2: [-9, -8, -7]} are powers of two.
         axis: the key of the size; None: the depth where that alone varies, else the width.
@@ -107,15 +106,13 @@ def load(file: str | Path, overrides: Sequence[str] = (), *, tuning: bool = Fals
     """
     fixed = dict(_setting(text) for text in overrides)
     content = read_yaml(Path(file), "a sweep file, see recipes/experiment/")
-    try:
+    with located(file):
         if not isinstance(content, dict) or list(content) != ["sweep"]:
             raise UserError(f"expected the one key `sweep`, found {content!r:.60}")
         sweep = build(Sweep, content["sweep"], "sweep.")
         if sweep.for_tune and not tuning:
             raise UserError(f"takes what it does not name from a target; run it by mup-lightning tune sweep={file}")
         grids = tuple(_completed(grid, sweep, fixed) for grid in sweep.grids)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
     return replace(sweep, grids=grids, name=sweep.name or Path(file).stem, file=str(file))
 
 

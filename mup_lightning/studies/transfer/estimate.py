@@ -26,17 +26,14 @@ _UNIFORM = 12**-0.5
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best base value of one size.
+    """The best base value of one size, as written in the table, at `position`, its log2.
 
     Attributes:
-        size: the size as written in the table.
-        position: log2 of the size.
         value: log2 of the best base value, between the values tried.
         se: its standard error from the noise and, at an edge or cliff, from the grid; 0: unknown.
         shape_se: the same because curves are not parabolas. They lean to one side at every size, so it enters no slope.
         ci_half_width: half the width of its 95 % interval; 0: unknown.
-        best_value: log2 of the best value tried; the middle one if several are equal.
-        loss: mean loss there.
+        best_value: log2 of the best value tried (the middle one if several are equal), with the mean loss there.
         plateau: the best value and its neighbours, without a gap, whose losses cannot be told from its own.
         edge: -1 or +1 where the best value is the smallest or largest tried, so the optimum may lie beyond; else 0.
         cliff: a neighbour is lost, so that there is no parabola: `value` is `best_value`, within half a step.
