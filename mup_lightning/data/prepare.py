@@ -21,7 +21,7 @@ from mup_lightning.typed import PositiveInt
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
 COUNTED = 1 << 22  # tokens counted at a time
-JOURNAL = "journal.json"
+JOURNAL, LOCK = "journal.json", "writer.lock"
 
 
 @dataclass
@@ -56,7 +56,7 @@ def prepare(
     files, known = card.input_files(), None if force else Sources.load(folder)
     sources = Sources.of(card, files, folder, known)
     changes = known.changes(sources) if known else ""
-    done = finished.exists() and not unfinished.exists() and not force
+    done = finished.exists() and not force and not unfinished.exists() and not (folder / LOCK).exists()
     if done and known and not changes:
         found = Manifest.load(folder)
         if (found.source_hash, found.tokenizer) == (known.source_hash, tokenizer):
@@ -149,7 +149,7 @@ def _working_in(folder: Path) -> Iterator[None]:
     """Lock the folder against a second prepare, and turn a full disk into one clear line."""
     make_folder(folder)
     try:
-        with OneWriter(folder / "writer.lock", f"the corpus {folder}"):
+        with OneWriter(folder / LOCK, f"the corpus {folder}"):
             yield
     except OSError as error:
         raise UserError(
