@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -233,12 +234,16 @@ class OneWriter:
         seen: set[int] = set()
 
         def lives() -> bool:
+            status = None
             with contextlib.suppress(OSError):
-                seen.add(self.file.stat().st_mtime_ns)
-            return len(seen) > 1 and not self.wait
+                status = self.file.stat()
+                seen.add(status.st_mtime_ns)
+            empty = status is not None and not status.st_size and len(seen) == 1
+            return (len(seen) > 1 and not self.wait) or (empty and time.monotonic() - begin > 5 * BEAT)
 
         while True:
             seen.clear()
+            begin = time.monotonic()
             try:
                 self._lease.acquire(timeout=2 * SILENCE, poll_interval=0.1, cancel_check=lives)
                 return
