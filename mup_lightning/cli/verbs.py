@@ -177,7 +177,7 @@ def plan(settings: PlanSettings, config: Config) -> None:
     """Print what a run would use and cost."""
     from mup_lightning.plan.plan import plan, screen
 
-    result = plan(config, settings.gpus)
+    result = plan(config, settings.gpus, memory=settings.gpu_memory * 1e9)
     _print(result.plain() if settings.json else screen(config, result, settings.gpu_memory))
 
 

@@ -119,7 +119,8 @@ class DataConfig(Typed, prefix="data."):
         path: folder of a prepared corpus (see `mup-lightning data prepare`).
         tokenizer: vocabulary the corpus was prepared with: gpt2 (50257 tokens) or bytes (256).
         batch_size: sequences in one optimizer step, over all processes and accumulation steps.
-        micro_batch: sequences in one forward pass of one process.
+        micro_batch: sequences in one forward pass of one process; auto: the largest number that divides a process's
+            share of batch_size, and fits (`plan.memory.micro_batch`).
         workers: processes that read batches ahead; 0 reads in the training process, which is fastest on few cores.
         val_tokens: use only the first this many validation tokens (whole windows); null: all of them.
         verify: compare the sha256 of every shard with the manifest before training starts.
@@ -130,10 +131,16 @@ class DataConfig(Typed, prefix="data."):
     )
     tokenizer: TokenizerName = "gpt2"
     batch_size: PositiveInt = 240
-    micro_batch: PositiveInt = 8
+    micro_batch: PositiveInt | Literal["auto"] = "auto"
     workers: NonNegativeInt = 0
     val_tokens: PositiveInt | None = None
     verify: bool = True
+
+    @property
+    def sequences(self) -> int:
+        """micro_batch, where auto has been replaced by a number."""
+        assert self.micro_batch != "auto", "data.micro_batch auto has not been replaced"
+        return self.micro_batch
 
 
 @dataclass
@@ -197,6 +204,11 @@ class TrainerConfig(Typed, prefix="trainer."):
     spike_sigmas: NonNegativeFloat = 6.0
     spike_window: Annotated[int, Bound("a whole number of at least 2", lambda value: value >= 2)] = 100
     spike_stop: NonNegativeInt = 0
+
+    @property
+    def zero_stage(self) -> int:
+        """Of ZeRO; 0 under single and ddp, too."""
+        return int(self.strategy[-1]) if self.strategy.startswith("zero") else 0
 
     def __post_init__(self) -> None:
         """Raise UserError for values that contradict each other."""

@@ -89,13 +89,13 @@ class TokenDataModule(pl.LightningDataModule):
         if self.trainer is not None:
             self.rank, self.world_size = self.trainer.global_rank, self.trainer.world_size
         config = self.config
-        self.accumulation = accumulation_steps(config.batch_size, config.micro_batch, self.world_size)
+        self.accumulation = accumulation_steps(config.batch_size, config.sequences, self.world_size)
         if not self._opened:
             self.train_store = TokenStore.open(config.path, "train", config.verify)
             check_vocabulary(self.train_store.manifest, config.tokenizer)
             self.val_store = TokenStore.open(config.path, "val", config.verify)
             self._opened = True
-        place = (config.micro_batch, self.rank, self.world_size)
+        place = (config.sequences, self.rank, self.world_size)
         self.batches = MicroBatches(self.train_store, self.context, self.seed, *place)
         samples_in(self.val_store, self.context, config.val_tokens)
 
@@ -129,7 +129,7 @@ class TokenDataModule(pl.LightningDataModule):
 
     def val_windows(self, batch: int | None = None) -> Iterator[torch.Tensor]:
         """This rank's validation windows in order (see validation_batches), `batch` or micro_batch at a time."""
-        size = batch or self.config.micro_batch
+        size = batch or self.config.sequences
         return validation_batches(
             self.val_store, self.context, size, self.rank, self.world_size, self.config.val_tokens
         )

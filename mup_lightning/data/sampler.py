@@ -71,9 +71,10 @@ def accumulation_steps(batch_size: int, micro_batch: int, world_size: int) -> in
         return batch_size // together
     below, above = batch_size // together * together, -(-batch_size // together) * together
     nearest = " or ".join(str(size) for size in (below, above) if size > 0)
+    other = "" if batch_size % world_size else ", or data.micro_batch to auto"
     raise UserError(
         f"data.batch_size = {batch_size} cannot be divided: it must be a multiple of data.micro_batch x processes = "
-        f"{micro_batch} x {world_size} = {together}. Set data.batch_size to {nearest}, or change data.micro_batch."
+        f"{micro_batch} x {world_size} = {together}. Set data.batch_size to {nearest}{other}."
     )
 
 

@@ -25,7 +25,8 @@ that it gathers: 4m more at stage 0, 4N - 4N/P instead of 4N/P + D at stages 1 a
 CUDA's context and libraries (about 1 GB), the allocator's fragmentation, buffers of the communication library.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -39,6 +40,13 @@ STAGES = (0, 1, 2, 3)
 
 ZERO_BUCKET = 1 << 23
 """Elements that DeepSpeed reduces, or fetches ahead, at once: 32 MB. Its own 2 GB are more than most models have."""
+
+
+TOKENS_ON_CPU, ACTIVATIONS_ON_CPU = 8192, 13 * 10**9
+"""What data.micro_batch auto gives a forward pass on a CPU, at most; the second one in bytes."""
+
+GPU_SHARE = 0.8
+"""Of a GPU's memory, what data.micro_batch auto plans with: the rest is for what `memory` does not count."""
 
 
 @dataclass
@@ -105,10 +113,39 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + max(self.activations + self.exchange, self.step)
 
 
-def memory(config: Config, groups: list[Group], gpus: tuple[int, ...], device: str = "cuda") -> list[Memory]:
+def micro_batch(config: Config, groups: list[Group], gpus: int, available: float, device: str = "cuda") -> int | None:
+    """Sequences in a forward pass of each of `gpus` processes; None: they cannot divide the batch like that.
+
+    data.micro_batch auto is the largest number that divides a process's share of the batch, and fits. On a GPU it is
+    `memory` that must fit, into `available` bytes, under the strategy of the run. On a CPU a larger forward pass is no
+    faster, and the same command should compute the same on every machine: there limits are fixed.
+    """
+    share, rest = divmod(config.data.batch_size, gpus)
+    given = config.data.micro_batch
+    if given != "auto":
+        return None if rest or share % given else given
+    zero, half = config.trainer.zero_stage, config.trainer.precision != "fp32"
+    least = memory(config, groups, {gpus: 1}, device)[zero]
+
+    def fits(sequences: int) -> bool:
+        forward = activations(config.model, sequences, half, device, gathered=zero == 3)
+        if device == "cpu":
+            return sequences * config.model.context <= TOKENS_ON_CPU and forward <= ACTIVATIONS_ON_CPU
+        return replace(least, activations=forward).total <= available
+
+    return None if rest else max((n for n in range(1, share + 1) if share % n == 0 and fits(n)), default=1)
+
+
+def memory(config: Config, groups: list[Group], gpus: Mapping[int, int], device: str = "cuda") -> list[Memory]:
     """Estimate the memory of one GPU, for every number of GPUs and every ZeRO stage; precision auto counts as bf16.
 
-    Stage 0 on one GPU is strategy single. `device` is "cuda" or "cpu".
+    Stage 0 on one GPU is strategy single.
+
+    Args:
+        config: of the run.
+        groups: of its optimizer.
+        gpus: numbers of GPUs -> sequences in a forward pass.
+        device: "cuda" or "cpu".
     """
     rules = rule_memory(groups, device).values()
     n = sum(rule.numel for rule in rules)
@@ -116,7 +153,7 @@ def memory(config: Config, groups: list[Group], gpus: tuple[int, ...], device: s
     half = config.trainer.precision != "fp32"
     matrices = [info.numel for group in groups for info in group["infos"] if len(info.shape) == 2]
     found = []
-    for P, zero in product(gpus, STAGES):
+    for (P, sequences), zero in product(gpus.items(), STAGES):
         state = sum(
             max(_shard(rule.state, P), rule.largest_state) if rule.largest else _shard(rule.state, P if zero else 1)
             for rule in rules
@@ -127,7 +164,7 @@ def memory(config: Config, groups: list[Group], gpus: tuple[int, ...], device: s
         if config.trainer.spectral_norms_every:
             step = max(step, 4 * max(matrices)) + 4 * max(_shard(sum(matrices), P), max(matrices))
         weights, optimizer = 4 * _shard(n, P if zero == 3 else 1), state + (4 * _shard(n, P) if zero else 0)
-        forward = activations(config.model, config.data.micro_batch, half, device, gathered=zero == 3)
+        forward = activations(config.model, sequences, half, device, gathered=zero == 3)
         exchange = (4 * n if P > 1 else 0, bucket, bucket, 3 * bucket)[zero]
         step = max(0, step + (bucket if zero == 3 else 0) - gone)
         found.append(Memory(P, zero, weights, gradients, optimizer, forward, exchange, step))

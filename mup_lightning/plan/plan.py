@@ -13,7 +13,8 @@ from mup_lightning.optim.optimizer import make_groups
 from mup_lightning.optim.registry import RULES, resolve_rules
 from mup_lightning.optim.rule import Group
 from mup_lightning.optim.schedule import warmup_cosine
-from mup_lightning.plan.memory import Memory, memory
+from mup_lightning.plan.memory import GPU_SHARE, Memory, micro_batch
+from mup_lightning.plan.memory import memory as estimate
 from mup_lightning.spectral.recipe import Recipe
 from mup_lightning.spectral.roles import Role
 
@@ -62,7 +63,8 @@ class Plan:
         parameter_count: of the model, with the padded vocabulary.
         tokens: trained on in the whole run.
         groups: of the optimizer: roles, counts of tensors and parameters, and the values that they share.
-        accumulation: GPUs -> micro-batches per step on each, or None where the batch cannot be divided among them.
+        micro_batch: GPUs -> sequences in a forward pass of each, or None where the batch cannot be divided among them.
+        accumulation: GPUs -> forward passes per step on each, or None.
         notes: what the numbers do not say.
     """
 
@@ -71,6 +73,7 @@ class Plan:
     flops: Flops
     groups: list[dict[str, Any]]
     parameters: list[ParameterPlan]
+    micro_batch: dict[int, int | None]
     accumulation: dict[int, int | None]
     memory: list[Memory]
     notes: list[str]
@@ -84,10 +87,11 @@ class Plan:
         return asdict(self) | {"memory": [asdict(m) | {"total": m.total} for m in self.memory]}
 
 
-def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> Plan:
+def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", memory: float = 80e9) -> Plan:
     """Plan a run on some numbers of GPUs, or of CPU processes (`device`). Takes no GPU and hardly any memory.
 
     Precision auto counts as bf16, because a GPU is what is planned for. The section `rules` is resolved in place.
+    `memory`, bytes of a GPU, is what data.micro_batch auto goes by.
     Raises UserError where training would refuse the configuration.
     """
     warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)
@@ -95,7 +99,9 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> 
     recipe = config.derive()
     model = build(config.model, recipe, config.seed, device="meta")
     groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
-    batch, micro = config.data.batch_size, config.data.micro_batch
+    batch = config.data.batch_size
+    micro = {P: micro_batch(config, groups, P, GPU_SHARE * memory, device) for P in gpus}
+    least = 1 if config.data.micro_batch == "auto" else config.data.sequences
     tokens_per_step = batch * config.model.context
     notes = ["init_std 0: vectors start at a constant, gains of LayerNorms at 1 and biases at 0"]
     if config.model.tied:
@@ -120,8 +126,9 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda") -> 
             for group in groups
         ],
         parameters=_parameters(model, groups, recipe),
-        accumulation={P: None if batch % (micro * P) else batch // (micro * P) for P in gpus},
-        memory=memory(config, groups, gpus, device),
+        micro_batch=micro,
+        accumulation={P: n and batch // (n * P) for P, n in micro.items()},
+        memory=estimate(config, groups, {P: n or least for P, n in micro.items()}, device),
         notes=notes,
     )
 
@@ -180,19 +187,21 @@ def screen(config: Config, plan: Plan, gpu_memory: float) -> str:
     roles = [["role", "multiplier", "init std"], *map(list, rows)]
     precision = "fp32" if config.trainer.precision == "fp32" else "bf16"
     title = (
-        f"Memory in GB on each GPU ({precision}, forward passes of {data.micro_batch} x {model.context} tokens, "
-        f"* over {gpu_memory:g} GB).\n"
+        f"Memory in GB on each GPU ({precision}, * over {gpu_memory:g} GB).\n"
+        f"A forward pass has as many sequences of {model.context} tokens as the column micro-batch says.\n"
         f"ZeRO 0 is also strategy single or ddp; the total has activations with exchange or step, whichever is larger."
     )
     columns = ["weights", "gradients", "optimizer", "activations", "exchange", "step", "total"]
-    lines = [["GPUs", "passes per step", "ZeRO", *columns]]
+    lines = [["GPUs", "micro-batch", "passes per step", "ZeRO", *columns]]
     for m in plan.memory:
-        first = [str(m.gpus), str(plan.accumulation[m.gpus] or "no +")] if m.zero == 0 else ["", ""]
+        micro, passes = plan.micro_batch[m.gpus] or data.micro_batch, plan.accumulation[m.gpus] or "no +"
+        first = [str(m.gpus), str(micro), str(passes)] if m.zero == 0 else ["", "", ""]
         cells = [f"{getattr(m, column) / 1e9:.2f}" for column in columns]
         lines.append([*first, str(m.zero), *cells[:-1], cells[-1] + (" *" if m.total > gpu_memory * 1e9 else "")])
     notes = [f"note: {note}" for note in plan.notes]
     if None in plan.accumulation.values():
-        notes.insert(0, f"+ data.batch_size {data.batch_size} is no multiple of {data.micro_batch} x GPUs")
+        factor = "the number of" if data.micro_batch == "auto" else f"{data.micro_batch} x"
+        notes.insert(0, f"+ data.batch_size {data.batch_size} is no multiple of {factor} GPUs")
     parts = ["\n".join(head), tables.text(groups), tables.text(roles), title, tables.text(lines), "\n".join(notes)]
     return "\n\n".join(parts)
 

@@ -127,9 +127,11 @@ def check(config: Config, slurm: SlurmConfig) -> None:
     resolve_precision(config.trainer)
     data, trainer = config.data, config.trainer
     plan(config)
-    accumulation_steps(data.batch_size, data.micro_batch, trainer.devices * trainer.nodes)
+    micro_batch = 1 if data.micro_batch == "auto" else data.sequences
+    accumulation_steps(data.batch_size, micro_batch, trainer.devices * trainer.nodes)
     # Shards must be there and of the right length; their contents are compared when training starts.
-    TokenDataModule(replace(data, verify=False), config.model.context, config.seed, trainer.max_steps).setup()
+    checked = replace(data, verify=False, micro_batch=micro_batch)
+    TokenDataModule(checked, config.model.context, config.seed, trainer.max_steps).setup()
     folder = RunFolder(config)
     refuse_second_job(folder.path)
     resume_from(config, folder, identity_of(config, Manifest.load(data.path)))

@@ -19,7 +19,7 @@ from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import Result, RunFolder, identity_of, is_first_process, resume_from
 from mup_lightning.training.saving import Restore, SaveCheckpoints
-from mup_lightning.training.trainer import enter, make_trainer, resolve
+from mup_lightning.training.trainer import enter, make_trainer, resolve, resolve_micro_batch
 from mup_lightning.versions import versions
 
 
@@ -118,7 +118,8 @@ def settle(config: Config) -> int:
     resolve(trainer)
     resolve_rules(config)
     warmup_cosine(config.schedule, config.recipe.lr, trainer.max_steps)
-    return accumulation_steps(data.batch_size, data.micro_batch, trainer.devices * trainer.nodes)
+    resolve_micro_batch(config)
+    return accumulation_steps(data.batch_size, data.sequences, trainer.devices * trainer.nodes)
 
 
 def before(config: Config) -> str:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mup_lightning.config.schema import Config, TrainerConfig, leaves
 from mup_lightning.errors import UserError
+from mup_lightning.plan.plan import plan
 from mup_lightning.training import launch
 from mup_lightning.training.launch import Process
 from mup_lightning.training.run import RunFolder, plain
@@ -68,6 +69,17 @@ def resolve_precision(trainer: TrainerConfig) -> None:
         trainer.precision = "bf16" if trainer.accelerator == "gpu" else "fp32"
     if trainer.compile == "auto":
         trainer.compile = "on" if trainer.accelerator == "gpu" else "off"
+
+
+def resolve_micro_batch(config: Config) -> None:
+    """Replace data.micro_batch auto by a number, if the processes divide the batch; see `plan.memory.micro_batch`."""
+    trainer, data = config.trainer, config.data
+    if data.micro_batch == "auto":
+        gpus = range(torch.cuda.device_count() if trainer.accelerator == "gpu" else 0)
+        memory = min((torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus), default=0)
+        processes = trainer.devices * trainer.nodes
+        found = plan(config, (processes,), "cuda" if gpus else "cpu", memory=memory).micro_batch[processes]
+        data.micro_batch = found or 1
 
 
 def _check_compiler(on_gpu: bool) -> None:
@@ -227,7 +239,7 @@ def _strategy(config: TrainerConfig, process: Process) -> Strategy | str:
     launch.announce(process)
     from mup_lightning.training.deepspeed import ZeROStrategy
 
-    return ZeROStrategy(int(config.strategy[-1]), config.gradient_clip)
+    return ZeROStrategy(config.zero_stage, config.gradient_clip)
 
 
 def _silence() -> None:

@@ -51,7 +51,7 @@ def test_accumulation():
     assert accumulation_steps(240, 10, 8) == 3
     with pytest.raises(UserError, match=r"data\.batch_size = 100 .* 8 x 3 = 24\. Set data\.batch_size to 96 or 120"):
         accumulation_steps(100, 8, 3)
-    with pytest.raises(UserError, match="batch_size to 24, or"):
+    with pytest.raises(UserError, match=r"batch_size to 24\.$"):
         accumulation_steps(10, 8, 3)
 
 

@@ -41,7 +41,8 @@ def runs(config_of, two, four):
     plain = {source: config_of(f"plain-{source}", source, 2) for source in ("ddp", "zero2", "zero3")}
     moved = {1: [], 2: [], 4: []}
     for source, strategy, processes in MOVES:
-        moved[processes].append(resumed(f"{source}-{strategy}-{processes}", strategy, processes, plain[source]))
+        name, auto = f"{source}-{strategy}-{processes}", {"data.micro_batch": "auto"}
+        moved[processes].append(resumed(name, strategy, processes, plain[source], **auto))
     done = two.train([*straight, *again, *plain.values(), *moved[2]])
     done |= four.train(moved[4])
     return done | {config.run.name: train(config, progress=False).checkpoint for config in moved[1]}

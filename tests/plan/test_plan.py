@@ -20,7 +20,7 @@ from tests.plan.test_memory import XL, configure
 EXAMPLE = [
     *("--model.width", "1024", "--model.depth", "16", "--recipe.optimizer", "adamw", "--recipe.parametrization", "mup"),
     *("--recipe.branch_depth", "2", "--recipe.lr", "0.0078125", "--recipe.weight_decay", "0.1"),
-    *("--recipe.eps", "1e-16"),
+    *("--recipe.eps", "1e-16", "--data.micro_batch", "8"),
 ]
 
 
@@ -147,8 +147,8 @@ def test_the_screen(capsys):
     ):
         assert part in text
     rows = [line.split() for line in text.splitlines()]
-    zero_0 = next(row for row in rows if row[:3] == ["8", "15", "0"])
-    assert (zero_0[3:6], zero_0[-1]) == (["6.23", "6.23", "1.40"], "*")
+    zero_0 = next(row for row in rows if row[:4] == ["8", "2", "15", "0"])
+    assert (zero_0[4:7], zero_0[-1]) == (["6.23", "6.23", "1.40"], "*")
     assert not next(row for row in rows if row[:1] == ["3"])[-1].endswith("*")
 
     assert main(["plan", "--gpus", "0"]) == 1

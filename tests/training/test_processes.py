@@ -58,7 +58,7 @@ def taken():
 def test_two_processes_that_the_program_starts_train_what_one_does_and_one_speaks(tiny, tmp_path, taken):
     """Whatever the environment says: another launcher's variables, and a port that is taken."""
     alone = train(tiny(**{"run.name": "alone"}))
-    config = tiny(**{"trainer.strategy": "ddp", "trainer.devices": 2, "data.micro_batch": 2, "run.name": "two"})
+    config = tiny(**{"trainer.strategy": "ddp", "trainer.devices": 2, "data.micro_batch": "auto", "run.name": "two"})
     stray = {"RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": taken, "OMPI_COMM_WORLD_LOCAL_RANK": "7"}
     code, out, err = finish(start(config, tmp_path, **stray))
     assert code == 0, err
