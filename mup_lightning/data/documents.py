@@ -1,4 +1,4 @@
-"""The documents of a card: read in order, cut into sections, and split into train and validation.
+"""The documents of a card, read in order.
 
 datasets 5.2 handles bad input badly (tried): its jsonl and text readers stop at the first invalid byte, the jsonl
 reader also at a broken line or a lone surrogate, without naming the line; in compressed files they ignore the requested
@@ -9,7 +9,6 @@ lines, files and columns are read here as bytes, and each document is decoded on
 import bz2
 import codecs
 import gzip
-import hashlib
 import io
 import json
 import lzma
@@ -25,7 +24,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from mup_lightning.data.card import Card, Sections, Validation
+from mup_lightning.data.card import Card
 from mup_lightning.data.shards import Manifest
 from mup_lightning.errors import UserError
 
@@ -56,7 +55,6 @@ _JSON_BEGINNINGS = (
     (rb"\s*\{\s*$", f"indented JSON; {_LINES} . {{}}"),
 )
 _LATIN = "it looks like Latin-1 or Windows-1252; expected UTF-8, as from iconv -f WINDOWS-1252 -t UTF-8"
-_NOTHING = ("empty", "blank line")  # reasons that need no word while reading
 
 
 class _BadDocument(Exception):  # noqa: N818  # a finding, which is counted
@@ -91,7 +89,8 @@ class DocumentReader:
         self.read: int = position["read"] if position else 0
         self._state: dict[str, Any] | None = position["dataset"] if position else None
         self._dataset: Any = None
-        self._begins: list[int] = []  # the number of the first document of each file that has been opened
+        self._file: Path | None = None  # that is open
+        self._begins: list[int] = []  # the number of the first document of each file
         self._other_columns: list[str] = []  # of the first document that lacks the text column
         self._columnar = card.source.kind in ("parquet", "hub")
         packed = any(path.suffix in OPENERS for path in files)
@@ -124,7 +123,7 @@ class DocumentReader:
             raise
         except Exception as error:  # readers of compressed, remote and columnar files raise classes of many libraries
             source = self.card.source
-            what = self.files[len(self._begins) - 1] if self._begins else f"hub data set {source.dataset}"
+            what = self._file or f"hub data set {source.dataset}"
             reason = str(error) or type(error).__name__
             raise UserError(
                 f"{self.card.path}: reading {what} failed after document {self.read}: {reason}. Check that the "
@@ -139,7 +138,7 @@ class DocumentReader:
                 f"{self.card.path}: {found}. Correct it, or set on_bad_document: skip to leave such documents out and "
                 f"count them."
             )
-        if reason not in (*self.manifest.skipped, *_NOTHING):
+        if reason not in (*self.manifest.skipped, "empty", "blank line"):
             tqdm.write(f"note: {found}; such documents are left out and counted", file=sys.stderr)
         self.manifest.skipped[reason] = self.manifest.skipped.get(reason, 0) + 1
 
@@ -176,6 +175,7 @@ class DocumentReader:
 
     def _of_file(self, path: Path) -> Iterator[bytes]:
         """The documents of a file. Raises UserError where it does not look like what the card says."""
+        self._file = path
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
             if self._by_file:
                 records = iter([file.read().replace(b"\r\n", b"\n")])
@@ -201,6 +201,7 @@ class DocumentReader:
 
         column, total = self.card.text_column, 0
         for path in self.files:
+            self._file = path
             self._begins.append(total)
             with pyarrow.parquet.ParquetFile(path) as file:
                 self._check_column(file.schema_arrow.names, path)
@@ -209,6 +210,7 @@ class DocumentReader:
         for path, begin, end in zip(self.files, self._begins, [*self._begins[1:], total], strict=True):
             if end <= before:
                 continue
+            self._file = path
             with pyarrow.parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(ROWS, columns=[column]):
                     values = _as_bytes(batch.column(column)).to_pylist()
@@ -298,44 +300,3 @@ def _decode(value: Any) -> str:
     except UnicodeDecodeError as error:
         rest = error.object.decode("utf-8", "ignore")
         raise _BadDocument("not UTF-8", _LATIN if rest.isascii() else "") from None
-
-
-def cut(text: str, sections: Sections | None) -> list[str]:
-    """The sections of a document in order. Joined, they give the text, except that blank sections are dropped.
-
-    With `pattern` (multi-line) a section begins at each match. With `max_characters`, longer sections are then cut
-    after a blank line; where a single paragraph is too long, after a line or a word; failing that, anywhere.
-    """
-    if sections is None:
-        return [text]
-    pieces = [text]
-    if sections.pattern is not None:
-        starts = [match.start() for match in re.finditer(sections.pattern, text, re.MULTILINE)]
-        pieces = [text[a:b] for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
-    if sections.max_characters is not None:
-        pieces = [short for piece in pieces for short in _shorten(piece, sections.max_characters)]
-    return [piece for piece in pieces if piece.strip()]
-
-
-def _shorten(text: str, longest: int) -> Iterator[str]:
-    start = 0
-    while len(text) - start > longest:
-        end = start + longest
-        for separator in ("\n\n", "\n", " "):
-            at = text.rfind(separator, start, end)
-            if at >= start:
-                end = at + len(separator)
-                break
-        yield text[start:end]
-        start = end
-    yield text[start:]
-
-
-def is_validation(text: str, validation: Validation) -> bool:
-    """Whether a document (or section) belongs to the validation split.
-
-    It depends on the text and the seed alone, never on the place of the document: adding documents moves no others,
-    and copies of a text always land in the same split.
-    """
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, key=str(validation.seed).encode()).digest()
-    return int.from_bytes(digest, "big") < validation.fraction * 2.0**64

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from mup_lightning.config.schema import TokenizerName
 from mup_lightning.data.card import Card
-from mup_lightning.data.documents import DocumentReader, cut, is_validation
+from mup_lightning.data.documents import DocumentReader
+from mup_lightning.data.sections import cut, is_validation
 from mup_lightning.data.shards import DTYPE, MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash, read_checked
 from mup_lightning.data.sources import Sources
 from mup_lightning.data.tokenizer import Tokenizer

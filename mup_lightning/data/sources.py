@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -94,22 +96,23 @@ def note_changes(folder: str | Path) -> None:
     """
     folder = Path(folder)
     record = Sources.load(folder)
-    if record is None or record.source_hash != Manifest.load(folder).source_hash:
+    if record is None or record.source_hash != (manifest := Manifest.load(folder)).source_hash:
         return
     path = Path(os.path.normpath(folder.absolute() / record.card))
-    if not path.is_file():
-        return
-    if record.files and not any((path.parent / name).exists() for name in record.files):
-        return  # only the card is here
-    try:
-        card = load_card(path)
-        changes = record.changes(Sources.of(card, card.input_files(), folder, record, every=False))
-    except UserError as error:
-        changes = str(error)
+    changes = ""
+    with suppress(OSError):  # what this user may not read is not here
+        if path.is_file() and (not record.files or any((path.parent / name).exists() for name in record.files)):
+            try:
+                card = load_card(path)
+                changes = record.changes(Sources.of(card, card.input_files(), folder, record, every=False))
+            except UserError as error:
+                changes = str(error)
     if changes:
+        words = ["--tokenizer", manifest.tokenizer, "--out", str(folder), "--force"]
+        again = shlex.join(["mup-lightning", "data", "prepare", os.path.relpath(path), *words])
         print(
             f"note: {folder} is used as it is, but what it was prepared from has changed since: {changes}. To prepare "
-            f"it again: mup-lightning data prepare {os.path.relpath(path)} --out {folder} --force",
+            f"it again: {again}",
             file=sys.stderr,
             flush=True,
         )

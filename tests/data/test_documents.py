@@ -15,7 +15,8 @@ import pytest
 
 from mup_lightning.data import documents as documents_module
 from mup_lightning.data.card import Sections, Validation
-from mup_lightning.data.documents import DocumentReader, _as_bytes, cut, is_validation
+from mup_lightning.data.documents import DocumentReader, _as_bytes
+from mup_lightning.data.sections import cut, is_validation
 from mup_lightning.data.shards import Manifest
 from mup_lightning.errors import UserError
 
@@ -104,6 +105,11 @@ def test_parquet_of_every_type_of_string_whichever_comes_first(make_card, tmp_pa
         assert read(reader(card, {"read": begin, "dataset": None}))[0] == found[max(0, begin - 300) :]
     for array in (pyarrow.array(texts, pyarrow.string_view()), pyarrow.compute.run_end_encode(pyarrow.array(texts))):
         assert _as_bytes(array).to_pylist() == [text.encode() for text in texts]  # which parquet stores otherwise
+    with (tmp_path / "4.parquet").open("r+b") as file:
+        file.seek(300)
+        file.write(bytes(2000))
+    with pytest.raises(UserError, match=r"reading .*/4\.parquet failed after document 12\d\d: "):
+        read(reader(card))
     card.on_bad_document = "refuse"
     with pytest.raises(UserError, match=r"/0\.parquet, row 1 is bad: text is null"):
         read(reader(card))
