@@ -25,6 +25,9 @@ BEAT = 2.0
 _OWN_HASH = "sha256"
 """Key of a JSON file's own hash: of the value without it, with sorted keys."""
 
+FAILING_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What writing answers where a disk is full, read-only or broken; the error does not always name the file."""
+
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 """What fsync answers where a file system has none: of folders on CIFS, of anything on some FUSE."""
 

@@ -14,6 +14,7 @@ from mup_lightning import signals
 from mup_lightning.config.load import GROUPS, RECIPES, WORDS, Layer, hint_of, merge, preset, unknown_option, word
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UsageError, UserError
+from mup_lightning.files import FAILING_DISK
 from mup_lightning.terminal import spell_signs
 from mup_lightning.typed import Option, Raw, build, describe, hints, options
 
@@ -128,9 +129,10 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FAILING_DISK:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,5 +1,6 @@
 """The look that all figures share: log axes with plain numbers, a faint grid, colours safe for the colour-blind."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from mup_lightning.files import write_atomic
 from mup_lightning.studies.scaling import Verdict
 
 DPI = 130
@@ -28,8 +30,9 @@ STEPS = LinearSegmentedColormap.from_list("steps", [colormaps["viridis"](0.9 * (
 
 def save(figure: Figure, file: Path) -> Path:
     """Write a figure in the format that its file's ending names, and return the file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=DPI)
+    content = io.BytesIO()
+    figure.savefig(content, format=file.suffix.lstrip(".") or None, dpi=DPI)
+    write_atomic(file, content.getvalue())
     return file
 
 

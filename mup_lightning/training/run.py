@@ -1,6 +1,7 @@
 """A run's folder: resolved configuration, TensorBoard events, checkpoints, result; and where the run continues."""
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mup_lightning.config.schema import ADDED, Config, leaves
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
-from mup_lightning.files import OneWriter, make_folder, read_json, write_atomic, write_json, yaml_text
+from mup_lightning.files import FAILING_DISK, OneWriter, make_folder, read_json, write_atomic, write_json, yaml_text
 from mup_lightning.optim.registry import used_sections
 from mup_lightning.optim.schedule import warmup_cosine
 from mup_lightning.training import checkpoint as checkpoints
@@ -74,14 +75,28 @@ class RunFolder:
 
         Raises:
             Busy: another process is writing.
-            UserError: the folder cannot be made or written.
+            UserError: the folder cannot be made or written, or its disk fails meanwhile.
         """
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         make_folder(self.path, "--run.root, --run.name")
+        hook = threading.excepthook
+
+        def quiet(thread: threading.ExceptHookArgs) -> None:
+            """TensorBoard's thread passes its error on to the training, and prints it, too."""
+            if not (isinstance(thread.exc_value, OSError) and thread.exc_value.errno in FAILING_DISK):
+                hook(thread)
+
+        threading.excepthook = quiet
         try:
             with self.writer:
                 yield
+        except OSError as error:
+            if error.errno not in FAILING_DISK:
+                raise
+            advice = "make room, or mend the cause, then continue it (--run.resume last)"
+            raise UserError(f"the run {self.path} cannot be written: {error.strerror}; {advice}") from None
         finally:
+            threading.excepthook = hook
             with suppress(OSError):
                 for folder in made:
                     folder.rmdir()

@@ -193,6 +193,8 @@ def run_trial(trial: Trial, folder: Path, keep: str) -> tuple[str, str]:
         return "elsewhere", "another process is running it"
     except UserError as error:
         return "failed", str(error)
+    except OSError as error:  # neither would any other trial's result find room
+        raise OSError(error.errno, error.strerror, str(error.filename or file)) from None
     except Exception as error:  # a bug, or no memory: the sweep continues and reports it at the end
         traceback.print_exc()
         return "failed", f"{type(error).__name__}: {error}"
