@@ -143,9 +143,8 @@ class UpdateCheck(StepCallback):
         if trainer.strategy.reduce_boolean_decision(bool(wrong), all=False):
             seen = ", ".join(f"{name} {size:.3g}" for name, size in wrong.items()) or "in another process"
             raise UserError(
-                f"step {step}: updates that should be orthogonal are not: the largest singular value over what the "
-                f"rule promises, expected about 1, is {seen}. The optimizer was not given whole matrices, or did not "
-                f"converge; choose another trainer.strategy or rules.muon.dtype float32"
+                f"step {step}: updates that should be orthogonal are not: their largest singular value over what it "
+                f"should be is {seen}. Choose another trainer.strategy or rules.muon.dtype float32"
             )
 
     def _measure(self, group: Group, infos: list[ParameterInfo], items: list[Item], before: list[torch.Tensor]) -> None:

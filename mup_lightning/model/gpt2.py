@@ -45,7 +45,7 @@ class GPT2(nn.Module):
         self.parameter_info: dict[str, ParameterInfo] = collect(self)
 
     def declarations(self) -> dict[str, Declaration]:
-        """See `parameters.Declares`. A tied matrix counts as an input; `check_tied` ensures that this is right."""
+        """See `parameters.collect`. A tied matrix counts as an input; `check_tied` ensures that this is right."""
         result = {
             "token.weight": Declaration(Role.INPUT, "embedding"),
             "position.weight": Declaration(Role.INPUT, "position"),
@@ -148,7 +148,5 @@ def check_tied(info: ParameterInfo, recipe: Recipe) -> None:
     first, last = (leaves(vars(recipe.of(one))) for one in (info, as_output))
     differing = [key.removeprefix("scaled.") for key in first | last if first.get(key) != last.get(key)]
     if differing:
-        raise UserError(
-            f"model.tied is true, but this recipe gives input and output matrix different values of "
-            f"{', '.join(differing)}; set model.tied false"
-        )
+        what = f"input and output matrix different values of {', '.join(differing)}"
+        raise UserError(f"model.tied is true, but this recipe gives {what}; set model.tied false")

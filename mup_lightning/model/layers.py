@@ -35,7 +35,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
     def declarations(self) -> dict[str, Declaration]:
-        """See `parameters.Declares`."""
+        """See `parameters.collect`."""
         return linear(self.qkv, "qkv", "attention", blocks=3) | linear(self.out, "out", "attention", closes_branch=True)
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.mlp_ratio * config.width, config.width, bias=config.bias)
 
     def declarations(self) -> dict[str, Declaration]:
-        """See `parameters.Declares`."""
+        """See `parameters.collect`."""
         return linear(self.up, "up", "mlp") | linear(self.down, "down", "mlp", closes_branch=True)
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def declarations(self) -> dict[str, Declaration]:
-        """See `parameters.Declares`. A branch's LayerNorm sits inside it, so it scales like a bias of the branch."""
+        """See `parameters.collect`. A branch's LayerNorm sits inside it, so it scales like a bias of the branch."""
         first = layer_norm(self.attention_norm, "attention_norm", Role.HIDDEN_BIAS)
         return first | layer_norm(self.mlp_norm, "mlp_norm", Role.HIDDEN_BIAS)
 

@@ -4,7 +4,6 @@ Wrappers later flatten, shard or rename parameters; nothing after this point gue
 """
 
 import hashlib
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -12,16 +11,8 @@ from torch import nn
 from mup_lightning.spectral.roles import Declaration, ParameterInfo, Role
 
 
-class Declares(Protocol):
-    """A module that declares the parameters it owns, directly or through torch's own layers."""
-
-    def declarations(self) -> dict[str, Declaration]:
-        """Parameter name relative to the module -> declaration."""
-        ...
-
-
 def collect(model: nn.Module) -> dict[str, ParameterInfo]:
-    """Parameter name -> its info, in order, from the declarations of all modules.
+    """Parameter name -> its info, in order, from all modules that declare what they own: relative name -> declaration.
 
     Raises RuntimeError unless they cover every parameter exactly once: a mistake in the model's code, not the user's.
     """

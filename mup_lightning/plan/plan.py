@@ -105,10 +105,8 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", mem
     tokens_per_step = batch * config.model.context
     notes = ["init_std 0: vectors start at a constant, gains of LayerNorms at 1 and biases at 0"]
     if config.model.tied:
-        notes.append(
-            "the output matrix is the token embedding (model.tied): one parameter, with the input's values; where it "
-            "makes the logits, the output multiplier applies instead of the input's"
-        )
+        tied = "the output matrix is the token embedding (model.tied), with the input's values"
+        notes.append(f"{tied}; logits have the output multiplier instead of the input's")
     uncounted = {group["rule"] for group in groups if RULES[group["rule"]].operations(group, 1, 1) is None}
     if uncounted:
         notes.append(f"the operations of {', '.join(sorted(uncounted))} itself are not in the FLOPs")

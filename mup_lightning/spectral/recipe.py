@@ -108,16 +108,13 @@ class RecipeConfig(Typed, prefix="recipe."):
             if key not in (names := [*Role, *LABELS]):
                 raise unknown_key(f"recipe.base.{key}", [f"recipe.base.{name}" for name in names])
         if self.pure and not chosen.whole_matrix:
-            raise UserError(
-                f"recipe.pure is true, but {self.optimizer} updates every parameter anyway; leave recipe.pure out, or "
-                f"choose one of {', '.join(family.name for family in FAMILIES.values() if family.whole_matrix)}"
-            )
+            others = ", ".join(family.name for family in FAMILIES.values() if family.whole_matrix)
+            anyway = f"recipe.pure is true, but {self.optimizer} updates every parameter anyway"
+            raise UserError(f"{anyway}; leave recipe.pure out, or choose one of {others}")
         if self.variant == "measured" and chosen.measured is None:
             differing = ", ".join(family.name for family in FAMILIES.values() if family.measured)
-            raise UserError(
-                f"recipe.variant is measured, but {self.optimizer} was measured as it is published "
-                f"(docs/results/probe.md); leave recipe.variant out, or choose recipe.optimizer {differing}"
-            )
+            same = f"recipe.variant is measured, but {self.optimizer} was measured as it is published"
+            raise UserError(f"{same} (docs/results/probe.md); leave it out, or choose recipe.optimizer {differing}")
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,8 @@ def _notes(family: Family) -> list[str]:
     notes = []
     if family.whole_matrix:
         factor = "" if family.aux_lr_factor == 1 else f", at {family.aux_lr_factor:g} times the base learning rate"
-        notes.append(
-            f"In training, {family.name} gets the hidden matrices alone; embeddings, head, vectors get adamw{factor}. "
-            f"With recipe.pure it gets embeddings and head too."
-        )
+        pure = "With recipe.pure it gets embeddings and head too."
+        notes.append(f"In training, {family.name} gets the hidden matrices alone; all else gets adamw{factor}. {pure}")
     if family.measured is not None and family.direction is family.measured:
         notes.append("The row is as measured (docs/results/probe.md), not as the paper has it (--variant published).")
     elif family.measured is not None:

@@ -1,10 +1,13 @@
-"""The printed tables, and the comparison with what is used elsewhere."""
+"""The printed tables, the comparison with what is used elsewhere, and `mup-lightning recipe`."""
 
+import json
+import subprocess
+import sys
 from fractions import Fraction
 
 import pytest
 
-from mup_lightning.errors import UserError
+from mup_lightning.cli.main import main
 from mup_lightning.spectral import published, tables
 from mup_lightning.spectral.condition import INIT_VARIANCE
 from mup_lightning.spectral.families import FAMILIES
@@ -19,20 +22,6 @@ from tests.spectral.test_recipe import CELLS
 @pytest.mark.parametrize("branch_depth", [2, 3])
 def test_every_published_cell_is_in_the_json(family, key, role, cell, branch_depth):
     assert tables.as_plain(FAMILIES[family], branch_depth)["roles"][str(role)][key] == cell.split()
-
-
-def test_the_json_of_one_table():
-    found = tables.as_plain(FAMILIES["adamw"], 1)
-    assert list(found) == ["optimizer", "branch_depth", "roles"]
-    assert list(found["roles"]) == ["input", "hidden", "output", "input_bias", "hidden_bias"]
-    assert found["roles"]["hidden"] == {
-        "multiplier": ["0", "-1/2"],
-        "init_var": ["-1", "0"],
-        "lr": ["-1", "-1/2"],
-        "weight_decay": ["1", "0"],
-        "eps": ["-1", "-1/2"],
-    }
-    assert tables.as_plain(FAMILIES["lion"], 2)["roles"]["hidden"]["eps"] is None
 
 
 def test_the_text_of_one_table():
@@ -143,11 +132,6 @@ def test_the_symmetry_is_one_of_training(adaptive):
     assert ours == pytest.approx(step(1.0, 0.5, form["lr"], form["removed"] / form["lr"], form["eps"]), rel=1e-12)
 
 
-def test_a_publication_without_a_rule_is_refused():
-    with pytest.raises(UserError, match="completep has no rule for muon; compare with --optimizer adamw"):
-        published.compare("completep", "muon", 2)
-
-
 def test_the_text_of_a_comparison():
     text = published.as_text("depth-mup", "adamw", 2)
     assert "n^-1 | n^-1 L^-1/2" in text
@@ -156,3 +140,56 @@ def test_the_text_of_a_comparison():
     plain = published.as_plain("depth-mup", "adamw", 2)
     cell = next(c for c in plain["cells"] if (c["role"], c["quantity"]) == ("hidden", "lr"))
     assert (cell["ours"], cell["theirs"], cell["status"]) == (["-1", "0"], ["-1", "-1/2"], "differs")
+
+
+def printed(capsys, *argv):
+    assert main(["recipe", *argv]) == 0
+    return capsys.readouterr().out
+
+
+def test_json_of_one_optimizer(capsys):
+    found = json.loads(printed(capsys, "--optimizer", "sgd", "--branch-depth", "1", "--json"))
+    assert found["optimizer"] == "sgd"
+    assert found["branch_depth"] == 1
+    hidden = {"multiplier": ["0", "-1/2"], "init_var": ["-1", "0"], "lr": ["0", "0"], "weight_decay": ["0", "-1/2"]}
+    assert found["roles"]["hidden"] == hidden | {"eps": None}
+    assert list(found["roles"]) == list(Role)
+
+
+def test_all_optimizers_and_texts(capsys):
+    found = json.loads(printed(capsys, "--json"))
+    assert [table["optimizer"] for table in found] == list(FAMILIES)
+    assert "muon_kimi, k = 2" in printed(capsys, "--optimizer", "muon_kimi")
+    assert "All optimizers, k = 1" in printed(capsys, "--branch-depth", "1")
+
+
+def test_diff_takes_adamw_unless_told(capsys):
+    assert json.loads(printed(capsys, "--diff", "completep", "--json"))["optimizer"] == "adamw"
+    assert "sgd with k = 1, against muP" in printed(
+        capsys, "--diff", "mup", "--optimizer", "sgd", "--branch-depth", "1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        ("--diff depth-mup --optimizer lion", 1, "depth-mup has no rule for lion; compare with --optimizer adamw or"),
+        ("--diff mup --variant measured", 1, "--diff compares the published rules; leave --variant measured out"),
+        ("--diff pum", 1, "--diff is pum; expected one of "),
+        ("--branch 1", 2, "unknown option branch; did you mean branch_depth?"),
+        ("adamw", 2, "unexpected argument 'adamw'"),
+    ],
+)
+def test_refusals(capsys, argv, status, message):
+    assert main(["recipe", *argv.split()]) == status
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_it_imports_neither_torch_nor_numpy():
+    code = (
+        "import sys; from mup_lightning.cli.main import main\n"
+        "for options in (['--optimizer', 'adamw'], ['--diff', 'mup']): assert main(['recipe', *options]) == 0\n"
+        "assert not {'torch', 'numpy', 'lightning'} & sys.modules.keys()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr

@@ -53,11 +53,9 @@ def measure(training: tuple[str, Config]) -> Run:
                 loss.backward()
                 network.optimizer.step()
         except FloatingPointError:
-            raise UserError(
-                f"{recipe.optimizer} diverged in step {step + 1} of a {name} of width {config.model.width} and depth "
-                f"{config.model.depth} (seed {config.seed}), so its assumptions cannot be checked; leave it out of "
-                f"--optimizer, or give fewer --steps or a longer --warmup"
-            ) from None
+            sized = f"a {name} of width {config.model.width} and depth {config.model.depth} (seed {config.seed})"
+            mend = "leave it out of --optimizer, or give fewer --steps or a longer --warmup"
+            raise UserError(f"{recipe.optimizer} diverged in step {step + 1} of {sized}; {mend}") from None
         schedule.step()
         losses.append(loss.item())
     shape = (config.model.width, config.model.depth)

@@ -30,7 +30,7 @@ class Branch(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(branch_depth))
 
     def declarations(self) -> dict[str, Declaration]:
-        """See `parameters.Declares`."""
+        """See `parameters.collect`."""
         result: dict[str, Declaration] = {}
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, nn.Linear)
@@ -61,7 +61,7 @@ class ResidualMLP(nn.Module):
             initialise(parameter, self.infos[name], recipe.values[self.infos[name].role].init_std, seed)
 
     def declarations(self) -> dict[str, Declaration]:
-        """See `parameters.Declares`. The input matrix is stored (n_in, n_out), as embeddings are."""
+        """See `parameters.collect`. The input matrix is stored (n_in, n_out), as embeddings are."""
         return {
             "input": Declaration(Role.INPUT),
             "input_bias": Declaration(Role.INPUT_BIAS, constant=0.0),

@@ -141,10 +141,8 @@ def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None) -> list[Tria
             varied = {key: look_up(config, key) for key in keys}
             trials[name] = Trial(config, name, checked, tuple(dict.fromkeys(axes)), sweep.value, varied)
     if all(trial.value <= 0 for trial in trials.values()):
-        raise UserError(
-            f"{sweep.file}: sweep.value is {sweep.value}, which is 0 or less in every configuration, so that there "
-            f"would be nothing to compare; give it values above 0 under vary, or name another key"
-        )
+        zero = f"{sweep.file}: sweep.value is {sweep.value}, which is 0 or less in every configuration"
+        raise UserError(f"{zero}; give it values above 0 under vary, or name another key")
     _label(list(trials.values()), keys)
     return sorted(trials.values(), key=lambda trial: (-trial.checked.work, trial.hash))
 

@@ -124,10 +124,8 @@ def _completed(grid: Grid, shared: Sweep, overrides: dict[str, Any]) -> Grid:
         raise UserError(f"{placed[0]} is set, but the runs of a sweep have folders of their own (--out, keep_runs)")
     axis = grid.axis or shared.axis
     if axis in (None, "both") and all(len(vary.get(key, ())) > 1 for key in ("model.width", "model.depth")):
-        raise UserError(
-            "a grid crosses several model.width with several model.depth; add `axis: model.width` for a line over the "
-            "width at every depth, or `axis: model.depth`; to grow both: `axis: both`, and a grid for every size"
-        )
+        add = "add `axis: model.width` or `axis: model.depth`; to grow both: `axis: both`, and a grid for every size"
+        raise UserError(f"a grid crosses several model.width with several model.depth; {add}")
     return Grid(shared.configs + grid.configs, fixed, vary, axis)
 
 

@@ -166,22 +166,18 @@ def _caveats(groups: Sequence[Group], drifts: Sequence[Drift], target: tuple[int
             place = ", ".join(f"{side} {group.settings[side]}" for side in ("width", "depth") if side in group.settings)
             found.append(f"over {group.axis}{f' at {place}' if place else ''}: {group.verdict}")
         if len(group.optima) > 1 and group.optima[-1].loss >= group.optima[0].loss:
-            found.append(
-                f"{group.axis} {group.optima[-1].size} is no better than {group.optima[0].size}: runs this short "
-                f"mislead, for the best value then drifts; train longer"
-            )
-        for what, sizes in {
+            sizes = f"{group.axis} {group.optima[-1].size} is no better than {group.optima[0].size}"
+            found.append(f"{sizes}: runs this short mislead, for the best value then drifts; train longer")
+        for what, where in {
             "is the last one tried, or cannot be told from it": [o.size for o in group.optima if ends(group, o)],
             "stands next to one that diverged": [o.size for o in group.optima if o.cliff],
         }.items():
-            if sizes:
-                found.append(f"at {group.axis} {', '.join(sizes)} the best value {what}")
+            if where:
+                found.append(f"at {group.axis} {', '.join(where)} the best value {what}")
     for drift in drifts:
         if abs(drift.shift) > LARGE_DRIFT:
-            found.append(
-                f"if the measured drift over {drift.axis} went on, the target's best value would be "
-                f"2^{drift.shift:+.1f} times this one; a larger proxy would tell"
-            )
+            led = f"the target's best value would be 2^{drift.shift:+.1f} times this one; a larger proxy would tell"
+            found.append(f"if the measured drift over {drift.axis} went on, {led}")
     for axis, side in zip(("width", "depth"), target, strict=True):
         if any(len(group.optima) > 1 for group in groups if group.axis in (axis, "both")):
             continue
@@ -189,9 +185,7 @@ def _caveats(groups: Sequence[Group], drifts: Sequence[Drift], target: tuple[int
         shapes = {float(group.settings[axis]) for group in trained if group.settings.get(axis)}
         shapes |= {round(2**best.position, 6) for group in trained if group.axis == axis for best in group.optima}
         if shapes and not min(shapes) <= side <= max(shapes):
-            listed = ", ".join(f"{shape:g}" for shape in sorted(shapes))
-            found.append(
-                f"{axis} was not varied among the proxies that trained ({listed}; the target has {side}): nothing "
-                f"tells whether the best value stays where it is as the {axis} grows"
-            )
+            listed = f"({', '.join(f'{shape:g}' for shape in sorted(shapes))}; the target has {side})"
+            unknown = f"nothing tells whether the best value stays where it is as the {axis} grows"
+            found.append(f"{axis} was not varied among the proxies that trained {listed}: {unknown}")
     return found

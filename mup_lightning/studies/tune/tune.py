@@ -135,10 +135,10 @@ def _conclude(
         more.append(f"recipe.parametrization is {parametrization}, which transfers nothing by design")
         base = own  # SP has none, so that the proxies' may be any
     elif base != own:
-        more.append(
-            f"the target's own base shape is {own}, the proxies' is {base}: with the file's base shape all other base "
-            f"values (init_std, eps, weight_decay, multipliers) belong to {base} too, as they did in the proxies"
+        also = (
+            f"all other base values (init_std, eps, weight_decay, multipliers) belong to {base} too, as in the proxies"
         )
+        more.append(f"the target's own base shape is {own}, the proxies' is {base}: {also}")
     shape = (target.model.width, target.model.depth)
     result = predict(groups, key, shape, more)
     said = result.text(base, shape, look_up(target, key) if base == own else None)
@@ -246,10 +246,8 @@ def refuse_incompatible(proxies: Sequence[Config], target: Config, swept: str, w
             raise UserError(f"{where}: the best value would not carry over: {'; '.join(found)}. Make them the same")
     bases = sorted({(proxy.recipe.base_width, proxy.recipe.base_depth) for proxy in proxies})
     if len(bases) > 1 and target.recipe.parametrization == "mup":
-        raise UserError(
-            f"{where}: the proxies have several base shapes, {' and '.join(map(str, bases))}; expected one, or their "
-            f"values mean different things"
-        )
+        several = " and ".join(map(str, bases))
+        raise UserError(f"{where}: the proxies have several base shapes, {several}, so that values differ in meaning")
 
 
 def incompatibilities(proxy: Config, target: Config, swept: str) -> list[str]:
