@@ -153,6 +153,9 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return bool(value)
     elif hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
+    elif hint is int and isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", value):
+        if (number := float(value)).is_integer():  # YAML reads 1e4 as text
+            return int(number)
     elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         with suppress(ValueError):  # YAML reads 1e-3 as text
             if math.isfinite(number := float(value)):

@@ -123,7 +123,8 @@ class DataConfig(Typed, prefix="data."):
             share of batch_size, and fits (`plan.memory.micro_batch`).
         workers: processes that read batches ahead; 0 reads in the training process, which is fastest on few cores.
         val_tokens: use only the first this many validation tokens (whole windows); null: all of them.
-        verify: compare the sha256 of every shard with the manifest before training starts.
+        verify: compare the sha256 of every shard with the manifest before training starts, and say where the corpus is
+            older than its card or files.
     """
 
     path: Annotated[str, Bound("the folder of a prepared corpus, such as data/prepared/austen-gpt2", bool)] = (

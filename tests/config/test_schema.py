@@ -88,21 +88,28 @@ class Sample(Typed, prefix="--"):
     [
         ("sizes", "1,2,3", (1, 2, 3)),
         ("sizes", "[4]", (4,)),
+        ("sizes", "1e4,2.5E1", (10_000, 25)),
         ("pair", "1e-3,2", (0.001, 2.0)),
         ("out", "12", Path("12")),
         ("out", "null", Path("null")),
+        ("out", "~/x", Path.home() / "x"),
+        ("out", "~x", Path("~x")),
+        ("inner", {"word": "~/x"}, Inner(str(Path.home() / "x"))),
         ("switch", "off", "off"),
         ("table", "{muon: {steps: 6}}", {"muon": {"steps": 6}}),
     ],
 )
 def test_text_of_the_command_line_is_read_as_the_type_asks(key, text, value):
-    assert getattr(build(Sample, {"sizes": [1], key: Raw(text)}), key) == value
+    raw = Raw(text) if isinstance(text, str) else text
+    assert getattr(build(Sample, {"sizes": [1], key: raw}), key) == value
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({}, "sizes is missing; expected a list, each whole number of at least 1"),
+        ({"sizes": ["1e-1"]}, r"sizes is \['1e-1'\]; expected a list"),
+        ({"sizes": ["15e-1"]}, "expected a list"),
         ({"sizes": [1, 0]}, r"sizes is \[1, 0\]; expected a list"),
         ({"sizes": [1], "pair": [1]}, "expected 2 values, each finite number"),
         ({"sizes": [1], "inner": {"wrod": 1}}, "unknown option inner.wrod; did you mean inner.word"),

@@ -156,6 +156,17 @@ def test_a_record_serves_a_moved_folder_and_its_own_manifest_alone(make_card, tm
         note_changes(tmp_path / "other")
 
 
+def test_a_source_that_may_not_be_read_is_taken_for_one_that_is_not_here(make_card, tmp_path, monkeypatch, capsys):
+    card = make_card(documents(40))
+    run(card, tmp_path / "out")
+    (tmp_path / "docs.jsonl").write_bytes(jsonl(documents(41)))
+    for name in ("load_card", "Card.input_files", "file_sha256"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"mup_lightning.data.sources.{name}", lambda *_: Path("/nowhere").read_bytes())
+            note_changes(tmp_path / "out")
+    assert capsys.readouterr().err.count("note:") == 1  # a file of another size is not read
+
+
 def test_unchanged_files_are_not_read_again(make_card, tmp_path, monkeypatch):
     card = make_card(documents(40))
     first = run(card, tmp_path / "out")
