@@ -1,7 +1,6 @@
 """make passes words on to the program, in an order in which options win over files."""
 
 import os
-import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from mup_lightning.cli.main import VERBS, parse
-from mup_lightning.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -134,32 +132,3 @@ def test_a_misspelt_variable_reaches_the_program_before_anything_is_prepared(ins
     first = make(installed, "train", "STPES=5")[0].splitlines()[0]
     assert first.startswith("mup-lightning config ")
     assert "stpes=5" in first
-
-
-def commands(program):
-    """Every command of the README and the docs that names what it is about; a verb alone is a noun there."""
-    for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))):
-        text = page.read_text().replace("\\\n", " ")
-        blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M))
-        found = re.findall(rf"^ *({program} [^\n]*)", blocks, re.M) + re.findall(rf"`({program} [\w-]+ [^`\n]*)`", text)
-        yield from (command for command in found if not re.search(r"\.\.|NAME|FILE|FOLDER|VERB|\||--help", command))
-
-
-def refusal(words):
-    """What the program says to a command, but for files that are not there."""
-    verb = VERBS.get(" ".join(words[:2])) or VERBS[words[0]]
-    try:
-        parse(verb, words[len(verb.name.split()) :])
-    except UserError as error:
-        return "" if "cannot be read" in str(error) else f"{shlex.join(words)}: {error}"
-    return ""
-
-
-def test_the_commands_of_the_docs_are_understood(installed, monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
-    targets = {tuple(shlex.split(command, comments=True)[1:]) for command in commands("make")}
-    assert {("train",), ("sweep", "EXPERIMENT=lr_width")} <= targets
-    made = [last(installed, *words) for words in targets if "mup-lightning" in make(installed, *words)[0]]
-    typed = [shlex.split(command, comments=True)[1:] for command in commands("mup-lightning")]
-    assert len(typed) > 20
-    assert not list(filter(None, map(refusal, [*made, *typed])))

@@ -9,6 +9,7 @@ Each claims 4 cores and 2 GPUs. Jobs in the partition `urgent` preempt those in 
 (PACKAGES).
 """
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -21,7 +22,6 @@ from pathlib import Path
 
 PACKAGES = "slurmctld slurmd slurm-client munge"
 NODES = ("127.0.0.2", "127.0.0.3")
-DEFAULT_FOLDER = "/tmp/mup-slurm"
 
 CONF = """
 ClusterName=test
@@ -195,11 +195,12 @@ def free_ports(count: int) -> list[int]:
 
 def main(argv: list[str]) -> int:
     """See the module."""
-    if not argv or argv[0] not in ("up", "down", "status"):
-        print(__doc__)
-        return 2
-    cluster = Cluster(Path(argv[1] if len(argv) > 1 else DEFAULT_FOLDER).absolute())
-    if argv[0] == "up":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("up", "down", "status"))
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("/tmp/mup-slurm"))
+    arguments = parser.parse_args(argv)
+    cluster = Cluster(arguments.folder.absolute())
+    if arguments.action == "up":
         if reason := obstacle():
             print(f"error: {reason}", file=sys.stderr)
             return 1
@@ -209,7 +210,7 @@ def main(argv: list[str]) -> int:
             cluster.down()
             raise
         print(f"export SLURM_CONF={cluster.conf}")
-    elif argv[0] == "status":
+    elif arguments.action == "status":
         print(cluster.run("sinfo", "-N", "-l"), cluster.run("squeue"), sep="\n\n")
     else:
         cluster.down()
