@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,15 @@ JOURNAL, LOCK = "journal.json", "writer.lock"
 
 @dataclass
 class Journal:
-    """Progress of an unfinished corpus: its manifest so far, open shards included, and the reader's position."""
+    """Progress of an unfinished corpus: its manifest so far, open shards included, and the reader's position.
+
+    `hashes`, split -> sha256, are of the open shards.
+    """
 
     manifest: Manifest
     position: dict[str, Any]
     shard_tokens: PositiveInt
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(
@@ -82,13 +86,17 @@ def prepare(
         if unfinished.exists():
             journal = read_checked(Journal, unfinished)
             manifest = _same(journal.manifest, manifest, folder, "")
-        writers = {n: SplitWriter(folder, n, journal.shard_tokens, split) for n, split in manifest.splits.items()}
+        writers = {
+            name: SplitWriter(folder, name, journal.shard_tokens, split, journal.hashes.get(name, ""))
+            for name, split in manifest.splits.items()
+        }
         for writer in writers.values():
             stack.callback(writer.close)
         vocabulary = Tokenizer(tokenizer)
         reader = DocumentReader(card, files, vocabulary.objection, manifest, journal.position)
         for _ in _written(card, reader, vocabulary, writers, progress):
             journal.position = reader.position()
+            journal.hashes = {name: writer.open_hash() for name, writer in writers.items()}
             write_json(unfinished, asdict(journal))
         _check_splits(card, manifest)
         for writer in writers.values():

@@ -224,19 +224,19 @@ class SplitWriter:
     where shards begin depends on the documents alone. A single document longer than that makes a longer shard.
 
     Continues what an earlier writer has written: its `split`. The open shard, whose tokens count though it is not in
-    `split.shards` yet, is truncated to its length at the time; every later shard is deleted. Raises UserError where a
-    shard is missing or too short.
+    `split.shards` yet, is truncated to its length at the time, and must have the hash `known` of then; every later
+    shard is deleted. Raises UserError where a shard is missing or damaged.
     """
 
-    def __init__(self, folder: Path, name: str, shard_tokens: int, split: Split) -> None:
+    def __init__(self, folder: Path, name: str, shard_tokens: int, split: Split, known: str = "") -> None:
         self.folder, self.name, self.shard_tokens, self.split = folder, name, shard_tokens, split
         self._open_tokens = split.tokens - sum(shard.tokens for shard in split.shards)
         path = self._path
         if path.is_file() and path.stat().st_size > 2 * self._open_tokens:
             os.truncate(path, 2 * self._open_tokens)
-        kept = [*split.shards, *([Shard(path.name, self._open_tokens, "")] if self._open_tokens else [])]
+        kept = [*split.shards, *([Shard(path.name, self._open_tokens, known)] if self._open_tokens else [])]
         for shard in kept:
-            shard.check(folder, verify=False)
+            shard.check(folder, verify=bool(shard.sha256))
         for later in set(folder.glob(f"{name}-[0-9]*.bin")) - {folder / shard.file for shard in kept}:
             later.unlink()
         self._file: BinaryIO | None = None
@@ -268,6 +268,10 @@ class SplitWriter:
         """Flush what was written to the disk, so that a journal may rely on it."""
         if self._file is not None:
             sync(self._file)
+
+    def open_hash(self) -> str:
+        """The sha256 of the open shard; empty where there is none."""
+        return file_sha256(self._path) if self._open_tokens else ""
 
     def close(self) -> None:
         """Close the open file as it is. Never raises: after an error (a full disk) there may be nothing to save."""

@@ -31,9 +31,9 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
         raise UserError(f"{folder} holds no TensorBoard event files; expected those that a run writes there")
     for file in sorted(folder.glob("*tfevents*")):
         size, read = file.stat().st_size, sum(16 + len(record) for record in RawEventFileLoader(str(file)).Load())
-        if read < size:
+        if read < size or not size:
             why = "damaged, or its run was killed there, or is writing"
-            print(f"note: {file} breaks off {size - read:,} bytes before its end: {why}", file=sys.stderr)
+            print(f"note: {file} cannot be read beyond byte {read:,} of {size:,}: {why}", file=sys.stderr)
     log = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
     return {tag: sorted({event.step: event.value for event in log.Scalars(tag)}.items()) for tag in log.Tags()[SCALARS]}
 
