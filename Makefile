@@ -1,11 +1,11 @@
 # Everyday commands; `make help` lists them. Each passes words on to `mup-lightning VERB`, which checks and explains them:
 # make train SIZE=base STEPS=200 runs mup-lightning train size=base steps=200. Anything else: ARGS="--model.dropout 0.1".
-# Variables: SIZE OPT STRATEGY PARAM BRANCH_DEPTH DEVICES NODES STEPS BATCH LR WD SEED RUN RESUME CONFIG ARGS (files of recipes/)
+# Variables: SIZE MODEL OPT STRATEGY PARAM BRANCH_DEPTH DEVICES NODES STEPS BATCH LR WD SEED RUN RESUME CONFIG ARGS (files of recipes/)
 # Variables: CARD TOKENIZER DATA (the corpus), SLURM GPUS TIME PARTITION ACCOUNT QOS CPUS MEM JOB DRY (make submit)
 SIZE      ?= nano
 OPT       ?= muon_kimi
 PARAM     ?= mup
-RUN       ?= $(SIZE)-$(OPT)-$(PARAM)
+RUN       ?= $(SIZE)$(MODEL:%=-%)-$(OPT)-$(PARAM)
 CARD      ?= data/austen.yaml
 TOKENIZER ?= gpt2
 DATA      ?= data/prepared/$(basename $(notdir $(CARD)))-$(TOKENIZER)
@@ -21,8 +21,8 @@ q = '$(subst ','\'',$1)'
 # All that the command line gives except $1, which the target has used, each one word. The program refuses what it does not know.
 given = $(foreach v,$(filter-out $1,$(GIVEN)),$(call q,$(call name,$v)=$($v))) $(ARGS)
 # Defaults come first, so that files win over them, and what the command line gives wins over files.
-training = -c recipes/gpt2.yaml size=$(SIZE) optimizer=$(OPT) $(STRATEGY:%=strategy=%) param=$(PARAM) $(call q,run=$(RUN)) \
-  tokenizer=$(TOKENIZER) $(call q,data=$(DATA)) $(addprefix -c ,$(CONFIG)) $(call given,SIZE OPT STRATEGY CONFIG CARD $1)
+training = -c recipes/gpt2.yaml size=$(SIZE) $(MODEL:%=model=%) optimizer=$(OPT) $(STRATEGY:%=strategy=%) param=$(PARAM) $(call q,run=$(RUN)) \
+  tokenizer=$(TOKENIZER) $(call q,data=$(DATA)) $(addprefix -c ,$(CONFIG)) $(call given,SIZE MODEL OPT STRATEGY CONFIG CARD $1)
 BIN := $(VENV)/bin
 MUP := $(BIN)/mup-lightning
 PIP := DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
@@ -62,11 +62,11 @@ coord-check: $(VENV)/.run $(firstword $(AUSTEN)) ## do features keep their size 
 coord-table: $(VENV)/.run $(firstword $(AUSTEN)) ## coordinate checks of all optimizers over width and depth (hours), and one table
 	@$(MUP) coord-check --all recipes/experiment/coordinates.yaml $(call given)
 evaluate: $(VENV)/.run ## validation loss of RUN's newest checkpoint
-	@$(MUP) evaluate $(call q,runs/$(RUN)) $(call given,RUN SIZE OPT PARAM)
-export: $(VENV)/.export ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2
-	@$(MUP) export $(call q,runs/$(RUN)) $(call q,out=exported/$(RUN)) $(call given,RUN SIZE OPT PARAM)
+	@$(MUP) evaluate $(call q,runs/$(RUN)) $(call given,RUN SIZE MODEL OPT PARAM)
+export: $(VENV)/.export ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2 or Llama
+	@$(MUP) export $(call q,runs/$(RUN)) $(call q,out=exported/$(RUN)) $(call given,RUN SIZE MODEL OPT PARAM)
 figure: $(VENV)/.run ## draw RUN's feature norms over depth and time
-	@$(MUP) figure $(call q,runs/$(RUN)) $(call given,RUN SIZE OPT PARAM)
+	@$(MUP) figure $(call q,runs/$(RUN)) $(call given,RUN SIZE MODEL OPT PARAM)
 picture: $(VENV)/.run $(firstword $(AUSTEN)) ## train 16 tiny models and draw the README's picture of their feature norms
 	@$(MUP) sweep experiment=readme_picture $(call given)
 	@$(MUP) figure runs/sweeps/readme_picture/runs/* out=docs/figures/feature_norms.png

@@ -24,7 +24,7 @@ FEATURES = {
     "mlp": "MLP branch, a curve a layer: Θ(1)",
     "mlp_scaled": "MLP branch times its multiplier, a curve a layer: Θ(1/L)",
     "residual": "residual stream, a curve a layer: Θ(1)",
-    "final_norm": "after the final LayerNorm: Θ(1)",
+    "final_norm": "after the final norm: Θ(1)",
     "logits": "logits: Θ(1)",
 }
 """Point of `model.taps` -> its panel's title, with the scaling under the recipe with k >= 2."""

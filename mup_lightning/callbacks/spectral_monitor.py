@@ -10,7 +10,8 @@ with ‖W‖_R = √(n_in/n_out)·‖W‖₂, α the multiplier of the layer or 
 **The matrices of a branch.** MLP: W₁ is `up`, W₂ is `down`. Attention: W₁ is the value matrix V, W₂ is `out`; queries
 and keys are in no product, because whatever they are, a head's output is an average of value vectors. A change of Q or
 K moves the weights of that average, which are Θ(1) as long as the logits and their change are: so ‖Q‖_R, ‖K‖_R and
-their updates should each be Θ(1). Activation and LayerNorm, Θ(1) each, are left out.
+their updates should each be Θ(1). So it is with the gate of a gated MLP, whose activation multiplies the outputs of W₁
+one by one. Activations and norms, Θ(1) each, are left out, and so is the sharing of V by heads, which keeps ‖·‖_R.
 
 **k = 1** asks for α‖W‖ = Θ(1/√L) at the start and α‖ΔW‖ = Θ(1/L) in each step, and says nothing of second-order terms.
 So the product of the weights is multiplied by √L there and the others by L.
@@ -48,8 +49,13 @@ BRANCHES = {"attention": ("attention_value", "attention_out"), "mlp": ("mlp_up",
 PRODUCTS = {"w2_w1": "α‖W₂‖‖W₁‖·L", "dw2_w1": "α‖ΔW₂‖‖W₁‖·L", "w2_dw1": "α‖W₂‖‖ΔW₁‖·L", "dw2_dw1": "α‖ΔW₂‖‖ΔW₁‖·L"}
 """Products of a branch, by the last part of their tags."""
 
-STACKED = {"attention_qkv": ["attention_query", "attention_key", "attention_value"]}
-"""Parameter that stacks several matrices -> their labels."""
+STACKED = {
+    "attention_qkv": ["attention_query", "attention_key", "attention_value"],
+    "attention_q": ["attention_query"],
+    "attention_kv": ["attention_key", "attention_value"],
+    "mlp_gate_up": ["mlp_gate", "mlp_up"],
+}
+"""Parameter, which may stack several matrices -> their labels."""
 
 LARGEST_IN_HISTOGRAM = 1e20
 """TensorBoard's bins end here; it raises where all values lie beyond, or one is NaN."""

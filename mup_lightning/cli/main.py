@@ -35,7 +35,7 @@ submit: run a training, or a sweep as an array, on a SLURM cluster
   cli.verbs:submit(slurm.options:SubmitSettings, Config)
   mup-lightning submit size=xl strategy=ddp nodes=4 --slurm.gpus 8 --slurm.time 12:00:00 run=xl --dry
   mup-lightning submit --sweep recipes/experiment/FILE.yaml --tasks 8 --slurm.gpus 1
-export: write a checkpoint's weights as a plain Hugging Face GPT-2, or as they are
+export: write a checkpoint's weights as a plain Hugging Face GPT-2 or Llama, or as they are
   cli.verbs:export(cli.verbs:ExportSettings)
   mup-lightning export runs/nano-muon_kimi-mup --out exported
 recipe: how every hyper-parameter scales with width and depth
@@ -269,7 +269,7 @@ def _overview(words: list[str]) -> int:
         print(f"error: unknown verb {unknown!r}; expected one of {', '.join(family or VERBS)}", file=sys.stderr)
         return 2
     lines = ["usage: mup-lightning VERB [options]", ""]
-    lines += ["Pre-train GPT-2 with hyper-parameters derived from one spectral condition.", ""]
+    lines += ["Pre-train GPT-2 and Llama models with hyper-parameters derived from one spectral condition.", ""]
     lines += [f"  {verb:<16} {VERBS[verb].summary}" for verb in family or VERBS]
     lines += ["", "example:", VERBS[(family or list(VERBS))[0]].example.rstrip("\n")]
     print("\n".join([*lines, "", "mup-lightning VERB --help explains a verb."]))

@@ -46,7 +46,8 @@ class ExportSettings(Typed, prefix="--"):
     Attributes:
         checkpoint: a checkpoint's folder, or a run's folder (its newest checkpoint).
         out: folder, which is made and must not exist.
-        format: hf: a plain Hugging Face GPT-2, multipliers folded in, for GPT2LMHeadModel.from_pretrained(FOLDER);
+        format: hf: a plain Hugging Face GPT-2 or Llama with multipliers folded in, for
+            AutoModelForCausalLM.from_pretrained(FOLDER);
             plain: this package's own parameters in one safetensors file, with configuration and multipliers.
     """
 

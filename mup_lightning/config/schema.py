@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, derive
+from mup_lightning.spectral.roles import Side
 from mup_lightning.typed import (
     Bound,
     NonNegativeFloat,
@@ -39,7 +40,7 @@ VOCABULARIES: dict[str, Vocabulary] = {
 
 @dataclass
 class ModelConfig(Typed, prefix="model."):
-    """A GPT-2: its shape and its switches.
+    """A decoder-only Transformer: its shape, and switches. The defaults are GPT-2's; recipes/model/ has Llama's.
 
     Attributes:
         width: n, the size of the residual stream.
@@ -47,11 +48,22 @@ class ModelConfig(Typed, prefix="model."):
         heads: attention heads; null: heads of dimension head_size, or the largest divisor of the width below that.
         head_size: where heads is null; widths that are compared should all be multiples of it.
         context: tokens in a sequence.
+        kv_heads: heads of keys and values, each shared by equally many heads of queries; null: see heads_per_kv.
+        heads_per_kv: where kv_heads is null: heads that share keys and values, or the largest divisor of the heads
+            below that.
         vocab_size: tokens of the vocabulary; null: those of data.tokenizer.
+        position: learned adds a vector for each position to the embeddings; rope turns queries and keys by angles
+            that grow with the position (rotary embedding, arXiv 2104.09864).
+        rope_base: base of the rotary frequencies rope_base^(-2i/d), of the head dimension d.
         mlp_ratio: hidden units of the MLP over the width.
         activation: the MLP's nonlinearity; gelu is GPT-2's tanh approximation.
-        layer_norm: pre-LayerNorm in every branch and a final one; false removes all of them.
-        qk_norm: RMS-normalise queries and keys per head (no gain).
+        gated: the MLP's activation acts on a matrix of its own, whose result multiplies the hidden units: with silu
+            that is SwiGLU (arXiv 2002.05202).
+        layer_norm: a norm before every branch and a final one; false removes all of them.
+        norm: which one: layernorm, or rmsnorm, which neither subtracts the mean nor has a bias.
+        qk_norm: RMS-normalise queries and keys per head.
+        qk_gain: learned gains after qk_norm, shared by all heads.
+        parallel: attention and MLP of a block read the same residual stream, rather than the MLP what attention added.
         bias: biases in linear layers and LayerNorms.
         tied: the output matrix is the token embedding.
         attention_scale: factor on the attention logits, of the head dimension d; auto is 1/sqrt(d), but under mup
@@ -66,11 +78,19 @@ class ModelConfig(Typed, prefix="model."):
     heads: PositiveInt | None = None
     head_size: PositiveInt = 64
     context: PositiveInt = 1024
+    kv_heads: PositiveInt | None = None
+    heads_per_kv: PositiveInt = 1
     vocab_size: PositiveInt | None = None
-    mlp_ratio: PositiveInt = 4
-    activation: Literal["gelu", "relu"] = "gelu"
+    position: Literal["learned", "rope"] = "learned"
+    rope_base: PositiveFloat = 10000.0
+    mlp_ratio: PositiveInt | PositiveFloat = 4
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    gated: bool = False
     layer_norm: bool = True
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     qk_norm: bool = False
+    qk_gain: bool = False
+    parallel: bool = False
     bias: bool = True
     tied: bool = True
     attention_scale: Literal["auto", "1/sqrt(d)", "1/d"] = "auto"
@@ -78,7 +98,7 @@ class ModelConfig(Typed, prefix="model."):
     loss_chunk: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        """Raise UserError for a width that does not divide into heads."""
+        """Raise UserError for a shape that cannot be built."""
         super().__post_init__()
         if self.heads is not None and self.width % self.heads:
             below = max(h for h in range(1, self.heads) if self.width % h == 0)
@@ -91,6 +111,29 @@ class ModelConfig(Typed, prefix="model."):
                 f"model.width {self.width} has no divisor from 8 to {self.head_size} to serve as head dimension; "
                 f"choose a width that is a multiple of 8, or set model.heads"
             )
+        heads = self.width // self.head_dim
+        if self.kv_heads is not None and heads % self.kv_heads:
+            raise UserError(
+                f"model.kv_heads is {self.kv_heads}, which does not divide the {heads} heads of width {self.width}; "
+                f"expected one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}"
+            )
+        if self.position == "rope" and self.head_dim % 2:
+            raise UserError(
+                f"model.position is rope, which turns pairs of channels, but a head has {self.head_dim}; set "
+                f"model.heads or model.head_size so that a head has an even number"
+            )
+        if self.qk_gain and not self.qk_norm:
+            raise UserError("model.qk_gain is true, but model.qk_norm is false; set both, or neither")
+        if abs(self.mlp_ratio * self.width - self.hidden) > 1e-3:
+            raise UserError(
+                f"model.mlp_ratio {self.mlp_ratio:g} times model.width {self.width} is no whole number of hidden "
+                f"units; the nearest is model.mlp_ratio {self.hidden / self.width!r}"
+            )
+
+    @property
+    def family(self) -> str:
+        """GPT-2 or Llama: the well-known one of the two that its blocks are like."""
+        return "GPT-2" if self.position == "learned" else "Llama"
 
     @property
     def head_dim(self) -> int:
@@ -102,6 +145,28 @@ class ModelConfig(Typed, prefix="model."):
         if self.heads is not None:
             return width / self.heads
         return max(d for d in range(1, min(self.head_size, width) + 1) if width % d == 0)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether heads may share keys and values, whose matrices then are apart from the queries'."""
+        return self.kv_heads is not None or self.heads_per_kv > 1
+
+    @property
+    def kv_dim(self) -> int:
+        """Channels of all heads of keys, or of values."""
+        return int(self.kv_dim_at(self.width))
+
+    def kv_dim_at(self, width: int) -> float:
+        """Channels of all heads of keys of the same model at another width; it has no more of them than heads."""
+        dim = self.head_dim_at(width)
+        heads = int(width / dim)
+        shared = max(n for n in range(1, self.heads_per_kv + 1) if heads % n == 0)
+        return dim * (heads / shared if self.kv_heads is None else min(heads, self.kv_heads))
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of the MLP."""
+        return round(self.mlp_ratio * self.width)
 
     @property
     def padded_vocab(self) -> int:
@@ -287,8 +352,9 @@ class Config(Typed):
     def derive(self) -> Recipe:
         """The recipe for this model."""
         shape, base = self.model, self.recipe.base_width
-        dims = (shape.head_dim_at(base), shape.head_dim) if shape.attention_scale == "auto" else (1, 1)
-        return derive(self.recipe, shape.width, shape.depth, dims)
+        dims = (shape.head_dim_at(base), shape.head_dim)
+        sides: dict[Side, float] = {"head": dims[1] / dims[0], "kv": shape.kv_dim / shape.kv_dim_at(base)}
+        return derive(self.recipe, shape.width, shape.depth, dims if shape.attention_scale == "auto" else (1, 1), sides)
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued exactly, as plain nested values.
@@ -312,6 +378,14 @@ class Config(Typed):
 
 
 ADDED: dict[str, Any] = {
+    "model.kv_heads": None,
+    "model.heads_per_kv": 1,
+    "model.position": "learned",
+    "model.rope_base": 10000.0,
+    "model.gated": False,
+    "model.norm": "layernorm",
+    "model.qk_gain": False,
+    "model.parallel": False,
     "recipe.base": {},
     "recipe.decay_gains": True,
     "recipe.scale_clip": False,

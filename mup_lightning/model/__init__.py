@@ -1,1 +1,1 @@
-"""GPT-2 with multipliers, declared parameter roles and named measuring points."""
+"""GPT-2 and Llama blocks with multipliers, declared parameter roles and named measuring points."""

@@ -1,10 +1,10 @@
-"""GPT-2 with an input, a residual and an output multiplier in its forward pass.
+"""A decoder-only Transformer with an input, a residual and an output multiplier in its forward pass.
 
     h_0 = α_in (token + position embedding)
     h_l = h_{l-1} + α_res · attention(norm(h_{l-1})),  then the same with the MLP
     logits = α_out · W_out · norm(h_L)
 
-With all multipliers at 1 it is exactly GPT-2.
+With all multipliers at 1 and the default switches it is exactly GPT-2; with those of recipes/model/llama.yaml, Llama.
 
 Shapes: B batch, T positions, C width, V padded vocabulary, N = B·T.
 """
@@ -19,15 +19,15 @@ from torch.overrides import TorchFunctionMode
 from mup_lightning.config.schema import ModelConfig, leaves
 from mup_lightning.errors import UserError
 from mup_lightning.model import taps
-from mup_lightning.model.layers import Block, make_norm
+from mup_lightning.model.layers import Block, make_norm, rotation
 from mup_lightning.model.loss import cross_entropy
-from mup_lightning.model.parameters import Declaration, ParameterInfo, collect, initialise, layer_norm
+from mup_lightning.model.parameters import Declaration, ParameterInfo, collect, initialise, norm
 from mup_lightning.spectral.recipe import Multipliers, Recipe
 from mup_lightning.spectral.roles import Role
 
 
 class GPT2(nn.Module):
-    """A GPT-2 language model (vocab_size must be set); `build` makes one with the recipe's weights.
+    """A language model of GPT-2's kind (vocab_size must be set); `build` makes one with the recipe's weights.
 
     `parameter_info` is everything known about each parameter, by name, recorded before any wrapper touches them.
     """
@@ -37,7 +37,7 @@ class GPT2(nn.Module):
         self.config, self.multipliers = config, multipliers
         self.vocab_size: int = config.vocab_size or 0
         self.token = nn.Embedding(config.padded_vocab, config.width)
-        self.position = nn.Embedding(config.context, config.width)
+        self.position = nn.Embedding(config.context, config.width) if config.position == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, multipliers) for layer in range(config.depth))
         self.final_norm = make_norm(config)
@@ -46,13 +46,12 @@ class GPT2(nn.Module):
 
     def declarations(self) -> dict[str, Declaration]:
         """See `parameters.collect`. A tied matrix counts as an input; `check_tied` ensures that this is right."""
-        result = {
-            "token.weight": Declaration(Role.INPUT, "embedding"),
-            "position.weight": Declaration(Role.INPUT, "position"),
-        }
+        result = {"token.weight": Declaration(Role.INPUT, "embedding")}
+        if self.position is not None:
+            result["position.weight"] = Declaration(Role.INPUT, "position")
         if self.head is not None:
             result["head.weight"] = Declaration(Role.OUTPUT, "head")
-        return result | layer_norm(self.final_norm, "final_norm", Role.INPUT_BIAS)
+        return result | norm(self.final_norm, "final_norm", Role.INPUT_BIAS)
 
     def initialise(self, recipe: Recipe, seed: int) -> None:
         """Draw all weights; a pure function of the recipe, the seed, and each parameter's name and shape."""
@@ -63,11 +62,16 @@ class GPT2(nn.Module):
     def features(self, tokens_BT: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
         """(B, T) tokens -> (B, T, C) features before the output matrix, times the output multiplier."""
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        x_BTC = self.dropout((self.token(tokens_BT) + self.position(positions_T)) * self.multipliers.input)
+        x_BTC, turn_2TR = self.token(tokens_BT), None
+        if self.position is not None:
+            x_BTC = x_BTC + self.position(positions_T)
+        else:
+            turn_2TR = rotation(positions_T, self.config.head_dim, self.config.rope_base, x_BTC.dtype)
+        x_BTC = self.dropout(x_BTC * self.multipliers.input)
         if recorder is not None:
             recorder.feature(taps.EMBEDDING, None, x_BTC)
         for block in self.blocks:
-            x_BTC = block(x_BTC, recorder)
+            x_BTC = block(x_BTC, recorder, turn_2TR)
         x_BTC = self.final_norm(x_BTC)
         if recorder is not None:
             recorder.feature(taps.FINAL_NORM, None, x_BTC)

@@ -1,7 +1,11 @@
 """One Transformer block and its two residual branches, each under the same multiplier.
 
-Shapes: B batch, T positions, C width, H heads, D head dimension (C = H·D), F hidden units (F = mlp_ratio·C).
+Shapes: B batch, T positions, C width, H heads, D head dimension (C = H·D), R = D/2 pairs of its channels, G heads of
+keys and values (H without sharing), F hidden units (F = mlp_ratio·C).
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +13,45 @@ from torch import nn
 
 from mup_lightning.config.schema import ModelConfig
 from mup_lightning.model import taps
-from mup_lightning.model.parameters import Declaration, layer_norm, linear
+from mup_lightning.model.parameters import Declaration, linear, norm
 from mup_lightning.spectral.recipe import Multipliers
 from mup_lightning.spectral.roles import Role
 
+NORM_EPS = 1e-5
+"""Of LayerNorm and RMSNorm: what they add to the mean square, of features of size 1."""
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    """A LayerNorm over the width, or the identity where the model has none."""
-    return nn.LayerNorm(config.width, bias=config.bias) if config.layer_norm else nn.Identity()
+    """A norm over the width, or the identity where the model has none."""
+    if not config.layer_norm:
+        return nn.Identity()
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.width, eps=NORM_EPS)
+    return nn.LayerNorm(config.width, eps=NORM_EPS, bias=config.bias)
+
+
+def rotation(positions_T: torch.Tensor, head_dim: int, base: float, dtype: torch.dtype) -> torch.Tensor:
+    """Cosines and sines (2, T, R) of the angles position·base^(-2i/D), i < R, computed in float32."""
+    exponents_R = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
+    angles_TR = torch.outer(positions_T.float(), 1.0 / base**exponents_R)
+    return torch.stack((angles_TR.cos(), angles_TR.sin())).to(dtype)
+
+
+def rotate(x_BTHD: torch.Tensor, turn_2TR: torch.Tensor) -> torch.Tensor:
+    """Turn the pairs of channels (i, i + R) of queries or keys (Su et al. 2021, arXiv 2104.09864; Llama's pairs)."""
+    (first, second), (cos, sin) = x_BTHD.chunk(2, dim=-1), turn_2TR[:, :, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHD.dtype)
+
+
+def rms_norm(x_BTHD: torch.Tensor, gain_D: torch.Tensor | None) -> torch.Tensor:
+    """Divide each head's queries or keys by their RMS, and multiply them by a gain if there is one."""
+    return F.rms_norm(x_BTHD, x_BTHD.shape[-1:], None if gain_D is None else gain_D.to(x_BTHD.dtype))
 
 
 class Attention(nn.Module):
@@ -29,26 +64,51 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = config.width // config.head_dim, config.head_dim
         self.scale = self.head_dim ** (-1.0 if config.attention_scale == "1/d" else -0.5) * multiplier
-        self.qk_norm, self.dropout = config.qk_norm, config.dropout
+        self.qk_norm, self.dropout, self.kv_dim = config.qk_norm, config.dropout, config.kv_dim
         # Q, K and V in one product; they are three matrices stacked along the rows, and declared as such.
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        C, bias = config.width, config.bias
+        self.qkv = None if config.grouped else nn.Linear(C, 3 * C, bias=bias)
+        # Narrower keys and values scale in their own way, and are no rows of the queries' matrix.
+        self.q = nn.Linear(C, C, bias=bias) if config.grouped else None
+        self.kv = nn.Linear(C, 2 * config.kv_dim, bias=bias) if config.grouped else None
+        self.out = nn.Linear(C, C, bias=bias)
+        self.q_gain = nn.Parameter(torch.ones(self.head_dim)) if config.qk_gain else None
+        self.k_gain = nn.Parameter(torch.ones(self.head_dim)) if config.qk_gain else None
 
     def declarations(self) -> dict[str, Declaration]:
         """See `parameters.collect`."""
-        return linear(self.qkv, "qkv", "attention", blocks=3) | linear(self.out, "out", "attention", closes_branch=True)
+        result = linear(self.out, "out", "attention", closes_branch=True)
+        if self.q is not None and self.kv is not None:
+            result |= linear(self.q, "q", "attention") | linear(self.kv, "kv", "attention", blocks=2, side="kv")
+        elif self.qkv is not None:
+            result |= linear(self.qkv, "qkv", "attention", blocks=3)
+        if self.q_gain is not None:
+            gain = Declaration(Role.HIDDEN_BIAS, "gain", constant=1.0, side="head")
+            result |= {"q_gain": gain, "k_gain": gain}
+        return result
 
-    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        """Causal self-attention."""
+    def forward(self, x_BTC: torch.Tensor, turn_2TR: torch.Tensor | None = None) -> torch.Tensor:
+        """Causal self-attention; head h takes the keys and values of head h·G/H. `turn_2TR` is RoPE's `rotation`."""
         B, T, C = x_BTC.shape
-        qkv_BTHD = (part.view(B, T, self.heads, self.head_dim) for part in self.qkv(x_BTC).split(C, dim=2))
-        q_BHTD, k_BHTD, v_BHTD = (part.transpose(1, 2) for part in qkv_BTHD)
+        if self.q is not None and self.kv is not None:
+            parts = (self.q(x_BTC), *self.kv(x_BTC).split(self.kv_dim, dim=2))
+        else:
+            assert self.qkv is not None
+            parts = self.qkv(x_BTC).split(C, dim=2)
+        q_BTHD, k_BTGD, v_BTGD = (part.view(B, T, -1, self.head_dim) for part in parts)
         if self.qk_norm:
-            q_BHTD = F.rms_norm(q_BHTD, (self.head_dim,))
-            k_BHTD = F.rms_norm(k_BHTD, (self.head_dim,))
-        dropout = self.dropout if self.training else 0.0
-        attend = F.scaled_dot_product_attention
-        y_BHTD = attend(q_BHTD, k_BHTD, v_BHTD, is_causal=True, scale=self.scale, dropout_p=dropout)
+            q_BTHD, k_BTGD = rms_norm(q_BTHD, self.q_gain), rms_norm(k_BTGD, self.k_gain)
+        if turn_2TR is not None:
+            q_BTHD, k_BTGD = rotate(q_BTHD, turn_2TR), rotate(k_BTGD, turn_2TR)
+        y_BHTD = F.scaled_dot_product_attention(
+            q_BTHD.transpose(1, 2),
+            k_BTGD.transpose(1, 2),
+            v_BTGD.transpose(1, 2),
+            is_causal=True,
+            scale=self.scale,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.kv_dim < C,
+        )
         return self.out(y_BHTD.transpose(1, 2).reshape(B, T, C))
 
 
@@ -57,27 +117,39 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = config.activation
-        self.up = nn.Linear(config.width, config.mlp_ratio * config.width, bias=config.bias)
-        self.down = nn.Linear(config.mlp_ratio * config.width, config.width, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]
+        # Gate and up in one product, two matrices stacked along the rows.
+        self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=config.bias) if config.gated else None
+        self.up = None if config.gated else nn.Linear(config.width, config.hidden, bias=config.bias)
+        self.down = nn.Linear(config.hidden, config.width, bias=config.bias)
 
     def declarations(self) -> dict[str, Declaration]:
         """See `parameters.collect`."""
-        return linear(self.up, "up", "mlp") | linear(self.down, "down", "mlp", closes_branch=True)
+        result = linear(self.down, "down", "mlp", closes_branch=True)
+        if self.gate_up is not None:
+            result |= linear(self.gate_up, "gate_up", "mlp", blocks=2)
+        elif self.up is not None:
+            result |= linear(self.up, "up", "mlp")
+        return result
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        """Up, nonlinearity, down."""
-        h_BTF = self.up(x_BTC)
-        h_BTF = F.gelu(h_BTF, approximate="tanh") if self.activation == "gelu" else F.relu(h_BTF)
-        return self.down(h_BTF)
+        """Up, nonlinearity, down; with a gate the nonlinearity is the gate's, and multiplies what is up."""
+        if self.gate_up is not None:
+            gate_BTF, up_BTF = self.gate_up(x_BTC).chunk(2, dim=-1)
+            return self.down(self.activation(gate_BTF) * up_BTF)
+        assert self.up is not None
+        return self.down(self.activation(self.up(x_BTC)))
 
 
 class Block(nn.Module):
-    """x (B, T, C) -> x + α·attention(norm(x)), then the same with the MLP; `layer` is its index, for the taps."""
+    """x (B, T, C) -> x + α·attention(norm(x)), then the same with the MLP, which in parallel blocks reads x itself.
+
+    `layer` is its index, for the taps.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, multipliers: Multipliers) -> None:
         super().__init__()
-        self.layer, self.multiplier = layer, multipliers.residual
+        self.layer, self.multiplier, self.parallel = layer, multipliers.residual, config.parallel
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, multipliers.attention)
         self.mlp_norm = make_norm(config)
@@ -85,19 +157,22 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def declarations(self) -> dict[str, Declaration]:
-        """See `parameters.collect`. A branch's LayerNorm sits inside it, so it scales like a bias of the branch."""
-        first = layer_norm(self.attention_norm, "attention_norm", Role.HIDDEN_BIAS)
-        return first | layer_norm(self.mlp_norm, "mlp_norm", Role.HIDDEN_BIAS)
+        """See `parameters.collect`. A branch's norm sits inside it, so it scales like a bias of the branch."""
+        first = norm(self.attention_norm, "attention_norm", Role.HIDDEN_BIAS)
+        return first | norm(self.mlp_norm, "mlp_norm", Role.HIDDEN_BIAS)
 
-    def forward(self, x_BTC: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
-        """Both branches in turn."""
-        branch_BTC = self.attention(self.attention_norm(x_BTC))
+    def forward(
+        self, x_BTC: torch.Tensor, recorder: taps.Recorder | None = None, turn_2TR: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Both branches; `turn_2TR` is RoPE's `rotation`."""
+        before_BTC = x_BTC if self.parallel else None
+        branch_BTC = self.attention(self.attention_norm(x_BTC), turn_2TR)
         if recorder is not None:
             recorder.feature(taps.ATTENTION, self.layer, branch_BTC)
             recorder.feature(taps.ATTENTION_SCALED, self.layer, branch_BTC, self.multiplier)
         x_BTC = torch.add(x_BTC, self.dropout(branch_BTC), alpha=self.multiplier)
 
-        branch_BTC = self.mlp(self.mlp_norm(x_BTC))
+        branch_BTC = self.mlp(self.mlp_norm(x_BTC if before_BTC is None else before_BTC))
         if recorder is not None:
             recorder.feature(taps.MLP, self.layer, branch_BTC)
             recorder.feature(taps.MLP_SCALED, self.layer, branch_BTC, self.multiplier)

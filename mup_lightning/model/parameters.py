@@ -4,6 +4,7 @@ Wrappers later flatten, shard or rename parameters; nothing after this point gue
 """
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,20 +33,21 @@ def collect(model: nn.Module) -> dict[str, ParameterInfo]:
     return {name: ParameterInfo(name=name, shape=shape, **vars(declared[name])) for name, shape in shapes.items()}
 
 
-def linear(layer: nn.Linear, name: str, label: str = "", **declaration: bool | int) -> dict[str, Declaration]:
+def linear(layer: nn.Linear, name: str, label: str = "", **declaration: bool | int | str) -> dict[str, Declaration]:
     """Declare a hidden linear layer inside a residual branch, with its bias where it has one."""
     result = {f"{name}.weight": Declaration(Role.HIDDEN, label, **declaration)}  # type: ignore[arg-type]
     if layer.bias is not None:
-        result[f"{name}.bias"] = Declaration(Role.HIDDEN_BIAS, "bias", constant=0.0)
+        side: Any = declaration.get("side", "")
+        result[f"{name}.bias"] = Declaration(Role.HIDDEN_BIAS, "bias", constant=0.0, side=side)
     return result
 
 
-def layer_norm(layer: nn.Module, name: str, role: Role) -> dict[str, Declaration]:
-    """Declare a LayerNorm's gain and bias; an identity in its place has nothing to declare."""
-    if not isinstance(layer, nn.LayerNorm):
+def norm(layer: nn.Module, name: str, role: Role) -> dict[str, Declaration]:
+    """Declare a norm's gain and bias; an identity in its place has nothing to declare."""
+    if isinstance(layer, nn.Identity):
         return {}
     result = {f"{name}.weight": Declaration(role, "gain", constant=1.0)}
-    if layer.bias is not None:
+    if getattr(layer, "bias", None) is not None:
         result[f"{name}.bias"] = Declaration(role, "bias", constant=0.0)
     return result
 

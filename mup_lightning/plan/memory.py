@@ -196,12 +196,12 @@ def activations(model: ModelConfig, sequences: int, half: bool, device: str, *, 
     `gathered` is ZeRO 3: whole weights on top of the shards (see the module's text).
     """
     tokens, C, V, low = sequences * model.context, model.width, model.padded_vocab, 2 if half else 4
-    block = (4 + 2 * model.mlp_ratio) * C * C
+    block = C * (2 * C + 2 * model.kv_dim + (3 if model.gated else 2) * model.hidden)
     casts = 2 * block * model.depth if half else 0
     whole = 4 * (min(2, model.depth) * block + V * C) if gathered else 0
     # The final norm's input, the features, their gradient from the loss, and the features in low precision.
     head = tokens * C * (3 * 4 + (2 if half else 0)) + 4 * V * C
-    backward = tokens * C * (8 * low + 2 * 4)
+    backward = tokens * (low * max(8 * C, 4 * model.hidden if model.gated else 0) + 2 * 4 * C)
     # The chunked cross-entropy while it sweeps: a chunk's logits.
     chunk = min(tokens, model.loss_chunk or default_chunk(V, torch.device(device)))
     loss = 4 * chunk * V
@@ -214,19 +214,25 @@ def activations(model: ModelConfig, sequences: int, half: bool, device: str, *, 
 
 
 def block_activations(model: ModelConfig, half: bool) -> int:
-    """Bytes that one block keeps of a token for its backward pass, with flash attention.
+    """Bytes that one block keeps of a token for its backward pass, with flash attention; m is `kv_dim`, F `hidden`.
 
-    Both norms' inputs (8·C) and statistics; in low precision the inputs of the four products (C, C, C, mlp_ratio·C), Q,
-    K and V (3C) and GELU's input (mlp_ratio·C; ReLU's is not kept); one float32 per head (the log of the softmax's
-    sum). qk_norm adds the normalised Q and K, a copy of attention's output, and in bf16 the float32 Q and K (torch's
-    composite form). Dropout adds a byte for every element that it masks.
+    Both norms' inputs (8·C) and statistics; in low precision the inputs of the four products (C, C, C, F), Q, K and V
+    (C + 2m) and the activation's input (F; ReLU's is not kept); one float32 per head (the log of the softmax's sum).
+    A gate adds its result and what it multiplies (2F). qk_norm and RoPE add the Q and K that they make, without which
+    Q's own product need not be kept. Torch's composite RMS norm keeps its normalised input where a gain follows, and
+    in bf16 a float32 input. Dropout adds a byte for every element that it masks.
     """
-    C, f, heads, low = model.width, model.mlp_ratio, model.width // model.head_dim, 2 if half else 4
-    per_token = low * C * (6 + f + (f if model.activation == "gelu" else 0)) + 4 * heads
+    C, m, F, low = model.width, model.kv_dim, model.hidden, 2 if half else 4
+    heads, moved = C // model.head_dim, model.qk_norm or model.position == "rope"
+    inputs = C * (4 if half and model.grouped else 3) + F  # in bf16 Q's and KV's products each have a cast of their own
+    between = 3 * F if model.gated else F if model.activation != "relu" else 0
+    per_token = low * (inputs + C + 2 * m + between) + 4 * heads
     if model.layer_norm:
-        per_token += 2 * (4 * C + 8)
+        per_token += 2 * (4 * C + 8 if model.norm == "layernorm" else 8 * C + 4) - (4 * C if model.parallel else 0)
+    if moved:
+        per_token += low * (C + m) - (low * C if model.grouped and (half or not model.qk_norm) else 0)
     if model.qk_norm:
-        per_token += 3 * low * C + (8 * C if half else 0) + 8 * heads
+        per_token += 4 * (heads + m // model.head_dim) + 4 * (C + m) * (half + model.qk_gain)
     if model.dropout > 0:
         per_token += 2 * C
     return per_token

@@ -103,7 +103,7 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", mem
     micro = {P: micro_batch(config, groups, P, GPU_SHARE * memory, device) for P in gpus}
     least = 1 if config.data.micro_batch == "auto" else config.data.sequences
     tokens_per_step = batch * config.model.context
-    notes = ["init_std 0: vectors start at a constant, gains of LayerNorms at 1 and biases at 0"]
+    notes = ["init_std 0: vectors start at a constant, gains of norms at 1 and biases at 0"]
     if config.model.tied:
         tied = "the output matrix is the token embedding (model.tied), with the input's values"
         notes.append(f"{tied}; logits have the output multiplier instead of the input's")
@@ -167,8 +167,8 @@ def screen(config: Config, plan: Plan, gpu_memory: float) -> str:
     """The plan for the terminal; what exceeds the memory of one GPU, in GB, has a star."""
     model, data, flops = config.model, config.data, plan.flops
     head = [
-        f"GPT-2 of width {model.width}, depth {model.depth}, context {model.context}: "
-        f"{plan.parameter_count:,} parameters",
+        f"{model.family} of width {model.width}, depth {model.depth}, "
+        f"context {model.context}: {plan.parameter_count:,} parameters",
         f"  tokens          {plan.tokens:,} in {config.trainer.max_steps} steps of {data.batch_size} sequences",
         f"  FLOPs           {flops.convention_per_token:.4g} per token by the convention 6N + 12·L·n·T (to compare)",
         f"                  {flops.matmul_per_token:.4g} per token in matrix products as computed (to predict)",

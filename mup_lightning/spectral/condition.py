@@ -11,6 +11,11 @@ where ‖W‖_R = √(n_in/n_out)·‖W‖₂. At k = 1 the L random branches ad
 initialisation; their updates point the same way, hence 1/L. At k >= 2 the second-order term ΔW₂ΔW₁ needs the
 branch itself to be 1/L. The initialisation convention of width-μP (variance 1 for input and output, 1/n for hidden)
 is assumed; multipliers and update sizes follow.
+
+**A side of its own.** Keys and values that several heads share are narrower than the stream: n_out = m < n. Repeating
+them for the heads leaves ‖·‖_R as it is, so the condition is that of any matrix of the branch, ‖W‖_R = Θ(1) and
+‖ΔW‖_R = Θ(1), with √(n/m) between ‖·‖_R and ‖·‖₂; the variance that gives this is m/n². A gain that all heads share
+has as many entries as one head has dimensions, m, and moves the branch as a vector of the branch does.
 """
 
 from dataclasses import dataclass
@@ -34,6 +39,7 @@ class Weight:
     """The condition solved for one weight: everything that an optimizer family needs to know.
 
     Attributes:
+        n_out: scale of the output side.
         init_var: variance of its entries at initialisation (a convention, not a result).
         norm: ‖W‖_R at initialisation.
         multiplier: α of its branch or layer.
@@ -42,6 +48,7 @@ class Weight:
     """
 
     role: Role
+    n_out: Scale
     init_var: Scale
     norm: Scale
     multiplier: Scale
@@ -56,7 +63,7 @@ class Weight:
     @property
     def side_factor(self) -> Scale:
         """√(n_in/n_out), by which ‖·‖_R differs from ‖·‖₂."""
-        return (self.role.n_in / self.role.n_out) ** HALF
+        return (self.n_in / self.n_out) ** HALF
 
     @property
     def larger_side(self) -> Scale:
@@ -74,7 +81,7 @@ class Weight:
     @property
     def gradient_entry(self) -> Scale:
         """RMS of the raw gradient's entries, ‖G‖_F/√(n_in·n_out), with ‖G‖_F = Θ(‖G‖₂) because G is low-rank."""
-        return self.gradient / (self.role.n_in * self.role.n_out) ** HALF
+        return self.gradient / (self.n_in * self.n_out) ** HALF
 
     @property
     def role_gradient(self) -> Scale:
@@ -83,16 +90,25 @@ class Weight:
 
 
 @cache
-def solve(role: Role, branch_depth: int) -> Weight:
-    """Solve the condition for one role, at k = `branch_depth` matrices in one residual branch (all k >= 2 agree)."""
+def solve(role: Role, branch_depth: int, n_out: Scale | None = None) -> Weight:
+    """Solve the condition for one weight, at k = `branch_depth` matrices in one residual branch (all k >= 2 agree).
+
+    Args:
+        role: of the weight.
+        branch_depth: k.
+        n_out: scale of its output side; None: its role's.
+    """
     if branch_depth < 1:
         raise ValueError(f"branch_depth is the number of matrices in a residual branch, at least 1; not {branch_depth}")
-    hidden = _matrix_norm(Role.HIDDEN)
+    hidden = _matrix_norm(INIT_VARIANCE[Role.HIDDEN], N, N)
     # What α·∏‖W‖_R over the whole branch must be at initialisation, and what one update may add to the stream.
     branch_size, branch_change = (ONE / L**HALF if branch_depth == 1 else ONE / L), ONE / L
     branch_multiplier = branch_size / hidden**branch_depth
 
-    norm = _matrix_norm(role)
+    n_in, n_out = role.n_in, n_out or role.n_out
+    # A matrix of another side than its role's starts with its role's ‖W‖_R.
+    init_var = INIT_VARIANCE[role] if role.is_vector else INIT_VARIANCE[role] * n_out / role.n_out
+    norm = _matrix_norm(init_var, n_in, n_out)
     if role is Role.HIDDEN:
         multiplier = branch_multiplier
         update = branch_change / (multiplier * hidden ** (branch_depth - 1))
@@ -106,7 +122,8 @@ def solve(role: Role, branch_depth: int) -> Weight:
         update = ONE / multiplier
     return Weight(
         role=role,
-        init_var=INIT_VARIANCE[role],
+        n_out=n_out,
+        init_var=init_var,
         norm=norm,
         multiplier=multiplier,
         update=update,
@@ -114,7 +131,6 @@ def solve(role: Role, branch_depth: int) -> Weight:
     )
 
 
-def _matrix_norm(role: Role) -> Scale:
+def _matrix_norm(variance: Scale, n_in: Scale, n_out: Scale) -> Scale:
     """‖W‖_R of a Gaussian matrix: ‖W‖₂ = Θ(√var·(√n_in + √n_out))."""
-    spectral = INIT_VARIANCE[role] ** HALF * largest(role.n_in, role.n_out) ** HALF
-    return (role.n_in / role.n_out) ** HALF * spectral
+    return (n_in / n_out) ** HALF * variance**HALF * largest(n_in, n_out) ** HALF

@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
-from mup_lightning.spectral.roles import LABELS, ParameterInfo, Role
+from mup_lightning.spectral.roles import LABELS, ParameterInfo, Role, Side
 from mup_lightning.spectral.scale import Scale
 from mup_lightning.typed import NonNegativeFloat, PositiveFloat, PositiveInt, Typed, unknown_key
 
@@ -68,7 +68,7 @@ class RecipeConfig(Typed, prefix="recipe."):
         residual_multiplier: base multiplier of every residual branch.
         output_multiplier: base multiplier of the logits.
         decay_vectors: whether biases are decayed too.
-        decay_gains: whether LayerNorm gains are, which pulls them to 0; needs decay_vectors.
+        decay_gains: whether the norms' gains are, which pulls them to 0; needs decay_vectors.
         weight_decay_rule: how the weight decay of the matrices inside blocks scales with width: `DECAY_RULES`.
         scale_clip: trainer.gradient_clip is in units of the gradients' size at the base shape, each role's as the
             condition scales it; false: the plain global norm, which falls with width.
@@ -182,9 +182,12 @@ class Recipe:
         return self.exactly(info) if self.exactly else self.values[info.role]
 
 
-def exponents(family: Family, role: Role, branch_depth: int) -> Exponents:
-    """One row of the paper's tables: factors on the base values, as powers of r_n and r_L, at k = `branch_depth`."""
-    weight = solve(role, branch_depth)
+def exponents(family: Family, role: Role, branch_depth: int, n_out: Scale | None = None) -> Exponents:
+    """One row of the paper's tables: factors on the base values, as powers of r_n and r_L, at k = `branch_depth`.
+
+    `n_out` is how the output side scales where that is not as the role's.
+    """
+    weight = solve(role, branch_depth, n_out)
     direction = family.direction(weight)
     return Exponents(
         multiplier=weight.multiplier,
@@ -211,12 +214,19 @@ def is_main(config: RecipeConfig, role: Role) -> bool:
     return role is Role.HIDDEN or (config.pure and not role.is_vector)
 
 
-def derive(config: RecipeConfig, width: int, depth: int, head_dims: tuple[float, float] = (1, 1)) -> Recipe:
+def derive(
+    config: RecipeConfig,
+    width: int,
+    depth: int,
+    head_dims: tuple[float, float] = (1, 1),
+    sides: Mapping[Side, float] | None = None,
+) -> Recipe:
     """Scale the base values to a model of another width n and depth L (blocks, whose branches share one multiplier).
 
     `head_dims` are the dimension of an attention head in the base model and in this one. Where it grows, queries and
     keys come to be aligned, their product grows as d rather than √d, and so the logits' factor 1/√d becomes √d_base/d
-    (Yang et al. 2022, Tensor Programs V, definition 4.1). At the base shape values equal the base values to the bit.
+    (Yang et al. 2022, Tensor Programs V, definition 4.1). `sides` are output sides that are not the width, over the
+    base model's, needed where the model has any. At the base shape values equal the base values to the bit.
     """
     mup = config.parametrization == "mup"
     r_n, r_L = (width / config.base_width, depth / config.base_depth) if mup else (1.0, 1.0)
@@ -226,10 +236,10 @@ def derive(config: RecipeConfig, width: int, depth: int, head_dims: tuple[float,
     closing = (2 * (config.base_depth if mup else depth)) ** -0.5
 
     @cache
-    def values(role: Role, r_side: float) -> Values:
+    def values(role: Role, r_side: float, n_out: Scale, r_m: float = 1.0) -> Values:
         family = family_of(config, role)
-        row = exponents(family, role, config.branch_depth)
-        lr, decay = row.lr.at(r_n, r_L, r_side), row.weight_decay.at(r_n, r_L, r_side)
+        row, weight = exponents(family, role, config.branch_depth, n_out), solve(role, config.branch_depth, n_out)
+        lr, decay = row.lr.at(r_n, r_L, r_side, r_m), row.weight_decay.at(r_n, r_L, r_side, r_m)
         if config.parametrization == "sp_embedding" and role is Role.INPUT:
             lr, decay = width / config.base_width, config.base_width / width
         if role is Role.HIDDEN:
@@ -239,14 +249,15 @@ def derive(config: RecipeConfig, width: int, depth: int, head_dims: tuple[float,
             rule=family.name,
             lr=config.lr * lr * (1.0 if is_main(config, role) else aux_factor),
             weight_decay=config.weight_decay * decay if decayed else 0.0,
-            init_std=config.init_std * row.init_var.at(r_n, r_L) ** 0.5,
-            scaled={option: scale.at(r_n, r_L) for option, scale in row.scaled.items()},
-            gradient=solve(role, config.branch_depth).role_gradient.at(r_n, r_L) if config.scale_clip else 1.0,
+            init_std=config.init_std * row.init_var.at(r_n, r_L, None, r_m) ** 0.5,
+            scaled={option: scale.at(r_n, r_L, None, r_m) for option, scale in row.scaled.items()},
+            gradient=weight.role_gradient.at(r_n, r_L, None, r_m) if config.scale_clip else 1.0,
         )
 
     def exactly(info: ParameterInfo) -> Values:
         fixed = info.shape[0] if info.role in (Role.INPUT, Role.OUTPUT) else 0
-        found = values(info.role, max(width, fixed) / max(config.base_width, fixed) if mup else 1.0)
+        r_side = max(width, fixed) / max(config.base_width, fixed) if mup else 1.0
+        found = values(info.role, r_side, info.n_out, (sides or {})[info.side] if info.side and mup else 1.0)
         base = [BaseFactors(), *(config.base[key] for key in (info.role, info.label) if key in config.base)]
         lr, decay, std, eps = (
             math.prod(getattr(factors, key) for factors in base) for key in ("lr", "weight_decay", "init_std", "eps")
@@ -264,7 +275,7 @@ def derive(config: RecipeConfig, width: int, depth: int, head_dims: tuple[float,
         return exponents(main, role, config.branch_depth).multiplier.at(r_n, r_L)
 
     return Recipe(
-        values={role: values(role, r_n) for role in Role},
+        values={role: values(role, r_n, role.n_out) for role in Role},
         multipliers=Multipliers(
             input=config.input_multiplier * multiplier(Role.INPUT),
             residual=config.residual_multiplier * multiplier(Role.HIDDEN),

@@ -7,8 +7,9 @@ A vector counts as a matrix with one input (n_out x 1), so one definition of nor
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
-from mup_lightning.spectral.scale import ONE, N, Scale
+from mup_lightning.spectral.scale import ONE, M, N, Scale
 
 
 class Role(StrEnum):
@@ -21,9 +22,9 @@ class Role(StrEnum):
     OUTPUT = "output"
     """n inputs, fixed number of outputs: the language-model head."""
     INPUT_BIAS = "input_bias"
-    """A vector on the main path, outside every branch: the final LayerNorm's gain and bias."""
+    """A vector on the main path, outside every branch: gain and bias of the final norm."""
     HIDDEN_BIAS = "hidden_bias"
-    """A vector inside a residual branch: biases, and the branch's LayerNorm gain and bias."""
+    """A vector inside a residual branch: biases, and gain and bias of the branch's norm."""
 
     @property
     def in_branch(self) -> bool:
@@ -50,6 +51,10 @@ LABELS = ("embedding", "position", "attention", "mlp", "head", "gain", "bias")
 """Kinds of parameters that may have base values of their own, as roles may: see `recipe.base`."""
 
 
+Side = Literal["", "kv", "head"]
+"""What an output side is that does not scale as its role's: the keys and values of all heads, or one head."""
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What a module declares about one of its own parameters.
@@ -61,6 +66,7 @@ class Declaration:
             optimizers treat each on its own.
         constant: initial value of a vector; None for matrices, which are drawn.
         closes_branch: the last matrix of a residual branch (GPT-2's extra init factor applies to it).
+        side: what its output side is where that is not its role's.
     """
 
     role: Role
@@ -68,6 +74,12 @@ class Declaration:
     blocks: int = 1
     constant: float | None = None
     closes_branch: bool = False
+    side: Side = ""
+
+    @property
+    def n_out(self) -> Scale:
+        """How its output side scales."""
+        return M if self.side else self.role.n_out
 
     @property
     def transposed(self) -> bool:

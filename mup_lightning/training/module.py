@@ -1,4 +1,4 @@
-"""The LightningModule: a GPT-2 with multipliers, trained by the spectral recipe."""
+"""The LightningModule: a language model with multipliers, trained by the spectral recipe."""
 
 from collections.abc import Callable, Iterable
 from functools import partial

@@ -127,7 +127,7 @@ def before(config: Config) -> str:
     model, recipe = config.model, config.recipe
     base = f" with k = {recipe.branch_depth} from base ({recipe.base_width}, {recipe.base_depth})"
     return (
-        f"GPT-2 of width {model.width}, depth {model.depth}, context {model.context}\n"
+        f"{model.family} of width {model.width}, depth {model.depth}, context {model.context}\n"
         f"{recipe.optimizer} at base learning rate {recipe.lr:g}, {recipe.parametrization}"
         f"{base if recipe.parametrization == 'mup' else ''}\n"
         f"{config.trainer.max_steps} steps of {config.data.batch_size} sequences from {config.data.path}; "

@@ -12,9 +12,16 @@ from mup_lightning.errors import Diverged
 from mup_lightning.spectral.recipe import derive
 from mup_lightning.studies.features import read_scalars
 from mup_lightning.training.train import train
+from tests import families
 from tests.training.reference import weights_of
 
-LABELS = ["attention_query", "attention_key", "attention_value", "attention_out", "mlp_up", "mlp_down"]
+PARTS = {
+    "attention_qkv": ["attention_query", "attention_key", "attention_value"],
+    "attention_q": ["attention_query"],
+    "attention_kv": ["attention_key", "attention_value"],
+    "mlp_gate_up": ["mlp_gate", "mlp_up"],
+}
+"""Parameter of a block -> the matrices that it stacks."""
 
 
 class Bystander(pl.Callback):
@@ -42,11 +49,10 @@ class Bystander(pl.Callback):
             kind = name.removesuffix(".weight").removeprefix(f"blocks.{layer}.").replace(".", "_")
             if old.ndim == 1:
                 continue
-            if kind == "attention_qkv":
-                for label, W, new_W in zip(LABELS[:3], np.split(old, 3), np.split(new, 3), strict=True):
-                    found[layer, label] = (W, new_W - W)
-            else:
-                found[layer, kind] = (old, new - old)
+            labels = PARTS.get(kind, [kind])
+            parts = (np.split(weight, len(labels)) for weight in (old, new))
+            for label, W, new_W in zip(labels, *parts, strict=True):
+                found[layer, label] = (W, new_W - W)
         return found
 
 
@@ -57,7 +63,9 @@ def of(matrix, n_in, n_out):
 def expected(config, seen):
     """Every scalar that shall be there, from exact norms."""
     alpha = derive(config.recipe, config.model.width, config.model.depth).multipliers
-    width, depth, rows = config.model.width, config.model.depth, {"token": 256, "position": config.model.context}
+    width, depth, rows = config.model.width, config.model.depth, {"token": 256}
+    if config.model.position == "learned":
+        rows["position"] = config.model.context
     tags = {}
     norms = {
         (layer, label): [of(m, *reversed(m.shape)) for m in pair]
@@ -72,7 +80,7 @@ def expected(config, seen):
         norm = of(seen[None, "token" if config.model.tied else "head"][place], width, 256)
         tags[f"spectral/norms/output/head/{quantity}"] = norm
         tags[f"spectral/condition/output/head/{quantity}"] = alpha.output * norm
-        for label in LABELS:
+        for label in dict.fromkeys(label for _, label in norms):
             layers = [norms[str(layer), label][place] for layer in range(depth)]
             add_layers(tags, f"spectral/norms/hidden/{label}/{quantity}", layers)
     for branch, second, first in (("attention", "attention_out", "attention_value"), ("mlp", "mlp_down", "mlp_up")):
@@ -115,8 +123,9 @@ def wide(tiny):
         {"recipe.branch_depth": 1, "schedule.min_lr": 0.0},  # the last step changes nothing: ΔW is 0, and not NaN
         {"recipe.parametrization": "sp", "model.layer_norm": False, "model.bias": False},
         {"trainer.precision": "bf16"},
+        families.model(families.LLAMA | {"heads": 6}),
     ],
-    ids=["adamw", "untied", "k=1", "sp", "bf16"],
+    ids=["adamw", "untied", "k=1", "sp", "bf16", "llama"],
 )
 def test_every_value_is_what_an_svd_says(wide, changes):
     """Names, steps and values of everything that is logged, and histograms over the layers."""
@@ -133,7 +142,7 @@ def test_every_value_is_what_an_svd_says(wide, changes):
     assert all(list(curve) == [0, 2, 4] for curve in found.values())
     events = EventAccumulator(str(logs(config)), size_guidance={HISTOGRAMS: 0}).Reload()
     tags = [tag for tag in events.Tags()["histograms"] if tag.startswith("spectral/")]
-    assert len(tags) == 2 * 4 + 6 * 2
+    assert len(tags) == 2 * 4 + (7 if config.model.gated else 6) * 2
     assert [(h.step, h.histogram_value.num) for h in events.Histograms(tags[0])] == [(0, 3), (2, 3), (4, 3)]
 
 

@@ -1,4 +1,4 @@
-"""A trained model leaves as a plain Hugging Face GPT-2."""
+"""A trained model leaves as a plain Hugging Face GPT-2 or Llama."""
 
 import json
 import sys
@@ -13,6 +13,7 @@ from mup_lightning.training.checkpoint import find
 from mup_lightning.training.finished import load_model
 from mup_lightning.training.tensors import Shards
 from mup_lightning.training.train import train
+from tests.families import LLAMA, model
 
 FOLDS = {"recipe.base_width": 8, "recipe.base_depth": 1, "recipe.input_multiplier": 3.0, "recipe.init_std": 0.2}
 
@@ -32,14 +33,20 @@ def trained(tiny, **changes):
         {"model.bias": False},
         {"model.attention_scale": "1/d"},
         {"model.activation": "relu", "model.mlp_ratio": 2},
+        {"model.activation": "silu", "model.kv_heads": 2},  # as many as heads, in a matrix of their own
+        model(LLAMA),
+        model(LLAMA | {"tied": False, "attention_scale": "1/d"}),
+        model(LLAMA | {"heads": 4, "kv_heads": 1, "rope_base": 100.0, "bias": True}),
+        model(LLAMA | {"heads_per_kv": 1, "activation": "gelu"}),
     ],
 )
 def test_hugging_face_computes_the_same_function(tiny, tmp_path, changes):
-    from transformers import GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
     path = trained(tiny, **changes)
     assert main(["export", path, "--out", str(tmp_path / "hf")]) == 0
-    theirs, report = GPT2LMHeadModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert type(theirs).__name__ == ("LlamaForCausalLM" if "model.position" in changes else "GPT2LMHeadModel")
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     checkpoint = find(tmp_path / "runs" / "tiny")
@@ -64,10 +71,22 @@ def test_plain_is_every_parameter_as_it_is(tiny, tmp_path, capsys):
     assert description["multipliers"] == {"input": 3.0, "residual": 0.5, "output": 0.25, "attention": 0.5}
 
 
+INEXPRESSIBLE = [
+    (model(LLAMA | {"qk_norm": True}), "model.qk_norm true, which Hugging Face's Llama"),
+    (model(LLAMA | {"norm": "layernorm"}), "model.norm layernorm, which Hugging Face's Llama"),
+    ({"model.heads_per_kv": 2}, "model.heads_per_kv 2, which Hugging Face's GPT-2"),
+    ({"model.parallel": True}, "model.parallel true, which Hugging Face's GPT-2"),
+]
+
+
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch, capsys):
     path = trained(tiny, **{"model.layer_norm": False, "recipe.init_std": 0.02})
     assert main(["export", path, "--out", str(tmp_path / "hf")]) == 1
     assert "model.layer_norm false, which Hugging Face's GPT-2 cannot express" in capsys.readouterr().err
+    for number, (changes, message) in enumerate(INEXPRESSIBLE):
+        path = trained(tiny, **{"run.name": f"other-{number}"}, **changes)
+        assert main(["export", path, "--out", str(tmp_path / "hf")]) == 1
+        assert f"{message} cannot express; export it as it is" in capsys.readouterr().err
     path = trained(tiny, **{"run.name": "plain"})
     monkeypatch.setitem(sys.modules, "transformers", None)  # as if it was not installed
     assert main(["export", path, "--out", str(tmp_path / "hf")]) == 1

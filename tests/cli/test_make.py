@@ -54,6 +54,12 @@ def last(installed, *words):
         ("evaluate SIZE=xl OPT=adamw", "evaluate runs/xl-adamw-mup"),
         ("export RUN=mine", "export runs/mine out=exported/mine"),
         ("figure RUN=mine", "figure runs/mine"),
+        (
+            "train MODEL=llama",
+            "train -c recipes/gpt2.yaml size=nano model=llama optimizer=muon_kimi param=mup run=nano-llama-",
+        ),
+        ("coord-check MODEL=llama", "coord-check optimizer=muon_kimi experiment=coord_check model=llama"),
+        ("export SIZE=xl MODEL=llama", "export runs/xl-llama-muon_kimi-mup"),
     ],
 )
 def test_targets_are_commands_of_the_program(installed, words, command):

@@ -13,6 +13,7 @@ from mup_lightning.optim.registry import RULES
 from mup_lightning.spectral.roles import Role
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.train import train
+from tests import families
 from tests.distributed.conftest import STEPS, STRATEGIES
 from tests.training.reference import assert_same_training, quantities_of, weights_of
 
@@ -34,6 +35,8 @@ AT_TWO = [(rule, strategy) for rule in WITNESSES for strategy in STRATEGIES]
 AT_TWO += [(rule, s) for n, rule in enumerate(OTHERS) for s in ("ddp", f"zero{1 + n % 2}")]
 AT_FOUR = [("sophia", "zero1"), *(("muon_kimi", strategy) for strategy in ("ddp", "zero1", "zero3"))]
 BF16 = [(rule, strategy) for rule in ("adamw", "muon_kimi") for strategy in STRATEGIES]
+LLAMA = families.model(families.LLAMA | {"qk_norm": True, "qk_gain": True})
+OF_LLAMA = [(rule, strategy) for rule in ("adamw", "muon_kimi") for strategy in STRATEGIES]
 # Sophia runs the compiled blocks a second time, for its estimate of the Hessian.
 ONE_BLOCK, BFLOAT16 = {"model.depth": 1}, {"trainer.precision": "bf16"}
 COMPILED = [("sophia", "ddp"), ("adamw", "zero0"), ("muon_kimi", "zero1"), ("adamw", "zero2"), ("muon_kimi", "zero3")]
@@ -53,7 +56,8 @@ def settings(config_of):
 @pytest.fixture(scope="module")
 def by_two(settings, two):
     """Name of a run of two processes -> its last checkpoint, or the error."""
-    special = [(case, "bf16", BFLOAT16) for case in BF16]
+    special = [(case, "llama", LLAMA) for case in OF_LLAMA]
+    special += [(case, "bf16", BFLOAT16) for case in BF16]
     special += [(case, "compiled", ONE_BLOCK | {"trainer.compile": "on"}) for case in COMPILED]
     special += [(("adamw", strategy), "exploding", {"recipe.lr": 1e30}) for strategy in STRATEGIES]
     return two.train(
@@ -92,6 +96,13 @@ def test_two_processes_train_what_one_does(by_two, alone, rule, strategy):
         for name, value in ours.items():
             assert theirs[name].numel() == value.numel()
             assert (theirs[name].flatten().double() - value.flatten().double()).abs().max() < 1e-4, (quantity, name)
+
+
+@pytest.mark.parametrize(("rule", "strategy"), OF_LLAMA)
+def test_two_processes_train_the_llama_that_one_does(by_two, alone, rule, strategy):
+    """Matrices of five shapes, three of them stacked in pairs, and gains of one head."""
+    found, wanted = weights_of(by_two[f"llama-{rule}-{strategy}"]), weights_of(alone(rule, "llama", **LLAMA))
+    assert_same_training(found, wanted, bound=5e-6)
 
 
 @pytest.mark.parametrize(("rule", "strategy"), AT_FOUR)

@@ -5,6 +5,7 @@ import torch
 
 from mup_lightning.training.tensors import Shards
 from mup_lightning.training.train import train
+from tests import families
 from tests.distributed.conftest import HALF, STRATEGIES
 from tests.training.reference import assert_same_training, weights_of
 
@@ -13,9 +14,13 @@ RULES = {
     "muon_kimi": {},  # AdamW's state is in it, too
     "sophia": {"rules.sophia.hessian_every": 2},
     "soap": {"rules.soap.precondition_every": 2},
+    "adamw": families.model(families.LLAMA),
+    "muon_kimi-llama": families.model(families.LLAMA | {"qk_norm": True, "qk_gain": True}),
 }
+"""A rule, and what is trained besides the defaults."""
 BIT = [("muon_kimi", strategy) for strategy in STRATEGIES]
 BIT += [("sophia", "ddp"), ("sophia", "zero3"), ("soap", "ddp"), ("soap", "zero2")]
+BIT += [("adamw", "zero1"), ("muon_kimi-llama", "ddp"), ("muon_kimi-llama", "zero2"), ("muon_kimi-llama", "zero3")]
 # From each kind of checkpoint (whole parameters, flat groups, every parameter cut) to other strategies and numbers of
 # processes. Without dropout, whose draws belong to processes, all compute the same.
 MOVES = [
@@ -35,7 +40,7 @@ def runs(config_of, two, four):
 
     straight, again = [], []
     for rule, strategy in BIT:
-        changes = {"recipe.optimizer": rule, "model.dropout": 0.1} | RULES[rule]
+        changes = {"recipe.optimizer": rule.split("-")[0], "model.dropout": 0.1} | RULES[rule]
         straight.append(config_of(f"{rule}-{strategy}", strategy, 2, **changes))
         again.append(resumed(f"{rule}-{strategy}-again", strategy, 2, straight[-1], **changes))
     plain = {source: config_of(f"plain-{source}", source, 2) for source in ("ddp", "zero2", "zero3")}

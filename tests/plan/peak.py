@@ -36,9 +36,8 @@ def _train(config: Config, device: str) -> None:
 
     from mup_lightning.model.gpt2 import build
     from mup_lightning.optim.optimizer import build_optimizer
-    from mup_lightning.spectral.recipe import derive
 
-    recipe = derive(config.recipe, config.model.width, config.model.depth)
+    recipe = config.derive()
     model = build(config.model, recipe, config.seed, device=device)
     optimizer = build_optimizer(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
     for _ in range(3):

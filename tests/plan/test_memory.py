@@ -30,7 +30,8 @@ def kept_by_a_block(model, half):
     """Bytes of all distinct tensors that autograd keeps for one block, without its weights and their bf16 casts."""
 
     def kept(depth):
-        network = build(replace(model, depth=depth), derive(RecipeConfig(), model.width, depth), seed=0)
+        sides = {"kv": 1.0, "head": 1.0}
+        network = build(replace(model, depth=depth), derive(RecipeConfig(), model.width, depth, sides=sides), seed=0)
         weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
         shapes = {tuple(p.shape) for p in network.parameters() if p.ndim == 2}
         sizes = {}
@@ -49,7 +50,19 @@ def kept_by_a_block(model, half):
     return kept(3) - kept(2)
 
 
-SWITCHES = [{}, {"activation": "relu", "mlp_ratio": 2}, {"layer_norm": False}, {"qk_norm": True, "bias": False}]
+LLAMA = {
+    **{"position": "rope", "norm": "rmsnorm", "bias": False, "kv_heads": 2},
+    **{"gated": True, "activation": "silu", "mlp_ratio": 3.5},
+}
+SWITCHES = [
+    *({}, {"activation": "relu", "mlp_ratio": 2}, {"layer_norm": False}, {"qk_norm": True, "bias": False}),
+    *(
+        LLAMA,
+        LLAMA | {"qk_norm": True, "qk_gain": True},
+        LLAMA | {"kv_heads": None, "qk_norm": True, "activation": "relu"},
+    ),
+    *({"position": "rope"}, {"heads_per_kv": 2}, {"parallel": True, "gated": True, "activation": "relu"}),
+]
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
@@ -85,6 +98,10 @@ MEASURED = [
         # Nothing but the loss's buffers in bf16: no state, hardly an activation.
         **{"model__width": 256, "model__depth": 1, "model__context": 16, "data__micro_batch": 1},
         **{"recipe__optimizer": "sgd", "rules__sgd": {"momentum": 0.0}, "trainer__precision": "bf16"},
+    },
+    {
+        **{"model__width": 128, "model__depth": 8, "model__context": 256, "data__tokenizer": "bytes"},
+        **{f"model__{key}": value for key, value in LLAMA.items()} | {"model__head_size": 32},
     },
 ]
 UNWATCHED = {"recipe__optimizer": "adamw", "data__micro_batch": 4, "trainer__spectral_norms_every": 0}

@@ -13,8 +13,8 @@ from mup_lightning.cli.main import main
 from mup_lightning.model.gpt2 import build
 from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.families import FAMILIES
-from mup_lightning.spectral.recipe import derive
 from mup_lightning.training.module import GPT2Module
+from tests import families
 from tests.plan.test_memory import XL, configure
 
 EXAMPLE = [
@@ -78,6 +78,38 @@ def test_gpt2_xl_by_hand():
     assert (alone.gpus, alone.exchange, alone.step) == (1, 0, made)
 
 
+LLAMA = {f"model__{key}": value for key, value in families.LLAMA.items()} | {"model__head_size": 16}
+
+
+def test_a_llama_by_hand():
+    """Width 1024, 16 heads, 4 of keys and values: n²(1 + 1/2 + 1 + 3 · 3.5) in a block, no vectors but gains."""
+    n, L, V, T = 1024, 24, 50304, 1024
+    shape = {
+        "model__width": n,
+        "model__depth": L,
+        "model__head_size": 64,
+        "model__heads_per_kv": 4,
+        "model__tied": False,
+    }
+    found = plan(configure(**LLAMA | shape, recipe__optimizer="adamw", trainer__spectral_norms_every=0), (8,))
+    block = (1 + 2 / 4 + 1 + 3 * 3.5) * n * n
+    N = 2 * V * n + L * (block + 2 * n) + n
+    assert found.parameter_count == N == sum(math.prod(p.shape) for p in found.parameters)
+    assert found.flops.convention_per_token == 6 * (N - V * n) + 12 * L * n * T
+    assert found.flops.matmul_per_token == 6 * (L * block + V * n) + 7 * n * (T + 1) * L
+    zero = found.memory
+    assert [m.weights for m in zero] == [4 * N, 4 * N, 4 * N, 4 * N / 8]
+    assert [m.optimizer for m in zero] == [8 * N] + [12 * N / 8] * 3
+    kv = next(p for p in found.parameters if p.name == "blocks.0.attention.kv.weight")
+    # Base (256, 4) has one head of keys and values, this one four: m grows as n, so all is as for any hidden matrix.
+    assert (kv.shape, kv.lr) == ((512, n), pytest.approx(2**-7 / 4))
+    # A single head of keys and values at every width: σ² ∝ m/n², ε ∝ 1/(m·L).
+    shared = plan(configure(**LLAMA | shape | {"model__kv_heads": 1}, recipe__optimizer="adamw"))
+    kv = next(p for p in shared.parameters if p.name == "blocks.0.attention.kv.weight")
+    assert (kv.shape, kv.lr, kv.init_std) == ((128, n), pytest.approx(2**-7 / 4), pytest.approx(0.02 / 4))
+    assert kv.eps == pytest.approx(1e-16 / 6)
+
+
 CASES = [
     {},
     {"recipe__optimizer": "adamw", "recipe__branch_depth": 1, "recipe__weight_decay": 0.1},
@@ -90,6 +122,7 @@ CASES = [
     },
     {"model__bias": False, "recipe__gpt2_residual_init": True, "recipe__output_multiplier": 2.0},
     {"model__layer_norm": False, "recipe__input_multiplier": 2.0},
+    *(LLAMA | more for more in ({}, {"recipe__optimizer": "adamw", "model__qk_norm": True, "model__qk_gain": True})),
     *({"recipe__optimizer": name, "recipe__eps": 1e-8} for name in FAMILIES),
 ]
 
@@ -119,15 +152,16 @@ def test_it_says_what_training_does(changes):
     ]
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_counted_operations_are_those_that_torch_counts(tied):
+@pytest.mark.parametrize("switches", [{}, {"model__tied": False}, LLAMA, LLAMA | {"model__kv_heads": 1}])
+def test_counted_operations_are_those_that_torch_counts(switches):
     """All products but attention's, which torch counts as if nothing were masked.
 
     It leaves out the loss's third product, the head's gradient, because it is added in place.
     """
-    config = configure(model__width=32, model__depth=3, model__context=16, model__tied=tied, data__tokenizer="bytes")
+    shape = {"model__width": 32, "model__depth": 3, "model__context": 16, "data__tokenizer": "bytes"}
+    config = configure(**shape | switches)
     counted = plan(config).flops.matmul_per_token - 7 * 32 * (16 + 1) * 3
-    model = build(config.model, derive(config.recipe, 32, 3), seed=0)
+    model = build(config.model, config.derive(), seed=0)
     with FlopCounterMode(display=False) as counter:
         model.loss(torch.randint(256, (2, 17))).backward()
     products = {op: n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op)}

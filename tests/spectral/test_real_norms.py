@@ -1,16 +1,20 @@
 """The condition in real training of the real model, where the vocabulary is longer than the width."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from mup_lightning.config.schema import ModelConfig
+from mup_lightning.config.schema import Config, ModelConfig
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.optimizer import build_optimizer
 from mup_lightning.optim.spectral_norm import rms_operator
+from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
+from tests.families import LLAMA
 
 WIDTHS = (32, 64, 128)
 VOCABULARY = 512
@@ -58,3 +62,68 @@ def test_updates_keep_their_size_where_the_vocabulary_is_longer_than_the_width(o
     assert {key: slope for key, slope in slopes.items() if key in (*MATRICES, "logits", *held)} == pytest.approx(
         dict.fromkeys([*MATRICES, "logits", *held], 0.0), abs=0.1
     )
+
+
+HEADS = {
+    "four heads share": {"head_size": 8, "heads_per_kv": 4},
+    "all share two": {"head_size": 8, "kv_heads": 2},
+    "wider heads": {"heads": 4, "kv_heads": 2},
+}
+"""What grows with the width: heads and those of keys and values, heads alone, or the heads' dimension."""
+OVER_WIDTH = [(width, 2) for width in (32, 64, 128, 256)]
+
+
+def fifth_step(optimizer, heads, width, depth, seed, embedding):
+    """Of the last block's matrices and vectors: RMS of the gradient's entries over what is derived, and ‖ΔW‖_R.
+
+    In the fifth step: at first, queries, keys and gains hear something else from each head, which adds up to less.
+    """
+    switches = LLAMA | HEADS[heads] | {"qk_norm": True, "qk_gain": True, "tied": False, "context": 16}
+    base = {"base_width": 32, "base_depth": 2, "lr": RATES[optimizer] / 2, "init_std": 0.1, "optimizer": optimizer}
+    base["base"] = {"embedding": {"init_std": embedding}}
+    config = Config.from_plain(
+        {"model": switches | {"width": width, "depth": depth}, "recipe": base, "data": {"tokenizer": "bytes"}}
+    )
+    recipe, window = config.derive(), text() % 256
+    model = build(config.model, recipe, seed).double()
+    stepper = build_optimizer(dict(model.named_parameters()), model.parameter_info, recipe, {})
+    for _ in range(5):
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        stepper.zero_grad()
+        model.loss(window).backward()
+        stepper.step()
+    m = {"kv": config.model.kv_dim / config.model.kv_dim_at(32), "head": config.model.head_dim / 8, "": 1.0}
+    found = {}
+    for name, info in model.parameter_info.items():
+        if not name.startswith(f"blocks.{depth - 1}."):
+            continue
+        parameter, shape = model.get_parameter(name), (info.blocks, *info.block_shape)
+        derived = solve(info.role, 2, info.n_out).gradient_entry.at(width / 32, depth / 2, None, m[info.side])
+        pairs = zip((parameter.detach() - before[name]).view(shape), parameter.grad.view(shape), strict=True)
+        for block, (change, gradient) in enumerate(pairs):
+            norm = rms_operator(float(torch.linalg.matrix_norm(change, 2)), replace(info, shape=tuple(change.shape)))
+            found[f"{name.split('.', 2)[2]}.{block}"] = (float(gradient.square().mean().sqrt()) / derived, norm)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "heads", "sizes", "embedding"),
+    [
+        *(("adamw", heads, OVER_WIDTH, 1.0) for heads in HEADS),
+        ("muon_kimi", "all share two", OVER_WIDTH, 1.0),
+        # Large embeddings, so that the stream, by whose size the norms divide gradients, is not the sum of few blocks.
+        ("adamw", "four heads share", [(32, 2), (32, 4), (32, 8)], 10.0),
+    ],
+    ids=[*HEADS, "muon_kimi", "depth"],
+)
+def test_llama_blocks_change_as_derived(optimizer, heads, sizes, embedding):
+    """Gradients' entries, the scale of ε, follow the derivation, which for narrow sides is a whole power of n away from
+    that of other parameters; steps keep their size. Exponents in width or depth, two seeds, float64.
+    """
+    found = [[fifth_step(optimizer, heads, *size, seed, embedding) for seed in (1, 2)] for size in sizes]
+    for key in found[0][0]:
+        logs = np.array([[np.log2(at[key]) for at in seeds] for seeds in found]).mean(axis=1)
+        gradient, update = np.polyfit(range(len(sizes)), logs, 1)[0]
+        assert abs(update) < 0.25, key
+        # Few steps of Muon leave the values of shared heads, which start small, still growing to their size.
+        assert abs(gradient) < 0.45 or optimizer == "muon_kimi", key

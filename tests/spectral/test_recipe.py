@@ -12,7 +12,7 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import BaseFactors, Multipliers, RecipeConfig, derive, exponents
 from mup_lightning.spectral.roles import ParameterInfo, Role
-from mup_lightning.spectral.scale import L, N, Scale, largest
+from mup_lightning.spectral.scale import HALF, ONE, L, M, N, Scale, largest
 
 # arXiv 2603.00541, the tables for k >= 2, as (width, depth) exponents of input / hidden / output.
 PUBLISHED = {
@@ -195,7 +195,36 @@ def test_values_that_contradict_each_other_are_refused(values, message):
         RecipeConfig(**values)
 
 
+def test_narrow_keys_and_values_by_hand():
+    """n inputs, m outputs: ‖W‖_R = √(n/m)·‖W‖₂ = 1 wants variance m/n²; ‖ΔW‖₂ = √(m/n) and <ΔW, G> = 1/L want
+    ‖G‖₂ = √(n/m)/L, spread over n·m entries. Where m grows as n, that is any hidden matrix."""
+    weight = solve(Role.HIDDEN, 2, M)
+    assert weight.init_var == M / N**2
+    assert (weight.norm, weight.update, weight.multiplier) == (ONE, ONE, ONE / L)
+    assert weight.gradient == (N / M) ** HALF / L
+    assert weight.gradient_entry == ONE / (M * L)
+    wanted = {"adamw": ONE / N, "muon": (M / N) ** HALF, "muon_kimi": M**HALF / N, "sgd": L * M / N, "sso": ONE}
+    for name, family in FAMILIES.items():
+        row, usual = exponents(family, Role.HIDDEN, 2, M), exponents(family, Role.HIDDEN, 2)
+        assert row.lr == wanted.get(name, row.lr), name
+        for mine, others in [*zip(row.scaled.values(), usual.scaled.values(), strict=True), (row.lr, usual.lr)]:
+            assert mine.at(4, 8, None, 4) == others.at(4, 8)
+
+
+def test_a_gain_that_all_heads_share_by_hand():
+    """Its m entries do not grow with the width: AdamW's rate is that of other vectors, but the gradient's entries
+    add up what all heads say, 1/L, where those of a vector of the stream share it."""
+    weight = solve(Role.HIDDEN_BIAS, 2, M)
+    assert (weight.norm, weight.update, weight.gradient_entry) == (ONE, ONE, ONE / (M * L))
+    assert exponents(FAMILIES["adamw"], Role.HIDDEN_BIAS, 2, M).lr == ONE
+    assert exponents(FAMILIES["sgd"], Role.HIDDEN_BIAS, 2, M).lr == M * L
+    assert solve(Role.HIDDEN_BIAS, 2).gradient_entry == ONE / (N * L)
+
+
 def test_scales_know_what_dominates():
+    assert largest(ONE, M) == largest(M, ONE) == M
+    assert largest(M, N) == N
+    assert str(M / N**2) == "n^-2 m"
     assert largest(N, N * L) == N * L
     with pytest.raises(ValueError, match="neither"):
         largest(N, L)

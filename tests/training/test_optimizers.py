@@ -4,6 +4,7 @@ import pytest
 
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.training.train import train
+from tests import families
 
 MATRIX_OPTIMIZERS = [name for name, family in FAMILIES.items() if family.whole_matrix]
 UNTRAINED = 5.549  # loss of the tiny model as it is drawn: ln 256, and a little
@@ -11,9 +12,11 @@ FEW = {f"trainer.{what}_every": 0 for what in ("checkpoint", "validate", "featur
 
 
 @pytest.mark.parametrize("optimizer", FAMILIES)
-def test_the_frequencies_are_learnt(tiny, optimizer):
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_the_frequencies_are_learnt(tiny, family, optimizer):
     lr = {"recipe.optimizer": optimizer, "recipe.lr": 0.5 if optimizer == "sgd" else 2**-5, "recipe.aux_lr_factor": 1.0}
-    result = train(tiny(**FEW, **lr, **{"trainer.max_steps": 30}), keep=False)
+    switches = families.model(families.FAMILIES[family])
+    result = train(tiny(**FEW, **lr, **switches, **{"trainer.max_steps": 30}), keep=False)
     assert result.validation_loss < result.unigram_loss + 0.1
 
 
