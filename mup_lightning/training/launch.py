@@ -37,6 +37,9 @@ LAUNCHERS = {
 REPORTS = "MUP_LIGHTNING_REPORTS"
 """Set by `start_all`: the folder in which the processes say why they fail."""
 
+INTERRUPTED = 131
+"""Exit code of a process that Ctrl-C has ended at once; 130 is that of one that has saved and stopped."""
+
 PATIENCE = 3.0
 """Seconds that the other processes have after one has failed: an error that all of them find, they all report."""
 
@@ -171,9 +174,8 @@ def start_all(config: Config) -> int:
                 environment = _variables(rank, count, port) | {REPORTS: folder}
                 running.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, process_group=0))
                 if caught:
-                    break
-            codes = _wait(running, caught)
-            return _outcome(codes, Path(folder), bool(caught))
+                    return _outcome([INTERRUPTED], caught, Path(folder))
+            return _outcome(_wait(running, caught), caught, Path(folder))
         finally:
             for process in running:
                 process.kill()
@@ -216,15 +218,21 @@ def _wait(running: Sequence[subprocess.Popen[bytes]], caught: Sequence[int]) -> 
     return codes
 
 
-def _outcome(codes: Sequence[int | None], folder: Path, stopped: bool) -> int:
-    """Say in one line what has ended the run, if anything has; returns the exit code."""
+def _outcome(codes: Sequence[int | None], caught: Sequence[int], folder: Path) -> int:
+    """Say in one line what has ended the run, if anything has; returns the exit code.
+
+    Args:
+        codes: of the processes; None: it had not ended.
+        caught: signals that were passed on to them.
+        folder: of their reports.
+    """
     if not set(codes) - {0, 130}:
         return 130 if 130 in codes else 0
-    if stopped:
+    # What ends one process at once leaves the others with broken connections, which are not causes.
+    if INTERRUPTED in codes or not {-number for number in caught}.isdisjoint(codes):
         print("interrupted", file=sys.stderr)
         return 130
     reports = {int(file.stem): read_json(file, "a report") for file in sorted(folder.glob("*.json"))}
-    # What a killed process leaves the others with are broken connections, not causes.
     killed = next((rank for rank, code in enumerate(codes) if code is not None and code < 0), None)
     refusals = [report["text"] for report in reports.values() if report["refusal"]]
     if killed is not None:
@@ -248,18 +256,21 @@ def _outcome(codes: Sequence[int | None], folder: Path, stopped: bool) -> int:
     return 1
 
 
+def is_watched() -> bool:
+    """Whether `start_all` has started this process."""
+    return REPORTS in os.environ
+
+
 @contextmanager
 def reporting(process: Process) -> Iterator[None]:
     """Around the work of a process: where `start_all` has started it, it ends with its parent, and reports errors."""
-    if REPORTS not in os.environ:
+    if not is_watched():
         yield
         return
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         yield
-    except KeyboardInterrupt:
-        os._exit(1)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         end(process, error)
 
 
@@ -271,6 +282,8 @@ def _end_with_parent() -> None:
 
 def end(process: Process, error: BaseException) -> NoReturn:
     """End this process at once: what is usually torn down then may wait for processes that no longer answer."""
+    if isinstance(error, KeyboardInterrupt):
+        os._exit(INTERRUPTED)
     refusal = isinstance(error, UserError)
     text = str(error) if refusal else "".join(traceback.format_exception(error))
     if folder := os.environ.get(REPORTS):

@@ -214,13 +214,13 @@ class Together(pl.Callback):
 
         Lightning would first tear down what may wait for the others, while they wait for this one.
         """
-        if isinstance(exception, torch.distributed.DistNetworkError):
+        if isinstance(exception, torch.distributed.DistNetworkError) and not torch.distributed.is_initialized():
             address, port = launch.meeting_point(self.process)
             cause = str(exception).partition("\n")[0]
             exception = UserError(
                 f"the processes cannot meet at {address}:{port} ({cause}); set MASTER_PORT to a port that is free there"
             )
-        elif isinstance(exception, UserError | KeyboardInterrupt):
+        elif isinstance(exception, UserError) or (isinstance(exception, KeyboardInterrupt) and not launch.is_watched()):
             return
         for logger in trainer.loggers:
             logger.finalize("failed")

@@ -1,9 +1,12 @@
 """Which process of a run this is, whatever the environment: launchers' variables whole, half there, stray, damaged."""
 
+import signal
+
 import pytest
 
 from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.errors import UserError
+from mup_lightning.files import write_json
 from mup_lightning.training import launch
 from mup_lightning.training.launch import LAUNCHERS, Process
 
@@ -101,3 +104,36 @@ def test_where_processes_meet(monkeypatch, launcher, environment, place):
             launch.meeting_point(process)
     else:
         assert launch.meeting_point(process) == place
+
+
+REFUSED, BROKEN = {"refusal": True, "text": "the disk is full"}, {"refusal": False, "text": "Traceback: broken"}
+KILL, TERM, INT = -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("codes", "caught", "reports", "code", "said"),
+    [
+        ([0, 0], [], {}, 0, ""),
+        ([130, 130], [INT], {}, 130, ""),  # saved and stopped
+        ([0, 0], [INT], {}, 0, ""),  # it came after the last step
+        ([INT, INT], [INT], {}, 130, "interrupted"),
+        ([launch.INTERRUPTED, 1], [INT, INT], {1: BROKEN}, 130, "interrupted"),
+        ([None, TERM], [TERM], {}, 130, "interrupted"),
+        ([1, 1], [INT], {0: REFUSED, 1: REFUSED}, 1, "error: the disk is full"),
+        ([1, 1], [], {0: REFUSED, 1: REFUSED}, 1, "error: the disk is full"),
+        ([1, 1], [], {0: BROKEN, 1: REFUSED}, 1, "error: the disk is full"),
+        ([None, 1], [], {1: REFUSED}, 1, "error: the disk is full"),
+        ([1, KILL], [], {0: BROKEN}, 1, "error: process 2 of 2 was killed by SIGKILL, perhaps because memory ran out"),
+        ([KILL, None], [INT], {}, 1, "error: process 1 of 2 was killed by SIGKILL"),
+        ([None, -signal.SIGSEGV], [], {}, 1, "error: process 2 of 2 was killed by SIGSEGV, and the others"),
+        ([1, 1], [], {0: BROKEN, 1: BROKEN}, 1, "Traceback: broken\nerror: process 2 of 2 has failed"),
+        ([None, 7], [], {}, 1, "error: process 2 of 2 has failed"),
+    ],
+)
+def test_what_is_said_of_processes_that_have_ended(tmp_path, capsys, codes, caught, reports, code, said):
+    for rank, report in reports.items():
+        write_json(tmp_path / f"{rank}.json", report | {"time": -rank})  # the second one was earlier
+    assert launch._outcome(codes, [-number for number in caught], tmp_path) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(said)
+    assert printed.count("\n") == bool(said) + ("Traceback" in said)
