@@ -14,7 +14,7 @@ from mup_lightning.config.schema import Config, RunConfig, leaves, without_added
 from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.data.sources import note_changes
-from mup_lightning.errors import UserError
+from mup_lightning.errors import UserError, located
 from mup_lightning.optim.registry import SECTIONS, options_in_force, used_sections
 from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.recipe import BaseFactors
@@ -123,7 +123,8 @@ def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None) -> list[Tria
     for number, grid in enumerate(sweep.grids, start=1):
         for combination in product(*grid.vary.values()):
             values = dict(zip(grid.vary, combination, strict=True))
-            try:
+            where = ", ".join(f"{key} {value}" for key, value in values.items())
+            with located(f"{sweep.file}: grid {number}" + f" at {where}" * bool(where)):
                 config = build_config([defaults or {}, *grid.configs, grid.set | values])
                 swept = look_up(config, sweep.value)
                 if isinstance(swept, bool) or not isinstance(swept, int | float):
@@ -132,9 +133,6 @@ def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None) -> list[Tria
                 if config.run.resume is not None:
                     raise UserError("run.resume is set; a sweep starts every run anew")
                 checked = checker.check(config)
-            except UserError as error:
-                where = ", ".join(f"{key} {value}" for key, value in values.items())
-                raise UserError(f"{sweep.file}: grid {number}{f' at {where}' if where else ''}: {error}") from None
             config.run = RunConfig()
             name = config_hash(config, checked.corpus)
             axes = (*trials[name].axes, grid.size) if name in trials else (grid.size,)
