@@ -49,11 +49,6 @@ def _orthogonal(w: Weight) -> Scale:
     return w.side_factor
 
 
-def _gradient(w: Weight) -> Scale:
-    """G itself, whose size follows from the loss."""
-    return w.side_factor * w.gradient
-
-
 _ENTRY: Mapping[str, Callable[[Weight], Scale]] = {"eps": lambda w: w.gradient_entry}
 """ε is added to a running size of the gradient's entries."""
 
@@ -61,7 +56,7 @@ _ENTRY: Mapping[str, Callable[[Weight], Scale]] = {"eps": lambda w: w.gradient_e
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("sgd", _gradient),
+        Family("sgd", lambda w: w.side_factor * w.gradient),  # G itself, whose size follows from the loss
         Family("adamw", _sign, _ENTRY),
         Family("adan", _sign, _ENTRY),
         Family("lion", _sign),

@@ -203,12 +203,6 @@ def variant_of(family: Family, variant: str) -> Family:
     return replace(family, direction=family.measured) if variant == "measured" and family.measured else family
 
 
-def family_of(config: RecipeConfig, role: Role) -> Family:
-    """The family that updates a role: a whole-matrix optimizer takes what `is_main`, AdamW all else."""
-    family = variant_of(FAMILIES[config.optimizer], config.variant)
-    return family if not family.whole_matrix or is_main(config, role) else FAMILIES["adamw"]
-
-
 def is_main(config: RecipeConfig, role: Role) -> bool:
     """Whether `lr` itself is this role's base rate, rather than `lr` x `aux_lr_factor`."""
     return role is Role.HIDDEN or (config.pure and not role.is_vector)
@@ -237,7 +231,8 @@ def derive(
 
     @cache
     def values(role: Role, r_side: float, n_out: Scale, r_m: float = 1.0) -> Values:
-        family = family_of(config, role)
+        # A whole-matrix optimizer takes what is_main, AdamW all else.
+        family = main if not main.whole_matrix or is_main(config, role) else FAMILIES["adamw"]
         row, weight = exponents(family, role, config.branch_depth, n_out), solve(role, config.branch_depth, n_out)
         lr, decay = row.lr.at(r_n, r_L, r_side, r_m), row.weight_decay.at(r_n, r_L, r_side, r_m)
         if config.parametrization == "sp_embedding" and role is Role.INPUT:

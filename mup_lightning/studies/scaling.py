@@ -73,11 +73,6 @@ class Verdict(StrEnum):
     FAIL = "FAIL"
     UNCLEAR = "UNCLEAR"
 
-    @property
-    def exit_code(self) -> int:
-        """Exit status of a verb that ends in this verdict: 0 PASS, 3 FAIL, 4 UNCLEAR (1 and 2 are errors)."""
-        return {Verdict.PASS: 0, Verdict.FAIL: 3, Verdict.UNCLEAR: 4}[self]
-
 
 MARKS = {None: "", Verdict.PASS: "", Verdict.UNCLEAR: " ?", Verdict.FAIL: " ✗"}
 """Mark after an exponent in a table."""
@@ -243,8 +238,8 @@ def conclude(found: Sequence[Line], where: Callable[[Line], str]) -> tuple[Verdi
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """Exit status of a verb: 3 if anything is a FAIL, else 4 if anything is UNCLEAR, else 0."""
-    return overall(finding.verdict for finding in findings).exit_code
+    """Exit status of a verb: 3 if anything is a FAIL, else 4 if anything is UNCLEAR, else 0 (1 and 2 are errors)."""
+    return {Verdict.PASS: 0, Verdict.FAIL: 3, Verdict.UNCLEAR: 4}[overall(finding.verdict for finding in findings)]
 
 
 NAMES = {"sp": "SP", "gpt2": "SP as GPT-2", "sp_embedding": "SP, embeddings × r_n", "mup": "recipe"}

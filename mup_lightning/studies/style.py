@@ -69,12 +69,6 @@ def step_key(figure: Figure, axes: Sequence[Axes], steps: int) -> None:
     figure.colorbar(key, ax=axes, label="training step", shrink=0.5, ticks=MaxNLocator(5, integer=True))
 
 
-def one_legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Give a figure one legend below it, of all that its panels label."""
-    found = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=len(found), frameon=False)
-
-
 def points(
     ax: Axes,
     sizes: Sequence[float],

@@ -97,6 +97,13 @@ def conclude(
 ) -> Finding:
     """Judge the trainings of one parametrization, of the same seeds at every size, from small to large; see `band`."""
 
+    def values(run: Run) -> dict[Label, float]:
+        return {
+            (feature, quantity): run.measured[kind][feature][place]
+            for quantity, (kind, place, _) in QUANTITIES.items()
+            for feature in run.measured[kind]
+        }
+
     def where(line: Line) -> str:
         feature, quantity = line.label
         return f"{feature}, {QUANTITIES[quantity][2]}: " + (f"{SYMBOLS[settings.axis]}^" if line.fit else "")
@@ -104,7 +111,7 @@ def conclude(
     lost = [shape for shape in sizes if any(run.diverged for run in runs if run.shape == shape)]
     sound = {shape: size for shape, size in sizes.items() if shape not in lost}
     bands = partial(band, settings=settings, layer_norm=layer_norm)
-    found = scaling.lines(runs, sound, _values, bands) if len(sound) > 2 else []
+    found = scaling.lines(runs, sound, values, bands) if len(sound) > 2 else []
     names = [f"width {width}, depth {depth}" for width, depth in lost]
     if not lost:
         verdict, sentence = scaling.conclude(decisive := _decisive(found), where)
@@ -129,14 +136,6 @@ def _decisive(found: Sequence[Line]) -> Sequence[Line]:
 def worst(found: Sequence[Line]) -> Line:
     """The line that decides."""
     return scaling.deciding(_decisive(found))[0]
-
-
-def _values(run: Run) -> dict[Label, float]:
-    return {
-        (feature, quantity): run.measured[kind][feature][place]
-        for quantity, (kind, place, _) in QUANTITIES.items()
-        for feature in run.measured[kind]
-    }
 
 
 def text(check: Check) -> str:

@@ -211,7 +211,8 @@ def picture(probe: Probe) -> Figure:
         where, _, bias = role.partition("_")
         several = "hidden biases" if bias else "hidden matrices"
         ax.set_title(several if where == "hidden" else f"{where} {bias or 'matrix'}")
-    style.one_legend(figure, list(grid.flat))
+    labels = {label: handle for ax in grid.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=len(labels), frameon=False)
     title = f"How the raw step A of {probe.name} grows with the network (‖·‖_R: RMS operator norm)"
     figure.suptitle(f"{title}\n{textwrap.fill(probe.finding.sentence, 34 * len(roles))}", fontsize=11)
     return figure

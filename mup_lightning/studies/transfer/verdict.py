@@ -106,8 +106,12 @@ def transfer(
         group = Group(axis, dict(settings), steps, seeds, *measured)
         group.verdict = judge(group, slope_tolerance, regret_tolerance)
         found.append(group)
-    if all(len(group.curves) < 2 for group in found):
-        raise UserError(_one_size(runs))
+    if all(len(group.curves) < 2 for group in found):  # there are no two sizes, or columns tell all of them apart
+        own = [f"{axis} {', '.join(of['size'].unique())}" for axis, of in runs.groupby("axis", sort=False)]
+        settings = pd.DataFrame([dict(each) for each in runs["settings"]]).fillna("")
+        differing = [key for key in settings if settings[key].nunique() > 1]
+        why = f"; runs that differ in {' or '.join(differing)} are not compared" if differing else ""
+        raise UserError(f"no group has two sizes, which transfer is seen between: there are {' and '.join(own)}{why}")
     order = {"SP": 0, "recipe, k = 1": 2}
     return [one for own in families(found) for one in sorted(own, key=lambda group: order.get(group.label, 1))]
 
@@ -121,15 +125,6 @@ def families(found: Iterable[Group]) -> list[list[Group]]:
 def _family(axis: str, settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     own = ("parametrization", "branch_depth")
     return ("axis", axis), *((key, text) for key, text in settings.items() if key not in own)
-
-
-def _one_size(runs: pd.DataFrame) -> str:
-    """Why no group has two sizes: there are none, or columns tell all of them apart."""
-    have = " and ".join(f"{axis} {', '.join(own['size'].unique())}" for axis, own in runs.groupby("axis", sort=False))
-    settings = pd.DataFrame([dict(own) for own in runs["settings"]]).fillna("")
-    differing = [key for key in settings if settings[key].nunique() > 1]
-    why = f"; runs that differ in {' or '.join(differing)} are not compared" if differing else ""
-    return f"no group has two sizes, which transfer is seen between: there are {have}{why}"
 
 
 def judge(found: Group, slope_tolerance: float, regret_tolerance: float) -> str:

@@ -135,9 +135,7 @@ def _conclude(
         more.append(f"recipe.parametrization is {parametrization}, which transfers nothing by design")
         base = own  # SP has none, so that the proxies' may be any
     elif base != own:
-        also = (
-            f"all other base values (init_std, eps, weight_decay, multipliers) belong to {base} too, as in the proxies"
-        )
+        also = f"other base values (init_std, eps, weight_decay, multipliers) belong to {base} too, as in the proxies"
         more.append(f"the target's own base shape is {own}, the proxies' is {base}: {also}")
     shape = (target.model.width, target.model.depth)
     result = predict(groups, key, shape, more)
@@ -148,15 +146,6 @@ def _conclude(
     # A file for each value, so that the weight decay's does not replace the learning rate's.
     file = folder / ("tuned.yaml" if key == "recipe.lr" else f"tuned_{key.rpartition('.')[2]}.yaml")
     found = {key: result.value, "recipe.base_width": base[0], "recipe.base_depth": base[1]}
-    _write(target, found, comment, file)
-    for written in [*draw(groups, folder), file]:
-        print(f"wrote {written}")
-    print(f"\nnext: {_cost_of(target)}\n  mup-lightning train -c {shlex.quote(str(file))}", flush=True)
-    return 0
-
-
-def _write(target: Config, found: dict[str, float], comment: list[str], file: Path) -> None:
-    """Write the target's whole configuration with these values, as a recipe file for `mup-lightning train`."""
     name = f"{target.run.name.removesuffix('-tuned')}-tuned"
     values = leaves(asdict(target)) | {"model.vocab_size": None, "run.name": name} | found  # the tokenizer's vocabulary
     content = json.loads(json.dumps(merge([values], [Config])))  # tuples as lists
@@ -164,6 +153,10 @@ def _write(target: Config, found: dict[str, float], comment: list[str], file: Pa
     wrapper = textwrap.TextWrapper(116, initial_indent="# ", subsequent_indent="#     ", break_on_hyphens=False)
     head = "\n".join(line for text in comment for line in wrapper.wrap(text))
     write_atomic(file, yaml_text(content, f"{head}\n"))
+    for written in [*draw(groups, folder), file]:
+        print(f"wrote {written}")
+    print(f"\nnext: {_cost_of(target)}\n  mup-lightning train -c {shlex.quote(str(file))}", flush=True)
+    return 0
 
 
 def _cost_of(target: Config, spent: float = 0.0) -> str:
