@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mup_lightning.cli.main import main
+from mup_lightning.files import read_json
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.report import text, to_dict
 from mup_lightning.studies.transfer.verdict import transfer
@@ -148,7 +149,7 @@ def test_the_three_forms_of_output(tmp_path, capsys):
     assert (out / "transfer_width.png").stat().st_size > 20_000
     assert main(["report", "transfer", str(path), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((out / "transfer.json").read_text())
+    assert printed == read_json(out / "transfer.json", "a report")
     wanted = {"parametrization", "axis", "optimum", "best_loss", "slope", "slope_ci", "regret", "edge", "plateau",
               "noise", "verdict"}  # fmt: skip
     assert all(group.keys() >= wanted for group in printed["groups"])
