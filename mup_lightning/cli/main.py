@@ -58,7 +58,7 @@ data show: print what a prepared corpus holds
   cli.verbs:show(cli.verbs:CorpusSettings)
   mup-lightning data show data/prepared/austen-gpt2 --json
 probe: measure how an optimizer's steps scale, against what its family declares
-  studies.probe.run:run(studies.probe:ProbeSettings)
+  studies.probe.measure:run(studies.probe:ProbeSettings)
   mup-lightning probe --optimizer muon
   mup-lightning probe --optimizer pytorch_optimizer:Adan
 coord-check: whether features keep their size while the model grows, with a verdict
@@ -67,7 +67,7 @@ coord-check: whether features keep their size while the model grows, with a verd
   mup-lightning coord-check --all recipes/experiment/coordinates.yaml
   mup-lightning coord-check --table runs/coordinates/*
 assumptions: measure over depth what the spectral condition assumes
-  studies.assumptions.run:run(studies.assumptions:AssumptionSettings)
+  studies.assumptions.measure:run(studies.assumptions:AssumptionSettings)
   mup-lightning assumptions --network mlp --optimizer sgd,lion --depths 4,16,64,256
 report transfer: whether the best value stays where it is while the model grows
   studies.transfer.report:run(studies.transfer.report:TransferSettings)

@@ -14,10 +14,10 @@ from mup_lightning.studies.assumptions.measure import (
     feature_ratio,
     measure,
     own_gradients,
+    trainings,
     weight_ratios,
 )
 from mup_lightning.studies.assumptions.networks import build_network
-from mup_lightning.studies.assumptions.run import trainings
 
 NETWORKS = ("mlp", "gpt2")
 

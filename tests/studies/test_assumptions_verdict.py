@@ -10,9 +10,9 @@ from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
 from mup_lightning.studies.assumptions import TIMES, AssumptionSettings
 from mup_lightning.studies.assumptions import measure as measuring
-from mup_lightning.studies.assumptions import run as running
+from mup_lightning.studies.assumptions import measure as running
+from mup_lightning.studies.assumptions.measure import check, trainings
 from mup_lightning.studies.assumptions.report import CLAIMS, Assumptions, conclude, markdown, picture, text
-from mup_lightning.studies.assumptions.run import check, trainings
 from mup_lightning.studies.scaling import Run
 
 SETTINGS = AssumptionSettings(network="mlp", optimizer=["adamw"])

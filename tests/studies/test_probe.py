@@ -15,9 +15,8 @@ from mup_lightning.spectral.recipe import exponents
 from mup_lightning.spectral.roles import Role
 from mup_lightning.studies.probe import ProbeSettings
 from mup_lightning.studies.probe.external import external_subject
-from mup_lightning.studies.probe.measure import Subject, build_network, measure, our_subject, step_sizes
+from mup_lightning.studies.probe.measure import Subject, build_network, measure, our_subject, probe, step_sizes
 from mup_lightning.studies.probe.network import batches
-from mup_lightning.studies.probe.run import probe
 
 
 def settings(optimizer="sgd", **changes):

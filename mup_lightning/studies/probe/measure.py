@@ -1,4 +1,4 @@
-"""‖A‖_R of every parameter at every step, on networks of all sizes and seeds.
+"""`mup-lightning probe`: ‖A‖_R of every parameter at every step, on networks of all sizes and seeds.
 
 A = -(W_after - W_before)/η at weight decay 0. The step itself is then replaced by one in the same direction, but of the
 size ‖ΔW‖_R that the condition asks for at this width and depth. So the networks of all sizes stay on the condition
@@ -6,15 +6,19 @@ whatever the optimizer, none needs a tuned learning rate, and ‖A‖_R is measu
 would be used. An optimizer that looks at gradients alone (nearly all do) cannot tell the difference.
 """
 
+import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from mup_lightning.errors import UserError
+from mup_lightning.files import check_folder, write_atomic
 from mup_lightning.optim.optimizer import build_optimizer
 from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.sophia import estimate
@@ -23,9 +27,12 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, exponents
 from mup_lightning.spectral.roles import Role
+from mup_lightning.studies import style
 from mup_lightning.studies.probe import CLASSES, LATER_FROM, ProbeSettings
 from mup_lightning.studies.probe.network import ResidualMLP, batches, build_mlp
-from mup_lightning.studies.scaling import Run
+from mup_lightning.studies.probe.report import Probe, conclude, markdown, picture, text
+from mup_lightning.studies.scaling import Run, exit_code
+from mup_lightning.studies.workers import run_all
 
 STEP_SIZE = 0.05
 """‖ΔW‖_R of every step over the weight's own size, at the base."""
@@ -189,3 +196,47 @@ def _replace_step(network: ResidualMLP, before: Tensors, change: Tensors, sizes:
         wanted = sizes[info.role] / found[name] if found[name] > 0 else 0.0
         parameter.copy_(before[name] + wanted * change[name])
     return found
+
+
+def run(settings: ProbeSettings) -> int:
+    """Probe what the settings name. Returns 0 PASS or proposed, 3 FAIL, 4 UNCLEAR; of several optimizers the worst."""
+    base = Path(settings.out or "runs/probe")
+    names = list(FAMILIES) if settings.optimizer is None else [settings.optimizer]
+    alone = settings.out is not None and not settings.all
+    folders = {name: base if alone else base / name.replace(":", ".") for name in names}
+    for folder in folders.values():
+        check_folder(folder)
+    probes: list[Probe] = []
+    for name, folder in folders.items():
+        mine = settings.of(name)
+        found = probe(make_subject(name, mine), mine)
+        probes.append(found)
+        found.write(folder / "probe.json")
+        style.save(picture(found), folder / "probe.png")
+        if settings.all:
+            write_atomic(base / "table.md", markdown(probes))  # after each, so that Ctrl-C loses one probe alone
+        if not settings.json:
+            print(f"{text(found)}\n\nwrote {folder / 'probe.json'} and probe.png\n", flush=True)
+    if settings.json:
+        short = [found.short() for found in probes]
+        print(json.dumps(short if settings.all else short[0], indent=1))
+    return exit_code(found.finding for found in probes)
+
+
+def make_subject(name: str, settings: ProbeSettings) -> Subject:
+    """One of ours by its name, or any torch optimizer class by its import path."""
+    if name in FAMILIES:
+        return our_subject(name, settings.branch_depth, settings.arguments)
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # a module in the current folder counts, too
+    from mup_lightning.studies.probe.external import external_subject
+
+    return external_subject(name, settings.arguments, settings)
+
+
+def probe(subject: Subject, settings: ProbeSettings) -> Probe:
+    """Measure every size and seed, fit, and judge or propose."""
+    subject.build(build_network(settings, *settings.base, seed=0), 1.0, 1.0)  # refuses wrong arguments at once
+    networks = [(*shape, seed) for shape in settings.shapes for seed in range(settings.seeds)]
+    runs = run_all(f"probe of {subject.name}", lambda network: measure(subject, settings, *network), networks, 0)
+    return conclude(subject.name, subject.family, settings, subject.facts, runs)
