@@ -8,6 +8,7 @@ import pytest
 
 from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
+from mup_lightning.files import read_json
 from mup_lightning.studies.assumptions import TIMES, AssumptionSettings
 from mup_lightning.studies.assumptions import measure as measuring
 from mup_lightning.studies.assumptions import measure as running
@@ -234,7 +235,7 @@ def test_what_the_verb_writes(tmp_path, corpus, capsys):
     out = tmp_path / "deep" / "folder"
     argv = [*TINY, "--optimizer", "muon_kimi", "--data", str(corpus), "--out", str(out), "--json"]
     assert main(argv) in (0, 3, 4)
-    result = json.loads((out / "assumptions.json").read_text())
+    result = read_json(out / "assumptions.json", "a result")
     assert len(result["findings"]) == 2 * 4
     assert len(result["runs"]) == 2 * 3 * 2
     assert result["versions"]["torch"].startswith("2.")
