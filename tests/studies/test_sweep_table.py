@@ -106,6 +106,10 @@ def test_a_table_alone_is_continued(corpus, tmp_path):
     assert not (out / "trials").exists()  # looking at it changes nothing
     assert prepare(out, trials) == {trial.hash for trial in trials[:2]}
     assert sorted((out / "results.csv").read_text().splitlines()) == sorted(before.splitlines())
+    (out / "results.csv").write_text(before.replace(",2.0,3840.0,", ",,,"))  # does not say how long they took
+    shutil.rmtree(out / "trials")
+    assert "a guess: " in dry_run(trials, out, 1)
+    assert prepare(out, trials) == {trial.hash for trial in trials[:2]}
     trial_file(out, trials[0].hash).unlink()  # to run it again
     assert prepare(out, trials) == {trials[1].hash}
     assert len(table(out)) == 1
@@ -146,6 +150,10 @@ def test_a_table_that_is_removed_or_torn_while_the_sweep_runs_is_made_anew(trial
     ("name", "content", "message"),
     [
         ("results.csv", b"a,b\n1,2\n", "lacks the columns parametrization, "),
+        *(
+            ("trials/abc.json", content, "is damaged: it has no result; expected a trial's result; remove the file")
+            for content in (b"{}", b"[]", b"3", b'{"result": {}}', b'{"result": [1]}', b'{"rows": [{}]}')
+        ),
         ("trials/abc.json", b"{", "is damaged: Expecting property name enclosed in double quotes: line 1 column 2"),
     ],
 )

@@ -44,13 +44,22 @@ def read_trials(folder: Path) -> dict[str, Record]:
         UserError: a file is damaged.
     """
     if (folder / "trials").is_dir():
-        expected = "a trial's result; remove the file, and the sweep runs this trial again"
-        records = {file.stem: read_json(file, expected) for file in (folder / "trials").glob("*.json")}
-        return {name: {"result": r["rows"][0]} | r if "rows" in r else r for name, r in records.items()}
+        return {file.stem: _read_trial(file) for file in (folder / "trials").glob("*.json")}
     if not (folder / "results.csv").exists():
         return {}
     rows = read_table(folder / "results.csv", COLUMNS).to_dict("records")
     return {row["config_hash"]: {"config": None, "result": row} for row in rows}
+
+
+def _read_trial(file: Path) -> Record:
+    expected = "a trial's result; remove the file, and the sweep runs this trial again"
+    record = read_json(file, expected)
+    if isinstance(record, dict) and "rows" in record:  # of an earlier version
+        record = {"result": record["rows"][0]} | record
+    result = record.get("result") if isinstance(record, dict) else None
+    if not isinstance(result, dict) or not {"loss", "steps", "seconds", "diverged"} <= result.keys():
+        raise UserError(f"{file} is damaged: it has no result; expected {expected}")
+    return record
 
 
 def prepare(folder: Path, trials: Sequence[Trial]) -> set[str]:

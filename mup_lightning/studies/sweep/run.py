@@ -25,6 +25,7 @@ from mup_lightning.files import OneWriter, check_folder, write_json
 from mup_lightning.studies.sweep.grid import Trial, expand, shard
 from mup_lightning.studies.sweep.results import append, prepare, read_trials, trial_file, write_table
 from mup_lightning.studies.sweep.spec import SweepSettings, load
+from mup_lightning.studies.transfer.losses import number
 from mup_lightning.studies.workers import DIED, each, fitting, gpus, threads
 from mup_lightning.tables import power_of_two
 from mup_lightning.training.run import plain
@@ -144,7 +145,8 @@ def how_many(trials: list[Trial], asked: int | None) -> int:
 def dry_run(trials: list[Trial], folder: Path, workers: int | None) -> str:
     """What would be run, a line for all trials that differ in the swept value and the seed alone, and what it costs."""
     records = read_trials(folder)
-    timed = [(trial, float(records[trial.hash]["result"]["seconds"])) for trial in trials if trial.hash in records]
+    took = {name: number(str(record["result"]["seconds"])) for name, record in records.items()}
+    timed = [(trial, took[trial.hash]) for trial in trials if took.get(trial.hash, 0) > 0]  # a table may not say
     seconds = sum(seconds for _, seconds in timed)
     speed = sum(trial.checked.work for trial, _ in timed) / seconds if seconds else ASSUMED_SPEED
     groups: dict[str, list[Trial]] = {}

@@ -127,7 +127,7 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
         print(f"note: runs left out at value 0, which has no logarithm: {zero.sum()}", file=sys.stderr)
         table = table[~zero]
     table = table.assign(**{column: "" for column in ("steps", "corpus", "config_hash") if column not in table})
-    sides = table["size"].str.split("x").map(lambda sides: [_number(side) for side in sides])
+    sides = table["size"].str.split("x").map(lambda sides: [number(side) for side in sides])
     if (wrong := sides.map(lambda sides: len(sides) > 2 or not all(0 < side < math.inf for side in sides))).any():
         where = wrong.idxmax()
         found = table.loc[where, "size"]
@@ -232,10 +232,10 @@ def _settings(row: dict[str, str], columns: Sequence[str]) -> tuple[tuple[str, s
 
 def _spelling(text: str) -> str:
     """One spelling of every number, such as 2 for the 2.0 of a column that pandas has saved; other text as it is."""
-    return f"{number:.15g}" if math.isfinite(number := _number(text)) else text
+    return f"{value:.15g}" if math.isfinite(value := number(text)) else text
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
     """The number in a cell; NaN where there is none."""
     try:
         return float(text)
