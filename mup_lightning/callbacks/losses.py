@@ -12,8 +12,11 @@ from tqdm import tqdm
 from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log
 from mup_lightning.callbacks.throughput import Throughput
 
+Saved = dict[str, Any]
+"""Lightning's part of a checkpoint."""
+
 KEY, VALIDATION_KEY = "step_losses", "validation_loss"
-"""Keys of the losses since the last point, and of the validation loss, in Lightning's part of a checkpoint."""
+"""Keys in it of the losses since the last point, and of the validation loss."""
 
 
 class Losses(StepCallback):
@@ -58,15 +61,11 @@ class Losses(StepCallback):
             self._local = []
         return self._known
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Add the losses since the last point; every process is here, and one of them writes."""
         checkpoint[KEY] = list(self._exchanged(trainer))
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Take them up again; checkpoints of early versions have none."""
         self._known = list(checkpoint.get(KEY, []))
 
@@ -92,15 +91,11 @@ class Validation(StepCallback):
             self._measured_in = step
             log(trainer, {"validation/loss": self.last}, step)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Add the loss of this step."""
         checkpoint[VALIDATION_KEY] = self.last if self._measured_in == trainer.global_step else None
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Take it up again; checkpoints of early versions have none."""
         self.last = checkpoint.get(VALIDATION_KEY)
 

@@ -93,10 +93,7 @@ class Weight:
 def solve(role: Role, branch_depth: int, n_out: Scale | None = None) -> Weight:
     """Solve the condition for one weight, at k = `branch_depth` matrices in one residual branch (all k >= 2 agree).
 
-    Args:
-        role: of the weight.
-        branch_depth: k.
-        n_out: scale of its output side; None: its role's.
+    `n_out` is the scale of its output side; None: its role's.
     """
     if branch_depth < 1:
         raise ValueError(f"branch_depth is the number of matrices in a residual branch, at least 1; not {branch_depth}")
@@ -109,26 +106,13 @@ def solve(role: Role, branch_depth: int, n_out: Scale | None = None) -> Weight:
     # A matrix of another side than its role's starts with its role's ‖W‖_R.
     init_var = INIT_VARIANCE[role] if role.is_vector else INIT_VARIANCE[role] * n_out / role.n_out
     norm = _matrix_norm(init_var, n_in, n_out)
+    multiplier, loss_change = (branch_multiplier, branch_change) if role.in_branch else (ONE / norm, ONE)
+    update = loss_change / multiplier
+    # A bias adds to the stream through the matrices that follow it; the last one of the branch through none. Both give
+    # the same scale, because the convention makes ‖W‖_R = Θ(1) for hidden matrices.
     if role is Role.HIDDEN:
-        multiplier = branch_multiplier
-        update = branch_change / (multiplier * hidden ** (branch_depth - 1))
-    elif role is Role.HIDDEN_BIAS:
-        # A bias adds to the stream through the matrices that follow it; the last one of the branch through none.
-        # Both give the same scale, because the convention makes ‖W‖_R = Θ(1) for hidden matrices.
-        multiplier = branch_multiplier
-        update = branch_change / multiplier
-    else:
-        multiplier = ONE / norm
-        update = ONE / multiplier
-    return Weight(
-        role=role,
-        n_out=n_out,
-        init_var=init_var,
-        norm=norm,
-        multiplier=multiplier,
-        update=update,
-        loss_change=branch_change if role.in_branch else ONE,
-    )
+        update = update / hidden ** (branch_depth - 1)
+    return Weight(role, n_out, init_var, norm, multiplier, update, loss_change)
 
 
 def _matrix_norm(variance: Scale, n_in: Scale, n_out: Scale) -> Scale:
