@@ -48,6 +48,7 @@ _BEGINNINGS = (
     (rb"\x28\xb5\x2f\xfd", "zstandard data; rename it to {}.zst, which says how to unpack it"),
     (rb"PAR1\x15", "Parquet; set source.kind: parquet"),
     (rb"PK\x03\x04", "a zip archive; unpack it"),
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32; make it UTF-8: iconv -f UTF-32 -t UTF-8 {}"),
     (rb"(?s)\xff\xfe|\xfe\xff|[^\0]\0[^\0]\0|\0[^\0]\0[^\0]", "UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8 {}"),
 )
 _JSON_BEGINNINGS = (

@@ -146,10 +146,10 @@ def _written(
 def _check_splits(card: Card, manifest: Manifest) -> None:
     if empty := [name for name, split in manifest.splits.items() if not split.documents]:
         skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items())) or "none"
+        advice = f"Change validation.fraction ({card.validation.fraction}), try another seed, or cut long documents."
         raise UserError(
             f"{card.path}: nothing for the split {' or '.join(empty)} in {manifest.documents} usable documents "
-            f"(skipped: {skipped}). Change validation.fraction ({card.validation.fraction}), try another seed, or "
-            f"cut long documents with sections."
+            f"(skipped: {skipped}). {advice if manifest.documents else 'Check source and its files.'}"
         )
 
 

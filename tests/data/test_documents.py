@@ -129,6 +129,7 @@ def test_what_a_file_looks_like_is_said(make_card):
         *((PACKED[ending](lines), rf"data; rename it to d\.jsonl\{ending}, ") for ending in PACKED if ending),
         (lines.decode().encode("utf-16"), "UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8 d.jsonl"),
         (lines.decode().encode("utf-16-le"), "UTF-16"),
+        (lines.decode().encode("utf-32"), "UTF-32; make it UTF-8: iconv -f UTF-32"),
         (array.encode(), r"a JSON array; make it one object a line: jq -c '\.\[\]' d\.jsonl"),
         (b"\xef\xbb\xbf[" + b",".join(lines.splitlines()) + b"]", "a JSON array"),
         (b"\n[\n" + b",\n".join(lines.splitlines()) + b"\n]\n", "a JSON array"),

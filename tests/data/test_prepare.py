@@ -58,7 +58,7 @@ def test_text_in_text_out(make_card, tmp_path, tokenizer):
 def test_a_source_without_two_splits_is_refused(make_card, tmp_path):
     for content, keys, message in (
         (["", " "], {}, r"split train or val in 0 usable documents \(skipped: 2 empty\)"),
-        (b"", {}, r"split train or val in 0 usable documents \(skipped: none\)"),
+        (b"", {}, r"split train or val in 0 usable documents \(skipped: none\)\. Check source"),
         (documents(5), {"validation": {"fraction": 1e-9}}, r"split val in 5 .* validation\.fraction \(1e-09\)"),
         (documents(5), {"validation": {"fraction": 0.999999}}, "split train in 5 usable documents"),
         (documents(3), {"text_column": "body"}, "text_column is 'body', but the documents have only text"),
