@@ -12,7 +12,7 @@ from mup_lightning.callbacks.spectral_monitor import BRANCHES, PRODUCTS
 from mup_lightning.config.schema import Config, TrainerConfig, leaves
 from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.model.taps import LAYER_POINTS
-from mup_lightning.optim.optimizer import make_groups
+from mup_lightning.optim.groups import make_groups
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import variant_of
 from mup_lightning.spectral.tables import as_text

@@ -11,67 +11,11 @@ from torch.optim import Optimizer
 from mup_lightning.distributed.collectives import broadcast_from_owners, rank_and_world, update_at_owners
 from mup_lightning.distributed.layout import Layout, assign
 from mup_lightning.model.parameters import ParameterInfo
-from mup_lightning.optim.registry import RULES, Overrides, options_in_force
+from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.rule import Group, Item, Rule, State
-from mup_lightning.spectral.recipe import Recipe
 
 Watch = Callable[[Group, list[ParameterInfo], list[Item], list[torch.Tensor]], None]
 """Called with a group, the parameters that were stepped, as the rule saw them, and their values before the step."""
-
-
-def build_optimizer(
-    parameters: Mapping[str, torch.Tensor],
-    infos: Mapping[str, ParameterInfo],
-    recipe: Recipe,
-    rules: Overrides,
-    *,
-    check: bool = True,
-) -> "HybridOptimizer":
-    """Turn roles and recipe into one optimizer; see `make_groups`, and `HybridOptimizer` for `check`."""
-    return HybridOptimizer(make_groups(parameters, infos, recipe, rules), check=check)
-
-
-def make_groups(
-    parameters: Mapping[str, torch.Tensor],
-    infos: Mapping[str, ParameterInfo],
-    recipe: Recipe,
-    rules: Overrides,
-) -> list[Group]:
-    """Turn roles and recipe into torch parameter groups.
-
-    Parameters with equal hyper-parameters share a group, because every group costs time in every step. Besides torch's
-    "params" a group holds their "infos" in the same order, the name of the "rule", lr, weight_decay, the rule's
-    options, those that scale with the model at their scaled values, and "gradient", the unit that clipping measures in.
-
-    Args:
-        parameters: of the model, by name.
-        infos: what the model recorded of them.
-        recipe: values by role.
-        rules: options that differ from the rules' defaults, `Config.rules`.
-
-    Raises:
-        RuntimeError: a parameter has no info, or a whole-matrix rule would be given something else than the matrix.
-        UserError: an option has a value that defines no update.
-    """
-    groups: dict[tuple[Any, ...], Group] = {}
-    for name, parameter in parameters.items():
-        if name not in infos:
-            raise RuntimeError(f"parameter {name} was not declared by the model; declared are {sorted(infos)}")
-        info = infos[name]
-        values = recipe.of(info)
-        rule = RULES[values.rule]
-        if rule.whole_matrix and tuple(parameter.shape) != info.shape:
-            raise RuntimeError(f"{rule.name} needs {name} whole, {info.shape}; it is {tuple(parameter.shape)}")
-        common = {"rule": rule.name, "lr": values.lr, "weight_decay": values.weight_decay, "gradient": values.gradient}
-        key = (*common.values(), *values.scaled.values())
-        if key not in groups:
-            options = options_in_force(rules, rule.section)
-            bases = {name: recipe.eps if options[name] is None else options[name] for name in values.scaled}
-            scaled = {name: base * values.scaled[name] for name, base in bases.items()}
-            groups[key] = {"params": [], "infos": [], **common, **options, **scaled}
-        groups[key]["params"].append(parameter)
-        groups[key]["infos"].append(info)
-    return list(groups.values())
 
 
 @dataclass
@@ -108,7 +52,7 @@ class HybridOptimizer(Optimizer):
     partition of them (`set_layout`), elementwise rules step that partition, and matrices come together at their owners.
 
     Args:
-        groups: see `make_groups`.
+        groups: see `groups.make_groups`.
         check: refuse gradients that are not finite before any rule sees one. That is one pass over them; a caller that
             has checked them already may leave it out.
 
@@ -227,19 +171,14 @@ class HybridOptimizer(Optimizer):
         if self._assigned:
             return
         _, world_size = rank_and_world()
-        for group in () if self.layouts else self.param_groups:
-            mine = {info.name: self.held[info.name].cost for info in group["infos"]}
-            if RULES[group["rule"]].whole_matrix and world_size > 1:
-                self._set_owners(assign(mine, world_size))
-        for layout in self.layouts.values():
-            costs = {name: self.held[name].cost for name in layout.held}
-            if self.held[next(iter(costs))].rule.whole_matrix:
-                self._set_owners(assign(costs, world_size, layout.held))
+        shares = [(layout.held, layout.held) for layout in self.layouts.values()]
+        whole = [(dict.fromkeys(info.name for info in group["infos"]), None) for group in self.param_groups]
+        for names, counts in shares or whole:
+            costs = {name: self.held[name].cost for name in names}
+            if self.held[next(iter(names))].rule.whole_matrix:
+                for name, owner in assign(costs, world_size, counts).items():
+                    self.held[name].owner = owner
         self._assigned = True
-
-    def _set_owners(self, owners: dict[str, int]) -> None:
-        for name, owner in owners.items():
-            self.held[name].owner = owner
 
     def kept(self, rank: int, *, once: bool = False) -> dict[str, tuple[torch.Tensor, State]]:
         """The parameters whose whole state this process keeps: name -> the parameter as the model holds it, its state.
@@ -266,17 +205,13 @@ class HybridOptimizer(Optimizer):
 
     def wants_hessian(self) -> dict[str, torch.Tensor]:
         """The parameters whose rule needs an estimate of the Hessian's diagonal before the coming step; mostly none."""
-        return {name: held.tensor for name, held in self._due().items()}
-
-    def _due(self) -> dict[str, Held]:
-        """The parameters of `wants_hessian`."""
         due = {}
         for group in self.param_groups:
             for info in group["infos"] if "hessian_every" in group else ():
                 held = self.held[info.name]
                 state = self.state.get(held.tensor if held.flat is None else held.flat, {})
                 if state.get("step", 0) % group["hessian_every"] == 0:
-                    due[info.name] = held
+                    due[info.name] = held.tensor
         return due
 
     def give_hessian(self, estimates: Mapping[str, torch.Tensor]) -> None:
@@ -333,8 +268,8 @@ class HybridOptimizer(Optimizer):
         # DeepSpeed steps one group after the other: only what is in a group now.
         stepped = {id(parameter) for group in self.param_groups for parameter in group["params"]}
         missing = [
-            name
-            for name, held in self._due().items()
+            held.info.name
+            for held in map(self.held.__getitem__, self.wants_hessian())
             if held.hessian is None
             and (held.flat is not None or held.tensor.grad is not None)
             and id(held.tensor if held.flat is None else held.flat) in stepped

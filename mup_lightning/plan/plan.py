@@ -9,7 +9,7 @@ from typing import Any
 from mup_lightning import tables
 from mup_lightning.config.schema import Config
 from mup_lightning.model.gpt2 import GPT2, build
-from mup_lightning.optim.optimizer import make_groups
+from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.registry import RULES, resolve_rules
 from mup_lightning.optim.rule import Group
 from mup_lightning.optim.schedule import warmup_cosine

@@ -15,7 +15,8 @@ from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.model.loss import cross_entropy
 from mup_lightning.model.parameters import stable_seed
 from mup_lightning.model.taps import Recorder
-from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.schedule import make_schedule
 from mup_lightning.optim.sophia import estimate, sample_labels, uniforms
 from mup_lightning.optim.spectral_norm import total_norm
@@ -33,7 +34,7 @@ def build_training(config: Config, device: str = "cpu") -> tuple[GPT2, HybridOpt
     recipe = config.derive()
     model = build(config.model, recipe, config.seed, device=device)
     named = dict(model.named_parameters())
-    return model, build_optimizer(named, model.parameter_info, recipe, config.rules)
+    return model, HybridOptimizer(make_groups(named, model.parameter_info, recipe, config.rules))
 
 
 class GPT2Module(pl.LightningModule):

@@ -15,7 +15,8 @@ import torch
 
 from mup_lightning.config.schema import VOCABULARIES, ModelConfig
 from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
@@ -92,7 +93,7 @@ class Workload:
         config = RecipeConfig(optimizer=cast(Any, rule), lr=LR, eps=FAMILIES[rule].base_eps)
         recipe = derive(config, self.width, self.depth)
         named = dict(zip(self.blocks, parameters, strict=True))
-        optimizer = build_optimizer(named, self.model.parameter_info, recipe, options or {}, check=False)
+        optimizer = HybridOptimizer(make_groups(named, self.model.parameter_info, recipe, options or {}), check=False)
         return Contender(parameters, self.draws, optimizer)
 
     def theirs(self, make: Make) -> Contender:

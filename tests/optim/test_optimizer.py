@@ -8,7 +8,8 @@ import torch
 from mup_lightning.config.schema import ModelConfig, ScheduleConfig
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.optimizer import build_optimizer
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.schedule import make_schedule, warmup_cosine
 from mup_lightning.spectral.recipe import RecipeConfig, derive
@@ -20,7 +21,7 @@ def groups_of(recipe_config, **shape):
     config = ModelConfig(**{"width": 64, "depth": 2, "context": 8, "vocab_size": 50, **shape})
     recipe = derive(recipe_config, config.width, config.depth)
     model = build(config, recipe, 0, device="meta")
-    built = build_optimizer(dict(model.named_parameters()), model.parameter_info, recipe, {})
+    built = HybridOptimizer(make_groups(dict(model.named_parameters()), model.parameter_info, recipe, {}))
     return built.param_groups, model, recipe
 
 
@@ -54,7 +55,7 @@ def test_a_matrix_that_is_not_whole_is_refused():
     parameters = dict(model.named_parameters())
     parameters["blocks.0.mlp.up.weight"] = torch.nn.Parameter(torch.zeros(64 * 256))
     with pytest.raises(RuntimeError, match=r"muon_kimi needs blocks\.0\.mlp\.up\.weight whole"):
-        build_optimizer(parameters, model.parameter_info, recipe, {})
+        HybridOptimizer(make_groups(parameters, model.parameter_info, recipe, {}))
 
 
 @pytest.mark.parametrize("rule", RULES)

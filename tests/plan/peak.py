@@ -35,11 +35,12 @@ def _train(config: Config, device: str) -> None:
     import torch
 
     from mup_lightning.model.gpt2 import build
-    from mup_lightning.optim.optimizer import build_optimizer
+    from mup_lightning.optim.groups import make_groups
+    from mup_lightning.optim.optimizer import HybridOptimizer
 
     recipe = config.derive()
     model = build(config.model, recipe, config.seed, device=device)
-    optimizer = build_optimizer(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
+    optimizer = HybridOptimizer(make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules))
     for _ in range(3):
         window = torch.randint(model.vocab_size, (config.data.micro_batch, config.model.context + 1), device=device)
         with torch.autocast(device, torch.bfloat16, enabled=config.trainer.precision == "bf16"):

@@ -8,7 +8,8 @@ import torch
 
 from mup_lightning.config.schema import Config, ModelConfig
 from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.optimizer import build_optimizer
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.spectral_norm import rms_operator
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES
@@ -36,7 +37,7 @@ def second_step(optimizer, width):
     recipe = derive(RecipeConfig(**base), width, 2)
     shape = ModelConfig(width=width, depth=2, head_size=16, context=16, vocab_size=VOCABULARY, tied=False)
     model, window = build(shape, recipe, seed=1), text()
-    stepper = build_optimizer(dict(model.named_parameters()), model.parameter_info, recipe, {})
+    stepper = HybridOptimizer(make_groups(dict(model.named_parameters()), model.parameter_info, recipe, {}))
     for _ in range(2):
         before = {name: model.get_parameter(name).detach().clone() for name in MATRICES}
         features = model.features(window[:, :-1]).detach()  # with the output multiplier

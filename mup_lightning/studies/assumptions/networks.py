@@ -19,7 +19,8 @@ from torch import nn
 
 from mup_lightning.config.schema import Config
 from mup_lightning.data.datamodule import TokenDataModule
-from mup_lightning.optim.optimizer import HybridOptimizer, build_optimizer
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.studies.probe.network import batches, build_mlp
 from mup_lightning.training.module import build_training
 
@@ -137,7 +138,7 @@ def _mlp(config: Config) -> Network:
         matrices.append(Matrix("second", f"{path}.1.weight", block))
     return Network(
         model=model,
-        optimizer=build_optimizer(dict(model.named_parameters()), model.infos, model.recipe, config.rules),
+        optimizer=HybridOptimizer(make_groups(dict(model.named_parameters()), model.infos, model.recipe, config.rules)),
         matrices=matrices,
         stops=[*model.branches, model.output],
         batches=batches(config.seed, config.data.batch_size),

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, write_atomic
-from mup_lightning.optim.optimizer import build_optimizer
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.sophia import estimate
 from mup_lightning.optim.spectral_norm import rms_operator, spectral_norms
@@ -90,7 +91,7 @@ def our_subject(name: str, branch_depth: int, arguments: dict[str, Any] | None =
             values[role] = Values(rule=mine.name, lr=LR, weight_decay=0.0, init_std=0.0, scaled=factors)
         recipe = Recipe(values, network.multipliers, adamw.base_eps)
         rules = {RULES[name].section: options}
-        optimizer = build_optimizer(dict(network.named_parameters()), network.infos, recipe, rules)
+        optimizer = HybridOptimizer(make_groups(dict(network.named_parameters()), network.infos, recipe, rules))
 
         def step(loss_on_own_labels: Callable[[], torch.Tensor], draws: int) -> None:
             if wanting := optimizer.wants_hessian():
