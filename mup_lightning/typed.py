@@ -38,10 +38,14 @@ class Bound:
 
 PositiveInt = Annotated[int, Bound("a whole number of at least 1", lambda value: value >= 1)]
 NonNegativeInt = Annotated[int, Bound("a whole number of at least 0", lambda value: value >= 0)]
-PositiveFloat = Annotated[float, Bound("a finite number above 0", lambda value: value > 0)]
-NonNegativeFloat = Annotated[float, Bound("a finite number of at least 0", lambda value: value >= 0)]
+PositiveFloat = Annotated[float, Bound("a finite number above 0, below 1e30", lambda value: 0 < value < 1e30)]
+NonNegativeFloat = Annotated[float, Bound("a finite number of at least 0, below 1e30", lambda value: 0 <= value < 1e30)]
 UnitInterval = Annotated[float, Bound("a number from 0 to below 1", lambda value: 0 <= value < 1)]
 OpenUnitInterval = Annotated[float, Bound("a number between 0 and 1", lambda value: 0 < value < 1)]
+
+
+_INT64 = 1 << 63
+"""What whole numbers must stay below, here as in the tensors and files that they become part of."""
 
 
 class Raw(str):
@@ -104,7 +108,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return _convert(value, hint, key)
     except _MismatchError:
         shown = str(value) if isinstance(value, Raw) else repr(value)
-        raise UserError(f"{key} is {shown}; expected {describe(hint)}") from None
+        small = f", below {_INT64:,}" if isinstance(value, int) and abs(value) >= _INT64 else ""
+        raise UserError(f"{key} is {shown}; expected {describe(hint)}{small}") from None
 
 
 class _MismatchError(Exception):
@@ -151,7 +156,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return value
     elif hint is bool and (isinstance(value, bool) or (type(value) is int and value in (0, 1))):
         return bool(value)
-    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _INT64:
         return value
     elif hint is int and isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", value):
         if (number := float(value)).is_integer():  # YAML reads 1e4 as text

@@ -106,6 +106,8 @@ VERBS: dict[str, Verb] = {
 
 HELP = ("-h", "--help")
 
+SMALLER = "lower data.micro_batch, or choose a smaller model; mup-lightning plan estimates what is needed"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb, and return the exit code: 0, or what the verb returns (3 and 4: a verdict of FAIL and UNCLEAR).
@@ -133,6 +135,12 @@ def main(argv: list[str] | None = None) -> int:
             raise
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:  # torch says it in several ways, and is not imported here
+        text = str(error) or repr(error)
+        if not re.search("out of memory|not enough memory|can't allocate memory|MemoryError", text):
+            raise
+        print(f"error: out of memory ({text.splitlines()[0]}); {SMALLER}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

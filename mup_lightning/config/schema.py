@@ -1,9 +1,10 @@
 """The whole configuration of a run. Imports no torch, so that the command line parses, refuses and helps at once."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
+from mup_lightning.config.model import ModelConfig
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, derive
 from mup_lightning.spectral.roles import Side
@@ -14,12 +15,8 @@ from mup_lightning.typed import (
     PositiveFloat,
     PositiveInt,
     Typed,
-    UnitInterval,
     build,
 )
-
-PAD_VOCABULARY_TO = 64
-"""Rows of the embedding are padded to a multiple of this, because matrix units are fastest on aligned sides."""
 
 TokenizerName = Literal["gpt2", "bytes"]
 
@@ -36,144 +33,6 @@ VOCABULARIES: dict[str, Vocabulary] = {
     "gpt2": Vocabulary(50257, 50256, "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"),
     "bytes": Vocabulary(256, 0, "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880"),
 }
-
-
-@dataclass
-class ModelConfig(Typed, prefix="model."):
-    """A decoder-only Transformer: its shape, and switches. The defaults are GPT-2's; recipes/model/ has Llama's.
-
-    Attributes:
-        width: n, the size of the residual stream.
-        depth: L, the number of blocks, each with an attention and an MLP branch.
-        heads: attention heads; null: heads of dimension head_size, or the largest divisor of the width below that.
-        head_size: where heads is null; widths that are compared should all be multiples of it.
-        context: tokens in a sequence.
-        kv_heads: heads of keys and values, each shared by equally many heads of queries; null: see heads_per_kv.
-        heads_per_kv: where kv_heads is null: heads that share keys and values, or the largest divisor of the heads
-            below that.
-        vocab_size: tokens of the vocabulary; null: those of data.tokenizer.
-        position: learned adds a vector for each position to the embeddings; rope turns queries and keys by angles
-            that grow with the position (rotary embedding, arXiv 2104.09864).
-        rope_base: base of the rotary frequencies rope_base^(-2i/d), of the head dimension d.
-        mlp_ratio: hidden units of the MLP over the width.
-        activation: the MLP's nonlinearity; gelu is GPT-2's tanh approximation.
-        gated: the MLP's activation acts on a matrix of its own, whose result multiplies the hidden units: with silu
-            that is SwiGLU (arXiv 2002.05202).
-        layer_norm: a norm before every branch and a final one; false removes all of them.
-        norm: which one: layernorm, or rmsnorm, which neither subtracts the mean nor has a bias.
-        qk_norm: RMS-normalise queries and keys per head.
-        qk_gain: learned gains after qk_norm, shared by all heads.
-        parallel: attention and MLP of a block read the same residual stream, rather than the MLP what attention added.
-        bias: biases in linear layers and LayerNorms.
-        tied: the output matrix is the token embedding.
-        attention_scale: factor on the attention logits, of the head dimension d; auto is 1/sqrt(d), but under mup
-            sqrt(d_base)/d, with the base model's d_base: they differ where d does,
-            as where heads is fixed while the width grows.
-        dropout: probability, on the embeddings' sum, the attention weights and both branches.
-        loss_chunk: tokens whose logits exist at once in the loss; null: as many as make about 50 MB (CPU), 1 GB (GPU).
-    """
-
-    width: PositiveInt = 256
-    depth: PositiveInt = 4
-    heads: PositiveInt | None = None
-    head_size: PositiveInt = 64
-    context: PositiveInt = 1024
-    kv_heads: PositiveInt | None = None
-    heads_per_kv: PositiveInt = 1
-    vocab_size: PositiveInt | None = None
-    position: Literal["learned", "rope"] = "learned"
-    rope_base: PositiveFloat = 10000.0
-    mlp_ratio: PositiveInt | PositiveFloat = 4
-    activation: Literal["gelu", "relu", "silu"] = "gelu"
-    gated: bool = False
-    layer_norm: bool = True
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    qk_norm: bool = False
-    qk_gain: bool = False
-    parallel: bool = False
-    bias: bool = True
-    tied: bool = True
-    attention_scale: Literal["auto", "1/sqrt(d)", "1/d"] = "auto"
-    dropout: UnitInterval = 0.0
-    loss_chunk: PositiveInt | None = None
-
-    def __post_init__(self) -> None:
-        """Raise UserError for a shape that cannot be built."""
-        super().__post_init__()
-        if self.heads is not None and self.width % self.heads:
-            below = max(h for h in range(1, self.heads) if self.width % h == 0)
-            raise UserError(
-                f"model.width is {self.width} and model.heads is {self.heads}: the width must be divisible by the "
-                f"heads; try model.heads {below}, or model.width {self.width - self.width % self.heads + self.heads}"
-            )
-        if self.heads is None and self.head_dim < min(8, self.width, self.head_size):
-            raise UserError(
-                f"model.width {self.width} has no divisor from 8 to {self.head_size} to serve as head dimension; "
-                f"choose a width that is a multiple of 8, or set model.heads"
-            )
-        heads = self.width // self.head_dim
-        if self.kv_heads is not None and heads % self.kv_heads:
-            raise UserError(
-                f"model.kv_heads is {self.kv_heads}, which does not divide the {heads} heads of width {self.width}; "
-                f"expected one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}"
-            )
-        if self.position == "rope" and self.head_dim % 2:
-            raise UserError(
-                f"model.position is rope, which turns pairs of channels, but a head has {self.head_dim}; set "
-                f"model.heads or model.head_size so that a head has an even number"
-            )
-        if self.qk_gain and not self.qk_norm:
-            raise UserError("model.qk_gain is true, but model.qk_norm is false; set both, or neither")
-        if abs(self.mlp_ratio * self.width - self.hidden) > 1e-3:
-            raise UserError(
-                f"model.mlp_ratio {self.mlp_ratio:g} times model.width {self.width} is no whole number of hidden "
-                f"units; the nearest is model.mlp_ratio {self.hidden / self.width!r}"
-            )
-
-    @property
-    def family(self) -> str:
-        """GPT-2 or Llama: the well-known one of the two that its blocks are like."""
-        return "GPT-2" if self.position == "learned" else "Llama"
-
-    @property
-    def head_dim(self) -> int:
-        """Channels per attention head."""
-        return int(self.head_dim_at(self.width))
-
-    def head_dim_at(self, width: int) -> float:
-        """Channels per attention head of the same model at another width."""
-        if self.heads is not None:
-            return width / self.heads
-        return max(d for d in range(1, min(self.head_size, width) + 1) if width % d == 0)
-
-    @property
-    def grouped(self) -> bool:
-        """Whether heads may share keys and values, whose matrices then are apart from the queries'."""
-        return self.kv_heads is not None or self.heads_per_kv > 1
-
-    @property
-    def kv_dim(self) -> int:
-        """Channels of all heads of keys, or of values."""
-        return int(self.kv_dim_at(self.width))
-
-    def kv_dim_at(self, width: int) -> float:
-        """Channels of all heads of keys of the same model at another width; it has no more of them than heads."""
-        dim = self.head_dim_at(width)
-        heads = int(width / dim)
-        shared = max(n for n in range(1, self.heads_per_kv + 1) if heads % n == 0)
-        return dim * (heads / shared if self.kv_heads is None else min(heads, self.kv_heads))
-
-    @property
-    def hidden(self) -> int:
-        """Hidden units of the MLP."""
-        return round(self.mlp_ratio * self.width)
-
-    @property
-    def padded_vocab(self) -> int:
-        """Rows of the embedding: vocab_size rounded up to a multiple of 64. Raises UserError where that is unset."""
-        if self.vocab_size is None:
-            raise UserError("model.vocab_size is not set; give it, or set data.tokenizer, whose size it takes")
-        return -(-self.vocab_size // PAD_VOCABULARY_TO) * PAD_VOCABULARY_TO
 
 
 @dataclass
@@ -355,59 +214,6 @@ class Config(Typed):
         dims = (shape.head_dim_at(base), shape.head_dim)
         sides: dict[Side, float] = {"head": dims[1] / dims[0], "kv": shape.kv_dim / shape.kv_dim_at(base)}
         return derive(self.recipe, shape.width, shape.depth, dims if shape.attention_scale == "auto" else (1, 1), sides)
-
-    def identity(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be continued exactly, as plain nested values.
-
-        Left out: what changes no number that is trained (devices, workers, intervals, places), and max_steps, which
-        may be raised on purpose.
-        """
-        data = asdict(self)
-        trainer = {key: data["trainer"][key] for key in ("precision", "gradient_clip")}
-        batch = {key: data["data"][key] for key in ("tokenizer", "batch_size")}
-        model = {key: value for key, value in data["model"].items() if key != "loss_chunk"}
-        plain = {key: data[key] for key in ("recipe", "rules", "schedule", "seed")}
-        mup, recipe = self.recipe.parametrization == "mup", plain["recipe"]
-        recipe["scale_clip"] &= mup and self.trainer.gradient_clip > 0
-        recipe["decay_gains"] |= not self.recipe.weight_decay
-        if self.derive().multipliers.attention == 1.0 and model["attention_scale"] == "auto":
-            model["attention_scale"] = "1/sqrt(d)"
-        if mup and (self.recipe.pure or self.recipe.optimizer in ("sophia", "soap")):
-            plain["derivation"] = 2  # the first one left rho, ε and the longer side of a matrix unscaled
-        return without_added(plain | {"model": model, "data": batch, "trainer": trainer})
-
-
-ADDED: dict[str, Any] = {
-    "model.kv_heads": None,
-    "model.heads_per_kv": 1,
-    "model.position": "learned",
-    "model.rope_base": 10000.0,
-    "model.gated": False,
-    "model.norm": "layernorm",
-    "model.qk_gain": False,
-    "model.parallel": False,
-    "recipe.base": {},
-    "recipe.decay_gains": True,
-    "recipe.scale_clip": False,
-    "recipe.weight_decay_rule": "spectral",
-    "rules.adamw.eps": None,
-    "rules.adan.eps": None,
-    "rules.shampoo.eps": None,
-    "rules.shampoo.correct_bias": True,
-    "rules.sso.sphere": 1.0,
-}
-"""Keys that the first checkpoints and tables of results lack -> what was done then. At that value a key is no part of
-an identity, so that those checkpoints can be continued and the hashes of those tables hold."""
-
-
-def without_added(identity: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """An identity without the keys of `ADDED` that are as they were before them."""
-    kept: dict[str, Any] = {}
-    for key, value in identity.items():
-        full = f"{prefix}{key}"
-        if full not in ADDED or value != ADDED[full]:
-            kept[key] = without_added(value, f"{full}.") if isinstance(value, dict) else value
-    return kept
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mup_lightning.config.schema import ModelConfig, leaves
+from mup_lightning.config.model import ModelConfig
+from mup_lightning.config.schema import leaves
 from mup_lightning.errors import UserError
 from mup_lightning.model import taps
 from mup_lightning.model.layers import Block, make_norm, rotation

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mup_lightning.config.schema import ModelConfig
+from mup_lightning.config.model import ModelConfig
 from mup_lightning.model import taps
 from mup_lightning.model.parameters import Declaration, linear, norm
 from mup_lightning.spectral.recipe import Multipliers

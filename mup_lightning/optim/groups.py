@@ -8,7 +8,7 @@ import torch
 from mup_lightning.model.parameters import ParameterInfo
 from mup_lightning.optim.registry import RULES, Overrides, options_in_force
 from mup_lightning.optim.rule import Group
-from mup_lightning.spectral.recipe import Recipe
+from mup_lightning.spectral.recipe import Recipe, representable
 
 
 def make_groups(
@@ -42,12 +42,16 @@ def make_groups(
         rule = RULES[values.rule]
         if rule.whole_matrix and tuple(parameter.shape) != info.shape:
             raise RuntimeError(f"{rule.name} needs {name} whole, {info.shape}; it is {tuple(parameter.shape)}")
+        representable(f"lr x weight_decay of {name}", values.lr * max(1.0, values.weight_decay))
         common = {"rule": rule.name, "lr": values.lr, "weight_decay": values.weight_decay, "gradient": values.gradient}
         key = (*common.values(), *values.scaled.values())
         if key not in groups:
             options = options_in_force(rules, rule.section)
-            bases = {name: recipe.eps if options[name] is None else options[name] for name in values.scaled}
-            scaled = {name: base * values.scaled[name] for name, base in bases.items()}
+            scaled = {
+                option: representable(f"{option} of {name}", base * factor)
+                for option, factor in values.scaled.items()
+                for base in [recipe.eps if options[option] is None else options[option]]
+            }
             groups[key] = {"params": [], "infos": [], **common, **options, **scaled}
         groups[key]["params"].append(parameter)
         groups[key]["infos"].append(info)

@@ -13,9 +13,9 @@ from typing import Literal
 
 import torch
 
-from mup_lightning.optim.newton_schulz import operations, orthogonalise, scratch
+from mup_lightning.optim.newton_schulz import Coefficient, Iterations, operations, orthogonalise, scratch
 from mup_lightning.optim.rule import Group, Item, Rule, batches, empty_batch, move, split_blocks, split_items
-from mup_lightning.typed import PositiveInt, Typed, UnitInterval
+from mup_lightning.typed import Typed, UnitInterval
 
 
 class Muon(Rule):
@@ -37,8 +37,8 @@ class Muon(Rule):
 
         momentum: UnitInterval = 0.95
         nesterov: bool = True
-        steps: PositiveInt = 5
-        coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
+        steps: Iterations = 5
+        coefficients: tuple[Coefficient, Coefficient, Coefficient] = (3.4445, -4.7750, 2.0315)
         dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @staticmethod

@@ -9,12 +9,17 @@ Shapes: b matrices in a batch, r rows, s columns; n the shorter side.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 
 from mup_lightning.optim.rule import Item, batches
+from mup_lightning.typed import Bound
 
 Coefficients = tuple[float, float, float]
+
+Coefficient = Annotated[float, Bound("a finite number between -100 and 100", lambda value: abs(value) < 100)]
+Iterations = Annotated[int, Bound("a whole number from 1 to 100", lambda value: 1 <= value <= 100)]
 
 _ROUND = 3
 """Steps on one Gram matrix: rounding errors of small singular values grow by a² a step, and by 140 in two."""

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import torch
 
-from mup_lightning.optim.newton_schulz import iterate, norms, scratch, units
+from mup_lightning.optim.newton_schulz import Iterations, iterate, norms, scratch, units
 from mup_lightning.optim.rule import Group, Item, Rule, batches, empty_batch, split_blocks, split_items
 from mup_lightning.optim.spectral_norm import leading
-from mup_lightning.typed import PositiveFloat, PositiveInt, Typed, UnitInterval
+from mup_lightning.typed import PositiveFloat, Typed, UnitInterval
 
 POLAR_EXPRESS = (
     (8.2051, -22.9019, 16.4607),
@@ -56,7 +56,7 @@ class SSO(Rule):
         momentum: UnitInterval = 0.9
         radius: PositiveFloat = 1.0
         sphere: PositiveFloat = 1.0
-        steps: PositiveInt = 8
+        steps: Iterations = 8
         tolerance: PositiveFloat = 2e-4
 
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:

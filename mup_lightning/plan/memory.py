@@ -31,7 +31,8 @@ from itertools import product
 
 import torch
 
-from mup_lightning.config.schema import Config, ModelConfig
+from mup_lightning.config.model import ModelConfig
+from mup_lightning.config.schema import Config
 from mup_lightning.model.loss import default_chunk
 from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.rule import Group, Item

@@ -182,6 +182,13 @@ class Recipe:
         return self.exactly(info) if self.exactly else self.values[info.role]
 
 
+def representable(what: str, value: float) -> float:
+    """The value, which float32 can hold. Raises UserError where it cannot."""
+    if abs(value) < 1e38:
+        return value
+    raise UserError(f"{what} of this model comes out as {value:g}, which float32 cannot hold; lower its base values")
+
+
 def exponents(family: Family, role: Role, branch_depth: int, n_out: Scale | None = None) -> Exponents:
     """One row of the paper's tables: factors on the base values, as powers of r_n and r_L, at k = `branch_depth`.
 
@@ -262,19 +269,21 @@ def derive(
             found,
             lr=found.lr * lr,
             weight_decay=0.0 if info.label == "gain" and not config.decay_gains else found.weight_decay * decay,
-            init_std=found.init_std * std * (closing if closes else 1.0),
+            init_std=representable(f"init_std of {info.name}", found.init_std * std * (closing if closes else 1.0)),
             scaled={option: factor * (eps if option == "eps" else 1.0) for option, factor in found.scaled.items()},
         )
 
     def multiplier(role: Role) -> float:
-        return exponents(main, role, config.branch_depth).multiplier.at(r_n, r_L)
+        base = {Role.INPUT: config.input_multiplier, Role.HIDDEN: config.residual_multiplier}
+        own = exponents(main, role, config.branch_depth).multiplier.at(r_n, r_L)
+        return representable(f"the multiplier {role}", base.get(role, config.output_multiplier) * own)
 
     return Recipe(
         values={role: values(role, r_n, role.n_out) for role in Role},
         multipliers=Multipliers(
-            input=config.input_multiplier * multiplier(Role.INPUT),
-            residual=config.residual_multiplier * multiplier(Role.HIDDEN),
-            output=config.output_multiplier * multiplier(Role.OUTPUT),
+            input=multiplier(Role.INPUT),
+            residual=multiplier(Role.HIDDEN),
+            output=multiplier(Role.OUTPUT),
             attention=(head_dims[0] / head_dims[1]) ** 0.5 if mup else 1.0,
         ),
         eps=config.eps,

@@ -33,7 +33,7 @@ class Checkpoint:
         path: its folder.
         step: optimizer steps done.
         config: the run's whole configuration, as plain nested values.
-        identity: what must be equal for the run to be continued exactly: `Config.identity` and the data's hash.
+        identity: what must be equal for the run to be continued exactly: `config.identity` and the data's hash.
         files: name -> {"bytes", "sha256"}.
     """
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mup_lightning.config.schema import ModelConfig
+from mup_lightning.config.model import ModelConfig
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.model.layers import NORM_EPS

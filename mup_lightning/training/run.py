@@ -10,7 +10,8 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from mup_lightning.config.schema import ADDED, Config, leaves
+from mup_lightning.config import identity as identities
+from mup_lightning.config.schema import Config, leaves
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
 from mup_lightning.files import FAILING_DISK, OneWriter, make_folder, read_json, write_atomic, write_json, yaml_text
@@ -154,7 +155,7 @@ def identity_of(config: Config, manifest: Manifest) -> dict[str, Any]:
 
     The configuration's section `rules` is resolved; those of rules that the run does not use are left out.
     """
-    identity = plain(config.identity()) | {"corpus": manifest_hash(manifest)}
+    identity = plain(identities.identity(config)) | {"corpus": manifest_hash(manifest)}
     return identity | {"rules": {name: identity["rules"][name] for name in used_sections(config.recipe.optimizer)}}
 
 
@@ -203,9 +204,8 @@ def _check(start: Checkpoint, config: Config, folder: RunFolder, identity: dict[
     saved, now = leaves(start.identity | {"rules": used}), leaves(identity)
     differing = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
     if differing:
-        lines = "".join(
-            f"\n  {key}: {saved.get(key, ADDED.get(key))} in the checkpoint, {now.get(key)} now" for key in differing
-        )
+        before = identities.ADDED | saved
+        lines = "".join(f"\n  {key}: {before.get(key)} in the checkpoint, {now.get(key)} now" for key in differing)
         raise UserError(
             f"{start.path} cannot be continued exactly, because this run differs in:{lines}\n"
             f"Resume with the values of the checkpoint (see config.yaml in its run's folder), or start a new run "

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mup_lightning.config.schema import VOCABULARIES, Config, DataConfig, ModelConfig, RunConfig, TrainerConfig
+from mup_lightning.config.model import ModelConfig
+from mup_lightning.config.schema import VOCABULARIES, Config, DataConfig, RunConfig, TrainerConfig
 from mup_lightning.data.prepare import unigram_loss
 from mup_lightning.data.shards import DTYPE, Manifest, SplitWriter
 from mup_lightning.model.gpt2 import build

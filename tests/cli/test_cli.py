@@ -82,7 +82,7 @@ def test_a_flag_needs_no_value_and_a_list_may_be_repeated():
             "unknown option model.widht; did you mean model.width? mup-lightning train",
         ),
         ("train stpes=5", 1, "unknown option stpes; did you mean steps?"),
-        ("train --model.width x", 1, "model.width is x; expected a whole number of at least 1"),
+        ("train --model.width x", 1, "model.width is x; expected a whole number from 1 to 1,000,000"),
         ("train --model.width", 1, "--model.width needs a value"),
         ("train adamw", 1, "unexpected argument 'adamw'"),
         ("train size=xll", 1, "there is no recipes/size/xll.yaml; size can be: base large medium nano small xl"),
@@ -102,6 +102,18 @@ def test_a_bad_command_line_is_one_clear_line(words, status, message, capsys, mo
     monkeypatch.chdir(RECIPES.parent)
     assert main(words.split()) == status
     assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), None])
+def test_too_little_memory_is_one_line(error, capsys, monkeypatch):
+    def train(config):
+        if error:
+            raise error
+        torch.empty(10**15)
+
+    monkeypatch.setattr("mup_lightning.cli.verbs.train", train)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err.startswith("error: out of memory (")
 
 
 def test_results_can_be_traced_to_the_code():

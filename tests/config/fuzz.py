@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import random
-import sys
 import tempfile
 import traceback
 import warnings
@@ -113,8 +112,7 @@ def settings(known: dict[str, Any], chance: random.Random) -> dict[str, Any]:
     from mup_lightning.spectral.roles import LABELS, Role
     from mup_lightning.typed import Raw
 
-    keys = chance.sample(list(known), chance.randint(1, 5))
-    keys += ["recipe.optimizer"] * chance.randint(0, 1)
+    keys = chance.sample(list(known), chance.randint(1, 6)) + ["recipe.optimizer"] * chance.randint(0, 1)
     found = {key: of_type(known[key], chance, dict.fromkeys([*map(str, Role), *LABELS])) for key in keys}
     if chance.random() < 0.5:
         found = {
@@ -164,15 +162,9 @@ def value_of(config: Any, key: str) -> Any:
 
 def main(count: int, seed: int) -> bool:
     """Try `count` settings, print what came of them, and return whether none ended in a traceback."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    import torch
-
     from mup_lightning.config.schema import leaves
 
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    outcomes, faults, known = Counter[str](), dict[str, str](), all_options()
+    outcomes, known = Counter[str](), all_options()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         base = leaves(asdict(tiny_config(write_corpus(Path(scratch) / "corpus"), "runs")))
         del base["model.vocab_size"]
@@ -182,15 +174,10 @@ def main(count: int, seed: int) -> bool:
                 outcomes[attempt(values, base, Path(scratch))] += 1
             except Exception as error:
                 outcomes["traceback"] += 1
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                print(
-                    f"{number}: {values}\n    {type(error).__name__} {str(error)[:200]!r} in {where.filename}:{where.lineno}",
-                    flush=True,
-                )
-                ours = [
-                    frame for frame in traceback.extract_tb(error.__traceback__) if "mup_lightning" in frame.filename
-                ]
-                print("   ", ours[-1].filename, ours[-1].lineno, file=sys.stderr)
+                frames = traceback.extract_tb(error.__traceback__)
+                ours = [frame for frame in frames if "mup_lightning/" in frame.filename]
+                place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "the fuzz itself"
+                print(f"{number}: {values}: {type(error).__name__} {str(error)[:200]!r} in {place}", flush=True)
     print(f"{count} settings: " + ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())))
     return not outcomes["traceback"]
 
@@ -200,4 +187,7 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     raise SystemExit(not main(arguments.count, arguments.seed))

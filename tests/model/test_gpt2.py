@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mup_lightning.config.schema import ModelConfig
+from mup_lightning.config.model import ModelConfig
 from mup_lightning.errors import UserError
 from mup_lightning.model import taps
 from mup_lightning.model.gpt2 import build
@@ -286,7 +286,7 @@ def test_a_model_is_laid_out_without_importing_torchs_compiler():
     """torch's own init does so on the meta device, which takes a second; and it would be overwritten anyway."""
     code = """
 import sys
-from mup_lightning.config.schema import ModelConfig
+from mup_lightning.config.model import ModelConfig
 from mup_lightning.model.gpt2 import build
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 for device in ("meta", "cpu"):

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mup_lightning.config.schema import Config, ModelConfig
+from mup_lightning.config.model import ModelConfig
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import build
 from mup_lightning.model.layers import rotation

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mup_lightning.config.schema import ModelConfig, ScheduleConfig
+from mup_lightning.config.model import ModelConfig
+from mup_lightning.config.schema import ScheduleConfig
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.groups import make_groups
@@ -36,6 +37,19 @@ def test_every_parameter_is_in_one_group_with_its_roles_values():
         assert (group["rule"], group["lr"], group["weight_decay"], group.get("eps")) == wanted
     assert by_name["blocks.0.mlp.up.weight"]["rule"] == "muon_kimi"
     assert by_name["blocks.0.mlp.up.bias"]["rule"] == "adamw"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lr": 1e29, "base": {"bias": {"lr": 1e29}}},
+        {"lr": 1e20, "weight_decay": 1e20},
+        {"eps": 1e29, "base": {"bias": {"eps": 1e29}}},
+    ],
+)
+def test_values_that_float32_cannot_hold_are_refused(values):
+    with pytest.raises(UserError, match=r"of this model comes out as \S+, which float32 cannot hold"):
+        groups_of(RecipeConfig(**values))
 
 
 def test_equal_hyperparameters_share_a_group():

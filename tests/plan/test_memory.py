@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mup_lightning.config.schema import Config, ModelConfig
+from mup_lightning.config.model import ModelConfig
+from mup_lightning.config.schema import Config
 from mup_lightning.model.gpt2 import build
 from mup_lightning.model.parameters import ParameterInfo
 from mup_lightning.optim.registry import RULES, options_in_force

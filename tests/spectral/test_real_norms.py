@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mup_lightning.config.schema import Config, ModelConfig
+from mup_lightning.config.model import ModelConfig
+from mup_lightning.config.schema import Config
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
@@ -87,7 +88,7 @@ def fifth_step(optimizer, heads, width, depth, seed, embedding):
     )
     recipe, window = config.derive(), text() % 256
     model = build(config.model, recipe, seed).double()
-    stepper = build_optimizer(dict(model.named_parameters()), model.parameter_info, recipe, {})
+    stepper = HybridOptimizer(make_groups(dict(model.named_parameters()), model.parameter_info, recipe, {}))
     for _ in range(5):
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         stepper.zero_grad()

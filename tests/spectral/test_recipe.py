@@ -6,7 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mup_lightning.config.schema import Config, ModelConfig
+from mup_lightning.config.model import ModelConfig
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES

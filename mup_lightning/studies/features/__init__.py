@@ -9,6 +9,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 
+from mup_lightning.config.identity import identity
 from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
@@ -145,5 +146,5 @@ def other_differences(runs: list[Run]) -> list[str]:
     """Keys other than size, parametrization and seed in which the runs differ, which a comparison should mention."""
     meant = {"model.width", "model.depth", "model.heads", "seed"}
     meant |= {"recipe.parametrization", "recipe.branch_depth", "recipe.scale_clip"}
-    flat = [leaves(run.config.identity()) for run in runs]
+    flat = [leaves(identity(run.config)) for run in runs]
     return [key for key in flat[0] if key not in meant and any(other.get(key) != flat[0][key] for other in flat)]

@@ -9,8 +9,9 @@ from itertools import product
 from operator import attrgetter
 from typing import Any
 
+from mup_lightning.config.identity import identity, without_added
 from mup_lightning.config.load import build_config
-from mup_lightning.config.schema import Config, RunConfig, leaves, without_added
+from mup_lightning.config.schema import Config, RunConfig, leaves
 from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.data.sources import note_changes
@@ -189,7 +190,7 @@ def config_hash(config: Config, corpus: str) -> str:
     more |= {"micro_batch": data.micro_batch, "val_tokens": data.val_tokens}
     hashed = dict.fromkeys([*_HASHED_RULES, *used_sections(config.recipe.optimizer)])
     rules = {name: options_in_force(config.rules, name) for name in hashed}
-    plain = config.identity() | without_added({"rules": rules}) | {"run": more, "corpus": corpus}
+    plain = identity(config) | without_added({"rules": rules}) | {"run": more, "corpus": corpus}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from mup_lightning.config.identity import identity
 from mup_lightning.config.load import merge
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
@@ -262,7 +263,7 @@ def _identity(config: Config) -> dict[str, Any]:
     """Dotted key -> value of all that determines a training, with the options in force of the rules that it uses."""
     used = used_sections(config.recipe.optimizer)
     rules = {name: options_in_force(config.rules, name) for name in used}
-    return leaves(config.identity() | {"rules": rules}) | {"model.attention_scale": config.model.attention_scale}
+    return leaves(identity(config) | {"rules": rules}) | {"model.attention_scale": config.model.attention_scale}
 
 
 def not_transferred(proxies: Sequence[Config], target: Config) -> list[str]:

@@ -1,0 +1,60 @@
+"""What must be equal for two runs to be the same training, and what was done before a key existed. Imports no torch."""
+
+from dataclasses import asdict
+from typing import Any
+
+from mup_lightning.config.schema import Config
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued exactly, as plain nested values.
+
+    Left out: what changes no number that is trained (devices, workers, intervals, places), and max_steps, which
+    may be raised on purpose.
+    """
+    data = asdict(config)
+    trainer = {key: data["trainer"][key] for key in ("precision", "gradient_clip")}
+    batch = {key: data["data"][key] for key in ("tokenizer", "batch_size")}
+    model = {key: value for key, value in data["model"].items() if key != "loss_chunk"}
+    plain = {key: data[key] for key in ("recipe", "rules", "schedule", "seed")}
+    mup, recipe = config.recipe.parametrization == "mup", plain["recipe"]
+    recipe["scale_clip"] &= mup and config.trainer.gradient_clip > 0
+    recipe["decay_gains"] |= not config.recipe.weight_decay
+    if config.derive().multipliers.attention == 1.0 and model["attention_scale"] == "auto":
+        model["attention_scale"] = "1/sqrt(d)"
+    if mup and (config.recipe.pure or config.recipe.optimizer in ("sophia", "soap")):
+        plain["derivation"] = 2  # the first one left rho, ε and the longer side of a matrix unscaled
+    return without_added(plain | {"model": model, "data": batch, "trainer": trainer})
+
+
+ADDED: dict[str, Any] = {
+    "model.kv_heads": None,
+    "model.heads_per_kv": 1,
+    "model.position": "learned",
+    "model.rope_base": 10000.0,
+    "model.gated": False,
+    "model.norm": "layernorm",
+    "model.qk_gain": False,
+    "model.parallel": False,
+    "recipe.base": {},
+    "recipe.decay_gains": True,
+    "recipe.scale_clip": False,
+    "recipe.weight_decay_rule": "spectral",
+    "rules.adamw.eps": None,
+    "rules.adan.eps": None,
+    "rules.shampoo.eps": None,
+    "rules.shampoo.correct_bias": True,
+    "rules.sso.sphere": 1.0,
+}
+"""Keys that the first checkpoints and tables of results lack -> what was done then. At that value a key is no part of
+an identity, so that those checkpoints can be continued and the hashes of those tables hold."""
+
+
+def without_added(identity: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """An identity without the keys of `ADDED` that are as they were before them."""
+    kept: dict[str, Any] = {}
+    for key, value in identity.items():
+        full = f"{prefix}{key}"
+        if full not in ADDED or value != ADDED[full]:
+            kept[key] = without_added(value, f"{full}.") if isinstance(value, dict) else value
+    return kept
