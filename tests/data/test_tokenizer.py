@@ -63,7 +63,7 @@ def test_long_white_space_is_cut_where_no_token_changes(gpt2, monkeypatch):
         assert all(np.array_equal(a, b) for a, b in zip(cut, whole, strict=True))
 
 
-@pytest.mark.parametrize("sign", [*BLANKS, " \n", "a", "1", "!", "'s", "\u200b"])
+@pytest.mark.parametrize("sign", [" ", "\n", "\u3000", " \n", "a", "1", "!"])
 def test_no_run_is_too_long(gpt2, sign):
     text = f"a{sign * (1_100_000 // len(sign))}\n b"
     assert gpt2.decode(gpt2.encode_batch([text])[0]) == text

@@ -10,6 +10,7 @@ import pytest
 
 from mup_lightning import files
 from mup_lightning.cli.main import main
+from mup_lightning.errors import UserError
 from mup_lightning.studies.sweep.grid import expand
 from mup_lightning.studies.sweep.results import COLUMNS, append, prepare, read_trials, trial_file, write_table
 from mup_lightning.studies.sweep.run import dry_run, run_trials
@@ -106,8 +107,11 @@ def test_a_table_alone_is_continued(corpus, tmp_path):
     assert not (out / "trials").exists()  # looking at it changes nothing
     assert prepare(out, trials) == {trial.hash for trial in trials[:2]}
     assert sorted((out / "results.csv").read_text().splitlines()) == sorted(before.splitlines())
-    (out / "results.csv").write_text(before.replace(",2.0,3840.0,", ",,,"))  # does not say how long they took
+    (out / "results.csv").write_text(before.replace(",2.50,", ",good,"))
     shutil.rmtree(out / "trials")
+    with pytest.raises(UserError, match=r"results.csv, row 2: loss is 'good'; expected nats per token"):
+        prepare(out, trials)
+    (out / "results.csv").write_text(before.replace(",2.0,3840.0,", ",,,"))  # does not say how long they took
     assert "a guess: " in dry_run(trials, out, 1)
     assert prepare(out, trials) == {trial.hash for trial in trials[:2]}
     trial_file(out, trials[0].hash).unlink()  # to run it again

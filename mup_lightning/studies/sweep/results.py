@@ -17,7 +17,7 @@ import pandas as pd
 from mup_lightning.errors import UserError
 from mup_lightning.files import OneWriter, file_sha256, make_folder, read_json, write_atomic, write_json, write_sums
 from mup_lightning.studies.sweep.grid import Trial
-from mup_lightning.studies.transfer.losses import read_table
+from mup_lightning.studies.transfer.losses import LOSS, numbers, read_table
 
 COLUMNS = """
     parametrization optimizer branch_depth width depth axis size value log2_value seed loss train_loss unigram_loss
@@ -47,8 +47,9 @@ def read_trials(folder: Path) -> dict[str, Record]:
         return {file.stem: _read_trial(file) for file in (folder / "trials").glob("*.json")}
     if not (folder / "results.csv").exists():
         return {}
-    rows = read_table(folder / "results.csv", COLUMNS).to_dict("records")
-    return {row["config_hash"]: {"config": None, "result": row} for row in rows}
+    table = read_table(folder / "results.csv", COLUMNS)
+    numbers(table, "loss", LOSS, empty=True)  # as the report, which reads what is made of it
+    return {row["config_hash"]: {"config": None, "result": row} for row in table.to_dict("records")}
 
 
 def _read_trial(file: Path) -> Record:

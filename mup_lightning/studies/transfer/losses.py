@@ -17,6 +17,9 @@ from mup_lightning.files import differs, read_json
 COLUMNS = ("parametrization", "axis", "size", "log2_value", "seed", "loss")
 """Columns that every table has."""
 
+LOSS = "nats per token (empty: diverged)"
+"""What a cell of a loss holds."""
+
 SETTINGS = ("parametrization", "optimizer", "branch_depth", "value", "width", "depth", "layer_norm")
 """Columns that separate groups of runs, with every column named like an option (`model.context`)."""
 
@@ -138,7 +141,7 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
         size=["x".join(f"{side:.15g}" for side in own) for own in sides],
         position=[sum(map(math.log2, own)) / len(own) for own in sides],
         log2_value=numbers(table, "log2_value", "a power of two, such as -7"),
-        loss=numbers(table, "loss", "nats per token (empty: diverged)", empty=True),
+        loss=numbers(table, "loss", LOSS, empty=True),
         steps=numbers(table, "steps", "a number", empty=True),
     )
 
