@@ -38,8 +38,8 @@ class Bound:
 
 PositiveInt = Annotated[int, Bound("a whole number of at least 1", lambda value: value >= 1)]
 NonNegativeInt = Annotated[int, Bound("a whole number of at least 0", lambda value: value >= 0)]
-PositiveFloat = Annotated[float, Bound("a finite number above 0, below 1e30", lambda value: 0 < value < 1e30)]
-NonNegativeFloat = Annotated[float, Bound("a finite number of at least 0, below 1e30", lambda value: 0 <= value < 1e30)]
+PositiveFloat = Annotated[float, Bound("a finite number above 0, below 1e35", lambda value: 0 < value < 1e35)]
+NonNegativeFloat = Annotated[float, Bound("a finite number of at least 0, below 1e35", lambda value: 0 <= value < 1e35)]
 UnitInterval = Annotated[float, Bound("a number from 0 to below 1", lambda value: 0 <= value < 1)]
 OpenUnitInterval = Annotated[float, Bound("a number between 0 and 1", lambda value: 0 < value < 1)]
 

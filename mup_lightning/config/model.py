@@ -142,7 +142,7 @@ class ModelConfig(Typed, prefix="model."):
     @property
     def hidden(self) -> int:
         """Hidden units of the MLP."""
-        return round(self.mlp_ratio * self.width)
+        return max(1, round(self.mlp_ratio * self.width))
 
     @property
     def padded_vocab(self) -> int:

@@ -184,7 +184,7 @@ class Recipe:
 
 def representable(what: str, value: float) -> float:
     """The value, which float32 can hold. Raises UserError where it cannot."""
-    if abs(value) < 1e38:
+    if abs(value) < 1e35:
         return value
     raise UserError(f"{what} of this model comes out as {value:g}, which float32 cannot hold; lower its base values")
 

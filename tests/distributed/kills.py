@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from tests.distributed.work import Work, all_work
 
-PATIENCE = 8
+PATIENCE = 3
 """Seconds after which the processes that a dead one has left are killed, as srun and torchrun do it at once."""
 
 
@@ -62,7 +62,7 @@ def live(work: Work, folder: Path, rank: int = -1, operation: int = 0, seconds: 
         for number in range(work.processes)
     ]
     status: dict[int, int] = {}
-    end = begin + 120
+    end = begin + 900
     while len(status) < len(pids):
         pid, code = os.waitpid(-1, os.WNOHANG)
         if pid:
@@ -201,8 +201,7 @@ def main(kills: int, seed: int, only: str) -> bool:
         with tqdm(total=kills, desc="kills", disable=None) as bar:
             for name, quota in quotas.items():
                 done.kill(name, works[name], quota, bar)
-    for name, quota in quotas.items():
-        print(f"{name:<22} {done.recovered[name]:>3} of {quota:>3} recovered")
+                print(f"{name:<22} {done.recovered[name]:>3} of {quota:>3} recovered", flush=True)
     print(*done.lost, sep="\n")
     recovered = sum(done.recovered.values())
     print(

@@ -10,7 +10,7 @@ import yaml
 
 from tests.conftest import tiny_config, write_corpus
 
-STEPS = 12
+STEPS = 8
 
 
 @dataclass(frozen=True)
