@@ -241,6 +241,8 @@ class OneWriter:
             with contextlib.suppress(OSError):
                 status = self.file.stat()
                 seen.add(status.st_mtime_ns)
+            if len(seen) == 1 and time.monotonic() - begin > 3 * BEAT:
+                warn_once(self.file, f"waiting, at most {SILENCE:.0f} s, to see whether {self._holder()} still lives")
             empty = status is not None and not status.st_size and len(seen) == 1
             return (len(seen) > 1 and not self.wait) or (empty and time.monotonic() - begin > 5 * BEAT)
 
@@ -272,6 +274,8 @@ class OneWriter:
             self.__enter__()
 
     def _busy(self) -> Busy:
+        return Busy(f"{self.what} is being written by {self._holder()}; wait for it, or end it")
+
+    def _holder(self) -> str:
         owner = self._lease.owner
-        who = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
-        return Busy(f"{self.what} is being written by {who}; wait for it, or end it")
+        return f"process {owner.pid} on {owner.hostname}" if owner else "another process"

@@ -12,9 +12,11 @@ import yaml
 
 from mup_lightning.cli.main import main
 from mup_lightning.files import read_json
+from mup_lightning.studies.coordinates import run as coordinates
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.run import plain
 from tests.conftest import tiny_config, write_corpus
+from tests.studies.coordinate_runs import result
 from tests.studies.sweeps import tiny_sweep, write
 
 SIZES = ("ro", 8, 16, 48, 200, 800, 8000)
@@ -25,13 +27,19 @@ def mount(*arguments):
     return subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory):
+@pytest.fixture
+def disk(tmp_path):
     """A folder that is a file system of its own, and a function that resizes it."""
-    folder = tmp_path_factory.mktemp("disk")
+    folder = tmp_path / "disk"
+    folder.mkdir()
     if os.geteuid() or mount("-t", "tmpfs", "-o", "size=4k", "tmpfs", folder).returncode:
         pytest.skip("mounting a small file system takes root")
-    yield folder, lambda size: mount("-o", "remount,ro" if size == "ro" else f"remount,rw,size={size}k", folder)
+
+    def resize(size):
+        done = mount("-o", "remount,ro" if size == "ro" else f"remount,rw,size={size}k", folder)
+        assert not done.returncode, done.stderr
+
+    yield folder, resize
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
@@ -104,3 +112,13 @@ def test_a_full_disk_costs_nothing_that_was_there(disk, made, verb, capsys):
     name = {"prepare": "corpus", "train": "runs", "figure": "norms.png", "export": "exported"}.get(verb, verb)
     assert outcome(folder / name) == outcome(reference / name) != {}
     assert not [path for path in folder.rglob("*") if "unfinished" in path.name]
+
+
+def test_what_was_found_is_printed_before_it_is_written(disk, monkeypatch, capsys):
+    folder, resize = disk
+    resize(8)
+    monkeypatch.setattr(coordinates, "check", lambda *_: result())
+    assert main(["coord-check", "--out", str(folder / "check")]) == 1
+    out, err = capsys.readouterr()
+    assert "PASS" in out
+    assert err.splitlines()[-1] == f"error: {folder / 'check' / 'coordinates.json'}: No space left on device"

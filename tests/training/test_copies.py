@@ -59,6 +59,13 @@ def test_copies_made_while_it_trains_stay_and_count_for_nothing(tiny):
     assert train(fork).first_step == 4
 
 
+def test_a_checkpoint_that_its_run_deletes_while_it_is_read_is_not_called_damaged(tiny):
+    checkpoint = checkpoints.read(Path(train(tiny(**{"trainer.max_steps": 4})).checkpoint))
+    shutil.rmtree(checkpoint.path)
+    with pytest.raises(UserError, match=r"step_00000004 is gone: its run goes on, and has deleted it; repeat"):
+        checkpoints.verify(checkpoint)
+
+
 @pytest.mark.parametrize("kind", ["file", "link", "copy"])
 def test_what_has_the_name_of_the_next_checkpoint_is_in_the_way_and_stays(tiny, kind):
     folder = RunFolder(tiny()).checkpoints

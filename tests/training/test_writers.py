@@ -63,7 +63,7 @@ def tree(folder):
 
 
 @pytest.mark.parametrize("host", ["here", "elsewhere"])
-def test_a_second_writer_is_refused_until_the_first_has_ended_or_died(tmp_path, hold, host):
+def test_a_second_writer_is_refused_until_the_first_has_ended_or_died(tmp_path, hold, host, capsys):
     file = tmp_path / "writer.lock"
     first = hold(file, host)
     with (
@@ -74,9 +74,11 @@ def test_a_second_writer_is_refused_until_the_first_has_ended_or_died(tmp_path, 
     first.kill()
     first.wait()
     begin = time.monotonic()
-    with OneWriter(file, "it") as _:
+    with OneWriter(file, "it"):
         assert (time.monotonic() - begin > 2) == (host == "elsewhere")  # from afar only its silence tells
     assert not file.exists()
+    waiting = f"waiting, at most 3 s, to see whether process {first.pid} on elsewhere still lives"
+    assert (waiting in capsys.readouterr().err) == (host == "elsewhere")
 
 
 @pytest.mark.parametrize("content", [b"", b"filelock/2\npid=", b"\xff"])

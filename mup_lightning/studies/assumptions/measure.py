@@ -47,12 +47,14 @@ def run(settings: AssumptionSettings) -> int:
     out = Path(settings.out)
     check_folder(out)
     result = check(settings)
+    # First: a full disk must not cost what was found.
+    print(json.dumps(result.short(), indent=1) if settings.json else f"{text(result)}\n", flush=True)
     write_atomic(out / "table.md", f"{markdown(result)}\n")
     result.write(out / "assumptions.json")
     for assumption in CLAIMS:
         style.save(picture(result, assumption), out / f"assumptions_{assumption}.png")
-    words = f"{text(result)}\n\nwrote {out / 'assumptions.json'}, table.md and figures"
-    print(json.dumps(result.short(), indent=1) if settings.json else words)
+    if not settings.json:
+        print(f"wrote {out / 'assumptions.json'}, table.md and figures")
     return exit_code(result.findings)
 
 

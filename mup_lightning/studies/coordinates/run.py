@@ -45,9 +45,10 @@ def run_one(settings: CheckSettings, config: Config) -> Check:
     check_folder(folder)
     tune_allocator()
     result = check(settings, config)
+    print(f"{text(result)}\n", flush=True)  # first: a full disk must not cost what was found
     result.write(folder / FILE)
     style.save(picture(result), folder / "coordinates.png")
-    print(f"{text(result)}\n\nwrote {folder / FILE} and coordinates.png\n", flush=True)
+    print(f"wrote {folder / FILE} and coordinates.png\n", flush=True)
     return result
 
 

@@ -212,12 +212,14 @@ def run(settings: ProbeSettings) -> int:
         mine = settings.of(name)
         found = probe(make_subject(name, mine), mine)
         probes.append(found)
+        if not settings.json:
+            print(f"{text(found)}\n", flush=True)  # first: a full disk must not cost what was found
         found.write(folder / "probe.json")
         style.save(picture(found), folder / "probe.png")
         if settings.all:
             write_atomic(base / "table.md", markdown(probes))  # after each, so that Ctrl-C loses one probe alone
         if not settings.json:
-            print(f"{text(found)}\n\nwrote {folder / 'probe.json'} and probe.png\n", flush=True)
+            print(f"wrote {folder / 'probe.json'} and probe.png\n", flush=True)
     if settings.json:
         short = [found.short() for found in probes]
         print(json.dumps(short if settings.all else short[0], indent=1))
