@@ -91,11 +91,13 @@ def test_equals_the_published_equation(rule, shape, dtype):
 
 
 @pytest.mark.parametrize("rule", MATRIX_RULES)
-def test_fused_qkv_is_three_matrices(rule):
-    w, *grads = normal(24, 8, count=3)
-    grads = [g * np.repeat([1.0, 10.0, 100.0], 8)[:, None] for g in grads]
-    together, _ = run(rule, w, grads, blocks=3)
-    apart = np.concatenate([run(rule, w[i : i + 8], [g[i : i + 8] for g in grads])[0] for i in (0, 8, 16)])
+@pytest.mark.parametrize(("blocks", "rows"), [(3, 8), (2, 3), (2, 20)], ids=["qkv", "narrow kv", "gate and up"])
+def test_stacked_matrices_are_updated_each_on_its_own(rule, blocks, rows):
+    w, *grads = normal(blocks * rows, 8, count=3)
+    grads = [g * np.repeat(10.0 ** np.arange(blocks), rows)[:, None] for g in grads]
+    together, _ = run(rule, w, grads, blocks=blocks)
+    parts = [slice(start, start + rows) for start in range(0, blocks * rows, rows)]
+    apart = np.concatenate([run(rule, w[part], [g[part] for g in grads])[0] for part in parts])
     whole, _ = run(rule, w, grads, blocks=1)
     assert np.abs(together - apart).max() < 1e-10
     assert np.abs(together - whole).max() > 1e-3
