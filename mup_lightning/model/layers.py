@@ -89,13 +89,13 @@ class Attention(nn.Module):
 
     def forward(self, x_BTC: torch.Tensor, turn_2TR: torch.Tensor | None = None) -> torch.Tensor:
         """Causal self-attention; head h takes the keys and values of head h·G/H. `turn_2TR` is RoPE's `rotation`."""
-        B, T, C = x_BTC.shape
+        C = x_BTC.shape[2]
         if self.q is not None and self.kv is not None:
             parts = (self.q(x_BTC), *self.kv(x_BTC).split(self.kv_dim, dim=2))
         else:
             assert self.qkv is not None
             parts = self.qkv(x_BTC).split(C, dim=2)
-        q_BTHD, k_BTGD, v_BTGD = (part.view(B, T, -1, self.head_dim) for part in parts)
+        q_BTHD, k_BTGD, v_BTGD = (part.unflatten(2, (-1, self.head_dim)) for part in parts)
         if self.qk_norm:
             q_BTHD, k_BTGD = rms_norm(q_BTHD, self.q_gain), rms_norm(k_BTGD, self.k_gain)
         if turn_2TR is not None:
@@ -109,7 +109,7 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.kv_dim < C,
         )
-        return self.out(y_BHTD.transpose(1, 2).reshape(B, T, C))
+        return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

@@ -169,6 +169,12 @@ def test_each_switch_alone_is_a_model_too(switches, gone, new):
 GPT2 = {key: getattr(ModelConfig(), key) for key in LLAMA}
 
 
+@pytest.mark.parametrize("switches", [GPT2, LLAMA])
+def test_no_sequences_have_no_logits(switches):
+    """A process that has run out of validation windows takes part in the forward pass."""
+    assert make(**switches)(torch.empty(0, 16, dtype=torch.int64)).shape == (0, 16, 256)
+
+
 def test_every_parameter_has_its_role():
     model = make(tied=False, qk_norm=True, qk_gain=True)
     for name, info in model.parameter_info.items():
