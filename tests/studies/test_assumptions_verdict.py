@@ -11,7 +11,6 @@ from mup_lightning.errors import UserError
 from mup_lightning.files import read_json
 from mup_lightning.studies.assumptions import TIMES, AssumptionSettings
 from mup_lightning.studies.assumptions import measure as measuring
-from mup_lightning.studies.assumptions import measure as running
 from mup_lightning.studies.assumptions.measure import check, trainings
 from mup_lightning.studies.assumptions.report import CLAIMS, Assumptions, conclude, markdown, picture, text
 from mup_lightning.studies.scaling import Run
@@ -183,7 +182,7 @@ def test_a_network_that_violates_an_assumption_is_found_out(monkeypatch):
         return real_measure(training)
 
     monkeypatch.setattr(measuring, "own_gradients", cancelling)
-    monkeypatch.setattr(running, "measure", watched)
+    monkeypatch.setattr(measuring, "measure", watched)
     bad = by_name(check(settings))
     assert (bad["weights"], bad["alignment"]) == ("PASS", "FAIL")
 
