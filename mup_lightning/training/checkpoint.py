@@ -162,12 +162,17 @@ def seal(
         discard(target)
     source.rename(target)
     sync_folder(folder)
+    prune(folder, keep)
+    return Checkpoint(target, step, config, identity, files)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete the complete checkpoints before the last `keep`, and what a killed process has left half done."""
     try:
         for old in [*complete(folder)[:-keep], *filter(_is_leftover, folder.glob(".*_step_*"))]:
             discard(old)
     except OSError as error:
         warn_once(folder, f"old checkpoints cannot be deleted ({error.strerror}); this threatens none that is kept")
-    return Checkpoint(target, step, config, identity, files)
 
 
 def discard(path: Path) -> None:

@@ -122,7 +122,8 @@ class RunFolder:
     def open(self, config: Config, start: Checkpoint | None) -> None:
         """Save the resolved configuration; that of a resumed run does not replace the first one.
 
-        Where a run goes back to an older checkpoint of its own, the later ones are set aside.
+        Where a run goes back to an older checkpoint of its own, the later ones are set aside. What the process before
+        it was killed too early to delete is deleted.
         """
         file = self.config_file
         if file.exists():
@@ -133,6 +134,7 @@ class RunFolder:
                 f"note: the run is made anew from step {start.step} on; its later checkpoints are kept as "
                 f"{', '.join(map(str, aside))}"
             )
+        checkpoints.prune(self.checkpoints, config.trainer.keep_checkpoints)
 
     def finished_result(self) -> Result | None:
         """The contents of result.json, if the run reached its end; raises UserError if the file is damaged."""

@@ -69,8 +69,9 @@ def test_resume_is_bit_identical_with_dropout(tiny, optimizer):
 def test_a_run_that_was_killed_before_it_wrote_its_result_ends_with_it(tiny):
     straight = train(tiny())
     RunFolder(tiny()).result_file.unlink()
-    again = train(tiny(**{"run.resume": "last"}))
+    again = train(tiny(**{"run.resume": "last", "trainer.keep_checkpoints": 1}))
     assert (again.finished, again.validation_loss) == (True, straight.validation_loss)
+    assert checkpoints.complete(RunFolder(tiny()).checkpoints) == [Path(straight.checkpoint)]
     with pytest.raises(UserError, match="already has all 10 steps"):
         train(tiny(**{"run.resume": "last"}))
 
