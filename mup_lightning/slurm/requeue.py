@@ -38,44 +38,47 @@ def requeue(step: int, first_step: int) -> bool:
     Returns whether it was requeued: a cancelled job is not. Raises UserError where it would be requeued forever, or
     SLURM refuses.
     """
-    job, restarts = _this_job(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    again = "submit it again with the same command and resume=auto"
-    if restarts and step == first_step:
-        raise UserError(
-            f"job {job} was stopped at step {step} and has made no step since it was requeued, so another requeue "
-            f"would not help. Ask for more time (--slurm.time), or for a partition where it is not preempted so "
-            f"soon, and {again}"
-        )
-    if restarts >= int(os.environ[signals.VARIABLE]):
-        raise UserError(
-            f"job {job} has been requeued {restarts} times, which is the limit (slurm.max_requeues); step {step} is "
-            f"saved. To continue, {again}"
-        )
+    job, again = os.environ.get("SLURM_JOB_ID"), "submit it again with the same command and resume=auto"
+    if job is None:
+        raise UserError(f"step {step} is saved, but {signals.VARIABLE} is set outside of a SLURM job; unset it")
     try:
-        if _is_cancelled(job):
+        fields = _this_job(job)
+        if _is_cancelled(fields):
             print(f"job {job} was cancelled: step {step} is saved, and it does not go back into the queue", flush=True)
             return False
-        run("scontrol", "requeue", job)
+        restarts = int(fields["Restarts"])
+        if restarts and step == first_step:
+            raise UserError(
+                "it has made no step since it was requeued, so another requeue would not help; ask for more time "
+                "(--slurm.time), or for a partition where it is not preempted so soon"
+            )
+        if restarts >= int(os.environ[signals.VARIABLE]):
+            raise UserError(f"it has been requeued {restarts} times, which is the limit (slurm.max_requeues)")
+        task = fields.get("ArrayTaskId", "")
+        run("scontrol", "requeue", f"{fields['ArrayJobId']}_{task}" if task.isdecimal() else job)
     except UserError as error:
         raise UserError(
-            f"step {step} is saved, but job {job} could not go back into the queue: {error}. To continue, {again}"
+            f"step {step} is saved, but job {job} cannot go back into the queue: {error}. To continue, {again}"
         ) from error
     print(f"job {job} goes back into the queue, and continues after step {step}", flush=True)
     return True
 
 
-def _this_job() -> str:
-    """The name of this job alone: SLURM_JOB_ID of one task of an array (slurm.extra --array) names all of its tasks."""
-    variables = os.environ
-    if "SLURM_ARRAY_TASK_ID" in variables:
-        return f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"
-    return variables["SLURM_JOB_ID"]
+def _this_job(job: str) -> dict[str, str]:
+    """What SLURM knows of a job; of an array's tasks, one has the number of them all, and all are shown under it.
+
+    Asks SLURM, because variables such as SLURM_ARRAY_TASK_ID may come from a job in which this one was submitted.
+    """
+    shown = run("scontrol", "show", "job", job).split("\n\n")
+    records = [dict(re.findall(r"(\w+)=(\S*)", text)) for text in shown]
+    if found := next((fields for fields in records if fields.get("JobId") == job), None):
+        return found
+    raise UserError(f"scontrol knows no job {job}")
 
 
-def _is_cancelled(job: str) -> bool:
+def _is_cancelled(fields: dict[str, str]) -> bool:
     """Whether SLURM is ending the job for another reason than its time limit. Preempted jobs still count as running."""
-    fields = dict(re.findall(r"(JobState|RunTime|TimeLimit)=(\S+)", run("scontrol", "show", "job", job)))
-    if fields.get("JobState") != "COMPLETING":
-        return fields.get("JobState") == "CANCELLED"
-    limit = fields.get("TimeLimit", "")
+    if fields["JobState"] != "COMPLETING":
+        return fields["JobState"] == "CANCELLED"
+    limit = fields["TimeLimit"]
     return not limit[:1].isdigit() or seconds(fields["RunTime"]) < seconds(limit)

@@ -8,6 +8,7 @@ import yaml
 
 from mup_lightning import signals
 from mup_lightning.cli.main import main
+from mup_lightning.errors import UserError
 from mup_lightning.slurm import submit
 from mup_lightning.slurm.options import seconds
 from mup_lightning.slurm.requeue import requeue
@@ -129,15 +130,40 @@ def test_a_damaged_record_of_the_last_job_is_named(offline, capsys):
     assert re.search(r"job\.json is damaged: .* the run's last job", refused(offline.command("new"), capsys))
 
 
+RECORD = "JobId=7 {array}JobName=a\n   JobState={state} Restarts={restarts}\n   RunTime=00:01:00 TimeLimit=1-00:00:00"
+OTHER = RECORD.replace("=7 ", "=8 ").format(array="ArrayJobId=7 ArrayTaskId=1 ", state="CANCELLED", restarts=99)
+
+
 @pytest.mark.parametrize(
-    ("variables", "job"), [({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")]
+    ("record", "asked", "message"),
+    [
+        ({}, "7", ""),
+        ({"array": "ArrayJobId=7 ArrayTaskId=3 "}, "7_3", ""),  # the task that has the number of the whole array
+        ({"restarts": 8}, "7", ""),
+        ({"restarts": 9}, "", "it has been requeued 9 times, which is the limit"),
+        ({"state": "CANCELLED"}, "", ""),
+        ({"state": "COMPLETING"}, "", ""),
+    ],
 )
-def test_a_job_requeues_itself_alone(tmp_path, monkeypatch, variables, job):
-    """SLURM_JOB_ID of one task of an array is the number of the whole array."""
+def test_a_job_requeues_itself_alone(tmp_path, monkeypatch, record, asked, message):
+    shown = RECORD.format(**{"array": "", "state": "RUNNING", "restarts": 0} | record)
+    (tmp_path / "shown").write_text(f"{OTHER}\n\n{shown}\n\n")
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho JobState=RUNNING\n')
+    scontrol.write_text(f'#!/bin/sh\n[ $1 = show ] && exec cat {tmp_path}/shown\necho "$2" > {tmp_path}/asked\n')
     scontrol.chmod(0o755)
-    for name, value in {"PATH": f"{tmp_path}:/bin", "SLURM_JOB_ID": "7", signals.VARIABLE: "9", **variables}.items():
+    for name, value in {"PATH": f"{tmp_path}:/bin:/usr/bin", "SLURM_JOB_ID": "7", signals.VARIABLE: "9"}.items():
         monkeypatch.setenv(name, value)
-    assert requeue(step=2, first_step=0)
-    assert (tmp_path / "asked").read_text() == f"show job {job}\nrequeue {job}\n"
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")  # left by a job in which this one was submitted
+    if message:
+        with pytest.raises(UserError, match=f"step 2 is saved, but job 7 cannot go back into the queue: {message}"):
+            requeue(step=2, first_step=0)
+    else:
+        assert requeue(step=2, first_step=0) == bool(asked)
+    assert not asked or (tmp_path / "asked").read_text() == f"{asked}\n"
+
+
+def test_a_variable_of_a_job_outside_of_one_is_one_line(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv(signals.VARIABLE, "9")
+    with pytest.raises(UserError, match=f"step 2 is saved, but {signals.VARIABLE} is set outside of a SLURM job"):
+        requeue(step=2, first_step=0)
