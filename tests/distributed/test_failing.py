@@ -41,10 +41,9 @@ FAILED = "error: process 2 of 2 has failed, and the others have been ended"
 FAULTS = [
     ("ddp", "step killed", KILLED),
     ("zero0", "step error", FAILED),
-    ("zero1", "set-up error", FAILED),
+    ("zero1", "set-up refused", "error: a fault of one process"),
     ("zero2", "set-up killed", KILLED),
     ("zero3", "step killed", KILLED),
-    ("zero3", "set-up refused", "error: a fault of one process"),
 ]
 
 
