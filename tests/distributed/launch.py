@@ -48,16 +48,16 @@ class Together:
     def log(self, rank):
         return self.folder / f"{rank}.log"
 
-    def start(self, configs):
-        """Let all processes train these one after the other."""
+    def start(self, configs, others=None):
+        """Let all processes train these one after the other, or all but the first these `others`."""
         self.batches += 1
-        for process in self.processes:
-            process.stdin.write(json.dumps([asdict(config) for config in configs]) + "\n")
+        for rank, process in enumerate(self.processes):
+            process.stdin.write(json.dumps([asdict(c) for c in (rank and others) or configs]) + "\n")
             process.stdin.flush()
 
-    def train(self, configs, timeout=600):
+    def train(self, configs, others=None, timeout=600):
         """Train them; run's name -> the folder of its last checkpoint, or the error in words."""
-        self.start(configs)
+        self.start(configs, others)
         answers = [self.folder / f"{rank}-{self.batches}.json" for rank in range(len(self.processes))]
         deadline = time.monotonic() + timeout
         while not all(answer.exists() for answer in answers):

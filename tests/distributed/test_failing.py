@@ -122,3 +122,9 @@ def test_no_process_outlives_the_one_that_started_it(start, tmp_path):
     process.kill()
     while mine(tmp_path):
         time.sleep(0.1)
+
+
+def test_processes_with_different_configurations_do_not_start(config_of, two):
+    """Of different files, or of what `auto` has found on their machines."""
+    ours, theirs = (config_of("differing", "ddp", 2, **{"data.micro_batch": n}) for n in (2, 4))
+    assert "data.micro_batch is 2 in process 1 and 4 in process 2" in two.train([ours], [theirs])["differing"]
