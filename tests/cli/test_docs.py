@@ -150,6 +150,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import")
 @pytest.mark.parametrize("line", sorted({" ".join(line.split()) for line in lines()}), ids=str)
 def test_it_can_be_typed(installed, line):  # noqa: F811
     program, *words = words_of(line)
