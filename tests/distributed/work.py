@@ -99,6 +99,7 @@ def all_work(root: Path) -> dict[str, Work]:
 
         table = pd.read_csv(folder / "out" / "results.csv", dtype=str).drop(columns=["seconds", "tokens_per_second"])
         found = (folder / "out" / "tuned.yaml").read_text() if (folder / "out" / "tuned.yaml").exists() else ""
+        found = found.partition("\n")[2]  # without the hash of the rest, which has the folder's name in it
         return table.to_csv(), found.replace(str(folder), ""), sorted(files(folder / "out", "trials/*.json"))
 
     def export(form: str) -> Work:
