@@ -98,7 +98,8 @@ def all_work(root: Path) -> dict[str, Work]:
         import pandas as pd
 
         table = pd.read_csv(folder / "out" / "results.csv", dtype=str).drop(columns=["seconds", "tokens_per_second"])
-        found = (folder / "out" / "tuned.yaml").read_text() if (folder / "out" / "tuned.yaml").exists() else ""
+        file = folder / "out" / "tuned.yaml"
+        found = file.read_text().partition("\n")[2] if file.exists() else ""  # line 1 is the hash of all, path included
         found = found.partition("\n")[2]  # without the hash of the rest, which has the folder's name in it
         return table.to_csv(), found.replace(str(folder), ""), sorted(files(folder / "out", "trials/*.json"))
 
