@@ -45,6 +45,7 @@ ADDED: dict[str, Any] = {
     "rules.shampoo.eps": None,
     "rules.shampoo.correct_bias": True,
     "rules.sso.sphere": 1.0,
+    "rules.muon.per_head": False,
 }
 """Keys that the first checkpoints and tables of results lack -> what was done then. At that value a key is no part of
 an identity, so that those checkpoints can be continued and the hashes of those tables hold."""

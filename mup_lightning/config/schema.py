@@ -213,7 +213,9 @@ class Config(Typed):
         shape, base = self.model, self.recipe.base_width
         dims = (shape.head_dim_at(base), shape.head_dim)
         sides: dict[Side, float] = {"head": dims[1] / dims[0], "kv": shape.kv_dim / shape.kv_dim_at(base)}
-        return derive(self.recipe, shape.width, shape.depth, dims if shape.attention_scale == "auto" else (1, 1), sides)
+        attention = dims if shape.attention_scale == "auto" else (1, 1)
+        per_head = self.recipe.optimizer in ("muon", "muon_kimi") and self.rules.get("muon", {}).get("per_head", False)
+        return derive(self.recipe, shape.width, shape.depth, attention, sides, per_head)
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

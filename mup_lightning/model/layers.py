@@ -79,9 +79,10 @@ class Attention(nn.Module):
         """See `parameters.collect`."""
         result = linear(self.out, "out", "attention", closes_branch=True)
         if self.q is not None and self.kv is not None:
-            result |= linear(self.q, "q", "attention") | linear(self.kv, "kv", "attention", blocks=2, side="kv")
+            result |= linear(self.q, "q", "attention", heads=self.heads)
+            result |= linear(self.kv, "kv", "attention", blocks=2, side="kv", heads=2 * self.kv_dim // self.head_dim)
         elif self.qkv is not None:
-            result |= linear(self.qkv, "qkv", "attention", blocks=3)
+            result |= linear(self.qkv, "qkv", "attention", blocks=3, heads=3 * self.heads)
         if self.q_gain is not None:
             gain = Declaration(Role.HIDDEN_BIAS, "gain", constant=1.0, side="head")
             result |= {"q_gain": gain, "k_gain": gain}

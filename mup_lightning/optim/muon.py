@@ -15,6 +15,7 @@ import torch
 
 from mup_lightning.optim.newton_schulz import Coefficient, Iterations, operations, orthogonalise, scratch
 from mup_lightning.optim.rule import Group, Item, Rule, batches, empty_batch, move, split_blocks, split_items
+from mup_lightning.spectral.roles import ParameterInfo
 from mup_lightning.typed import Typed, UnitInterval
 
 
@@ -32,6 +33,7 @@ class Muon(Rule):
             nesterov: look one step ahead along the momentum.
             steps: Newton-Schulz iterations.
             coefficients: a, b, c of one iteration X <- aX + b(XXᵀ)X + c(XXᵀ)²X.
+            per_head: queries, keys and values are orthogonalised head by head, with rates derived for that.
             dtype: of the iteration; auto is bfloat16 on GPU and float32 on CPU, where bfloat16 is slow.
         """
 
@@ -40,6 +42,11 @@ class Muon(Rule):
         steps: Iterations = 5
         coefficients: tuple[Coefficient, Coefficient, Coefficient] = (3.4445, -4.7750, 2.0315)
         dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+        per_head: bool = False
+
+    def blocks(self, group: Group, info: ParameterInfo) -> int:
+        """Those of the model, or every head's."""
+        return info.heads if group["per_head"] and info.heads else info.blocks
 
     @staticmethod
     def scale(rows: int, columns: int) -> float:

@@ -123,7 +123,7 @@ class HybridOptimizer(Optimizer):
             if parameter.grad is not None
         ]
         mine = [(held, parameter) for held, parameter in present if held.owner in (None, rank)]
-        items = [self._item(held, parameter, parameter.grad, self.state[parameter]) for held, parameter in mine]
+        items = [self._item(group, held, parameter, parameter.grad, self.state[parameter]) for held, parameter in mine]
         self._update(group, [held.info for held, _ in mine], items)
         owned = [(parameter, held.owner) for held, parameter in present if held.owner is not None]
         if owned:
@@ -139,20 +139,20 @@ class HybridOptimizer(Optimizer):
 
         def update(weights: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> None:
             mine = [self.held[name] for name in weights]
-            items = [
-                self._item(held, weight.view(held.info.shape), gradient.view(held.info.shape), self.state[held.tensor])
-                for held, weight, gradient in zip(mine, weights.values(), gradients.values(), strict=True)
-            ]
+            items = []
+            for held, weight, gradient in zip(mine, weights.values(), gradients.values(), strict=True):
+                shape, state = held.info.shape, self.state[held.tensor]
+                items.append(self._item(group, held, weight.view(shape), gradient.view(shape), state))
             self._update(group, [held.info for held in mine], items)
 
         owners = {name: self.held[name].owner or 0 for name in layout.held}
         update_at_owners(layout, owners, flat, flat.grad, update)
 
     @staticmethod
-    def _item(held: Held, parameter: torch.Tensor, gradient: torch.Tensor, state: State) -> Item:
+    def _item(group: Group, held: Held, parameter: torch.Tensor, gradient: torch.Tensor, state: State) -> Item:
         """A whole parameter for its rule; takes the estimate of the Hessian out of `held`."""
         hessian, held.hessian = held.hessian, None
-        return Item(parameter, gradient, state, held.info.blocks, held.info.transposed, hessian)
+        return Item(parameter, gradient, state, held.rule.blocks(group, held.info), held.info.transposed, hessian)
 
     def _update(self, group: Group, infos: list[ParameterInfo], items: list[Item]) -> None:
         """Let the rule step whole parameters, under the eyes of `watch`."""

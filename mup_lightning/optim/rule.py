@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.roles import ParameterInfo
 
 State = dict[str, Any]
 """What a rule keeps for one parameter: tensors and numbers by name."""
@@ -90,6 +91,10 @@ class Rule:
     def cost(self, rows: int, columns: int) -> float:
         """Operations of one step of a (rows, columns) matrix, up to a factor: processes get equal shares of it."""
         return rows * columns * (min(rows, columns) if self.whole_matrix else 1)
+
+    def blocks(self, group: Group, info: ParameterInfo) -> int:
+        """How many matrices, stacked along dim 0 of a parameter, are each updated on its own."""
+        return info.blocks
 
     def operations(self, group: Group, rows: int, columns: int) -> int | None:
         """Floating-point operations of one step of a (rows, columns) matrix; None where they matter but are unknown."""

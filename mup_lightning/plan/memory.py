@@ -75,7 +75,7 @@ def rule_memory(groups: list[Group], device: str = "cuda") -> dict[str, RuleMemo
         items = []
         for info in group["infos"]:
             tensor = torch.empty(info.shape, device="meta")
-            items.append(Item(tensor, tensor, {}, info.blocks, info.transposed))
+            items.append(Item(tensor, tensor, {}, rule.blocks(group, info), info.transposed))
             rule.start(group, items[-1])
             state = sum(v.nbytes for v in items[-1].state.values() if torch.is_tensor(v) and v.ndim)
             found.numel += info.numel

@@ -145,11 +145,12 @@ def _parameters(model: GPT2, groups: list[Group], recipe: Recipe) -> list[Parame
 
 def _flops(model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
     T, C, L = model.config.context, model.config.width, model.config.depth
-    newton_schulz = sum(
-        info.blocks * (RULES[group["rule"]].operations(group, *info.block_shape) or 0)
-        for group in groups
-        for info in group["infos"]
-    )
+    newton_schulz = 0
+    for group in groups:
+        rule = RULES[group["rule"]]
+        for info in group["infos"]:
+            count = rule.blocks(group, info)
+            newton_schulz += count * (rule.operations(group, info.shape[0] // count, info.block_shape[1]) or 0)
     matrices = sum(info.numel for info in model.multiplied if not info.role.is_vector)
     # A weight takes 2 per token forward, 2 for its own gradient, 2 for its input's. Attention has 2 products forward
     # and 5 backward (the logits again, then the gradients of value, probability, query and key), each with 2·C per

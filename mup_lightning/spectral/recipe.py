@@ -15,7 +15,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.roles import LABELS, ParameterInfo, Role, Side
-from mup_lightning.spectral.scale import Scale
+from mup_lightning.spectral.scale import M, Scale
 from mup_lightning.typed import NonNegativeFloat, PositiveFloat, PositiveInt, Typed, unknown_key
 
 DECAY_RULES = {"spectral": 0.0, "sqrt_width": 0.5, "inverse_width": 1.0, "inverse_square": 2.0}
@@ -189,13 +189,16 @@ def representable(what: str, value: float) -> float:
     raise UserError(f"{what} of this model comes out as {value:g}, which float32 cannot hold; lower its base values")
 
 
-def exponents(family: Family, role: Role, branch_depth: int, n_out: Scale | None = None) -> Exponents:
+def exponents(
+    family: Family, role: Role, branch_depth: int, n_out: Scale | None = None, stepped: Scale | None = None
+) -> Exponents:
     """One row of the paper's tables: factors on the base values, as powers of r_n and r_L, at k = `branch_depth`.
 
-    `n_out` is how the output side scales where that is not as the role's.
+    `n_out` is how the output side scales where that is not as the role's, and `stepped` that of each of the matrices,
+    stacked along the outputs, that the rule takes for one.
     """
     weight = solve(role, branch_depth, n_out)
-    direction = family.direction(weight)
+    direction = family.direction(replace(weight, n_out=stepped or weight.n_out))
     return Exponents(
         multiplier=weight.multiplier,
         init_var=weight.init_var,
@@ -221,13 +224,15 @@ def derive(
     depth: int,
     head_dims: tuple[float, float] = (1, 1),
     sides: Mapping[Side, float] | None = None,
+    per_head: bool = False,
 ) -> Recipe:
     """Scale the base values to a model of another width n and depth L (blocks, whose branches share one multiplier).
 
     `head_dims` are the dimension of an attention head in the base model and in this one. Where it grows, queries and
     keys come to be aligned, their product grows as d rather than √d, and so the logits' factor 1/√d becomes √d_base/d
     (Yang et al. 2022, Tensor Programs V, definition 4.1). `sides` are output sides that are not the width, over the
-    base model's, needed where the model has any. At the base shape values equal the base values to the bit.
+    base model's, needed where the model has any. `per_head`: the rule takes every head's queries, keys and
+    values for matrices of their own. At the base shape values equal the base values to the bit.
     """
     mup = config.parametrization == "mup"
     r_n, r_L = (width / config.base_width, depth / config.base_depth) if mup else (1.0, 1.0)
@@ -237,11 +242,13 @@ def derive(
     closing = (2 * (config.base_depth if mup else depth)) ** -0.5
 
     @cache
-    def values(role: Role, r_side: float, n_out: Scale, r_m: float = 1.0) -> Values:
+    def values(role: Role, r_side: float, n_out: Scale, r_m: float = 1.0, r_head: float | None = None) -> Values:
         # A whole-matrix optimizer takes what is_main, AdamW all else.
         family = main if not main.whole_matrix or is_main(config, role) else FAMILIES["adamw"]
         row, weight = exponents(family, role, config.branch_depth, n_out), solve(role, config.branch_depth, n_out)
-        lr, decay = row.lr.at(r_n, r_L, r_side, r_m), row.weight_decay.at(r_n, r_L, r_side, r_m)
+        # A step by heads depends on the heads' dimension in the place of m, and in nothing on the matrix's own side.
+        step, r_step = (row, r_m) if r_head is None else (exponents(family, role, config.branch_depth, None, M), r_head)
+        lr, decay = step.lr.at(r_n, r_L, r_side, r_step), step.weight_decay.at(r_n, r_L, r_side, r_step)
         if config.parametrization == "sp_embedding" and role is Role.INPUT:
             lr, decay = width / config.base_width, config.base_width / width
         if role is Role.HIDDEN:
@@ -259,7 +266,9 @@ def derive(
     def exactly(info: ParameterInfo) -> Values:
         fixed = info.shape[0] if info.role in (Role.INPUT, Role.OUTPUT) else 0
         r_side = max(width, fixed) / max(config.base_width, fixed) if mup else 1.0
-        found = values(info.role, r_side, info.n_out, (sides or {})[info.side] if info.side and mup else 1.0)
+        ratios = (sides or {}) if mup else dict.fromkeys(("kv", "head"), 1.0)
+        r_head = ratios["head"] if per_head and info.heads else None
+        found = values(info.role, r_side, info.n_out, ratios[info.side] if info.side else 1.0, r_head)
         base = [BaseFactors(), *(config.base[key] for key in (info.role, info.label) if key in config.base)]
         lr, decay, std, eps = (
             math.prod(getattr(factors, key) for factors in base) for key in ("lr", "weight_decay", "init_std", "eps")

@@ -67,6 +67,7 @@ class Declaration:
         constant: initial value of a vector; None for matrices, which are drawn.
         closes_branch: the last matrix of a residual branch (GPT-2's extra init factor applies to it).
         side: what its output side is where that is not its role's.
+        heads: how many attention heads' matrices are stacked along dim 0; 0 where none are.
     """
 
     role: Role
@@ -75,6 +76,7 @@ class Declaration:
     constant: float | None = None
     closes_branch: bool = False
     side: Side = ""
+    heads: int = 0
 
     @property
     def n_out(self) -> Scale:

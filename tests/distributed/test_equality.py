@@ -35,7 +35,7 @@ AT_TWO = [(rule, strategy) for rule in WITNESSES for strategy in STRATEGIES]
 AT_TWO += [(rule, s) for n, rule in enumerate(OTHERS) for s in ("ddp", f"zero{1 + n % 2}")]
 AT_FOUR = [("sophia", "zero1"), *(("muon_kimi", strategy) for strategy in ("ddp", "zero1", "zero3"))]
 BF16 = [(rule, strategy) for rule in ("adamw", "muon_kimi") for strategy in STRATEGIES]
-LLAMA = families.model(families.LLAMA | {"qk_norm": True, "qk_gain": True})
+LLAMA = families.model(families.LLAMA | {"qk_norm": True, "qk_gain": True}) | {"rules.muon.per_head": True}
 OF_LLAMA = [(rule, strategy) for rule in ("adamw", "muon_kimi") for strategy in STRATEGIES]
 # Sophia runs the compiled blocks a second time, for its estimate of the Hessian.
 ONE_BLOCK, BFLOAT16 = {"model.depth": 1}, {"trainer.precision": "bf16"}
@@ -100,7 +100,7 @@ def test_two_processes_train_what_one_does(by_two, alone, rule, strategy):
 
 @pytest.mark.parametrize(("rule", "strategy"), OF_LLAMA)
 def test_two_processes_train_the_llama_that_one_does(by_two, alone, rule, strategy):
-    """Matrices of five shapes, three of them stacked in pairs, and gains of one head."""
+    """Matrices of many shapes, stacked in pairs or by heads, and gains of one head."""
     found, wanted = weights_of(by_two[f"llama-{rule}-{strategy}"]), weights_of(alone(rule, "llama", **LLAMA))
     assert_same_training(found, wanted, bound=5e-6)
 

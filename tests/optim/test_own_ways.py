@@ -142,3 +142,16 @@ def test_roots_are_found_in_few_evaluations(function):
     found = root(counted, torch.zeros(5, dtype=torch.float64), 1e-9)
     assert function(found).abs().max() <= 1e-9
     assert len(calls) < 25
+
+
+@pytest.mark.parametrize("rule", ["muon", "muon_kimi"])
+def test_muon_by_heads_takes_every_head_for_a_matrix(rule):
+    """Three of the stacked matrices have two heads each: (4, 8) each, and none of (8, 8)."""
+    w, *grads = normal(24, 8, count=3)
+    found = run(rule, w, grads, blocks=3, heads=6, options={"per_head": True})[0]
+    assert np.abs(found - run(rule, w, grads, blocks=6)[0]).max() < 1e-12
+    assert np.abs(found - run(rule, w, grads, blocks=3, heads=6)[0]).max() > 1e-3
+    assert (
+        np.abs(run(rule, w, grads, blocks=3, options={"per_head": True})[0] - run(rule, w, grads, blocks=3)[0]).max()
+        == 0
+    )

@@ -22,10 +22,10 @@ FLOAT32 = {"shampoo": 5e-6, "soap": 1e-4}
 
 
 def optimizer(
-    rule, parameters, *, blocks=1, role=Role.HIDDEN, options=None, lr=0.05, weight_decay=0.1, eps=1e-8, **keys
+    rule, parameters, *, blocks=1, heads=0, role=Role.HIDDEN, options=None, lr=0.05, weight_decay=0.1, eps=1e-8, **keys
 ):
     infos = [
-        ParameterInfo(name=name, shape=tuple(p.shape), role=role, blocks=blocks)
+        ParameterInfo(name=name, shape=tuple(p.shape), role=role, blocks=blocks, heads=heads)
         for name, p in zip("wabcdefgh", parameters, strict=False)
     ]
     group = {"params": parameters, "infos": infos, "rule": rule, "lr": lr, "weight_decay": weight_decay, "eps": eps}

@@ -69,9 +69,11 @@ def test_updates_keep_their_size_where_the_vocabulary_is_longer_than_the_width(o
 HEADS = {
     "four heads share": {"head_size": 8, "heads_per_kv": 4},
     "all share two": {"head_size": 8, "kv_heads": 2},
+    "by heads": {"head_size": 8, "heads_per_kv": 2},
     "wider heads": {"heads": 4, "kv_heads": 2},
 }
-"""What grows with the width: heads and those of keys and values, heads alone, or the heads' dimension."""
+"""What grows with the width: heads and those of keys and values (once with a step of each), heads alone, or the heads'
+dimension."""
 OVER_WIDTH = [(width, 2) for width in (32, 64, 128, 256)]
 
 
@@ -86,9 +88,11 @@ def fifth_step(optimizer, heads, width, depth, seed, embedding):
     config = Config.from_plain(
         {"model": switches | {"width": width, "depth": depth}, "recipe": base, "data": {"tokenizer": "bytes"}}
     )
+    config.rules = {"muon": {"per_head": heads == "by heads"}}
     recipe, window = config.derive(), text() % 256
     model = build(config.model, recipe, seed).double()
-    stepper = HybridOptimizer(make_groups(dict(model.named_parameters()), model.parameter_info, recipe, {}))
+    named = dict(model.named_parameters())
+    stepper = HybridOptimizer(make_groups(named, model.parameter_info, recipe, config.rules))
     for _ in range(5):
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         stepper.zero_grad()
@@ -111,12 +115,12 @@ def fifth_step(optimizer, heads, width, depth, seed, embedding):
 @pytest.mark.parametrize(
     ("optimizer", "heads", "sizes", "embedding"),
     [
-        *(("adamw", heads, OVER_WIDTH, 1.0) for heads in HEADS),
-        ("muon_kimi", "all share two", OVER_WIDTH, 1.0),
+        *(("adamw", heads, OVER_WIDTH, 1.0) for heads in HEADS if heads != "by heads"),
+        *(("muon_kimi", heads, OVER_WIDTH, 1.0) for heads in ("all share two", "by heads")),
         # Large embeddings, so that the stream, by whose size the norms divide gradients, is not the sum of few blocks.
         ("adamw", "four heads share", [(32, 2), (32, 4), (32, 8)], 10.0),
     ],
-    ids=[*HEADS, "muon_kimi", "depth"],
+    ids=["four heads share", "all share two", "wider heads", "muon_kimi", "by heads", "depth"],
 )
 def test_llama_blocks_change_as_derived(optimizer, heads, sizes, embedding):
     """Gradients' entries, the scale of ε, follow the derivation, which for narrow sides is a whole power of n away from

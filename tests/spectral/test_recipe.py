@@ -212,6 +212,26 @@ def test_narrow_keys_and_values_by_hand():
             assert mine.at(4, 8, None, 4) == others.at(4, 8)
 
 
+def test_steps_by_heads_by_hand():
+    """A head's update is n inputs, d outputs: ‖UVᵀ‖_R = √(n/d), and √n times that for Muon-Kimi. Stacked, the heads'
+    updates share the direction in which they read the stream, so that √(n/d) of them have √(n/d) in ‖·‖₂, too.
+    """
+    for name, rate in (("muon", (M / N) ** HALF), ("muon_kimi", M**HALF / N)):
+        row = exponents(FAMILIES[name], Role.HIDDEN, 2, None, M)
+        assert (row.lr, row.weight_decay, row.init_var) == (rate, ONE / rate, ONE / N)
+    query = parameter("attention", heads=16)
+    key = parameter("attention", heads=8, side="kv")
+    plain, by_head = (
+        derive(RecipeConfig(weight_decay=0.1), 1024, 4, sides={"kv": 2.0, "head": 1.0}, per_head=p)
+        for p in (False, True)
+    )
+    assert by_head.of(query).lr == by_head.of(key).lr == pytest.approx(2**-7 / 4)
+    assert by_head.of(query).weight_decay == pytest.approx(0.4)
+    assert plain.of(query).lr == pytest.approx(2**-7 / 2)
+    assert by_head.of(key).init_std == plain.of(key).init_std
+    assert by_head.of(parameter("mlp")) == plain.of(parameter("mlp"))
+
+
 def test_a_gain_that_all_heads_share_by_hand():
     """Its m entries do not grow with the width: AdamW's rate is that of other vectors, but the gradient's entries
     add up what all heads say, 1/L, where those of a vector of the stream share it."""
