@@ -100,7 +100,6 @@ def all_work(root: Path) -> dict[str, Work]:
         table = pd.read_csv(folder / "out" / "results.csv", dtype=str).drop(columns=["seconds", "tokens_per_second"])
         file = folder / "out" / "tuned.yaml"
         found = file.read_text().partition("\n")[2] if file.exists() else ""  # line 1 is the hash of all, path included
-        found = found.partition("\n")[2]  # without the hash of the rest, which has the folder's name in it
         return table.to_csv(), found.replace(str(folder), ""), sorted(files(folder / "out", "trials/*.json"))
 
     def export(form: str) -> Work:
