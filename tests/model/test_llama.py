@@ -175,6 +175,18 @@ def test_no_sequences_have_no_logits(switches):
     assert make(**switches)(torch.empty(0, 16, dtype=torch.int64)).shape == (0, 16, 256)
 
 
+def test_blocks_compile_as_a_whole():
+    """In one graph without breaks, and to the same numbers."""
+    plain, compiled = (make(qk_norm=True, qk_gain=True) for _ in range(2))
+    for block in compiled.blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+    window = torch.randint(256, (2, 17), generator=torch.Generator().manual_seed(2))
+    for model in (plain, compiled):
+        model.loss(window).backward()
+    for (name, ours), theirs in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(theirs.grad, ours.grad, atol=1e-6, rtol=0, msg=name)
+
+
 def test_every_parameter_has_its_role():
     model = make(tied=False, qk_norm=True, qk_gain=True)
     for name, info in model.parameter_info.items():
