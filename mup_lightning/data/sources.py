@@ -1,4 +1,4 @@
-"""What a corpus was made of: a record beside it, by which a later change of its card or its files is noticed."""
+"""Records what a corpus was made of, so that later changes to its card or files are noticed."""
 
 import hashlib
 import json

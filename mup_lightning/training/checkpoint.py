@@ -99,7 +99,7 @@ def step_of(path: Path) -> int | None:
         return None
     try:
         return int(name[1]) if read_json(path / MARKER_FILE, "")["step"] == int(name[1]) else None
-    except (UserError, KeyError, TypeError):  # incomplete or damaged, which is told to who wants to read it
+    except (UserError, KeyError, TypeError):  # incomplete or damaged: `read` says so
         return int(name[1])
 
 

@@ -114,7 +114,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_stale_corpus_is_said(make_card, tmp_path, capsys, change):
-    """By all that uses it as it is; `prepare` makes it anew only where it is told to."""
+    """Every verb that uses the corpus as it is notes the change; `prepare` makes it anew only with --force."""
     make_card(documents(40), file="mine/a.jsonl")
     card = make_card(documents(10), file="mine/c.jsonl", source={"kind": "jsonl", "files": "mine/*.jsonl"})
     out = tmp_path / "out"
