@@ -36,6 +36,8 @@ ADDED: dict[str, Any] = {
     "model.norm": "layernorm",
     "model.qk_gain": False,
     "model.parallel": False,
+    "model.logit_cap": None,
+    "model.z_loss": 0.0,
     "recipe.base": {},
     "recipe.decay_gains": True,
     "recipe.scale_clip": False,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from mup_lightning.errors import UserError
-from mup_lightning.typed import Bound, PositiveFloat, Typed, UnitInterval
+from mup_lightning.typed import Bound, NonNegativeFloat, PositiveFloat, Typed, UnitInterval
 
 PAD_VOCABULARY_TO = 64
 """Rows of the embedding are padded to a multiple of this, because matrix units are fastest on aligned sides."""
@@ -45,6 +45,9 @@ class ModelConfig(Typed, prefix="model."):
         attention_scale: factor on the attention logits, of the head dimension d; auto is 1/sqrt(d), but under mup
             sqrt(d_base)/d, with the base model's d_base: they differ where d does,
             as where heads is fixed while the width grows.
+        logit_cap: logits stay within plus and minus this, softly (Gemma 2's cap · tanh(logits / cap)); null: uncapped.
+        z_loss: factor of log²Z in what training minimises, Z being the softmax's denominator: it keeps logits from
+            drifting (PaLM's 1e-4). Losses are reported without it.
         dropout: probability, on the embeddings' sum, the attention weights and both branches.
         loss_chunk: tokens whose logits exist at once in the loss; null: as many as make about 50 MB (CPU), 1 GB (GPU).
     """
@@ -70,6 +73,8 @@ class ModelConfig(Typed, prefix="model."):
     bias: bool = True
     tied: bool = True
     attention_scale: Literal["auto", "1/sqrt(d)", "1/d"] = "auto"
+    logit_cap: PositiveFloat | None = None
+    z_loss: NonNegativeFloat = 0.0
     dropout: UnitInterval = 0.0
     loss_chunk: Size | None = None
 

@@ -2,7 +2,7 @@
 
     h_0 = α_in (token + position embedding)
     h_l = h_{l-1} + α_res · attention(norm(h_{l-1})),  then the same with the MLP
-    logits = α_out · W_out · norm(h_L)
+    logits = α_out · W_out · norm(h_L), softly capped where model.logit_cap says so
 
 With all multipliers at 1 and the default switches it is exactly GPT-2; with those of recipes/model/llama.yaml, Llama.
 
@@ -21,7 +21,7 @@ from mup_lightning.config.schema import leaves
 from mup_lightning.errors import UserError
 from mup_lightning.model import taps
 from mup_lightning.model.layers import Block, make_norm, rotation
-from mup_lightning.model.loss import cross_entropy
+from mup_lightning.model.loss import cross_entropy, soft_cap
 from mup_lightning.model.parameters import Declaration, ParameterInfo, collect, initialise, norm
 from mup_lightning.spectral.recipe import Multipliers, Recipe
 from mup_lightning.spectral.roles import Role
@@ -80,7 +80,8 @@ class GPT2(nn.Module):
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """(B, T) tokens -> (B, T, vocab_size) logits, with all multipliers, without the vocabulary's padding."""
-        return (self.features(tokens_BT) @ self.output_matrix.t())[..., : self.vocab_size]
+        logits_BTV = self.features(tokens_BT) @ self.output_matrix.t()
+        return soft_cap(logits_BTV, self.config.logit_cap)[..., : self.vocab_size]
 
     def loss(self, window_BT1: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
         """Mean next-token cross-entropy in nats, 0-dim, of (B, T + 1) int64 tokens: each but the first is a target.
@@ -93,6 +94,8 @@ class GPT2(nn.Module):
             self.output_matrix,
             window_BT1[:, 1:].flatten(),
             self.vocab_size,
+            cap=self.config.logit_cap,
+            z_loss=self.config.z_loss,
             chunk=self.config.loss_chunk,
             measure=recorder is not None,
         )

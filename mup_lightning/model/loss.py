@@ -26,21 +26,36 @@ def cross_entropy(
     targets_N: torch.Tensor,
     vocab_size: int,
     *,
+    cap: float | None = None,
+    z_loss: float = 0.0,
     chunk: int | None = None,
     measure: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Mean cross-entropy in nats of softmax(features · weightᵀ) over the first `vocab_size` tokens of the vocabulary.
+    """Mean cross-entropy in nats of softmax(logits) over the first `vocab_size` tokens of the vocabulary.
 
-    Rows of the weight past `vocab_size` are padding: they get probability 0 and gradient 0. Features are already times
-    the output multiplier, and targets int64. Returns the loss (0-dim, float32 or wider) and, asked to `measure` it, the
-    RMS norm of the logits. `chunk` tokens have logits at once; None: `default_chunk`.
+    Logits are features · weightᵀ, within ±`cap` (`soft_cap`). Rows of the weight past `vocab_size` are padding: they
+    get probability 0 and gradient 0. Features are already times the output multiplier, and targets int64. Gradients
+    have the mean of z_loss · log²Z added to the loss, Z the sum of the logits' exponentials (arXiv 2204.02311, section
+    5); the loss that is returned has not, so that it stays comparable.
+
+    Returns the loss (0-dim, float32 or wider) and, asked to `measure` it, the RMS norm of the logits. `chunk` tokens
+    have logits at once; None: `default_chunk`.
     """
     chunk = chunk or default_chunk(weight_VC.shape[0], weight_VC.device)
     if torch.is_grad_enabled() and (features_NC.requires_grad or weight_VC.requires_grad):
-        loss, rms = _ChunkedCrossEntropy.apply(features_NC, weight_VC, targets_N, vocab_size, chunk, measure)
+        loss, rms = _ChunkedCrossEntropy.apply(
+            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, measure
+        )
     else:
-        loss, rms, _, _ = _sweep(features_NC, weight_VC, targets_N, vocab_size, chunk, grad=False, measure=measure)
+        loss, rms, _, _ = _sweep(
+            features_NC, weight_VC, targets_N, vocab_size, cap, 0.0, chunk, grad=False, measure=measure
+        )
     return loss, rms if measure else None
+
+
+def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """cap · tanh(logits / cap) (Gemma 2, arXiv 2408.00118); None: the logits as they are."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -51,11 +66,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_VC: torch.Tensor,
         targets_N: torch.Tensor,
         vocab_size: int,
+        cap: float | None,
+        z_loss: float,
         chunk: int,
         measure: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         loss, rms, d_features, d_weight = _sweep(
-            features_NC, weight_VC, targets_N, vocab_size, chunk, grad=True, measure=measure
+            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, grad=True, measure=measure
         )
         ctx.save_for_backward(d_features, d_weight)
         ctx.mark_non_differentiable(rms)
@@ -66,7 +83,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_features, d_weight = ctx.saved_tensors
         # In place: autograd passes the buffers to .grad, and a copy of the weight's would be as large as the weight.
-        return d_features.mul_(d_loss), d_weight.mul_(d_loss), None, None, None, None
+        return d_features.mul_(d_loss), d_weight.mul_(d_loss), *(None,) * 6
 
 
 def _sweep(
@@ -74,6 +91,8 @@ def _sweep(
     weight_VC: torch.Tensor,
     targets_N: torch.Tensor,
     vocab_size: int,
+    cap: float | None,
+    z_loss: float,
     chunk: int,
     *,
     grad: bool,
@@ -102,6 +121,11 @@ def _sweep(
             torch.mm(x_KC, w_VC.t(), out=z_low_KV)
             if dtype != wide:
                 z_KV.copy_(z_low_KV)
+            slope_KV = None  # d(capped)/d(uncapped)
+            if cap is not None:
+                z_KV.div_(cap).tanh_()
+                slope_KV = z_KV.square().neg_().add_(1.0) if grad else None
+                z_KV.mul_(cap)
             if measure:
                 square_sum += torch.linalg.vector_norm(z_KV[:, :vocab_size]).square()
             z_KV[:, vocab_size:] = -torch.inf
@@ -109,12 +133,17 @@ def _sweep(
             max_K1 = z_KV.amax(1, keepdim=True)
             e_KV = z_KV.sub_(max_K1).exp_()
             total_K1 = e_KV.sum(1, keepdim=True)
-            loss_sum += (total_K1.log() + max_K1 - target_logit_K1).sum()
+            log_z_K1 = total_K1.log() + max_K1
+            loss_sum += (log_z_K1 - target_logit_K1).sum()
             if not grad:
                 continue
             # d(mean loss)/dz = (softmax - onehot)/N, in the logits' own memory.
             d_KV = e_KV.div_(total_K1 * tokens)
+            if z_loss:
+                d_KV.mul_(1.0 + 2.0 * z_loss * log_z_K1)
             d_KV.scatter_add_(1, target_K1, torch.full_like(target_logit_K1, -1.0 / tokens))
+            if slope_KV is not None:
+                d_KV.mul_(slope_KV)
             if dtype == wide:
                 torch.mm(d_KV, w_VC, out=d_features[rows])
                 d_weight.addmm_(d_KV.t(), x_KC)

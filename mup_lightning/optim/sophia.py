@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mup_lightning.model.loss import default_chunk
+from mup_lightning.model.loss import default_chunk, soft_cap
 from mup_lightning.model.parameters import stable_seed
 from mup_lightning.optim.rule import Group, Item, Rule, chunks, move
 from mup_lightning.typed import PositiveFloat, PositiveInt, Typed, UnitInterval
@@ -114,15 +114,17 @@ def sample_labels(
     vocab_size: int,
     uniforms_N: torch.Tensor,
     *,
+    cap: float | None = None,
     chunk: int | None = None,
 ) -> torch.Tensor:
-    """Draw a label for each token from softmax(features · weightᵀ) over the first `vocab_size` tokens.
+    """Draw a label for each token from softmax(logits) over the first `vocab_size` tokens.
 
     Args:
         features_NC: (N, C) features, already times the output multiplier.
         weight_VC: (V, C) output matrix, V >= vocab_size.
         vocab_size: size of the vocabulary; padding is never drawn.
         uniforms_N: a number from [0, 1) for each token, which decides its label.
+        cap: of the logits, which are features · weightᵀ; see `loss.soft_cap`.
         chunk: tokens whose logits exist at once; None for the loss's own default.
 
     Returns:
@@ -131,7 +133,7 @@ def sample_labels(
     chunk = chunk or default_chunk(weight_VC.shape[0], weight_VC.device)
     drawn = []
     for x_KC, u_K in zip(features_NC.split(chunk), uniforms_N.to(features_NC.device).split(chunk), strict=True):
-        cumulative_KV = (x_KC @ weight_VC[:vocab_size].t()).float().softmax(-1).cumsum(-1)
+        cumulative_KV = soft_cap((x_KC @ weight_VC[:vocab_size].t()).float(), cap).softmax(-1).cumsum(-1)
         # Rounding leaves the last one a little off 1.
         threshold_K1 = u_K.to(cumulative_KV).unsqueeze(1) * cumulative_KV[:, -1:]
         drawn.append(torch.searchsorted(cumulative_KV, threshold_K1, right=True).clamp_(max=vocab_size - 1).squeeze(1))

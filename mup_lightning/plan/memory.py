@@ -210,6 +210,8 @@ def activations(model: ModelConfig, sequences: int, half: bool, device: str, *, 
         # Logits in bf16 and in float32, a chunk's part of the weight's gradient, and the weight's cast. On CPU torch
         # adds a bf16 product to the float32 gradient by way of a float32 copy; a GPU converts as it adds.
         loss = 6 * chunk * V + 4 * V * C + (4 * V * C if device == "cpu" else 0)
+    if model.logit_cap is not None:
+        loss += 4 * chunk * V  # its slope
     blocks = model.depth * tokens * block_activations(model, half)
     return casts + whole + blocks + head + max(loss, backward)
 

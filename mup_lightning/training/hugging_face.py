@@ -23,7 +23,7 @@ from mup_lightning.model.layers import NORM_EPS
 END_OF_TEXT = 50256
 """GPT-2's only special token."""
 
-COMMON = {"layer_norm": True, "qk_norm": False, "parallel": False}
+COMMON = {"layer_norm": True, "qk_norm": False, "parallel": False, "logit_cap": None}
 NEEDS: dict[str, dict[str, Any]] = {
     "GPT-2": COMMON | {"position": "learned", "norm": "layernorm", "gated": False},
     "Llama": COMMON | {"position": "rope", "norm": "rmsnorm", "gated": True},

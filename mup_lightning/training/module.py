@@ -148,12 +148,13 @@ class GPT2Module(pl.LightningModule):
 
     def forward(self, window_BT1: torch.Tensor, uniforms_N: torch.Tensor | None = None) -> torch.Tensor:
         """Mean cross-entropy of (B, T + 1) tokens; given (B·T,) draws, of labels from the model's own predictions."""
-        model, chunk = self.model, self.config.model.loss_chunk
+        model = self.model
+        options: dict[str, Any] = {"cap": self.config.model.logit_cap, "chunk": self.config.model.loss_chunk}
         if uniforms_N is None:
             return model.loss(window_BT1)
         features_NC = model.features(window_BT1[:, :-1]).flatten(0, 1)
-        labels_N = sample_labels(features_NC, model.output_matrix, model.vocab_size, uniforms_N, chunk=chunk)
-        return cross_entropy(features_NC, model.output_matrix, labels_N, model.vocab_size, chunk=chunk)[0]
+        labels_N = sample_labels(features_NC, model.output_matrix, model.vocab_size, uniforms_N, **options)
+        return cross_entropy(features_NC, model.output_matrix, labels_N, model.vocab_size, **options)[0]
 
     def _autocast(self) -> torch.autocast:
         """Precision bf16: float32 weights, bf16 matrix products; the same under every strategy, unlike Lightning's."""

@@ -75,6 +75,7 @@ INEXPRESSIBLE = [
     (model(LLAMA | {"qk_norm": True}), "model.qk_norm true, which Hugging Face's Llama"),
     (model(LLAMA | {"norm": "layernorm"}), "model.norm layernorm, which Hugging Face's Llama"),
     ({"model.heads_per_kv": 2}, "model.heads_per_kv 2, which Hugging Face's GPT-2"),
+    ({"model.logit_cap": 30.0}, "model.logit_cap 30.0, which Hugging Face's GPT-2"),
     ({"model.parallel": True}, "model.parallel true, which Hugging Face's GPT-2"),
 ]
 

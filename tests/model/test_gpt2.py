@@ -143,26 +143,30 @@ def test_padding_symbols_do_not_exist_for_the_loss():
     assert model(window[:, :-1]).shape[-1] == 101
 
 
+@pytest.mark.parametrize(("cap", "z_loss"), [(None, 0.0), (3.0, 0.0), (None, 0.1), (3.0, 0.1)])
 @pytest.mark.parametrize("chunk", [1, 7, 30, 1000])
-def test_chunked_loss_and_gradients_equal_the_whole(chunk):
+def test_chunked_loss_and_gradients_equal_the_whole(chunk, cap, z_loss):
     """Against torch's cross-entropy on whole logits, in float64."""
+    options = {"chunk": chunk, "cap": cap, "z_loss": z_loss}
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(30, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     w = torch.randn(64, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     target = torch.randint(50, (30,), generator=generator)
-    loss, rms = cross_entropy(h, w, target, 50, chunk=chunk, measure=True)
+    loss, rms = cross_entropy(h, w, target, 50, measure=True, **options)
     (3 * loss).backward()
     ours = h.grad.clone(), w.grad.clone()
     h.grad = w.grad = None
     logits = (h @ w.t())[:, :50]
+    if cap:
+        logits = cap * torch.tanh(logits / cap)
     reference = F.cross_entropy(logits, target)
-    (3 * reference).backward()
+    (3 * (reference + z_loss * logits.logsumexp(1).square().mean())).backward()
     torch.testing.assert_close(loss, reference, atol=1e-12, rtol=0)
     torch.testing.assert_close(rms, logits.square().mean().sqrt(), atol=1e-12, rtol=0)
     torch.testing.assert_close(ours[0], h.grad, atol=1e-12, rtol=0)
     torch.testing.assert_close(ours[1], w.grad, atol=1e-12, rtol=0)
     with torch.no_grad():
-        torch.testing.assert_close(cross_entropy(h, w, target, 50, chunk=chunk)[0], reference, atol=1e-12, rtol=0)
+        torch.testing.assert_close(cross_entropy(h, w, target, 50, **options)[0], reference, atol=1e-12, rtol=0)
 
 
 def test_chunked_loss_under_autocast_is_close_to_float32():
@@ -181,8 +185,9 @@ def test_chunked_loss_under_autocast_is_close_to_float32():
         assert (found - wanted).norm() / wanted.norm() < 2e-2
 
 
-def test_loss_is_the_mean_over_the_logits():
-    model = make()
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_loss_is_the_mean_over_the_logits(cap):
+    model = make(logit_cap=cap)
     shake(model)
     window = torch.randint(101, (2, 17), generator=torch.Generator().manual_seed(2))
     wanted = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())

@@ -101,6 +101,10 @@ MEASURED = [
         **{"recipe__optimizer": "sgd", "rules__sgd": {"momentum": 0.0}, "trainer__precision": "bf16"},
     },
     {
+        **{"model__width": 128, "model__depth": 1, "model__context": 256, "data__micro_batch": 1},
+        **{"recipe__optimizer": "sgd", "rules__sgd": {"momentum": 0.0}, "model__logit_cap": 30.0},
+    },
+    {
         **{"model__width": 128, "model__depth": 8, "model__context": 256, "data__tokenizer": "bytes"},
         **{f"model__{key}": value for key, value in LLAMA.items()} | {"model__head_size": 32},
     },
