@@ -109,10 +109,9 @@ def _spectral(branch_depth: int) -> Charts:
 def pages(config: Config, model: GPT2) -> dict[str, str]:
     """Title -> text in Markdown: how to read the panels, what is trained, with which values."""
     infos, base = model.parameter_info.values(), config.recipe
-    tokens = config.trainer.max_steps * config.data.batch_size * config.model.context
     facts = [
         ["this run", config.run.name],
-        ["size", f"{sum(info.numel for info in infos):,} parameters, {tokens:,} tokens"],
+        ["size", f"{sum(info.numel for info in infos):,} parameters, {config.tokens:,} tokens"],
         *([key, str(value)] for key, value in leaves(asdict(config)).items()),
     ]
     if base.parametrization != "mup":

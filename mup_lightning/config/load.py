@@ -87,7 +87,8 @@ def _checked(values: Mapping[str, Any], classes: Sequence[type]) -> dict[str, An
             raise unknown_option(key, classes)
         own = next((key_of(cls, key) for cls in classes if key in hints(cls)), key)
         flat[key] = convert(value, hint, own)
-    return flat
+    # A rule named anew is not that of the law in an earlier layer.
+    return {"recipe.law": None} | flat if "recipe.time_rule" in flat else flat
 
 
 def hint_of(key: str, classes: Sequence[type]) -> Any:

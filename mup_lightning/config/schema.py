@@ -208,6 +208,16 @@ class Config(Typed):
         """The Config of nested plain values, as config.yaml and checkpoints hold them. Raises UserError."""
         return build(cls, values)
 
+    @property
+    def tokens_per_step(self) -> int:
+        """B, the tokens of one optimizer step."""
+        return self.data.batch_size * self.model.context
+
+    @property
+    def tokens(self) -> int:
+        """T, the tokens of the run."""
+        return self.trainer.max_steps * self.tokens_per_step
+
     def derive(self) -> Recipe:
         """The recipe for this model."""
         shape, base = self.model, self.recipe.base_width
@@ -218,9 +228,14 @@ class Config(Typed):
         return derive(self.recipe, shape.width, shape.depth, attention, sides, per_head)
 
 
+WHOLE = ("recipe.law",)
+"""Keys whose mapping is one value, the contents of a file: a later layer replaces all of it."""
+
+
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one: dotted key -> value."""
     result: dict[str, Any] = {}
     for key, value in values.items():
-        result |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        nested = isinstance(value, Mapping) and f"{prefix}{key}" not in WHOLE
+        result |= leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return result

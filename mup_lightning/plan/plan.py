@@ -102,7 +102,7 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", mem
     batch = config.data.batch_size
     micro = {P: micro_batch(config, groups, P, GPU_SHARE * memory, device) for P in gpus}
     least = 1 if config.data.micro_batch == "auto" else config.data.sequences
-    tokens_per_step = batch * config.model.context
+    tokens_per_step = config.tokens_per_step
     notes = ["init_std 0: vectors start at a constant, gains of norms at 1 and biases at 0"]
     if config.model.tied:
         tied = "the output matrix is the token embedding (model.tied), with the input's values"
@@ -112,7 +112,7 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", mem
         notes.append(f"the operations of {', '.join(sorted(uncounted))} itself are not in the FLOPs")
     return Plan(
         parameter_count=sum(info.numel for info in model.parameter_info.values()),
-        tokens=config.trainer.max_steps * tokens_per_step,
+        tokens=config.tokens,
         flops=_flops(model, groups, tokens_per_step),
         groups=[
             {

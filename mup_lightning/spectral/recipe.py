@@ -9,14 +9,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
+from mup_lightning.spectral.horizon import Law, read_law
 from mup_lightning.spectral.roles import LABELS, ParameterInfo, Role, Side
 from mup_lightning.spectral.scale import M, Scale
-from mup_lightning.typed import NonNegativeFloat, PositiveFloat, PositiveInt, Typed, unknown_key
+from mup_lightning.typed import Bound, NonNegativeFloat, PositiveFloat, PositiveInt, Typed, unknown_key
 
 DECAY_RULES = {"spectral": 0.0, "sqrt_width": 0.5, "inverse_width": 1.0, "inverse_square": 2.0}
 """Rule -> a, where lr x weight_decay of the matrices inside blocks, the share of them that a step removes, goes as
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
     DecayRule = str
 else:
     OptimizerName, DecayRule = Literal[tuple(FAMILIES)], Literal[tuple(DECAY_RULES)]
+
+FITTED = "fitted:"
+
+TimeRule = Annotated[
+    str,
+    Bound("none, sde, or fitted:FILE", lambda rule: rule in ("none", "sde") or (rule[:7] == FITTED and rule != FITTED)),
+]
 
 
 @dataclass
@@ -76,6 +85,13 @@ class RecipeConfig(Typed, prefix="recipe."):
             1/√(2·base_depth) under mup, whose multiplier has the depth already.
         base_width: width of the base model, at which the values above were tuned.
         base_depth: depth (blocks) of the base model.
+        time_rule: how values follow the batch B (tokens of an optimizer step) and the horizon T (tokens of the run):
+            none; sde, derived (`spectral/horizon.py`); or fitted:FILE, by the law in that file.
+        base_batch: tokens of an optimizer step, data.batch_size x model.context, at which the values above were tuned.
+        base_tokens: tokens of the run that they were tuned in.
+        tokens: T that they are scaled to; null: the run's own. A run that is lengthened keeps its rates by naming the
+            T that it was begun with.
+        law: contents of the file of time_rule, which is read where they are null.
     """
 
     optimizer: OptimizerName = "muon_kimi"
@@ -99,6 +115,11 @@ class RecipeConfig(Typed, prefix="recipe."):
     gpt2_residual_init: bool = False
     base_width: PositiveInt = 256
     base_depth: PositiveInt = 4
+    time_rule: TimeRule = "none"
+    base_batch: PositiveInt | None = None
+    base_tokens: PositiveInt | None = None
+    tokens: PositiveInt | None = None
+    law: Law | None = None
 
     def __post_init__(self) -> None:
         """Raise UserError, naming the keys, for values that contradict each other."""
@@ -115,6 +136,25 @@ class RecipeConfig(Typed, prefix="recipe."):
             differing = ", ".join(family.name for family in FAMILIES.values() if family.measured)
             same = f"recipe.variant is measured, but {self.optimizer} was measured as it is published"
             raise UserError(f"{same} (docs/results/probe.md); leave it out, or choose recipe.optimizer {differing}")
+        self._check_time()
+
+    def _check_time(self) -> None:
+        """Read the law, and raise UserError where the keys of time contradict each other."""
+        fitted = self.time_rule.startswith(FITTED)
+        if fitted and self.law is None:
+            self.law = read_law(Path(self.time_rule.removeprefix(FITTED)).expanduser())
+        base: dict[str, int | None] = {"recipe.base_batch": self.base_batch, "recipe.base_tokens": self.base_tokens}
+        useless: dict[str, object] = {} if fitted else {"recipe.law": self.law}
+        useless |= base | {"recipe.tokens": self.tokens} if self.time_rule == "none" else {}
+        if given := [key for key, value in useless.items() if value is not None]:
+            does = f"recipe.time_rule is {self.time_rule}, for which {' and '.join(given)} would do nothing"
+            raise UserError(f"{does}; leave it out, or set recipe.time_rule to sde or fitted:FILE")
+        if self.time_rule != "none" and (missing := [key for key, value in base.items() if value is None]):
+            needs = f"recipe.time_rule is {self.time_rule}, but {' and '.join(missing)} is null"
+            raise UserError(f"{needs}; give the tokens of a step and of the run that recipe.lr was tuned with")
+        if self.law and (self.law.optimizer, self.law.value) != (self.optimizer, "recipe.lr"):
+            of = f"the law of {self.time_rule} is of {self.law.value} for {self.law.optimizer}"
+            raise UserError(f"{of}; expected one of recipe.lr for {self.optimizer}")
 
 
 @dataclass(frozen=True)

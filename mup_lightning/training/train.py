@@ -71,7 +71,7 @@ def _train(
         return result
 
     module = GPT2Module(config)
-    tokens_per_step = config.data.batch_size * config.model.context
+    tokens_per_step = config.tokens_per_step
     throughput = Throughput(tokens_per_step, config.trainer, module.model.flops_per_token)
     validation = Validation(config.trainer.validate_every, throughput)
     logged = folder.logged_at(first_step) if start and writes else None
