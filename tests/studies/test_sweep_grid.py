@@ -13,6 +13,7 @@ from mup_lightning.config.load import build_config
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
 from mup_lightning.studies.sweep.grid import config_hash, expand, shard
+from mup_lightning.studies.sweep.results import rows_of
 from mup_lightning.studies.sweep.spec import load
 from mup_lightning.training.trainer import resolve
 from tests.conftest import write_corpus
@@ -71,6 +72,26 @@ def test_a_configuration_in_two_grids_is_one_on_two_axes(corpus, tmp_path):
     assert work == sorted(work, reverse=True)
 
 
+def test_tokens_and_batch_are_sizes(corpus, tmp_path):
+    """Over the tokens the steps vary; over the batch the tokens of a run stay, so the steps vary inversely."""
+    grids = [
+        {"axis": "tokens", "vary": {"tokens": [3840, 7680]}},
+        {"axis": "tokens", "vary": {"trainer.max_steps": [60, 120]}},
+        {"axis": "batch", "set": {"tokens": 7680}, "vary": {"data.batch_size": [8, 16]}},
+    ]
+    trials = trials_of(tmp_path, tiny_sweep(corpus, grids=grids, vary={}))
+    assert {(t.config.trainer.max_steps, t.config.data.batch_size): t.axes for t in trials} == {
+        (30, 8): ("tokens",), (60, 8): ("tokens", "batch"), (120, 8): ("tokens",), (30, 16): ("batch",)
+    }  # fmt: skip
+    assert set(trials[0].varied) == {"trainer.max_steps", "data.batch_size"}
+    rows = [row for trial in trials for row in rows_of(trial, {})]
+    assert sorted((row["axis"], row["size"]) for row in rows) == [
+        ("batch", 128), ("batch", 256), ("tokens", 3840), ("tokens", 7680), ("tokens", 15360)
+    ]  # fmt: skip
+    (trial,) = trials_of(tmp_path, tiny_sweep(corpus, grids=grids[:1], vary={}), "trainer.max_steps=5")
+    assert trial.config.trainer.max_steps == 5  # an option wins over what the file says of the length
+
+
 def test_the_hash_is_of_what_determines_the_numbers(corpus, tmp_path):
     (trial,) = trials_of(tmp_path, tiny_sweep(corpus, vary={}))
     assert trial.checked.corpus == manifest_hash(Manifest.load(corpus))
@@ -110,6 +131,9 @@ REFUSED = [
     ({"vary": {"trainer.strategy": ["ddp"]}}, r"trainer\.strategy is ddp; .*--workers"),
     ({"vary": {"model.width": [16, 32], "model.depth": [1, 2]}}, r"crosses several .*add `axis: model\.width`"),
     ({"grids": [{"set": {"seed": 1}, "vary": {"seed": [2]}}]}, r"seed is both under set and under vary"),
+    ({"grids": [{"axis": "batch", "vary": {"data.batch_size": [8, 16]}}]}, r"axis batch needs `tokens` under set"),
+    ({"vary": {"tokens": [64]}}, r"tokens and trainer\.max_steps both say how long a run is; expected one of them"),
+    ({"grids": [{"vary": {"tokens": [8000]}}]}, r"tokens is 8000; expected a whole multiple .* 8 x model\.context 16"),
     ({"value": "recipe.weight_dekay"}, r"unknown option recipe\.weight_dekay; did you mean recipe\.weight_decay"),
     ({"value": "recipe"}, r"sweep\.value is recipe, which is RecipeConfig.*; expected the key of a number"),
     ({"value": "recipe.weight_decay"}, r"sweep\.value is recipe\.weight_decay, which is 0 or less in every"),

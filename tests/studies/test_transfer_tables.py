@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mup_lightning.cli.main import main
+from mup_lightning.errors import UserError
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.report import to_dict
 from mup_lightning.studies.transfer.verdict import transfer
@@ -151,3 +152,28 @@ def test_a_family_of_which_nothing_trained_is_drawn_empty(tmp_path, capsys):
 def test_a_nan_in_the_published_tables_is_a_divergence(tmp_path):
     (tmp_path / "t.json").write_text(published(float("nan")))
     assert groups(tmp_path / "t.json")[0]["diverged"] == {"64": [-8.0]}
+
+
+def over_time(batches=((1024, 800), (2048, 400), (4096, 200))):
+    """Rows over the tokens at one batch, and over the batch with as many tokens each, at two widths."""
+    head = (*COLUMNS, "width", "steps", "data.batch_size", "trainer.max_steps")
+    rows = []
+    for width in (64, 128):
+        for row in curves((409600, 819200, 1638400), (-7, -7.5, -8), noise=0.001, seeds=2):
+            rows.append((row[0], "tokens", *row[2:], width, row[2] // 2048, 16, row[2] // 2048))
+        for row in curves([size for size, _ in batches], (-8, -7.5, -7), noise=0.001, seeds=2):
+            steps = dict(batches)[row[2]]
+            rows.append((row[0], "batch", *row[2:], width, steps, row[2] // 128, steps))
+    return rows, head
+
+
+def test_lengths_and_batches_are_compared(tmp_path):
+    """Over the tokens the steps differ by nature, and over the batch too, where all runs see as many tokens."""
+    found = groups(write(tmp_path / "t.csv", *over_time()))
+    both = [("tokens", None, None), ("batch", "819200", None)]
+    assert [(g["axis"], g.get("tokens"), g["steps"]) for g in found] == both * 2
+    assert [g["slope"] for g in found] == pytest.approx([-0.5, 0.5] * 2, abs=0.05)
+    rows, head = over_time(((1024, 800), (2048, 400), (4096, 100)))
+    kept = [row[:-2] for row in rows if row[1] == "batch"]  # no column tells the unequal ones apart
+    with pytest.raises(UserError, match="runs that are compared differ in tokens"):
+        groups(write(tmp_path / "u.csv", kept, head[:-2]))

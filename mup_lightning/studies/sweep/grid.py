@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from operator import attrgetter
 from typing import Any
@@ -92,7 +92,7 @@ class Trial:
 
     Attributes:
         hash: of everything that determines its numbers, the contents of the corpus included.
-        axes: "width", "depth" or "both": of every grid that it belongs to.
+        axes: "width", "depth", "both", "tokens" or "batch": of every grid that it belongs to.
         key: the dotted key that is swept.
         varied: dotted key -> value, of all keys that vary in the sweep.
         label: what distinguishes it from the others, such as "mup width=64 lr=2^-7 seed=1".
@@ -126,7 +126,11 @@ def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None) -> list[Tria
             values = dict(zip(grid.vary, combination, strict=True))
             where = ", ".join(f"{key} {value}" for key, value in values.items())
             with located(f"{sweep.file}: grid {number}" + f" at {where}" * bool(where)):
-                config = build_config([defaults or {}, *grid.configs, grid.set | values])
+                said = grid.set | values
+                tokens = said.pop("tokens", None)
+                config = build_config([defaults or {}, *grid.configs, said])
+                if tokens is not None:
+                    config = replace(config, trainer=replace(config.trainer, max_steps=_steps(tokens, config)))
                 swept = look_up(config, sweep.value)
                 if isinstance(swept, bool) or not isinstance(swept, int | float):
                     what = f"{sweep.value}, which is {swept!r:.40}"
@@ -146,13 +150,21 @@ def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None) -> list[Tria
     return sorted(trials.values(), key=lambda trial: (-trial.checked.work, trial.hash))
 
 
+def _steps(tokens: Any, config: Config) -> int:
+    """The steps in which a run sees so many tokens. Raises UserError where they are not whole."""
+    if not isinstance(tokens, int) or tokens < 1 or tokens % config.step_tokens:
+        step = f"data.batch_size {config.data.batch_size} x model.context {config.model.context}"
+        raise UserError(f"tokens is {tokens!r:.40}; expected a whole multiple of those in a step, {step}")
+    return tokens // config.step_tokens
+
+
 def _varying(grids: tuple[Grid, ...]) -> list[str]:
-    """Keys that a grid varies, or that grids set differently from one another."""
+    """Keys that a grid varies, or that grids set differently from one another; of a run's tokens, its steps."""
     keys = [key for grid in grids for key in grid.vary]
     for key in (key for grid in grids for key in grid.set):
         if any(grid.set.get(key, grids) != grids[0].set.get(key, grids) for grid in grids):
             keys.append(key)
-    return list(dict.fromkeys(keys))
+    return list(dict.fromkeys("trainer.max_steps" if key == "tokens" else key for key in keys))
 
 
 def _label(trials: list[Trial], keys: list[str]) -> None:

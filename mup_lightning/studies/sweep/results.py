@@ -25,7 +25,7 @@ COLUMNS = """
 """.split()
 """Of every table, in order; the keys that vary in the sweep follow."""
 
-_ORDER = "parametrization optimizer branch_depth axis width depth value log2_value seed".split()
+_ORDER = "parametrization optimizer branch_depth axis width depth size value log2_value seed".split()
 """The columns that rows are sorted by."""
 
 Record = dict[str, Any]
@@ -166,4 +166,5 @@ def rows_of(trial: Trial, result: dict[str, Any]) -> list[dict[str, Any]]:
         "config_hash": trial.hash,
     }
     sizes = {"width": model.width, "depth": model.depth, "both": f"{model.width}x{model.depth}"}
+    sizes |= {"tokens": trial.config.run_tokens, "batch": trial.config.step_tokens}
     return [result | own | {"axis": axis, "size": sizes[axis]} | trial.varied for axis in trial.axes]

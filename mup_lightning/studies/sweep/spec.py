@@ -14,6 +14,9 @@ from mup_lightning.typed import Bound, NonNegativeInt, Typed, build, convert
 
 _Exponents = list[Annotated[float, Bound("exponents between -1000 and 1000", lambda value: abs(value) < 1000)]]
 _Values = Annotated[list[Any], Bound("a list of values, or log2: [-9, -8, -7]", lambda value: len(value) > 0)]
+_LENGTHS = {"tokens", "trainer.max_steps"}
+"""Keys that say how long a run is."""
+
 _FolderName = Annotated[
     str, Bound("a folder's name, such as lr_width", lambda text: "/" not in text and text not in (".", ".."))
 ]
@@ -24,18 +27,20 @@ class Grid(Typed, prefix="sweep.grids."):
     """A cross product over recipe files, applied left to right.
 
     Attributes:
-        set: dotted key -> the value in all of its trials; {log2: -7} is a power of two.
+        set: dotted key -> the value in all of its trials; {log2: -7} is a power of two. The key `tokens` stands for
+            the trainer.max_steps in which a run sees so many tokens.
         vary: dotted key -> values; {log2: [-9, -8, -7]} are powers of two.
-        axis: the key of the size; None: the depth where that alone varies, else the width.
+        axis: the key of the size, both (width and depth), tokens (of a run) or batch (tokens in a step; all runs see
+            as many, `tokens`); None: the depth where that alone varies, else the width.
     """
 
     configs: tuple[Path, ...] = ()
     set: dict[str, Any] = field(default_factory=dict)
     vary: dict[str, Any] = field(default_factory=dict)
-    axis: Literal["model.width", "model.depth", "both"] | None = None
+    axis: Literal["model.width", "model.depth", "both", "tokens", "batch"] | None = None
 
     def __post_init__(self) -> None:
-        """Compute the powers of two, and refuse a key that is both set and varied."""
+        """Compute the powers of two, and refuse a key that is both set and varied, and two lengths."""
         super().__post_init__()
         for key, value in self.set.items():
             self.set[key] = _powers(value, key)
@@ -43,10 +48,12 @@ class Grid(Typed, prefix="sweep.grids."):
             self.vary[key] = convert(_powers(values, key), _Values, f"vary.{key}")
         if both := sorted(self.set.keys() & self.vary.keys()):
             raise UserError(f"{both[0]} is both under set and under vary; expected it under one of them")
+        if self.set.keys() | self.vary.keys() >= _LENGTHS:
+            raise UserError("tokens and trainer.max_steps both say how long a run is; expected one of them")
 
     @property
     def size(self) -> str:
-        """What grows, as tables name it: width, depth or both."""
+        """What grows, as tables name it: width, depth, both, tokens or batch."""
         alone = len(self.vary.get("model.depth", ())) > 1
         return (self.axis or ("model.depth" if alone else "model.width")).removeprefix("model.")
 
@@ -123,6 +130,13 @@ def _completed(grid: Grid, shared: Sweep, overrides: dict[str, Any]) -> Grid:
     if placed := [key for key in (*fixed, *vary) if key.startswith("run.")]:
         raise UserError(f"{placed[0]} is set, but the runs of a sweep have folders of their own (--out, keep_runs)")
     axis = grid.axis or shared.axis
+    layers = (overrides, grid.set | grid.vary, shared.set | shared.vary)
+    lengths = [key for layer in layers for key in _LENGTHS & layer.keys()]
+    for key in _LENGTHS - set(lengths[:1]):  # what stands nearest to the run wins
+        fixed.pop(key, None)
+        vary.pop(key, None)
+    if axis == "batch" and lengths[:1] != ["tokens"]:
+        raise UserError("a grid of axis batch needs `tokens` under set: the tokens of every run, whatever its batch")
     if axis in (None, "both") and all(len(vary.get(key, ())) > 1 for key in ("model.width", "model.depth")):
         add = "add `axis: model.width` or `axis: model.depth`; to grow both: `axis: both`, and a grid for every size"
         raise UserError(f"a grid crosses several model.width with several model.depth; {add}")

@@ -26,6 +26,13 @@ SETTINGS = ("parametrization", "optimizer", "branch_depth", "value", "width", "d
 _REPEATED = {"recipe.optimizer", "recipe.parametrization", "recipe.branch_depth", "model.width", "model.depth"}
 """Columns named like options that repeat another column."""
 
+_VARY = {
+    "both": {"width", "depth"},
+    "tokens": {"trainer.max_steps"},
+    "batch": {"data.batch_size", "trainer.max_steps"},
+}
+"""Axis -> columns besides its own that vary along it. Runs over the batch see as many tokens, so their steps vary."""
+
 _EXPECTED = f"the results.csv of a sweep, or the columns {', '.join(COLUMNS)} (an empty loss: diverged)"
 _NO_NUMBER = ["", "nan", "inf", "+inf", "-inf"]
 _POINTED = re.compile(r"\s*[+-]?\d+\.\d+\s*")
@@ -112,7 +119,8 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
     Returns:
         The table's own columns as text, with these replaced or added:
         settings: tuple of (column, text) pairs that a run shares with those it is compared with: all of `SETTINGS` and
-            of the options that vary, except axis, size and value. Width, depth and k are in one spelling (2 for 2.0).
+            of the options that vary, except axis, size and value; over the batch, the tokens of the run in place of its
+            steps. Width, depth and k are in one spelling (2 for 2.0).
         size: as text, in that spelling, too.
         position: log2 of the size; of "WxD", half of log2 W + log2 D, so that doubling both is one doubling.
         log2_value: log2 of the base value.
@@ -228,8 +236,10 @@ def _published(path: Path) -> pd.DataFrame:
 
 def _settings(row: dict[str, str], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """What separates groups of runs; see `read_losses`."""
-    varies = {row.get("value"), row["axis"]} | ({"width", "depth"} if row["axis"] == "both" else set())
+    varies = {row.get("value"), row["axis"]} | _VARY.get(row["axis"], set())
     own = {key: row[key] for key in columns if row[key] and key not in varies}
+    if row["axis"] == "batch" and (steps := number(row.get("trainer.max_steps", ""))) > 0:
+        own["tokens"] = f"{steps * number(row['size']):.15g}"
     return tuple((key, _spelling(text) if key in SETTINGS else text) for key, text in own.items())
 
 

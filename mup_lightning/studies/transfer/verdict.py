@@ -29,9 +29,9 @@ class Group:
     """Runs that differ only in size, base value and seed, and what follows from them.
 
     Attributes:
-        axis: what grows: width, depth, both, or any other word.
+        axis: what grows: width, depth, both, tokens (of the run), batch (tokens in a step), or any other word.
         settings: column -> text of what the runs share, the parametrization first.
-        steps: of the runs that finished; None where the table does not say.
+        steps: of the runs that finished; None where they differ (over tokens or batch), or the table does not say.
         seeds: largest number of seeds of any value.
         curves: losses of every size, small to large; `regrets` likewise.
         optima: of each size where anything trained; `slope` is None where there are fewer than two.
@@ -88,8 +88,13 @@ def transfer(
     between seeds, nats, of groups that have one seed. Raises UserError where runs cannot be compared: one appears
     twice, all diverged, no group has two sizes, or corpora or steps differ within a family.
     """
-    own_families = [_family(axis, dict(own)) for axis, own in zip(runs["axis"], runs["settings"], strict=True)]
-    refuse_different(runs, own_families, ["corpus", "steps"])
+    labels = [_family(axis, dict(own)) for axis, own in zip(runs["axis"], runs["settings"], strict=True)]
+    own_families = pd.Series(labels, index=runs.index)
+    # Over the tokens runs are as long as they are, and over the batch they see as many tokens.
+    lengths = runs.assign(tokens=(runs["steps"] * 2 ** runs["position"]).round())
+    for axis, own in lengths.groupby("axis", sort=False):
+        length = {"tokens": [], "batch": ["tokens"]}.get(str(axis), ["steps"])
+        refuse_different(own, own_families, ["corpus", *length])
     if runs["loss"].isna().all():
         raise UserError(f"no run has a loss, all {len(runs)} diverged; lower the base values")
     found = []
@@ -99,8 +104,8 @@ def transfer(
         best = [optimum(curve, own_noise.dof) for curve in curves]
         optima = [each for each in best if each]
         regrets = [regret(curve, best[0], each, own_noise.dof) for curve, each in zip(curves, best, strict=True)]
-        steps = own["steps"][own["loss"].notna()].max()
-        steps = None if pd.isna(steps) else round(steps)
+        done = own["steps"][own["loss"].notna()]
+        steps = round(done.max()) if done.nunique() == 1 else None
         seeds = int(own.groupby(["position", "log2_value"]).size().max())
         measured = (curves, own_noise, optima, regrets, slope_of(optima, own_noise))
         group = Group(axis, dict(settings), steps, seeds, *measured)
