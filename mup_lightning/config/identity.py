@@ -38,6 +38,8 @@ ADDED: dict[str, Any] = {
     "model.parallel": False,
     "model.logit_cap": None,
     "model.z_loss": 0.0,
+    "model.norm_eps": 1e-5,
+    "model.weights": None,
     "recipe.base": {},
     "recipe.decay_gains": True,
     "recipe.scale_clip": False,

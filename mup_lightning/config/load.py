@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from mup_lightning.config.imported import settings
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError, located
 from mup_lightning.files import read_yaml
@@ -27,6 +28,7 @@ WORDS = {
     "batch": "data.batch_size",
     "data": "data.path",
     "tokenizer": "data.tokenizer",
+    "weights": "model.weights",
     "run": "run.name",
     "resume": "run.resume",
 }
@@ -117,6 +119,8 @@ def word(name: str, value: str) -> list[Layer]:
         return [convert(file, Path, name) for file in value.split()]
     if name in GROUPS or (RECIPES / name).is_dir():
         return [preset(name, value)]
+    if name == "weights":  # and the shape that they have
+        return [{"model": settings(Path(value))}]
     return [{WORDS.get(name, name): Raw(value)}]
 
 

@@ -37,6 +37,7 @@ class ModelConfig(Typed, prefix="model."):
             that is SwiGLU (arXiv 2002.05202).
         layer_norm: a norm before every branch and a final one; false removes all of them.
         norm: which one: layernorm, or rmsnorm, which neither subtracts the mean nor has a bias.
+        norm_eps: what a norm adds to the mean square.
         qk_norm: RMS-normalise queries and keys per head.
         qk_gain: learned gains after qk_norm, shared by all heads.
         parallel: attention and MLP of a block read the same residual stream, rather than the MLP what attention added.
@@ -49,6 +50,8 @@ class ModelConfig(Typed, prefix="model."):
         z_loss: factor of log²Z in what training minimises, Z being the softmax's denominator: it keeps logits from
             drifting (PaLM's 1e-4). Losses are reported without it.
         dropout: probability, on the embeddings' sum, the attention weights and both branches.
+        weights: folder of a Hugging Face GPT-2 or Llama whose weights training starts from, so that both compute the
+            same function, whatever multipliers the recipe has; weights=FOLDER takes its shape over, too.
         loss_chunk: tokens whose logits exist at once in the loss; null: as many as make about 50 MB (CPU), 1 GB (GPU).
     """
 
@@ -67,6 +70,7 @@ class ModelConfig(Typed, prefix="model."):
     gated: bool = False
     layer_norm: bool = True
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: PositiveFloat = 1e-5
     qk_norm: bool = False
     qk_gain: bool = False
     parallel: bool = False
@@ -76,6 +80,7 @@ class ModelConfig(Typed, prefix="model."):
     logit_cap: PositiveFloat | None = None
     z_loss: NonNegativeFloat = 0.0
     dropout: UnitInterval = 0.0
+    weights: str | None = None
     loss_chunk: Size | None = None
 
     def __post_init__(self) -> None:

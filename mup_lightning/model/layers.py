@@ -17,9 +17,6 @@ from mup_lightning.model.parameters import Declaration, linear, norm
 from mup_lightning.spectral.recipe import Multipliers
 from mup_lightning.spectral.roles import Role
 
-NORM_EPS = 1e-5
-"""Of LayerNorm and RMSNorm: what they add to the mean square, of features of size 1."""
-
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
@@ -32,8 +29,8 @@ def make_norm(config: ModelConfig) -> nn.Module:
     if not config.layer_norm:
         return nn.Identity()
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.width, eps=NORM_EPS)
-    return nn.LayerNorm(config.width, eps=NORM_EPS, bias=config.bias)
+        return nn.RMSNorm(config.width, eps=config.norm_eps)
+    return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
 
 
 def rotation(positions_T: torch.Tensor, head_dim: int, base: float, dtype: torch.dtype) -> torch.Tensor:

@@ -4,21 +4,25 @@ A plain Hugging Face model takes the multipliers folded into its weights:
 
     embeddings             × α_in
     a branch's last layer  × α_res               (weight and bias)
-    final norm             × α_out / α_in        where the output matrix is the token embedding, which has α_in by then
-                           × α_out               where it is a matrix of its own
+    output matrix          × α_out               where it is one of its own
+    final norm             × α_out / α_in        where it is the token embedding, which has α_in by then
     queries                × √d · scale          where attention logits are not scaled by 1/√d
 
-Nothing is lost: both compute the same function, up to rounding.
+Nothing is lost: both compute the same function, up to rounding. The way back divides by the same factors.
 """
 
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from mup_lightning.config import imported
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2
-from mup_lightning.model.layers import NORM_EPS
 
 END_OF_TEXT = 50256
 """GPT-2's only special token."""
@@ -104,7 +108,7 @@ def description(model: GPT2) -> Any:
             n_head=config.width // config.head_dim,
             n_inner=config.hidden,
             activation_function=ACTIVATIONS[config.activation],
-            layer_norm_epsilon=NORM_EPS,
+            layer_norm_epsilon=config.norm_eps,
             resid_pdrop=config.dropout,
             embd_pdrop=config.dropout,
             attn_pdrop=config.dropout,
@@ -119,7 +123,7 @@ def description(model: GPT2) -> Any:
         num_key_value_heads=config.kv_dim // config.head_dim,
         intermediate_size=config.hidden,
         hidden_act=ACTIVATIONS[config.activation],
-        rms_norm_eps=NORM_EPS,
+        rms_norm_eps=config.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
         attention_bias=config.bias,
         mlp_bias=config.bias,
@@ -128,59 +132,104 @@ def description(model: GPT2) -> Any:
     )
 
 
-@torch.no_grad()
-def weights(model: GPT2) -> dict[str, torch.Tensor]:
-    """The content of model.safetensors: name -> float32 tensor, with all multipliers folded in."""
-    config, m, ours = model.config, model.multipliers, model.state_dict()
+Piece = tuple[torch.Tensor, float]
+"""A view of our weights, and the factor that it is under."""
+
+
+def pieces(model: GPT2) -> dict[str, list[Piece]]:
+    """Hugging Face's name of a tensor -> what is stacked in it, along its outputs, of ours.
+
+    Matrices of GPT-2's blocks are transposed there, as `TRANSPOSED` says; biases that it always has are zeros here.
+    """
+    config, m, ours = model.config, model.multipliers, dict(model.named_parameters())
     llama = architecture(config) == "Llama"
-    last = m.output / m.input if config.tied else m.output
-    tensors = {"embed_tokens.weight" if llama else "wte.weight": ours["token.weight"][: model.vocab_size] * m.input}
+    last = m.output / m.input if config.tied else 1.0
+    token = ours["token.weight"][: model.vocab_size]
+    found = {"embed_tokens.weight" if llama else "wte.weight": [(token, m.input)]}
     if not llama:
-        tensors["wpe.weight"] = ours["position.weight"] * m.input
-    tensors[f"{'norm' if llama else 'ln_f'}.weight"] = ours["final_norm.weight"] * last
-    if not llama:
-        tensors["ln_f.bias"] = ours.get("final_norm.bias", torch.zeros(config.width)) * last
+        found["wpe.weight"] = [(ours["position.weight"], m.input)]
+        found["ln_f.bias"] = [(ours.get("final_norm.bias", torch.zeros(config.width)), last)]
+    found[f"{'norm' if llama else 'ln_f'}.weight"] = [(ours["final_norm.weight"], last)]
     for number in range(config.depth):
-        block = _llama_block(model, number) if llama else _gpt2_block(model, number)
-        tensors |= {f"{'layers' if llama else 'h'}.{number}.{name}": tensor for name, tensor in block.items()}
-    tensors = {f"{'model' if llama else 'transformer'}.{name}": tensor for name, tensor in tensors.items()}
+        block = _block(model, number)
+        if not llama:  # queries, keys and values are one
+            for kind in ("weight", "bias"):
+                block[f"attn.c_attn.{kind}"] = [block.pop(f"{name}.{kind}")[0] for name in ("q", "k", "v")]
+        found |= {f"{'layers' if llama else 'h'}.{number}.{name}": parts for name, parts in block.items()}
+    found = {f"{'model' if llama else 'transformer'}.{name}": parts for name, parts in found.items()}
     if not config.tied:
-        tensors["lm_head.weight"] = ours["head.weight"][: model.vocab_size]
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _folded(model: GPT2, number: int) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
-    """Norms and matrices of a block, each with its bias, if it has one, and under no multiplier any more."""
-    config, m, ours = model.config, model.multipliers, model.state_dict()
-    scale = m.attention * (config.head_dim**-0.5 if config.attention_scale == "1/d" else 1)
-    factors = {"q": scale, "out": m.residual, "down": m.residual}
-    found = {}
-    for layer, names in MATRICES.items():
-        weight, bias = (ours.get(f"blocks.{number}.{layer}.{kind}") for kind in ("weight", "bias"))
-        if weight is None:
-            continue
-        biases = (None,) * len(names) if bias is None else bias.chunk(len(names))
-        for name, its, own in zip(names, weight.chunk(len(names)), biases, strict=True):
-            factor = factors.get(name, 1.0)
-            found[name] = its * factor, None if own is None else own * factor
+        found["lm_head.weight"] = [(ours["head.weight"][: model.vocab_size], m.output)]
     return found
 
 
-def _llama_block(model: GPT2, number: int) -> dict[str, torch.Tensor]:
-    found = _folded(model, number)
-    tensors = {f"{LLAMA_LAYERS[name]}.weight": weight for name, (weight, _) in found.items()}
-    return tensors | {f"{LLAMA_LAYERS[name]}.bias": bias for name, (_, bias) in found.items() if bias is not None}
+TRANSPOSED = re.compile(r".*\.h\.\d+\.(attn|mlp)\.\w+\.weight")
+"""GPT-2's linear layers are Conv1D, which keep matrices as (inputs, outputs)."""
 
 
-def _gpt2_block(model: GPT2, number: int) -> dict[str, torch.Tensor]:
-    """GPT-2 always has biases; its linear layers are Conv1D, which keep matrices transposed, and Q, K, V are one."""
-    found = {
-        name: (weight, torch.zeros(len(weight)) if bias is None else bias)
-        for name, (weight, bias) in _folded(model, number).items()
-    }
-    tensors: dict[str, torch.Tensor] = {}
-    for name, theirs in GPT2_LAYERS.items():
-        weight, bias = found[name]
-        tensors |= {f"{theirs}.weight": weight.t() if weight.ndim == 2 else weight, f"{theirs}.bias": bias}
-    stacked, biases = zip(*(found[name] for name in ("q", "k", "v")), strict=True)
-    return tensors | {"attn.c_attn.weight": torch.cat(stacked).t(), "attn.c_attn.bias": torch.cat(biases)}
+@torch.no_grad()
+def weights(model: GPT2) -> dict[str, torch.Tensor]:
+    """The content of model.safetensors: name -> float32 tensor, with all multipliers folded in."""
+    found = {name: torch.cat([view * factor for view, factor in parts]) for name, parts in pieces(model).items()}
+    return {name: (tensor.t() if TRANSPOSED.match(name) else tensor).contiguous() for name, tensor in found.items()}
+
+
+@torch.no_grad()
+def load(model: GPT2, folder: Path) -> None:
+    """Give the model the weights of a Hugging Face folder, so that it computes the same function.
+
+    Args:
+        model: of the folder's shape; its own multipliers are taken out of the weights.
+        folder: with the weights as safetensors, in one file or several.
+
+    Raises:
+        UserError: the folder's config.json says another shape, its weights cannot be read, a tensor is missing or has
+            another shape, or one has no place here.
+    """
+    imported.check(model.config)
+    theirs: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            theirs |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file} cannot be read ({error}); expected weights as safetensors") from None
+    if not theirs:
+        raise UserError(f"{folder} has no .safetensors; expected weights as transformers' save_pretrained writes them")
+    prefix = "model." if architecture(model.config) == "Llama" else "transformer."  # which GPT-2's own files lack
+    theirs = {name if name.startswith((prefix, "lm_head.")) else prefix + name: own for name, own in theirs.items()}
+    for name, parts in pieces(model).items():
+        if name not in theirs:
+            raise UserError(f"{folder} has no tensor {name}; expected the weights of {architecture(model.config)}")
+        found = theirs.pop(name)
+        found = found.t() if TRANSPOSED.match(name) else found
+        if name.endswith("wpe.weight"):
+            found = found[: model.config.context]
+        wanted = (sum(len(view) for view, _ in parts), *parts[0][0].shape[1:])
+        if found.shape != wanted:
+            raise UserError(f"{name} in {folder} is {tuple(found.shape)}; its config.json makes it {wanted}")
+        for (view, factor), own in zip(parts, found.split([len(view) for view, _ in parts]), strict=True):
+            view.copy_(own.float() / factor)
+    # A tied head repeats the embeddings, and masks and frequencies are computed.
+    known = r"lm_head\.weight" if model.config.tied else r"(?!)"
+    if unknown := [name for name in theirs if not re.search(rf"\.(masked_bias|attn\.bias|inv_freq)$|^{known}$", name)]:
+        raise UserError(f"{folder} has tensors without a place in {architecture(model.config)}: {', '.join(unknown)}")
+
+
+def _block(model: GPT2, number: int) -> dict[str, list[Piece]]:
+    """Norms and matrices of a block by Hugging Face's names; GPT-2's queries, keys and values by ours."""
+    config, m, ours = model.config, model.multipliers, dict(model.named_parameters())
+    llama = architecture(config) == "Llama"
+    names = LLAMA_LAYERS if llama else GPT2_LAYERS
+    scale = m.attention * (config.head_dim**-0.5 if config.attention_scale == "1/d" else 1)
+    factors = {"q": scale, "out": m.residual, "down": m.residual}
+    found: dict[str, list[Piece]] = {}
+    for layer, stacked in MATRICES.items():
+        weight, bias = (ours.get(f"blocks.{number}.{layer}.{kind}") for kind in ("weight", "bias"))
+        if weight is None:
+            continue
+        zeros = None if llama else torch.zeros(len(weight))
+        for kind, tensor in (("weight", weight), ("bias", zeros if bias is None else bias)):
+            if tensor is None:
+                continue
+            for name, own in zip(stacked, tensor.chunk(len(stacked)), strict=True):
+                found[f"{names.get(name, name)}.{kind}"] = [(own, factors.get(name, 1.0))]
+    return found

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import lightning.pytorch as pl
 
@@ -16,6 +17,7 @@ from mup_lightning.data.sampler import accumulation_steps
 from mup_lightning.data.sources import note_changes
 from mup_lightning.optim.registry import resolve_rules
 from mup_lightning.optim.schedule import warmup_cosine
+from mup_lightning.training import hugging_face
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import Result, RunFolder, identity_of, is_first_process, resume_from
 from mup_lightning.training.saving import Restore, SaveCheckpoints
@@ -71,6 +73,8 @@ def _train(
         return result
 
     module = GPT2Module(config)
+    if config.model.weights is not None and not start:
+        hugging_face.load(module.model, Path(config.model.weights))
     tokens_per_step = config.tokens_per_step
     throughput = Throughput(tokens_per_step, config.trainer, module.model.flops_per_token)
     validation = Validation(config.trainer.validate_every, throughput)

@@ -68,6 +68,9 @@ def type_program(words, *_):
         assert main(words) == 0
         return
     for word in rest:
+        if word.startswith("weights="):
+            Path(word.removeprefix("weights=")).mkdir(exist_ok=True)
+            Path(word.removeprefix("weights="), "config.json").write_text('{"model_type": "gpt2"}')
         write_in_place_of_the_reader(Path(word.rpartition("=")[2]))
     if not rest:  # the name of a verb
         return

@@ -1,0 +1,102 @@
+"""The shape of a Hugging Face GPT-2 or Llama, as settings of a model that computes the same. Imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+from mup_lightning.config.model import ModelConfig
+from mup_lightning.errors import UserError, located
+from mup_lightning.files import read_json
+
+_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
+
+_MUST_BE: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        **{"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    },
+    "llama": {"rope_scaling": None, "pretraining_tp": 1},
+}
+"""What of theirs has one value here."""
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        **{"vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "n_inner": None},
+        **{"activation_function": "gelu_new", "tie_word_embeddings": True, "layer_norm_epsilon": 1e-5},
+    },
+    "llama": {
+        **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "head_dim": None, "rope_theta": 10000.0},
+        **{"tie_word_embeddings": False, "num_key_value_heads": None, "rope_parameters": None, "rms_norm_eps": 1e-6},
+    },
+}
+"""transformers' own defaults of what config.json may leave out."""
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """Key of the section `model` -> value, from a folder's config.json; its weights among them.
+
+    Raises:
+        UserError: there is none, it is of another architecture, or something in it has no counterpart here.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{folder} has no config.json; expected the folder of a Hugging Face GPT-2 or Llama")
+    found = read_json(file, "a Hugging Face model's config.json")
+    kind = found.get("model_type") if isinstance(found, dict) else None
+    if kind not in _DEFAULTS:
+        raise UserError(f"{file} has model_type {kind!r}; expected gpt2 or llama")
+    theirs = _DEFAULTS[kind] | found
+    if rope := theirs.get("rope_parameters"):
+        theirs |= {"rope_theta": rope.get("rope_theta", theirs["rope_theta"])}
+        theirs |= {} if rope.get("rope_type", "default") == "default" else {"rope_scaling": rope}
+    for key, value in _MUST_BE[kind].items():
+        if theirs.get(key, value) != value:
+            raise UserError(f"{file} has {key} {theirs[key]}; models here have {value}")
+    with located(file):
+        try:
+            return {"weights": str(folder)} | (_gpt2(theirs) if kind == "gpt2" else _llama(theirs))
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise UserError(f"a key is missing or has another type: {error}; expected a {kind}'s") from None
+
+
+def check(model: ModelConfig) -> None:
+    """Raise UserError for settings that contradict those of `model.weights`. The context may be shorter than theirs."""
+    for key, theirs in settings(Path(model.weights or "")).items():
+        ours = getattr(model, key)
+        if ours != theirs and not (key == "context" and ours < theirs):
+            raise UserError(
+                f"model.{key} is {ours}, but {theirs} in {model.weights}; weights={model.weights} takes it over"
+            )
+
+
+def _gpt2(theirs: dict[str, Any]) -> dict[str, Any]:
+    width = theirs["n_embd"]
+    return {
+        **{"width": width, "depth": theirs["n_layer"], "heads": theirs["n_head"], "context": theirs["n_positions"]},
+        **{"vocab_size": theirs["vocab_size"], "mlp_ratio": (theirs["n_inner"] or 4 * width) / width},
+        **{"activation": _activation(theirs["activation_function"]), "tied": theirs["tie_word_embeddings"]},
+        **{"position": "learned", "norm": "layernorm", "norm_eps": theirs["layer_norm_epsilon"]},
+        **{"gated": False, "bias": True},
+    }
+
+
+def _llama(theirs: dict[str, Any]) -> dict[str, Any]:
+    width, heads = theirs["hidden_size"], theirs["num_attention_heads"]
+    if theirs["attention_bias"] != theirs["mlp_bias"]:
+        raise UserError("attention_bias and mlp_bias differ; here all linear layers have biases, or none")
+    if theirs["head_dim"] not in (None, width // heads):
+        raise UserError(
+            f"head_dim is {theirs['head_dim']}; here {heads} heads of {width} channels have {width // heads}"
+        )
+    return {
+        **{"width": width, "depth": theirs["num_hidden_layers"], "heads": heads},
+        **{"kv_heads": theirs["num_key_value_heads"] or heads, "context": theirs["max_position_embeddings"]},
+        **{"vocab_size": theirs["vocab_size"], "mlp_ratio": theirs["intermediate_size"] / width},
+        **{"activation": _activation(theirs["hidden_act"]), "tied": theirs["tie_word_embeddings"]},
+        **{"position": "rope", "rope_base": theirs["rope_theta"], "norm": "rmsnorm", "gated": True},
+        **{"bias": theirs["attention_bias"], "norm_eps": theirs["rms_norm_eps"]},
+    }
+
+
+def _activation(name: str) -> str:
+    if name not in _ACTIVATIONS:
+        raise UserError(f"the activation {name} is not among ours; expected {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
