@@ -61,9 +61,12 @@ def fit(sizes: Sequence[float], values: Sequence[Sequence[float]]) -> Fit:
     return Fit(slope, slope - half, slope + half, last)
 
 
-def student_t(degrees_of_freedom: float) -> float:
-    """The 97.5 % point of Student's t: the half width of a two-sided 95 % interval in standard errors."""
-    return float(stats.t.ppf(0.975, degrees_of_freedom))
+def student_t(degrees_of_freedom: float, intervals: int = 1) -> float:
+    """The 97.5 % point of Student's t: the half width of a two-sided 95 % interval in standard errors.
+
+    Of several `intervals` it is that of each, such that all hold at once (Bonferroni).
+    """
+    return float(stats.t.ppf(1 - 0.025 / intervals, degrees_of_freedom))
 
 
 class Verdict(StrEnum):

@@ -183,36 +183,85 @@ class Slope:
     bound: str
 
 
+@dataclass(frozen=True)
+class Regression:
+    """A linear model of optima, y = X b: C optima, P coefficients.
+
+    An optimum misses the model by its own error, known from the seeds, and by a misfit common to all (true curvature,
+    loss curves that are not parabolas), whose variance is what the residuals leave beyond the known errors, at least 0.
+
+    Attributes:
+        solve: P x C matrix A: the coefficients are A y.
+        coefficients: b.
+        known: C variances of the optima's own errors.
+        misfit: variance of the misfit.
+        left: degrees of freedom of the residuals, C - P.
+        plain: variance of the optima by the residuals alone, where one seed leaves the noise unknown; else 0.
+        noise_dof: degrees of freedom of the known errors.
+    """
+
+    solve: Array
+    coefficients: Array
+    known: Array
+    misfit: float
+    left: int
+    plain: float
+    noise_dof: float
+
+    def error(self, of: Array, more: float = 0.0, own: float = 0.0) -> tuple[float, float]:
+        """Standard error of the combination `of` @ b, and its degrees of freedom (Welch and Satterthwaite).
+
+        Of an optimum there rather than the model's value, with `more` = 1 misfit and the variance `own` of its error.
+        """
+        squares = (of @ self.solve) ** 2
+        known, spread = float(squares @ self.known) + own, float(squares.sum()) + more
+        misfit = self.misfit * spread
+        per_dof = known**2 / self.noise_dof + (misfit**2 / self.left if self.left else 0.0)
+        dof = max(1.0, (known + misfit) ** 2 / per_dof) if per_dof else math.inf
+        found = math.sqrt(known + misfit), dof
+        if not self.plain:
+            return found
+        return max(found, (math.sqrt(self.plain * spread), float(self.left)), key=lambda e: student_t(e[1]) * e[0])
+
+
+def regress(optima: Sequence[Optimum], design: Array, noise: Noise, *, weighted: bool = False) -> Regression:
+    """Fit a linear model to C optima by ordinary least squares, or weighted by the errors and the misfit of that fit.
+
+    `design` is X, C x P, of rank P. With as many optima as coefficients the misfit is unknown, and counts as 0.
+    """
+    y, known = np.array([o.value for o in optima]), np.array([o.se**2 for o in optima])
+    weights, left = np.ones(len(y)), len(y) - design.shape[1]
+    for last in (not weighted, True):
+        solve = np.linalg.solve((design.T * weights) @ design, design.T * weights)
+        residual = np.eye(len(y)) - design @ solve
+        expected = weights @ residual**2  # of each variance in the weighted sum of squares
+        squares = float(weights @ (residual @ y) ** 2)
+        misfit = max(0.0, squares - float(expected @ known)) / float(expected.sum()) if left else 0.0
+        if last:
+            break
+        weights = 1 / np.maximum(known + misfit, 1e-12)
+    plain = squares / float(expected.sum()) if noise.residual is None and left else 0.0
+    return Regression(solve, solve @ y, known, misfit, left, plain, noise.dof)
+
+
 def slope_of(optima: Sequence[Optimum], noise: Noise) -> Slope | None:
     """Fit a line to the optima; None where there are fewer than two.
 
-    An optimum misses the line by its own error, known from the seeds, and by a misfit common to all (true curvature,
-    loss curves that are not parabolas), whose variance is what the residuals leave beyond the known errors, at least 0.
-    The slope's error has both parts, and the degrees of freedom of both (Welch and Satterthwaite). With one seed the
-    noise is unknown: the interval is that of a plain regression, or wider where optima lie at an edge.
+    With one seed the noise is unknown: the interval is that of a plain regression, or wider where optima lie at an edge.
     """
-    count, left = len(optima), len(optima) - 2
+    left = len(optima) - 2
     if left < 0:
         return None
-    y = np.array([o.value for o in optima])
     x = np.array([o.position for o in optima])
     x = x - x.mean()
-    known = np.array([o.se**2 for o in optima])
-    spread = float(x @ x)
-    slope, mean = float(x @ y) / spread, float(y.mean())
+    line = regress(optima, np.stack([np.ones_like(x), x], axis=1), noise)
+    mean, slope = line.coefficients.tolist()
     # An optimum at an edge moves the slope in the edge's direction, times the sign of its size's offset from the mean.
     turns = {math.copysign(1.0, xi) * o.edge for xi, o in zip(x, optima, strict=True) if o.edge and xi}
     bound = {(): "", (-1.0,): "at most", (1.0,): "at least"}.get(tuple(turns), "unknown")
-    if not left and (noise.residual is None or not known.all()):
+    if not left and (noise.residual is None or not line.known.all()):
         return Slope(slope, None, None, mean, None, 0.0, bound)
-    squares = float(((y - mean - slope * x) ** 2).sum())
-    misfit = max(0.0, squares - float((1 - 1 / count - x * x / spread) @ known)) / left if left else 0.0
-    variances = float((x / spread) ** 2 @ known), misfit / spread
-    per_dof = variances[0] ** 2 / noise.dof + (variances[1] ** 2 / left if left else 0.0)
-    dof = max(1.0, sum(variances) ** 2 / per_dof) if per_dof else math.inf
-    half = student_t(dof) * math.sqrt(sum(variances))
-    mean_se = math.sqrt(float(known.sum()) / count**2 + misfit / count)
-    if noise.residual is None:
-        mean_se = max(mean_se, math.sqrt(squares / left / count))
-        half, dof = max((half, dof), (student_t(left) * math.sqrt(squares / left / spread), float(left)))
+    mean_se, _ = line.error(np.array([1.0, 0.0]))
+    se, dof = line.error(np.array([0.0, 1.0]))
+    half = student_t(dof) * se
     return Slope(slope, slope - half, slope + half, mean, mean_se, dof, bound)
