@@ -203,16 +203,6 @@ class Config(Typed):
                 f"tokens; leave model.vocab_size unset, or choose another tokenizer"
             )
 
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of an optimizer step."""
-        return self.data.batch_size * self.model.context
-
-    @property
-    def run_tokens(self) -> int:
-        """Tokens of the whole run."""
-        return self.trainer.max_steps * self.step_tokens
-
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Self:
         """The Config of nested plain values, as config.yaml and checkpoints hold them. Raises UserError."""

@@ -152,10 +152,10 @@ def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None) -> list[Tria
 
 def _steps(tokens: Any, config: Config) -> int:
     """The steps in which a run sees so many tokens. Raises UserError where they are not whole."""
-    if not isinstance(tokens, int) or tokens < 1 or tokens % config.step_tokens:
+    if not isinstance(tokens, int) or tokens < 1 or tokens % config.tokens_per_step:
         step = f"data.batch_size {config.data.batch_size} x model.context {config.model.context}"
         raise UserError(f"tokens is {tokens!r:.40}; expected a whole multiple of those in a step, {step}")
-    return tokens // config.step_tokens
+    return tokens // config.tokens_per_step
 
 
 def _varying(grids: tuple[Grid, ...]) -> list[str]:

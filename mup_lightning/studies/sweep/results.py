@@ -166,5 +166,5 @@ def rows_of(trial: Trial, result: dict[str, Any]) -> list[dict[str, Any]]:
         "config_hash": trial.hash,
     }
     sizes = {"width": model.width, "depth": model.depth, "both": f"{model.width}x{model.depth}"}
-    sizes |= {"tokens": trial.config.run_tokens, "batch": trial.config.step_tokens}
+    sizes |= {"tokens": trial.config.tokens, "batch": trial.config.tokens_per_step}
     return [result | own | {"axis": axis, "size": sizes[axis]} | trial.varied for axis in trial.axes]

@@ -233,7 +233,7 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
         "loss": loss,
         "train_loss": train_loss if math.isfinite(train_loss) else None,
         "steps": last.steps,
-        "tokens": last.steps * config.step_tokens,
+        "tokens": last.steps * config.tokens_per_step,
         "seconds": round(time.perf_counter() - begin, 3),
         "tokens_per_second": round(speed, 1),
         "diverged": diverged,

@@ -241,13 +241,13 @@ def regress(optima: Sequence[Optimum], design: Array, noise: Noise, *, weighted:
             break
         weights = 1 / np.maximum(known + misfit, 1e-12)
     plain = squares / float(expected.sum()) if noise.residual is None and left else 0.0
-    return Regression(solve, solve @ y, known, misfit, left, plain, noise.dof)
+    return Regression(solve.astype(np.float64), solve @ y, known, misfit, left, plain, noise.dof)
 
 
 def slope_of(optima: Sequence[Optimum], noise: Noise) -> Slope | None:
     """Fit a line to the optima; None where there are fewer than two.
 
-    With one seed the noise is unknown: the interval is that of a plain regression, or wider where optima lie at an edge.
+    With one seed the noise is unknown: the interval is a plain regression's, or wider where optima lie at an edge.
     """
     left = len(optima) - 2
     if left < 0:
