@@ -41,6 +41,7 @@ NonNegativeInt = Annotated[int, Bound("a whole number of at least 0", lambda val
 PositiveFloat = Annotated[float, Bound("a finite number above 0, below 1e35", lambda value: 0 < value < 1e35)]
 NonNegativeFloat = Annotated[float, Bound("a finite number of at least 0, below 1e35", lambda value: 0 <= value < 1e35)]
 UnitInterval = Annotated[float, Bound("a number from 0 to below 1", lambda value: 0 <= value < 1)]
+Share = Annotated[float, Bound("a number from 0 to 1", lambda value: 0 <= value <= 1)]
 OpenUnitInterval = Annotated[float, Bound("a number between 0 and 1", lambda value: 0 < value < 1)]
 
 

@@ -9,6 +9,8 @@ from mup_lightning.config.schema import Config
 def identity(config: Config) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued exactly, as plain nested values.
 
+    Of the schedule, which sweeps hash whole, resuming compares the factors (`training.run`) and not the keys.
+
     Left out: what changes no number that is trained (devices, workers, intervals, places), and max_steps, which
     may be raised on purpose.
     """
@@ -49,6 +51,11 @@ ADDED: dict[str, Any] = {
     "recipe.base_tokens": None,
     "recipe.tokens": None,
     "recipe.law": None,
+    "schedule.kind": "cosine",
+    "schedule.warmup_tokens": None,
+    "schedule.warmup_share": 0.1,
+    "schedule.decay": 0.2,
+    "schedule.floor": None,
     "rules.adamw.eps": None,
     "rules.adan.eps": None,
     "rules.shampoo.eps": None,

@@ -12,9 +12,12 @@ from mup_lightning.typed import (
     Bound,
     NonNegativeFloat,
     NonNegativeInt,
+    OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
+    Share,
     Typed,
+    UnitInterval,
     build,
 )
 
@@ -70,15 +73,35 @@ class DataConfig(Typed, prefix="data."):
 
 @dataclass
 class ScheduleConfig(Typed, prefix="schedule."):
-    """Learning rate over time: linear warm-up, then a cosine to a floor. Every group keeps its ratio to the base.
+    """Learning rate over time: linear warm-up, then a decay to a floor. Every group keeps its ratio to the base.
 
     Attributes:
-        warmup_steps: optimizer steps of the linear warm-up from 0; null: a tenth of the run.
-        min_lr: where the cosine ends for a group whose peak is recipe.lr: a learning rate, not a fraction of one.
+        kind: cosine or linear (the decay begins after the warm-up), wsd (the peak is held, then a linear decay), or
+            constant (no decay: a trunk that `mup-lightning anneal` branches wsd runs of several lengths from).
+        warmup_steps: optimizer steps of the linear warm-up from 0; null: by tokens or share.
+        warmup_tokens: the same in tokens, rounded to whole steps, at least one; null: by steps or share.
+        warmup_share: the same as a share of the run, rounded down to whole steps, where neither of them is given.
+        decay: share of the run that the decay of wsd takes.
+        floor: where the decay ends, as a share of the peak; null: at min_lr.
+        min_lr: where the decay ends for a group whose peak is recipe.lr: a learning rate, not a fraction of one.
     """
 
+    kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     warmup_steps: NonNegativeInt | None = None
+    warmup_tokens: PositiveInt | None = None
+    warmup_share: UnitInterval = 0.1
+    decay: OpenUnitInterval = 0.2
+    floor: Share | None = None
     min_lr: NonNegativeFloat = 3e-5
+
+    def __post_init__(self) -> None:
+        """Raise UserError for two lengths of the warm-up."""
+        super().__post_init__()
+        if self.warmup_steps is not None and self.warmup_tokens is not None:
+            raise UserError(
+                f"schedule.warmup_steps is {self.warmup_steps} and schedule.warmup_tokens {self.warmup_tokens}; "
+                f"expected one of them, and null for the other"
+            )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Linear warm-up, then a cosine to a floor, as one factor on all groups: each keeps its ratio to the base."""
+"""The learning rate over time, as one factor on all groups, each of which keeps its ratio to the base."""
 
 import math
 from collections.abc import Callable
@@ -6,43 +6,70 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mup_lightning.config.schema import ScheduleConfig
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 
+Factor = Callable[[int], float]
+"""Of a step, counted from 0: what every group's peak learning rate is multiplied by."""
 
-def warmup_cosine(config: ScheduleConfig, base_lr: float, total_steps: int) -> Callable[[int], float]:
-    """The factor on every group's learning rate as a function of the optimizer step, counted from 0.
 
-    Args:
-        config: warm-up length and floor.
-        base_lr: recipe.lr, the unit of the floor.
-        total_steps: optimizer steps of the run; the last one, total_steps - 1, is on the floor.
+def lr_factor(config: Config) -> Factor:
+    """A run's schedule: linear warm-up, the peak, and a decay of which the run's last step is the end.
+
+    wsd, and constant as its trunk, give the same factors up to the decay: a run of any length is one trunk and a branch
+    (Hu et al. 2024, arXiv 2404.06395; Hägele et al. 2024, arXiv 2405.18392, also for a decay of a fifth of the run).
 
     Raises:
-        UserError: the warm-up is longer than the run, or the floor is above the peak.
+        UserError: warm-up and decay leave no step at the peak, or the floor is above the peak.
     """
-    warmup_steps = total_steps // 10 if config.warmup_steps is None else config.warmup_steps
-    if warmup_steps >= total_steps:
+    schedule, total, lr = config.schedule, config.trainer.max_steps, config.recipe.lr
+    warmup = warmup_steps(config)
+    decay = max(1, round(schedule.decay * total)) if schedule.kind == "wsd" else 0
+    if warmup + decay >= total:
+        given = [key for key in ("warmup_steps", "warmup_tokens") if getattr(schedule, key) is not None]
+        key = (given or ["warmup_share"])[0]
+        long = "" if key == "warmup_steps" else f", which is {warmup} steps"
+        less = f", the last {decay} of which are schedule.decay's" if decay else ""
         raise UserError(
-            f"schedule.warmup_steps is {warmup_steps}, but the run has only {total_steps} steps "
-            f"(trainer.max_steps); expected fewer: leave it unset for a tenth of the run"
+            f"schedule.{key} is {getattr(schedule, key)}{long}, but the run has only {total} steps "
+            f"(trainer.max_steps){less}; expected fewer: leave it unset for a tenth of the run"
         )
-    if config.min_lr > base_lr:
-        raise UserError(
-            f"schedule.min_lr is {config.min_lr}, above recipe.lr {base_lr}; the floor must not exceed the peak"
-        )
-    floor = config.min_lr / base_lr
-    decay_steps = max(1, total_steps - 1 - warmup_steps)
+    floor = schedule.min_lr / lr if schedule.floor is None else schedule.floor
+    if schedule.kind == "constant":
+        floor = 1.0
+    elif floor > 1.0:
+        below = "the floor must not exceed the peak"
+        raise UserError(f"schedule.min_lr is {schedule.min_lr}, above recipe.lr {lr}; {below}")
+    peak = total - 1 - decay if decay else warmup  # the last step at the peak
+    length = max(1, total - 1 - peak)
 
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        progress = min(1.0, (step - warmup_steps) / decay_steps)
-        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min(1.0, max(0, step - peak) / length)
+        if schedule.kind == "cosine":
+            return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return floor + (1.0 - floor) * (1.0 - progress)
 
     return factor
 
 
-def make_schedule(optimizer: Optimizer, config: ScheduleConfig, base_lr: float, total_steps: int) -> LambdaLR:
-    """`warmup_cosine` as a torch scheduler, to be stepped once per optimizer step."""
-    return LambdaLR(optimizer, warmup_cosine(config, base_lr, total_steps))
+def warmup_steps(config: Config) -> int:
+    """Optimizer steps of a run's warm-up."""
+    schedule = config.schedule
+    if schedule.warmup_tokens is not None:
+        return max(1, round(schedule.warmup_tokens / config.tokens_per_step))
+    if schedule.warmup_steps is not None:
+        return schedule.warmup_steps
+    return math.floor(round(schedule.warmup_share * config.trainer.max_steps, 6))  # 0.29 of 100 is 28.999999999999996
+
+
+def first_difference(before: Factor, now: Factor, steps: int) -> tuple[int, float, float] | None:
+    """The first of so many steps in which two schedules differ, counted from 0, and their factors; None: they agree."""
+    pairs = ((step, before(step), now(step)) for step in range(steps))
+    return next((pair for pair in pairs if pair[1] != pair[2]), None)
+
+
+def make_schedule(optimizer: Optimizer, config: Config) -> LambdaLR:
+    """`lr_factor` as a torch scheduler, to be stepped once per optimizer step."""
+    return LambdaLR(optimizer, lr_factor(config))

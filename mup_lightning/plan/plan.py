@@ -12,7 +12,7 @@ from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.registry import RULES, resolve_rules
 from mup_lightning.optim.rule import Group
-from mup_lightning.optim.schedule import warmup_cosine
+from mup_lightning.optim.schedule import lr_factor
 from mup_lightning.plan.memory import GPU_SHARE, Memory, micro_batch
 from mup_lightning.plan.memory import memory as estimate
 from mup_lightning.spectral.recipe import Recipe
@@ -94,7 +94,7 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", mem
     `memory`, bytes of a GPU, is what data.micro_batch auto goes by.
     Raises UserError where training would refuse the configuration.
     """
-    warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)
+    lr_factor(config)
     resolve_rules(config)
     recipe = config.derive()
     model = build(config.model, recipe, config.seed, device="meta")

@@ -64,7 +64,7 @@ class GPT2Module(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The one optimizer, made before Lightning moved the model to its device, and its schedule over steps."""
         config = self.config
-        schedule = make_schedule(self.hybrid, config.schedule, config.recipe.lr, config.trainer.max_steps)
+        schedule = make_schedule(self.hybrid, config)
         return {"optimizer": self.hybrid, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:

@@ -4,19 +4,19 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mup_lightning.config import identity as identities
-from mup_lightning.config.schema import Config, leaves
+from mup_lightning.config.schema import Config, ScheduleConfig, leaves
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
 from mup_lightning.files import FAILING_DISK, OneWriter, make_folder, read_json, write_atomic, write_json, yaml_text
 from mup_lightning.optim.registry import used_sections
-from mup_lightning.optim.schedule import warmup_cosine
+from mup_lightning.optim.schedule import first_difference, lr_factor
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.checkpoint import Checkpoint
 from mup_lightning.typed import build
@@ -203,17 +203,17 @@ def _check(start: Checkpoint, config: Config, folder: RunFolder, identity: dict[
             f"NAME), or make it the run's own again by the name {checkpoints.folder_name(start.step)}"
         )
     used = {name: options for name, options in start.identity["rules"].items() if name in identity["rules"]}
-    saved, now = leaves(start.identity | {"rules": used}), leaves(identity)
-    differing = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
-    if differing:
-        before = identities.ADDED | saved
-        lines = "".join(f"\n  {key}: {before.get(key)} in the checkpoint, {now.get(key)} now" for key in differing)
-        raise UserError(
-            f"{start.path} cannot be continued exactly, because this run differs in:{lines}\n"
-            f"Resume with the values of the checkpoint (see config.yaml in its run's folder), or start a new run "
-            f"(--run.name NAME)"
-        )
+    _refuse_different(start, start.identity | {"rules": used, "schedule": {}}, identity | {"schedule": {}})
     steps, planned = config.trainer.max_steps, start.config["trainer"]["max_steps"]
+    before = as_saved(start, config)
+    then, now = lr_factor(before), lr_factor(config)
+    # The whole shape of these two belongs to the length of the run: who changes that means to change the shape.
+    meant = config.schedule == before.schedule and config.schedule.kind in ("cosine", "linear")
+    if not meant and (found := first_difference(then, now, start.step)):
+        done, old, new = found
+        what = f"its step {done + 1} was made at {old} of the peak learning rate and would now be made at {new}; "
+        keys = [{"schedule": asdict(c.schedule), "trainer.max_steps": c.trainer.max_steps} for c in (before, config)]
+        _refuse_different(start, keys[0], keys[1], what)
     # A run that was killed between its last checkpoint and its result still has that to write.
     without_result = planned == steps and folder.owns(start) and not folder.finished_result()
     if start.step >= steps and config.run.resume != "auto" and not without_result:
@@ -223,11 +223,28 @@ def _check(start: Checkpoint, config: Config, folder: RunFolder, identity: dict[
     if is_first_process():
         checkpoints.verify(start)
         if planned != steps:
-            old, new = (warmup_cosine(config.schedule, config.recipe.lr, n)(start.step) for n in (planned, steps))
             print(
                 f"note: the run was planned for {planned} steps and now has {steps}; the schedule's factor on the "
-                f"learning rate at step {start.step} goes from {old:.4f} to {new:.4f}"
+                f"learning rate at step {start.step} goes from {then(start.step):.4f} to {now(start.step):.4f}"
             )
+
+
+def as_saved(start: Checkpoint, config: Config) -> Config:
+    """A run's configuration with the schedule and the length that a checkpoint's run had."""
+    trainer = replace(config.trainer, max_steps=start.config["trainer"]["max_steps"])
+    return replace(config, schedule=build(ScheduleConfig, start.config["schedule"], "schedule."), trainer=trainer)
+
+
+def _refuse_different(start: Checkpoint, before: dict[str, Any], now: dict[str, Any], what: str = "") -> None:
+    """Raise UserError, naming all keys that differ between a checkpoint and the run that is to continue it."""
+    saved, own = identities.ADDED | leaves(before), identities.ADDED | leaves(now)
+    if differing := [key for key in sorted(saved.keys() | own.keys()) if saved.get(key) != own.get(key)]:
+        lines = "".join(f"\n  {key}: {saved.get(key)} in the checkpoint, {own.get(key)} now" for key in differing)
+        raise UserError(
+            f"{start.path} cannot be continued exactly, because {what}this run differs in:{lines}\n"
+            f"Resume with the values of the checkpoint (see config.yaml in its run's folder), or start a new run "
+            f"(--run.name NAME)"
+        )
 
 
 def is_first_process() -> bool:

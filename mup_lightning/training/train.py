@@ -16,7 +16,7 @@ from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.sampler import accumulation_steps
 from mup_lightning.data.sources import note_changes
 from mup_lightning.optim.registry import resolve_rules
-from mup_lightning.optim.schedule import warmup_cosine
+from mup_lightning.optim.schedule import lr_factor
 from mup_lightning.training import hugging_face
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import Result, RunFolder, identity_of, is_first_process, resume_from
@@ -121,7 +121,7 @@ def settle(config: Config) -> int:
     trainer, data = config.trainer, config.data
     resolve(trainer)
     resolve_rules(config)
-    warmup_cosine(config.schedule, config.recipe.lr, trainer.max_steps)
+    lr_factor(config)
     resolve_micro_batch(config)
     return accumulation_steps(data.batch_size, data.sequences, trainer.devices * trainer.nodes)
 

@@ -43,6 +43,11 @@ def runs(config_of, two, four):
         changes = {"recipe.optimizer": rule.split("-")[0], "model.dropout": 0.1} | RULES[rule]
         straight.append(config_of(f"{rule}-{strategy}", strategy, 2, **changes))
         again.append(resumed(f"{rule}-{strategy}-again", strategy, 2, straight[-1], **changes))
+    # A trunk that holds its peak, and a run that decays, whole and from the trunk on.
+    trunk = config_of("trunk", "ddp", 2, **{"schedule.kind": "constant", "trainer.max_steps": HALF})
+    decay = {"schedule.kind": "wsd", "schedule.floor": 0}
+    straight += [config_of("branch-ddp", "ddp", 2, **decay), trunk]
+    again.append(resumed("branch-ddp-again", "ddp", 2, trunk, **decay))
     plain = {source: config_of(f"plain-{source}", source, 2) for source in ("ddp", "zero2", "zero3")}
     moved = {1: [], 2: [], 4: []}
     for source, strategy, processes in MOVES:
@@ -53,7 +58,7 @@ def runs(config_of, two, four):
     return done | {config.run.name: train(config, progress=False).checkpoint for config in moved[1]}
 
 
-@pytest.mark.parametrize(("rule", "strategy"), BIT)
+@pytest.mark.parametrize(("rule", "strategy"), [*BIT, ("branch", "ddp")])
 def test_a_continued_run_is_the_same_to_the_bit(runs, rule, strategy):
     straight, again = Shards(runs[f"{rule}-{strategy}"]), Shards(runs[f"{rule}-{strategy}-again"])
     assert straight.quantities == again.quantities

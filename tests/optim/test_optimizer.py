@@ -1,18 +1,14 @@
-"""Roles to recipe to groups to one optimizer, which refuses parts; the schedule, and each group's ratio to it."""
-
-import math
+"""Roles to recipe to groups to one optimizer, which refuses parts."""
 
 import pytest
 import torch
 
 from mup_lightning.config.model import ModelConfig
-from mup_lightning.config.schema import ScheduleConfig
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.registry import RULES
-from mup_lightning.optim.schedule import make_schedule, warmup_cosine
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
 from tests.optim.test_rules import optimizer
@@ -82,35 +78,3 @@ def test_a_group_whose_parameters_were_flattened_silently_is_refused(rule):
     with pytest.raises(RuntimeError, match=rf"^{rule} works on whole parameters, but w .* become \(12,\)"):
         stepper.step()
     assert (flat == 1).all()
-
-
-def test_schedule_warms_up_and_falls_to_the_floor():
-    factor = warmup_cosine(ScheduleConfig(warmup_steps=10, min_lr=0.001), base_lr=0.01, total_steps=110)
-    wanted = [(step + 1) / 11 for step in range(11)]
-    wanted += [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 99)) for step in range(1, 100)] + [0.1]
-    assert [factor(step) for step in range(111)] == pytest.approx(wanted)
-    by_default = warmup_cosine(ScheduleConfig(), base_lr=0.01, total_steps=200)
-    assert by_default(19) < by_default(20) == 1.0
-
-
-def test_groups_keep_their_ratios():
-    stepper = optimizer("adamw", [torch.nn.Parameter(torch.zeros(2))], lr=0.01)
-    other = optimizer("adamw", [torch.nn.Parameter(torch.zeros(2))], lr=0.003)
-    stepper.add_param_group(other.param_groups[0])
-    schedule = make_schedule(stepper, ScheduleConfig(warmup_steps=3), 0.01, 20)
-    for _ in range(19):
-        stepper.step()
-        schedule.step()
-        assert stepper.param_groups[1]["lr"] / stepper.param_groups[0]["lr"] == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "message"),
-    [
-        (ScheduleConfig(warmup_steps=50), r"schedule\.warmup_steps is 50, but the run has only 50 steps"),
-        (ScheduleConfig(min_lr=0.1), r"schedule\.min_lr is 0\.1, above recipe\.lr 0\.01"),
-    ],
-)
-def test_impossible_schedules_are_refused(schedule, message):
-    with pytest.raises(UserError, match=message):
-        warmup_cosine(schedule, 0.01, 50)

@@ -10,6 +10,7 @@ import pytest
 
 from mup_lightning.cli.main import main
 from mup_lightning.config.load import build_config
+from mup_lightning.optim.schedule import warmup_steps
 from mup_lightning.studies.sweep.run import Summary
 from mup_lightning.studies.sweep.spec import load
 from mup_lightning.studies.transfer.losses import read_losses
@@ -37,6 +38,8 @@ SMALL = ["--set", "data.batch_size=8", "--set", "data.micro_batch=8"]
         ({"value": "recipe.weight_decay", "vary": {}}, [], "recipe.weight_decay is 0.0 in the target; expected a num"),
         ({"vary": {}}, ["--set", "recipe.lr=0.1"], "--recipe.lr says what to search around"),
         ({"vary": {}}, ["--schedule.min_lr=1"], "schedule.min_lr"),
+        ({"set": {"model.norm": "rmsnorm"}}, [], "model.norm is rmsnorm in the proxy, layernorm in the target"),
+        ({"set": {"recipe.base.bias.lr": 2}}, [], "recipe.base.bias.lr is 2.0 in the proxy, None in the target"),
     ],
 )
 def test_sweep_files_that_contradict_the_target_are_refused(corpus, tmp_path, capsys, changes, more, message):
@@ -70,6 +73,8 @@ def test_a_dry_run_shows_the_small_models_and_their_cost(corpus, tmp_path, capsy
         ({"vary": {"seed": [0]}}, ["--recipe.lr=1e-3"], " 2^-13 to 2^-7 (7) "),
         ({"vary": {"seed": [0]}}, ["--schedule.min_lr=0.002"], " 2^-8 to 2^-4 (5) "),
         ({"vary": {"seed": [0]}}, ["--schedule.min_lr=1", "--set", "schedule.min_lr=0"], " 2^-10 to 2^-4 (7) "),
+        ({"vary": {"seed": [0]}}, ["--schedule.min_lr=1", "--schedule.floor=0"], " 2^-10 to 2^-4 (7) "),
+        ({"vary": {"seed": [0]}}, ["--schedule.min_lr=1", "--schedule.kind=constant"], " 2^-10 to 2^-4 (7) "),
         ({"value": "recipe.weight_decay", "vary": {"recipe.weight_decay": [0, 0.1, 0.3]}}, [], " 0 to 0.3 (3) "),
     ],
 )
@@ -89,9 +94,22 @@ def test_a_warmup_is_carried_as_a_share_of_the_run(corpus, tmp_path):
     found[0].schedule.warmup_steps = None
     caveat = "the warm-up takes 10.0% of the run in the proxies, 20.0% in the target"
     assert caveat in not_transferred(found[:1], large)
-    named = [replace(grid, set=grid.set | {"schedule.warmup_steps": 300}) for grid in sweep.grids]
-    trials = proxy_trials(replace(sweep, grids=tuple(named)), large, 1, 1)
-    assert {trial.config.schedule.warmup_steps for trial in trials} == {300}
+    found[1].schedule = replace(found[1].schedule, kind="wsd", floor=0.1)
+    caveats = not_transferred(found, large)
+    assert "schedule.kind is cosine or wsd in the proxies, cosine in the target" in caveats
+    assert "schedule.floor is 0.1 or None in the proxies, None in the target" in caveats
+    in_tokens = target(corpus, trainer__max_steps=10000, schedule__warmup_tokens=2000 * large.tokens_per_step)
+    fixed, varied = {"trainer.max_steps": 400}, {"trainer.max_steps": [100, 400]}
+    for like, given, wanted in (
+        (large, {"set": fixed | {"schedule.warmup_steps": 300}}, {(400, 300)}),
+        (in_tokens, {"set": fixed | {"schedule.warmup_steps": 300}}, {(400, 300)}),
+        (in_tokens, {"set": fixed}, {(400, 80)}),
+        (large, {"set": fixed | {"schedule.warmup_share": 0.25}}, {(400, 100)}),
+        (large, {"set": fixed, "vary": {"schedule.warmup_steps": [7]}}, {(400, 7)}),
+        (large, {"vary": varied}, {(100, 20), (400, 80)}),
+    ):
+        found = [trial.config for trial in proxy_trials(load(proxies(tmp_path, **given)), like, 1, 1)]
+        assert {(config.trainer.max_steps, warmup_steps(config)) for config in found} == wanted
 
 
 def test_the_shipped_proxies_follow_the_targets_own_recipe(corpus, monkeypatch):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from mup_lightning.data.sampler import epoch_permutation
 from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.schedule import warmup_cosine
+from mup_lightning.optim.schedule import lr_factor
 from mup_lightning.training.tensors import Shards
 
 
@@ -57,7 +57,7 @@ def train_plainly(config, steps):
         groups.append({"params": [parameter], **own})
         units.append(values.gradient)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False, fused=False)
-    factor = warmup_cosine(config.schedule, config.recipe.lr, config.trainer.max_steps)
+    factor = lr_factor(config)
     tokens = np.fromfile(f"{config.data.path}/train-00000.bin", dtype="<u2").astype(np.int64)
     context, batch = config.model.context, config.data.batch_size
     samples = (len(tokens) - 1) // context

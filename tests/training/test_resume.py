@@ -112,6 +112,14 @@ def test_another_run_is_not_continued_but_a_longer_one_is(tiny, tmp_path, capsys
         ({"model.qk_norm": True, "seed": 3}, r"model\.qk_norm: False(.|\n)*seed: 0 in the checkpoint, 3 now"),
         ({"data.batch_size": 16}, r"data\.batch_size: 8 in the checkpoint, 16 now"),
         ({"data.path": str(write_corpus(tmp_path / "other", seed=1))}, r"corpus: \w+ in the checkpoint, \w+ now"),
+        (
+            {"schedule.warmup_steps": 3},
+            r"step 1 was made at 0\.5 .* at 0\.25; .*\n  \S+warmup_steps: None in .*, 3 now\n",
+        ),
+        (
+            {"schedule.kind": "wsd"},
+            r"step 3 was made at 0\.9\d+ .* at 1\.0; .*\n  schedule\.kind: cosine in .*, wsd now",
+        ),
         ({"trainer.max_steps": 8}, r"already has all 8 steps of the run; raise --trainer\.max_steps"),
         ({"run.resume": "nowhere"}, "nowhere is not a complete checkpoint"),
         ({"run.name": "empty"}, r"no complete checkpoint in .*start the run without resuming"),
@@ -120,6 +128,34 @@ def test_another_run_is_not_continued_but_a_longer_one_is(tiny, tmp_path, capsys
             train(tiny(**{"run.resume": "last", **change}))
     assert train(tiny(**{"run.resume": "last", "trainer.max_steps": 14})).steps == 14
     assert "planned for 10 steps and now has 14" in capsys.readouterr().out
+
+
+WSD = {"schedule.kind": "wsd", "schedule.warmup_steps": 3, "schedule.decay": 0.3, "schedule.floor": 0}
+KEPT = {"trainer.checkpoint_every": 2, "trainer.keep_checkpoints": 9}
+
+
+def test_a_schedule_may_differ_if_no_step_done_would(tiny, capsys):
+    """10 steps: 3 of warm-up, 4 at the peak, 3 of decay. Resumed in each, and branched from a longer trunk."""
+    straight = train(tiny(**WSD, **KEPT, **{"run.name": "straight"}))
+    peak = {"schedule.kind": "constant", "trainer.max_steps": 20, "schedule.warmup_tokens": 8 * 16 * 3}
+    folder = crash(tiny(**KEPT, **peak, **{"run.name": "trunk"}), 9)
+    sources = [(Path(straight.checkpoint).parents[1], step) for step in (2, 6, 8)]
+    for run, step in [*sources, (folder.path, 2), (folder.path, 6)]:
+        name = {"run.name": f"{run.name}-{step}", "run.resume": str(run / "checkpoints" / f"step_{step:08d}")}
+        resumed = train(tiny(**WSD, **name))
+        assert (resumed.first_step, resumed.validation_loss) == (step, straight.validation_loss)
+        assert_equal(straight.checkpoint, resumed.checkpoint)
+    trunk = {"run.name": "trunk", "run.resume": "last"}
+    late = WSD | {"run.name": "late", "run.resume": str(folder.checkpoints / "step_00000008")}
+    for values, named in (
+        (late, r"step 8 was made at 1\.0 .* at 0\.6\d+; (.|\n)* trainer\.max_steps: 20 in the checkpoint, 10 now"),
+        (peak | trunk | {"schedule.warmup_tokens": None}, r"step 1 was made at 0\.25 .* at 0\.3\d+; "),
+    ):
+        with pytest.raises(UserError, match=named):
+            train(tiny(**values))
+    capsys.readouterr()
+    assert train(tiny(**KEPT | peak | trunk | {"trainer.max_steps": 12})).steps == 12
+    assert "planned for 20 steps and now has 12; the schedule's factor " in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(tiny, tmp_path):

@@ -104,7 +104,7 @@ def base_config(network: str, optimizer: str, settings: AssumptionSettings) -> C
     own: dict[str, Any] = {
         "model": {"width": settings.width, "context": settings.context, "tied": False},
         "recipe": {"lr": lr, "base_width": width, "base_depth": depth},
-        "schedule": {"warmup_steps": warmup, "min_lr": lr},
+        "schedule": {"kind": "constant", "warmup_steps": warmup},
         "data": {"path": settings.data, "tokenizer": "bytes", "verify": False},
         "data.batch_size": samples,
         "data.micro_batch": samples,
@@ -124,7 +124,7 @@ def measure(training: tuple[str, Config]) -> Run:
     network = build_network(name, config)
     if network.optimizer.wants_hessian():
         raise UserError(f"{recipe.optimizer} cannot be checked: its first step needs a Hessian for every sample alone")
-    schedule = make_schedule(network.optimizer, config.schedule, recipe.lr, steps)
+    schedule = make_schedule(network.optimizer, config)
     time_at = {done: time for time, done in measured_at(steps - 1).items()}
     times: dict[str, Ratios] = {}
     losses = []

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from mup_lightning.config.load import Layer, merge, preset
-from mup_lightning.config.schema import Config
+from mup_lightning.config.schema import Config, ScheduleConfig
 from mup_lightning.errors import UserError, located
 from mup_lightning.files import check_folder, read_yaml, write_atomic
 from mup_lightning.spectral.recipe import Parametrization
@@ -96,7 +96,7 @@ def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], li
                     config,
                     model=replace(config.model, width=width, depth=depth),
                     recipe=replace(config.recipe, parametrization=name),
-                    schedule=replace(config.schedule, warmup_steps=0, min_lr=config.recipe.lr),
+                    schedule=ScheduleConfig(kind="constant", warmup_steps=0),
                     trainer=replace(config.trainer, validate_every=0, feature_norms_every=0, update_check_every=0),
                 )
                 checked = checker.check(sized)

@@ -9,12 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mup_lightning.config.identity import identity
+from mup_lightning.config.identity import ADDED, identity
 from mup_lightning.config.load import merge
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, write_atomic, yaml_text
 from mup_lightning.optim.registry import options_in_force, used_sections
+from mup_lightning.optim.schedule import warmup_steps
 from mup_lightning.plan.plan import plan
 from mup_lightning.studies.sweep.grid import Trial, expand, look_up
 from mup_lightning.studies.sweep.results import read_trials
@@ -38,13 +39,13 @@ ROUNDS = 4
 
 NOT_TRANSFERRED = """
     data.tokenizer data.batch_size data.path model.context model.head_dim model.dropout trainer.max_steps
-    trainer.precision trainer.gradient_clip schedule.min_lr
+    trainer.precision trainer.gradient_clip schedule.kind schedule.decay schedule.floor schedule.min_lr
 """.split()
 """What moves the best values, too, in ways that no recipe here follows. Everything else must be the same."""
 
 _MAY_DIFFER = """
-    model.width model.depth recipe.base_width recipe.base_depth schedule.warmup_steps model.heads model.head_size
-    model.vocab_size model.loss_chunk seed
+    model.width model.depth recipe.base_width recipe.base_depth model.heads model.head_size model.vocab_size
+    model.loss_chunk seed schedule.warmup_steps schedule.warmup_tokens schedule.warmup_share
 """.split()
 """What the recipe scales by, or changes nothing. Heads are compared by their dimension, warm-ups by their share."""
 
@@ -189,7 +190,9 @@ def proxy_trials(sweep: Sweep, target: Config, below: int, above: int) -> list[T
         middle = round(math.log2(own))
         values = [2.0**exponent for exponent in range(middle - below, middle + above + 1)]
         for number, grid in enumerate(grids):  # no learning rate may be below the floor of the schedule
-            floor = float(grid.set.get("schedule.min_lr", target.schedule.min_lr)) if key == "recipe.lr" else 0.0
+            said = {name: grid.set.get(f"schedule.{name}", value) for name, value in asdict(target.schedule).items()}
+            absolute = key == "recipe.lr" and said["floor"] is None and said["kind"] != "constant"
+            floor = float(said["min_lr"]) if absolute else 0.0
             if not (above_floor := [value for value in values if value >= floor]):
                 raise UserError(f"every {key} that would be tried around {own:g} lies below schedule.min_lr {floor:g}")
             grids[number] = replace(grid, vary=grid.vary | {key: above_floor})
@@ -221,16 +224,22 @@ def like_target(target: Config, grids: Sequence[Grid]) -> dict[str, Any]:
 
 def _warmup(grid: Grid, target: Config) -> dict[str, Any]:
     """The target's warm-up as the same share of a shorter run; empty if it follows the length by itself."""
-    steps = grid.set.get("trainer.max_steps", target.trainer.max_steps)
-    if not target.schedule.warmup_steps or "trainer.max_steps" in grid.vary:
+    unset, said = dict.fromkeys(("schedule.warmup_steps", "schedule.warmup_tokens")), grid.set | grid.vary
+    if any(key.startswith("schedule.warmup_") for key in said):
+        return {key: None for key in unset if key not in said}
+    if not target.schedule.warmup_steps and target.schedule.warmup_tokens is None:
         return {}
-    return {"schedule.warmup_steps": max(1, round(_warmup_share(target) * int(steps)))}
+    share, steps = _warmup_share(target), said.get("trainer.max_steps", target.trainer.max_steps)
+    if "trainer.max_steps" in grid.vary:
+        return unset | {"schedule.warmup_share": share}
+    return unset | {"schedule.warmup_steps": max(1, round(share * int(steps)))}
 
 
 def _warmup_share(config: Config) -> float:
     """Share of the run that the warm-up takes: schedules are alike if this is equal, not if the steps are."""
-    steps = config.schedule.warmup_steps
-    return 0.1 if steps is None else steps / config.trainer.max_steps
+    if config.schedule.warmup_steps is None and config.schedule.warmup_tokens is None:
+        return config.schedule.warmup_share
+    return warmup_steps(config) / config.trainer.max_steps
 
 
 def refuse_incompatible(proxies: Sequence[Config], target: Config, swept: str, where: str) -> None:
@@ -250,12 +259,15 @@ def incompatibilities(proxy: Config, target: Config, swept: str) -> list[str]:
     `swept` is the dotted key that is tuned.
     """
     theirs, ours = _identity(target), _identity(proxy)
+    # What differs there alone does so because of the swept value: without weight decay, gains count as decayed.
+    plain = leaves(asdict(target))
+    alike = {key for key, value in leaves(asdict(proxy)).items() if key in plain and value == plain[key]}
     mup = "mup" in (proxy.recipe.parametrization, target.recipe.parametrization)  # no other has a branch depth
     skipped = {*_MAY_DIFFER, *NOT_TRANSFERRED, swept} | (set() if mup else {"recipe.branch_depth"})
     return [
-        f"{key} is {ours[key]} in the proxy, {theirs[key]} in the target"
-        for key in ours
-        if key not in skipped and key in theirs and ours[key] != theirs[key]
+        f"{key} is {ours.get(key)} in the proxy, {theirs.get(key)} in the target"
+        for key in ours | theirs
+        if key not in skipped | alike and ours.get(key) != theirs.get(key)
     ]
 
 
@@ -263,7 +275,7 @@ def _identity(config: Config) -> dict[str, Any]:
     """Dotted key -> value of all that determines a training, with the options in force of the rules that it uses."""
     used = used_sections(config.recipe.optimizer)
     rules = {name: options_in_force(config.rules, name) for name in used}
-    return leaves(identity(config) | {"rules": rules}) | {"model.attention_scale": config.model.attention_scale}
+    return ADDED | leaves(identity(config) | {"rules": rules}) | {"model.attention_scale": config.model.attention_scale}
 
 
 def not_transferred(proxies: Sequence[Config], target: Config) -> list[str]:
@@ -271,7 +283,8 @@ def not_transferred(proxies: Sequence[Config], target: Config) -> list[str]:
     found = []
     for key in NOT_TRANSFERRED:
         theirs = look_up(target, key)
-        ours = sorted({look_up(proxy, key) for proxy in proxies} - {"auto"})
+        values = {look_up(proxy, key) for proxy in proxies} - {"auto"}
+        ours = sorted(values, key=lambda value: (value is None, value or 0))
         if theirs != "auto" and any(value != theirs for value in ours):
             found.append(f"{key} is {' or '.join(map(str, ours))} in the proxies, {theirs} in the target")
     share = _warmup_share(target)
