@@ -14,6 +14,7 @@ from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.model.taps import LAYER_POINTS
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.horizon import horizon_of
 from mup_lightning.spectral.recipe import variant_of
 from mup_lightning.spectral.tables import as_text
 
@@ -119,16 +120,20 @@ def pages(config: Config, model: GPT2) -> dict[str, str]:
     else:
         family = variant_of(FAMILIES[base.optimizer], base.variant)
         families = [family, *([FAMILIES["adamw"]] if family.whole_matrix else [])]
-        texts = [f"```\n{as_text(family, base.branch_depth)}\n```" for family in families]
+        horizon = horizon_of(base.time_rule, base.law)
+        texts = [f"```\n{as_text(family, base.branch_depth, horizon)}\n```" for family in families]
         scaling = "\n\n".join(["**How the base values were scaled**", *texts])
+    over_time = "".join(f"{line}\n\n" for line in config.over_time())
     recipe = config.derive()
-    values = [["role", "rule", "init std", "peak learning rate", "weight decay", "ε"]]
+    values = [["role", "rule", "init std", "peak learning rate", "weight decay", "ε", "decays of averages"]]
     labels: dict[tuple[str, ...], list[str]] = {}
     for group in make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules):
         for info in group["infos"]:
             std = None if info.role.is_vector else recipe.of(info).init_std
             numbers = (std, group["lr"], group["weight_decay"], group.get("eps"))
-            row = (info.role, group["rule"], *("-" if number is None else f"{number:.6g}" for number in numbers))
+            decays = ", ".join(f"{name} {group[name]:.6g}" for name in FAMILIES[group["rule"]].averages) or "-"
+            texts_of = ("-" if number is None else f"{number:.6g}" for number in numbers)
+            row = (info.role, group["rule"], *texts_of, decays)
             labels.setdefault(row, []).append(info.label)
     values += [[f"{row[0]} ({', '.join(dict.fromkeys(mine))})", *row[1:]] for row, mine in labels.items()]
     multipliers = ", ".join(f"{part} {value:.6g}" for part, value in vars(recipe.multipliers).items())
@@ -136,5 +141,5 @@ def pages(config: Config, model: GPT2) -> dict[str, str]:
         "1_how_to_read_the_panels": READING.strip(),
         "2_this_run": tables.markdown(facts),
         "3_its_values": f"**What training uses**, by role. Multipliers of the forward pass: {multipliers}.\n\n"
-        f"{tables.markdown(values)}\n\n{scaling}",
+        f"{tables.markdown(values)}\n\n{over_time}{scaling}",
     }

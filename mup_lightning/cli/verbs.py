@@ -13,8 +13,10 @@ from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder
 from mup_lightning.slurm.options import SubmitSettings
 from mup_lightning.spectral import published, tables
+from mup_lightning.spectral.base import OptimizerName
 from mup_lightning.spectral.families import FAMILIES
-from mup_lightning.spectral.recipe import OptimizerName, variant_of
+from mup_lightning.spectral.horizon import TimeRule, horizon_of, read_law
+from mup_lightning.spectral.recipe import variant_of
 from mup_lightning.terminal import holds_unicode
 from mup_lightning.training import launch, tune_allocator
 from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed
@@ -83,13 +85,16 @@ class RecipeSettings(Typed, prefix="--"):
         optimizer: one optimizer's table; null: all, compact.
         branch_depth: k, matrices in a residual branch: 1, or 2 and more.
         variant: measured: with the update that `mup-lightning probe` found, where it found another.
-        diff: compare with a published parametrization, cell by cell (optimizer: adamw unless given).
+        time_rule: how values follow batch and horizon, too: none, sde, or fitted:FILE (see recipe.time_rule).
+        diff: compare with a published parametrization, cell by cell, or the time rule sde with a published one
+            (optimizer: adamw, or the one that it has, unless given).
         json: print JSON; exponents are strings such as -1/2.
     """
 
     optimizer: OptimizerName | None = None
     branch_depth: PositiveInt = 2
     variant: Literal["published", "measured"] = "published"
+    time_rule: TimeRule = "none"
     diff: PublishedName | None = None
     json: bool = False
 
@@ -187,15 +192,23 @@ def recipe(settings: RecipeSettings) -> None:
     optimizer, k = settings.optimizer, settings.branch_depth
     if settings.diff and settings.variant == "measured":
         raise UserError("--diff compares the published rules; leave --variant measured out")
+    if settings.diff and settings.time_rule != "none":
+        raise UserError("--diff compares the time rule sde, where there is one to compare; leave --time-rule out")
+    law = read_law(settings.time_rule)
+    if law and optimizer not in (None, law.optimizer):
+        raise UserError(f"the law of --time-rule is of {law.optimizer}; leave --optimizer {optimizer} out")
+    optimizer, horizon = law.optimizer if law else optimizer, horizon_of(settings.time_rule, law)
     families = {name: variant_of(family, settings.variant) for name, family in FAMILIES.items()}
     if settings.diff:
-        compared = (settings.diff, optimizer or "adamw", k)
+        known = published.PUBLISHED[settings.diff].tables
+        compared = (settings.diff, optimizer or ("adamw" if "adamw" in known else next(iter(known))), k)
         _print(published.as_plain(*compared) if settings.json else published.as_text(*compared))
     elif settings.json:
-        plain = {name: tables.as_plain(family, k) for name, family in families.items()}
+        plain = {name: tables.as_plain(family, k, horizon) for name, family in families.items()}
         _print(plain[optimizer] if optimizer else list(plain.values()))
     else:
-        print(tables.as_text(families[optimizer], k) if optimizer else tables.all_as_text(k, families))
+        one = families[optimizer] if optimizer else None
+        print(tables.as_text(one, k, horizon) if one else tables.all_as_text(k, families, horizon))
 
 
 def submit(settings: SubmitSettings, config: Config) -> None:

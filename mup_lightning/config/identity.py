@@ -12,7 +12,7 @@ def identity(config: Config) -> dict[str, Any]:
     Of the schedule, which sweeps hash whole, resuming compares the factors (`training.run`) and not the keys.
 
     Left out: what changes no number that is trained (devices, workers, intervals, places), and max_steps, which
-    may be raised on purpose.
+    may be raised on purpose: but for the tokens that recipe.time_rule scales to.
     """
     data = asdict(config)
     trainer = {key: data["trainer"][key] for key in ("precision", "gradient_clip")}
@@ -20,7 +20,12 @@ def identity(config: Config) -> dict[str, Any]:
     model = {key: value for key, value in data["model"].items() if key != "loss_chunk"}
     plain = {key: data[key] for key in ("recipe", "rules", "schedule", "seed")}
     mup, recipe = config.recipe.parametrization == "mup", plain["recipe"]
-    recipe["scale_clip"] &= mup and config.trainer.gradient_clip > 0
+    timed = config.recipe.time_rule != "none"
+    recipe["scale_clip"] &= (mup or timed) and config.trainer.gradient_clip > 0
+    recipe["tokens"] = config.scaled_tokens if timed else None
+    if law := config.recipe.law:
+        recipe["time_rule"] = "fitted"
+        recipe["law"] = {axis: found.estimate for axis in ("batch", "tokens") if (found := law.exponents[axis])}
     recipe["decay_gains"] |= not config.recipe.weight_decay
     if config.derive().multipliers.attention == 1.0 and model["attention_scale"] == "auto":
         model["attention_scale"] = "1/sqrt(d)"

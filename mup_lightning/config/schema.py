@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.errors import UserError
-from mup_lightning.spectral.recipe import Recipe, RecipeConfig, derive
-from mup_lightning.spectral.roles import Side
+from mup_lightning.spectral.base import RecipeConfig
+from mup_lightning.spectral.recipe import Recipe, derive
+from mup_lightning.spectral.roles import Role, Side
 from mup_lightning.typed import (
     Bound,
     NonNegativeFloat,
@@ -241,6 +242,11 @@ class Config(Typed):
         """T, the tokens of the run."""
         return self.trainer.max_steps * self.tokens_per_step
 
+    @property
+    def scaled_tokens(self) -> int:
+        """The T that the recipe scales to: recipe.tokens, or the run's own."""
+        return self.recipe.tokens or self.tokens
+
     def derive(self) -> Recipe:
         """The recipe for this model."""
         shape, base = self.model, self.recipe.base_width
@@ -248,7 +254,15 @@ class Config(Typed):
         sides: dict[Side, float] = {"head": dims[1] / dims[0], "kv": shape.kv_dim / shape.kv_dim_at(base)}
         attention = dims if shape.attention_scale == "auto" else (1, 1)
         per_head = self.recipe.optimizer in ("muon", "muon_kimi") and self.rules.get("muon", {}).get("per_head", False)
-        return derive(self.recipe, shape.width, shape.depth, attention, sides, per_head)
+        return derive(
+            self.recipe, shape.width, shape.depth, attention, sides, per_head, self.tokens_per_step, self.scaled_tokens
+        )
+
+    def over_time(self) -> list[str]:
+        """What recipe.time_rule does in this run, and what speaks against it, in lines."""
+        sizes = {"width": self.model.width, "depth": self.model.depth}
+        sizes |= {"batch": self.tokens_per_step, "tokens": self.scaled_tokens}
+        return self.recipe.over_time(sizes, self.derive().values[Role.HIDDEN].over_time)
 
 
 WHOLE = ("recipe.law",)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from mup_lightning.errors import UserError
 from mup_lightning.model.parameters import ParameterInfo
 from mup_lightning.optim.registry import RULES, Overrides, options_in_force
 from mup_lightning.optim.rule import Group
@@ -21,7 +22,8 @@ def make_groups(
 
     Parameters with equal hyper-parameters share a group, because every group costs time in every step. Besides torch's
     "params" a group holds their "infos" in the same order, the name of the "rule", lr, weight_decay, the rule's
-    options, those that scale with the model at their scaled values, and "gradient", the unit that clipping measures in.
+    options, those that scale with the model and its run at their scaled values, and "gradient", the unit that clipping
+    measures in.
 
     Args:
         parameters: of the model, by name.
@@ -52,7 +54,15 @@ def make_groups(
                 for option, factor in values.scaled.items()
                 for base in [recipe.eps if options[option] is None else options[option]]
             }
-            groups[key] = {"params": [], "infos": [], **common, **options, **scaled}
+            averages = {option: _decay(option, name, options[option], p) for option, p in values.powers.items()}
+            groups[key] = {"params": [], "infos": [], **common, **options, **scaled, **averages}
         groups[key]["params"].append(parameter)
         groups[key]["infos"].append(info)
     return list(groups.values())
+
+
+def _decay(option: str, name: str, base: float, power: float) -> float:
+    """An average's decay over its share of the run. Raises UserError where rounding makes it 1: it would never move."""
+    if (decay := base**power) < 1.0:
+        return decay
+    raise UserError(f"{option} of {name} comes out as 1 for so long a run; lower its base value, or raise the batch")

@@ -15,6 +15,7 @@ from mup_lightning.optim.rule import Group
 from mup_lightning.optim.schedule import lr_factor
 from mup_lightning.plan.memory import GPU_SHARE, Memory, micro_batch
 from mup_lightning.plan.memory import memory as estimate
+from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import Recipe
 from mup_lightning.spectral.roles import Role
 
@@ -62,7 +63,8 @@ class Plan:
     Attributes:
         parameter_count: of the model, with the padded vocabulary.
         tokens: trained on in the whole run.
-        groups: of the optimizer: roles, counts of tensors and parameters, and the values that they share.
+        groups: of the optimizer: roles, counts of tensors and parameters, and the values that they share; of these,
+            averages are the decays that follow batch and horizon, and over_time the factors that are due to them.
         micro_batch: GPUs -> sequences in a forward pass of each, or None where the batch cannot be divided among them.
         accumulation: GPUs -> forward passes per step on each, or None.
         notes: what the numbers do not say.
@@ -103,7 +105,7 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", mem
     micro = {P: micro_batch(config, groups, P, GPU_SHARE * memory, device) for P in gpus}
     least = 1 if config.data.micro_batch == "auto" else config.data.sequences
     tokens_per_step = config.tokens_per_step
-    notes = ["init_std 0: vectors start at a constant, gains of norms at 1 and biases at 0"]
+    notes = [*config.over_time(), "init_std 0: vectors start at a constant, gains of norms at 1 and biases at 0"]
     if config.model.tied:
         tied = "the output matrix is the token embedding (model.tied), with the input's values"
         notes.append(f"{tied}; logits have the output multiplier instead of the input's")
@@ -120,6 +122,8 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", mem
                 "tensors": len(group["infos"]),
                 "parameters": sum(info.numel for info in group["infos"]),
                 **{key: group.get(key) for key in ("rule", "lr", "weight_decay", "eps")},
+                "averages": {name: group[name] for name in FAMILIES[group["rule"]].averages},
+                "over_time": recipe.of(group["infos"][0]).over_time,
             }
             for group in groups
         ],
@@ -177,9 +181,11 @@ def screen(config: Config, plan: Plan, gpu_memory: float) -> str:
     ]
     if made := flops.newton_schulz_per_step:
         head.append(f"  Newton-Schulz   {made:.3g} in a step, {flops.newton_schulz_share:.1%} of all")
-    groups = [["group", "roles", "tensors", "parameters", "rule", "learning rate", "weight decay", "epsilon"]]
+    columns = ["learning rate", "weight decay", "epsilon", "decays of averages"]
+    groups = [["group", "roles", "tensors", "parameters", "rule", *columns]]
     for number, group in enumerate(plan.groups):
         values = [_value(group[key]) for key in ("lr", "weight_decay", "eps")]
+        values.append(", ".join(f"{name} {_value(decay)}" for name, decay in group["averages"].items()) or "-")
         counts = [str(group["tensors"]), f"{group['parameters']:,}"]
         groups.append([str(number), ", ".join(group["roles"]), *counts, group["rule"], *values])
     rows = dict.fromkeys((p.role, _value(p.multiplier), _value(p.init_std)) for p in plan.parameters)

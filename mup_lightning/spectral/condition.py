@@ -45,6 +45,7 @@ class Weight:
         multiplier: α of its branch or layer.
         update: the ‖ΔW‖_R that one step must have.
         loss_change: ⟨ΔW, G⟩, its share of the first-order change of the loss in one step.
+        noise: what the batch makes of the gradient's size; see `horizon`.
     """
 
     role: Role
@@ -54,6 +55,7 @@ class Weight:
     multiplier: Scale
     update: Scale
     loss_change: Scale
+    noise: Scale = ONE
 
     @property
     def n_in(self) -> Scale:
@@ -76,12 +78,17 @@ class Weight:
 
         G is low-rank (its rank is bounded by the batch), so ⟨ΔW, G⟩ = Θ(‖ΔW‖₂‖G‖₂) for an aligned update.
         """
-        return self.loss_change * self.side_factor / self.update
+        return self.loss_change * self.side_factor / self.update * self.noise
 
     @property
     def gradient_entry(self) -> Scale:
         """RMS of the raw gradient's entries, ‖G‖_F/√(n_in·n_out), with ‖G‖_F = Θ(‖G‖₂) because G is low-rank."""
         return self.gradient / (self.n_in * self.n_out) ** HALF
+
+    @property
+    def hessian_entry(self) -> Scale:
+        """An entry of the Hessian's diagonal, which goes as the squared gradient of one token: no batch averages it."""
+        return (self.gradient_entry / self.noise) ** 2
 
     @property
     def role_gradient(self) -> Scale:
@@ -90,10 +97,10 @@ class Weight:
 
 
 @cache
-def solve(role: Role, branch_depth: int, n_out: Scale | None = None) -> Weight:
+def solve(role: Role, branch_depth: int, n_out: Scale | None = None, noise: Scale = ONE) -> Weight:
     """Solve the condition for one weight, at k = `branch_depth` matrices in one residual branch (all k >= 2 agree).
 
-    `n_out` is the scale of its output side; None: its role's.
+    `n_out` is the scale of its output side; None: its role's. `noise` is that of `Weight`.
     """
     if branch_depth < 1:
         raise ValueError(f"branch_depth is the number of matrices in a residual branch, at least 1; not {branch_depth}")
@@ -112,7 +119,7 @@ def solve(role: Role, branch_depth: int, n_out: Scale | None = None) -> Weight:
     # the same scale, because the convention makes ‖W‖_R = Θ(1) for hidden matrices.
     if role is Role.HIDDEN:
         update = update / hidden ** (branch_depth - 1)
-    return Weight(role, n_out, init_var, norm, multiplier, update, loss_change)
+    return Weight(role, n_out, init_var, norm, multiplier, update, loss_change, noise)
 
 
 def _matrix_norm(variance: Scale, n_in: Scale, n_out: Scale) -> Scale:

@@ -1,11 +1,69 @@
-"""How rates follow the batch B and the horizon T of a run: a law that was fitted to runs."""
+"""How values follow the batch B (tokens of a step) and the horizon T (tokens of the run): derived, or by a fitted law.
 
+**The assumption.** Gradients are mostly noise, as they are where the batch is far below the critical one; noise of
+different tokens is independent, so that an entry of the batch's gradient goes as B^-1/2. To its weights, a run of
+S = T/B steps is then a diffusion (the SDE of Malladi et al. 2022, arXiv 2205.10287). Keep its size at every B and T:
+
+    S · (η‖A‖)² = const        η ∝ (B/T)^1/2 / ‖A‖
+
+since steps of noise add up as their squares. ‖A‖ of a rule whose steps ignore the gradient's size is constant, hence
+η ∝ (B/T)^1/2 for Adam's relatives and orthogonalised steps. SGD's goes as B^-1/2, hence η ∝ B·T^-1/2. The rest follows:
+
+- Weight decay forgets over 1/(ηλ) steps. That must stay the same share of the run: ηλ ∝ B/T.
+- So must the steps over which an average forgets: β becomes β^(B/T), exactly so for an exponential average. It is
+  1 - β ∝ B/T to first order, as Complete(d)P (arXiv 2512.22382) has it, but stays between 0 and 1 at every ratio.
+- Not so for an average that sets the size of the steps. SGD's momentum is a sum, 1/(1 - β) large. Lion, Muon, SSO and
+  Sophia normalise after averaging: with a longer average their steps do not shrink, as Adam's do, but agree for longer,
+  and η would have to go as B/T to keep the diffusion. Their momentum stays as it is, in steps.
+- What is added to gradients or limits them goes as they do: ε as B^-1/2 (Shampoo's, a square, as B^-1), the unit of
+  clipping too. Sophia's ρh is compared with the momentum, but h, a mean of squares, does not shrink with the batch: so
+  ρ ∝ B^-1/2. Complete(d)P also multiplies ε by T^1/2, which nothing here gives.
+
+The drift over the run then goes as T^1/2: longer runs learn more, at the same noise. Nobody has confirmed any of this
+for matrix optimizers (Muon, Shampoo, SOAP, SSO); published laws of theirs are fits, and a fit is what to use there.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
 from mup_lightning.errors import UserError, located
 from mup_lightning.files import read_json
-from mup_lightning.typed import PositiveFloat, Typed, build
+from mup_lightning.spectral.scale import HALF, ONE, B, Ratios, Scale, T
+from mup_lightning.typed import Bound, PositiveFloat, Typed, build
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """What batch and horizon add to the condition, all over the base's.
+
+    Attributes:
+        noise: size of the gradient's entries.
+        update: required size of a step.
+        removed: ηλ, the share of a weight that a step removes.
+        power: that decays of averages are raised to: one over the steps in which they forget.
+    """
+
+    noise: Scale = ONE
+    update: Scale = ONE
+    removed: Scale = ONE
+    power: Scale = ONE
+
+
+NONE = Horizon()
+
+SDE = Horizon(noise=ONE / B**HALF, update=(B / T) ** HALF, removed=B / T, power=B / T)
+
+FITTED = "fitted:"
+
+TimeRule = Annotated[
+    str,
+    Bound("none, sde, or fitted:FILE", lambda rule: rule in ("none", "sde") or (rule[:7] == FITTED and rule != FITTED)),
+]
+
+UNCONFIRMED = "the time rule sde is confirmed by nobody for matrix optimizers; a fitted law is what to use"
 
 AXES = ("width", "depth", "tokens", "batch")
 """What a law may be over: n, L, T (tokens of the run) and B (tokens of an optimizer step)."""
@@ -52,8 +110,44 @@ class Law(Typed, prefix="law."):
                 )
 
 
-def read_law(file: Path) -> Law:
-    """The law in a JSON file. Raises UserError where it cannot be read, is damaged, or holds something else."""
+def read_law(rule: str) -> Law | None:
+    """The law in the JSON file that a time_rule names; None where it names none.
+
+    Raises UserError where it cannot be read, is damaged, or holds something else.
+    """
+    if not rule.startswith(FITTED):
+        return None
+    file = Path(rule.removeprefix(FITTED)).expanduser()
     content = read_json(file, WHAT)
     with located(file):
         return build(Law, content, "law.")
+
+
+def fitted(law: Law) -> Horizon:
+    """The rates of a law, and decay over the same share of the run. All else stays as it was in the law's runs."""
+    powers = [Fraction(found.estimate if (found := law.exponents[axis]) else 0) for axis in ("batch", "tokens")]
+    return Horizon(update=B ** powers[0] * T ** powers[1], removed=B / T)
+
+
+def horizon_of(rule: str, law: Law | None) -> Horizon:
+    """What a time_rule adds, with its law where it is fitted."""
+    return fitted(law) if law else SDE if rule == "sde" else NONE
+
+
+def refuse_unfitted(law: Law, ratios: Ratios) -> None:
+    """Raise UserError where a run differs from the base along an axis that the law's runs did not differ in."""
+    for axis in ("batch", "tokens"):
+        if law.exponents[axis] is None and (times := getattr(ratios, axis)) != 1:
+            raise UserError(
+                f"the law of recipe.time_rule has no exponent over {axis}, but this run's are {times:g} times those of "
+                f"recipe.base_{axis}; fit one to runs that differ in {axis}, or keep to the base"
+            )
+
+
+def beyond(law: Law, sizes: Mapping[str, float]) -> str:
+    """How many times a run, of these sizes by axis, is outside the runs of a law, in words; empty where it is not."""
+    outside = []
+    for axis, (low, high) in law.ranges.items():
+        if (times := max(sizes[axis] / high, low / sizes[axis])) > 1:
+            outside.append(f"{axis} {sizes[axis]:g} is {times:.3g} times beyond {low:g} to {high:g}")
+    return f"outside the runs of the law ({law.source}): {', '.join(outside)}" if outside else ""

@@ -16,18 +16,26 @@ ours, which is a matter of convention: θ² = v_theirs / v_ours. What then diffe
 
 import textwrap
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.condition import INIT_VARIANCE
 from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.horizon import NONE, SDE
 from mup_lightning.spectral.recipe import exponents
 from mup_lightning.spectral.roles import Role
-from mup_lightning.spectral.scale import HALF, ONE, L, N, Scale
-from mup_lightning.spectral.tables import LEGEND, QUANTITIES, plain_scale
+from mup_lightning.spectral.scale import HALF, ONE, B, L, N, Scale, T
+from mup_lightning.spectral.tables import LEGEND, LEGEND_OVER_TIME, QUANTITIES, plain_scale
 from mup_lightning.tables import text
 
 AGREES, DIFFERS, NOT_SPECIFIED = "agrees", "differs", "not specified"
+
+EVERY_ROLE = "every role"
+
+_NAMES = QUANTITIES | {"averages": "power of decays"}
+
+_OVER_TIME = ("lr", "weight_decay", "eps", "averages")
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Row:
     """One role as a publication gives it, in the publication's own convention. None: it says nothing.
 
     `removed` is ηλ, the share of the weight that one step removes; `decayed` is False where weight decay excludes it.
+    `averages` is the power that decays of averages are raised to.
     """
 
     multiplier: Scale | None = None
@@ -43,13 +52,15 @@ class Row:
     removed: Scale | None = None
     eps: Scale | None = None
     decayed: bool = True
+    averages: Scale | None = None
 
 
 @dataclass(frozen=True)
 class Published:
     """A published parametrization: its tables, by optimizer, and what to know about the comparison with ours.
 
-    `why` says, by quantity, why it differs where it does; `silent` what to know where it is not specified.
+    `why` says, by quantity, why it differs where it does; `silent` what to know where it is not specified. `over_time`:
+    only what is due to batch and horizon is compared, which is the same for all roles; ours is the time rule sde.
     """
 
     title: str
@@ -57,6 +68,7 @@ class Published:
     why: dict[str, str]
     silent: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    over_time: bool = False
 
 
 _ROOT_L = L**HALF
@@ -85,6 +97,11 @@ def _depth_mup(width: dict[Role, Row], hidden_lr: Scale) -> dict[Role, Row]:
     table = {role: Row(row.multiplier, row.init_var, row.lr) for role, row in width.items() if not role.is_vector}
     table[Role.HIDDEN] = Row(ONE / _ROOT_L, ONE / N, hidden_lr)
     return table | {Role.INPUT_BIAS: Row(), Role.HIDDEN_BIAS: Row()}
+
+
+def _over_time(lr: Scale, removed: Scale | None = None, **more: Any) -> dict[Role, Row]:
+    """Rules that are the same for all roles, of which the hidden one stands for all."""
+    return {Role.HIDDEN: Row(ONE, ONE, lr, removed, **more)}
 
 
 PUBLISHED: dict[str, Published] = {
@@ -127,6 +144,31 @@ PUBLISHED: dict[str, Published] = {
         silent=dict.fromkeys(("weight_decay", "eps"), "not part of its rules"),
         note="It is our k = 1: with --branch-depth 1 every specified cell agrees.",
     ),
+    "completed-p": Published(
+        title="Complete(d)P (Mlodozeniec et al. 2025, arXiv 2512.22382), batch and horizon",
+        tables={"adamw": _over_time((B / T) ** HALF, B / T, eps=(T / B) ** HALF, averages=B / T)},
+        why={"eps": "it also multiplies ε by √T, but ε is added to gradients, which do not know the horizon"},
+        note="It gives 1 - β the factor B/T, of which the power here is the first order: β^x stays between 0 and 1.",
+        over_time=True,
+    ),
+    "nanochat": Published(
+        title="nanochat (Karpathy 2025, github.com/karpathy/nanochat), batch and horizon",
+        tables={"muon": _over_time(B**HALF, B / T)},
+        why={
+            "lr": "it has no factor for the horizon",
+            "weight_decay": "follows the learning rate: the share that a step removes, B/T, is the same in both",
+        },
+        note="Its batch grows with the horizon, as T^0.383.",
+        over_time=True,
+    ),
+    "hyperp": Published(
+        title="HyperP (Ren et al. 2026, arXiv 2603.28743), batch and horizon: Muon on a sphere",
+        tables={"muon": _over_time(B**HALF * T ** Fraction("-0.32"))},
+        why={"lr": "theirs is a fit: with T^-0.32 longer runs get larger rates than at equal diffusion"},
+        silent={"weight_decay": "on the sphere it does nothing to first order"},
+        note="Marin's fit for MuonH, a Muon on a sphere too, is T^-0.395 at the same √B.",
+        over_time=True,
+    ),
 }
 
 
@@ -156,7 +198,7 @@ class Cell:
     "not specified"; `why` is empty where there is nothing to say.
     """
 
-    role: Role
+    role: str
     quantity: str
     ours: Scale
     theirs: Scale | None
@@ -175,12 +217,14 @@ def compare(name: str, optimizer: str, branch_depth: int) -> list[Cell]:
         raise UserError(f"{name} has no rule for {optimizer}; compare with --optimizer {known}")
     cells = []
     for role, row in published.tables[optimizer].items():
-        ours = exponents(FAMILIES[optimizer], role, branch_depth)
-        theirs = in_our_convention(row, INIT_VARIANCE[role], adaptive=optimizer != "sgd")
-        for quantity in QUANTITIES:
+        ours = exponents(FAMILIES[optimizer], role, branch_depth, horizon=SDE if published.over_time else NONE)
+        convention = ONE if published.over_time else INIT_VARIANCE[role]
+        theirs = in_our_convention(row, convention, adaptive=optimizer != "sgd") | {"averages": row.averages}
+        for quantity in _OVER_TIME if published.over_time else QUANTITIES:
             mine, other = getattr(ours, quantity), theirs[quantity]
             if mine is None:
                 continue
+            mine = mine.over_time if published.over_time else mine
             if quantity == "weight_decay" and not row.decayed:
                 status = DIFFERS
             elif other is None:
@@ -188,19 +232,26 @@ def compare(name: str, optimizer: str, branch_depth: int) -> list[Cell]:
             else:
                 status = AGREES if other == mine.asymptotic else DIFFERS
             reasons = {AGREES: {}, DIFFERS: published.why, NOT_SPECIFIED: published.silent}[status]
-            cells.append(Cell(role, quantity, mine, other, status, reasons.get(quantity, "")))
+            name_of = EVERY_ROLE if published.over_time else role
+            cells.append(Cell(name_of, quantity, mine, other, status, reasons.get(quantity, "")))
     return cells
 
 
 def as_plain(name: str, optimizer: str, branch_depth: int) -> dict[str, Any]:
     """The comparison as plain values, ready for JSON."""
+    timed = PUBLISHED[name].over_time
     return {
         "diff": name,
         "source": PUBLISHED[name].title,
         "optimizer": optimizer,
         "branch_depth": branch_depth,
         "cells": [
-            vars(cell) | {"role": str(cell.role), "ours": plain_scale(cell.ours), "theirs": plain_scale(cell.theirs)}
+            vars(cell)
+            | {
+                "role": str(cell.role),
+                "ours": plain_scale(cell.ours, timed),
+                "theirs": plain_scale(cell.theirs, timed),
+            }
             for cell in compare(name, optimizer, branch_depth)
         ],
     }
@@ -209,15 +260,15 @@ def as_plain(name: str, optimizer: str, branch_depth: int) -> dict[str, Any]:
 def as_text(name: str, optimizer: str, branch_depth: int) -> str:
     """The comparison for the terminal: a table of the cells, then the reasons."""
     published, cells = PUBLISHED[name], compare(name, optimizer, branch_depth)
-    quantities = [quantity for quantity in QUANTITIES if any(cell.quantity == quantity for cell in cells)]
-    lines = [["role", *(QUANTITIES[quantity] for quantity in quantities)]]
+    quantities = [quantity for quantity in _NAMES if any(cell.quantity == quantity for cell in cells)]
+    lines = [["role", *(_NAMES[quantity] for quantity in quantities)]]
     marks = {AGREES: "= {ours}", DIFFERS: "{ours} | {theirs}", NOT_SPECIFIED: "{ours} | ?"}
-    for role in Role:
+    for role in dict.fromkeys(cell.role for cell in cells):
         mine = [cell for cell in cells if cell.role is role]
         lines.append([role, *(marks[c.status].format(ours=c.ours, theirs=c.theirs or "none") for c in mine)])
     counts = [sum(cell.status == status for cell in cells) for status in (AGREES, DIFFERS, NOT_SPECIFIED)]
     in_order = sorted(cells, key=lambda cell: (quantities.index(cell.quantity), cell.status))
-    reasons = dict.fromkeys((QUANTITIES[cell.quantity], cell.status, cell.why) for cell in in_order if cell.why)
+    reasons = dict.fromkeys((_NAMES[cell.quantity], cell.status, cell.why) for cell in in_order if cell.why)
     return "\n".join(
         [
             textwrap.fill(f"Our recipe, {optimizer} with k = {branch_depth}, against {published.title}", 110),
@@ -225,7 +276,7 @@ def as_text(name: str, optimizer: str, branch_depth: int) -> str:
             text(lines),
             "",
             "=: agrees; ours | theirs: differs; ?: not specified there. Theirs is put into our init convention first.",
-            LEGEND,
+            LEGEND_OVER_TIME if published.over_time else LEGEND,
             "",
             "{} cells agree, {} differ, {} are not specified.".format(*counts),
             *(f"  {quantity}, {status}: {why}" for quantity, status, why in reasons),

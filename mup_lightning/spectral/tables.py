@@ -1,11 +1,13 @@
 """The recipe's tables as plain values and as text. No cell is typed in: `recipe.exponents` derives each one."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from mup_lightning.spectral.families import FAMILIES, Family
+from mup_lightning.spectral.horizon import NONE, SDE, UNCONFIRMED, Horizon
 from mup_lightning.spectral.recipe import Exponents, exponents
 from mup_lightning.spectral.roles import Role
-from mup_lightning.spectral.scale import Scale
+from mup_lightning.spectral.scale import ONE, Scale, shown
 from mup_lightning.tables import text
 
 QUANTITIES: dict[str, str] = {
@@ -19,40 +21,60 @@ QUANTITIES: dict[str, str] = {
 
 LEGEND = "Factors on the base values; n stands for width / base width, L for depth / base depth."
 
+LEGEND_OVER_TIME = "B stands for the tokens of a step / recipe.base_batch, T for those of the run / recipe.base_tokens."
 
-def rows(family: Family, branch_depth: int) -> dict[Role, Exponents]:
+
+def rows(family: Family, branch_depth: int, horizon: Horizon = NONE) -> dict[Role, Exponents]:
     """One optimizer's own row for every role, as the paper prints it; training may give it hidden matrices alone."""
-    return {role: exponents(family, role, branch_depth) for role in Role}
+    return {role: exponents(family, role, branch_depth, horizon=horizon) for role in Role}
 
 
-def plain_scale(scale: Scale | None) -> list[str] | None:
-    """[a, b] of n^a L^b as strings such as "-1/2"; None stays None."""
-    return None if scale is None else [str(scale.asymptotic.width), str(scale.depth)]
+def plain_scale(scale: Scale | None, timed: bool = False) -> list[str] | None:
+    """[a, b] of n^a L^b as strings such as "-1/2", `timed` [a, b, c, d] of n^a L^b B^c T^d; None stays None."""
+    if scale is None:
+        return None
+    size = [str(scale.asymptotic.width), str(scale.depth)]
+    return [*size, shown(scale.batch), shown(scale.tokens)] if timed else size
 
 
-def as_plain(family: Family, branch_depth: int) -> dict[str, Any]:
-    """One optimizer's table for JSON: {"optimizer", "branch_depth", "roles": {role: {quantity: [a, b] or None}}}."""
+def as_plain(family: Family, branch_depth: int, horizon: Horizon = NONE) -> dict[str, Any]:
+    """One optimizer's table for JSON: {"optimizer", "branch_depth", "roles": {role: {quantity: [a, b] or None}}}.
+
+    With a horizon, exponents are [a, b, c, d], and "averages" has that of the power that each decay is raised to.
+    """
+    timed = horizon != NONE
+    averages = {name: plain_scale(horizon.power, timed) for name in family.averages}
     return {
         "optimizer": family.name,
         "branch_depth": branch_depth,
         "roles": {
-            str(role): {quantity: plain_scale(getattr(row, quantity)) for quantity in QUANTITIES}
-            for role, row in rows(family, branch_depth).items()
+            str(role): {quantity: plain_scale(getattr(row, quantity), timed) for quantity in QUANTITIES}
+            for role, row in rows(family, branch_depth, horizon).items()
         },
-    }
+    } | ({"averages": averages} if timed else {})
 
 
-def as_text(family: Family, branch_depth: int) -> str:
+def as_text(family: Family, branch_depth: int, horizon: Horizon = NONE) -> str:
     """One optimizer's table for the terminal: a row per role, a column per quantity."""
     others = [option for option in family.scaled if option not in QUANTITIES]
     lines = [["role", *QUANTITIES.values(), *others]]
-    for role, row in rows(family, branch_depth).items():
+    for role, row in rows(family, branch_depth, horizon).items():
         cells = [getattr(row, quantity) for quantity in QUANTITIES] + [row.scaled[option] for option in others]
         lines.append([str(role), *map(show, cells)])
-    return "\n".join([f"{family.name}, k = {branch_depth}", "", text(lines), "", LEGEND, *_notes(family)])
+    return "\n".join(
+        [
+            f"{family.name}, k = {branch_depth}",
+            "",
+            text(lines),
+            "",
+            LEGEND,
+            *_over_time([family], horizon),
+            *_notes(family),
+        ]
+    )
 
 
-def all_as_text(branch_depth: int, families: dict[str, Family] = FAMILIES) -> str:
+def all_as_text(branch_depth: int, families: dict[str, Family] = FAMILIES, horizon: Horizon = NONE) -> str:
     """All optimizers, compact: what they share once, then a table per quantity with a row per optimizer."""
     shared = rows(FAMILIES["adamw"], branch_depth)
     parts = [f"All optimizers, k = {branch_depth}. {LEGEND}"]
@@ -62,18 +84,32 @@ def all_as_text(branch_depth: int, families: dict[str, Family] = FAMILIES) -> st
     for quantity in ("lr", "weight_decay", "eps"):
         lines = [[QUANTITIES[quantity], *Role]]
         for family in families.values():
-            table = rows(family, branch_depth)
+            table = rows(family, branch_depth, horizon)
             if getattr(table[Role.HIDDEN], quantity) is not None:
                 lines.append([family.name, *(show(getattr(table[role], quantity)) for role in Role)])
         parts.append(text(lines))
     matrix = ", ".join(family.name for family in FAMILIES.values() if family.whole_matrix)
     parts.append(f"In training, {matrix} get the hidden matrices alone, and adamw all else.")
+    parts += _over_time(families.values(), horizon)
     return "\n\n".join(parts)
 
 
 def show(scale: Scale | None) -> str:
     """A cell of a text table."""
     return "-" if scale is None else str(scale)
+
+
+def _over_time(families: Iterable[Family], horizon: Horizon) -> list[str]:
+    """What the columns do not say of batch and horizon."""
+    if horizon == NONE:
+        return []
+    decays = [f"{family.name} {', '.join(family.averages)}" for family in families if family.averages]
+    said = [LEGEND_OVER_TIME]
+    if horizon.power != ONE and decays:
+        said.append(f"Decays of averages, raised to the power {horizon.power}: {'; '.join(decays)}.")
+    if horizon == SDE and any(family.whole_matrix for family in families):
+        said.append(f"{UNCONFIRMED[0].upper()}{UNCONFIRMED[1:]}.")
+    return said
 
 
 def _notes(family: Family) -> list[str]:

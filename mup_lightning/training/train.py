@@ -135,7 +135,7 @@ def before(config: Config) -> str:
         f"{recipe.optimizer} at base learning rate {recipe.lr:g}, {recipe.parametrization}"
         f"{base if recipe.parametrization == 'mup' else ''}\n"
         f"{config.trainer.max_steps} steps of {config.data.batch_size} sequences from {config.data.path}; "
-        f"run folder {config.run.root}/{config.run.name}"
+        f"run folder {config.run.root}/{config.run.name}" + "".join(f"\n{line}" for line in config.over_time())
     )
 
 

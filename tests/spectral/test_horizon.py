@@ -1,7 +1,9 @@
 """The recipe over batch and horizon: laws and their files, and what is refused."""
 
 from dataclasses import asdict, replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from mup_lightning.config.identity import identity
@@ -9,8 +11,15 @@ from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.files import write_json
-from mup_lightning.spectral.horizon import AXES, Estimate, Law, read_law
-from mup_lightning.spectral.recipe import RecipeConfig
+from mup_lightning.optim.registry import RULES
+from mup_lightning.spectral.base import RecipeConfig
+from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.horizon import AXES, NONE, SDE, Estimate, Law, read_law
+from mup_lightning.spectral.recipe import derive, exponents
+from mup_lightning.spectral.roles import Role
+from mup_lightning.spectral.scale import B, Scale, T
+from mup_lightning.training.module import build_training
+from mup_lightning.training.train import before, train
 
 BASE = {"base_batch": 1000, "base_tokens": 100_000}
 LAW = Law(
@@ -34,7 +43,7 @@ def file(tmp_path):
 
 
 def test_a_law_comes_back_from_its_file(file):
-    assert read_law(file) == LAW
+    assert read_law(f"fitted:{file}") == LAW
 
 
 def test_the_configuration_holds_the_law_that_it_was_built_with(file):
@@ -60,6 +69,10 @@ def test_the_configuration_holds_the_law_that_it_was_built_with(file):
         (BASE | {"time_rule": "sde", "law": LAW}, "recipe.time_rule is sde, for which recipe.law would do nothing"),
         ({"time_rule": "sde", "base_batch": 1000}, "recipe.time_rule is sde, but recipe.base_tokens is null"),
         ({"time_rule": "sde"}, "but recipe.base_batch and recipe.base_tokens is null; give the tokens of a step"),
+        (
+            {"time_rule": "sde", "base_batch": 1000, "base_tokens": 999},
+            r"recipe.base_tokens is 999, less than the 1000 of one step \(recipe.base_batch\); base_tokens are those",
+        ),
         ({"time_rule": "fitted:no-such.json"}, r"no-such\.json .*expected a law of the best learning rate"),
         (
             BASE | {"time_rule": "fitted:FILE", "optimizer": "adamw"},
@@ -93,9 +106,201 @@ def test_keys_of_time_that_contradict_each_other_are_refused(file, values, messa
 def test_a_damaged_law_is_refused(file, content, message):
     file.write_text(content)
     with pytest.raises(UserError, match=message):
-        read_law(file)
+        read_law(f"fitted:{file}")
 
 
 def test_the_keys_are_no_part_of_an_older_identity():
     assert not {"time_rule", "base_batch", "base_tokens", "tokens", "law"} & identity(Config())["recipe"].keys()
     assert set(LAW.exponents) == set(AXES)
+
+
+def values(optimizer, batch=1000, tokens=100_000, role=Role.HIDDEN, **recipe):
+    """Of a role at the base shape."""
+    config = RecipeConfig(optimizer=optimizer, **(BASE | {"time_rule": "sde"} | recipe))
+    return derive(config, 256, 4, batch=batch, tokens=tokens).values[role]
+
+
+RATES = {"sgd": ("1", "-1/2")} | {name: ("1/2", "-1/2") for name in FAMILIES if name != "sgd"}
+OPTIONS = {"eps": "-1/2", "rho": "-1/2", "sphere": "0"}
+AVERAGES = {
+    **{name: {"beta1", "beta2"} for name in ("adamw", "shampoo", "soap")},
+    "adan": {"beta1", "beta3"},
+    "sophia": {"beta2"},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("branch_depth", [1, 2])
+def test_exponents_over_time_by_hand(name, role, branch_depth):
+    """What batch and horizon add is the same for every role, and leaves width and depth as they are."""
+    found, plain = (exponents(FAMILIES[name], role, branch_depth, horizon=horizon) for horizon in (SDE, NONE))
+    batch, tokens = (Fraction(power) for power in RATES[name])
+    rate = Scale(batch=batch, tokens=tokens)
+    assert found.lr == plain.lr * rate
+    assert found.lr * found.weight_decay == plain.lr * plain.weight_decay * B / T
+    assert (found.multiplier, found.init_var) == (plain.multiplier, plain.init_var)
+    for option, scale in found.scaled.items():
+        power = Fraction(OPTIONS[option]) * (2 if name == "shampoo" else 1)
+        assert scale == plain.scaled[option] * B**power
+    assert found.averages == (B / T if AVERAGES.get(name) else None)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decays_keep_their_share_of_the_run(name):
+    """An average over 1/(-log β) steps; only options that the rule has, and that are decays."""
+    found = values(name, batch=4000, tokens=1_600_000)
+    assert found.powers == dict.fromkeys(AVERAGES.get(name, ()), 4 / 16)
+    options = vars(RULES[name].Options())
+    assert all(0 < options[option] < 1 for option in found.powers)
+    assert found.gradient == pytest.approx(4**-0.5)
+
+
+def test_groups_hold_the_derived_decays(tiny):
+    """tiny: 10 steps of 8 x 16 tokens; base: 5 steps of 2 x 16."""
+    changes = {"recipe.optimizer": "muon_kimi", "recipe.time_rule": "sde", "recipe.base_batch": 32}
+    config = tiny(**changes, **{"recipe.base_tokens": 160})
+    groups = {group["rule"]: group for group in build_training(config)[1].param_groups}
+    power = (128 / 32) / (1280 / 160)
+    assert (groups["adamw"]["beta1"], groups["adamw"]["beta2"]) == (0.9**power, 0.95**power)
+    assert groups["adamw"]["lr"] == pytest.approx(2**-7 * power**0.5)
+    assert groups["muon_kimi"]["momentum"] == 0.95
+    assert groups["muon_kimi"]["lr"] == pytest.approx(2**-7 * 2**-0.5 * power**0.5)
+    hopeless = replace(config.recipe, base_tokens=10**18, base_batch=10**18)
+    config = replace(config, recipe=replace(hopeless, tokens=2**62))
+    with pytest.raises(UserError, match=r"beta1 of .* comes out as 1 for so long a run"):
+        build_training(config)
+
+
+def test_a_run_at_the_base_is_that_of_no_rule_to_the_bit(tiny):
+    losses = []
+    for rule in ({}, {"time_rule": "sde", "base_batch": 128, "base_tokens": 1280}):
+        config = tiny(**{"recipe.optimizer": "adamw"} | {f"recipe.{key}": value for key, value in rule.items()})
+        losses.append(train(config, progress=False, keep=False).validation_loss)
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("rule", "rate"), [("none", 1.0), ("fitted:x", 4**0.5 * 16**-0.375)])
+def test_a_fitted_law_scales_the_rate_and_keeps_decay_over_its_share(rule, rate):
+    changes = {"law": LAW} if rule != "none" else dict.fromkeys(BASE)
+    plain = RecipeConfig(weight_decay=0.1).lr
+    found = values("muon_kimi", 4000, 1_600_000, time_rule=rule, weight_decay=0.1, **changes)
+    assert found.lr == pytest.approx(plain * rate)
+    assert found.lr * found.weight_decay == pytest.approx(plain * 0.1 * (1 if rule == "none" else 4 / 16))
+    vectors = values("muon_kimi", 4000, 1_600_000, Role.HIDDEN_BIAS, time_rule=rule, **changes)
+    assert vectors.lr == pytest.approx(plain * rate)
+    assert (vectors.scaled, vectors.gradient) == ({"eps": 1.0}, 1.0)
+    assert set(vectors.powers.values()) == {1.0}
+
+
+def test_a_law_is_used_along_its_own_axes_alone():
+    law = replace(LAW, exponents=LAW.exponents | {"batch": None})
+    values("muon_kimi", 1000, 1_600_000, time_rule="fitted:x", law=law)
+    with pytest.raises(UserError, match=r"no exponent over batch, but this run's are 4 times those of recipe\.base_b"):
+        values("muon_kimi", 4000, 1_600_000, time_rule="fitted:x", law=law)
+
+
+def timed(**changes):
+    """16 x the base's tokens in steps of 4 x."""
+    recipe = {"time_rule": "sde"} | BASE | changes
+    config = {"model.context": 40, "data.batch_size": 100, "trainer.max_steps": 400}
+    return build_config([config | {f"recipe.{key}": value for key, value in recipe.items()}])
+
+
+def test_the_horizon_in_force_is_part_of_the_identity():
+    """So that a run that is lengthened is refused, unless it names the T that it was begun with."""
+    config = timed()
+    longer = replace(config, trainer=replace(config.trainer, max_steps=800))
+    assert identity(config)["recipe"]["tokens"] == 1_600_000
+    assert identity(longer) != identity(config)
+    kept = replace(longer, recipe=replace(config.recipe, tokens=1_600_000))
+    assert identity(kept) == identity(config)
+    assert kept.derive() == config.derive()
+
+
+def test_the_identity_holds_a_law_and_not_its_place():
+    one, same, other = (
+        timed(time_rule=f"fitted:{name}", law=replace(LAW, source=name, exponents=LAW.exponents | {"batch": batch}))
+        for name, batch in (("a", Estimate(0.5, 0, 1)), ("b", Estimate(0.5, 0.4, 0.6)), ("a", Estimate(0.6, 0, 1)))
+    )
+    assert identity(one) == identity(same) != identity(other)
+
+
+def test_a_run_says_what_its_time_rule_does():
+    sde, law = timed(), timed(time_rule="fitted:law.json", law=LAW)
+    assert sde.over_time() == [
+        "time rule sde, batch 4 x and tokens 16 x the base's: lr x 0.5, weight decay x 0.5",
+        "muon_kimi: the time rule sde is confirmed by nobody for matrix optimizers; a fitted law is what to use",
+    ]
+    assert law.over_time()[1:] == []
+    far = timed(time_rule="fitted:law.json", law=LAW, tokens=16_000_000)
+    assert far.over_time()[1:] == [
+        "outside the runs of the law (runs/tune/small): tokens 1.6e+07 is 10 times beyond 100000 to 1.6e+06"
+    ]
+    assert "time rule sde" in before(sde)
+    assert Config().over_time() == []
+
+
+class Noise:
+    """The update rules over pure noise in float64, written anew: weights, after all steps, of `shape`."""
+
+    def __init__(self, values, options, shape):
+        self.values, self.shape = values, shape
+        self.options = options | {key: options[key] * factor for key, factor in values.scaled.items() if key in options}
+        self.options |= {key: options[key] ** power for key, power in values.powers.items()}
+
+    def run(self, name, steps, batch):
+        chance, o = np.random.default_rng(0), self.options
+        W, M, V = (np.zeros(self.shape) for _ in range(3))
+        for t in range(1, steps + 1):
+            G = chance.standard_normal(self.shape) / batch**0.5
+            if name == "sgd":
+                A = M = o["momentum"] * M + G
+            elif name == "adamw":
+                M, V = o["beta1"] * M + (1 - o["beta1"]) * G, o["beta2"] * V + (1 - o["beta2"]) * G**2
+                A = M / (1 - o["beta1"] ** t) / ((V / (1 - o["beta2"] ** t)) ** 0.5 + o["eps"])
+            elif name == "lion":
+                A, M = np.sign(o["beta1"] * M + (1 - o["beta1"]) * G), o["beta2"] * M + (1 - o["beta2"]) * G
+            elif name == "sophia":  # the Hessian is 1, whatever the batch
+                M = o["beta1"] * M + (1 - o["beta1"]) * G
+                A = np.clip(M / o["rho"], -1, 1)
+            else:
+                M = o["momentum"] * M + G
+                cofactors = np.stack([M[3], -M[2], -M[1], M[0]])  # of 2 x 2 matrices: M ± cof M = (σ₁ + σ₂) U Vᵀ
+                A = M + np.sign(M[0] * M[3] - M[1] * M[2]) * cofactors
+                A *= (2 / np.sum(A**2, 0)) ** 0.5
+            W = W - self.values.lr * (A + self.values.weight_decay * W)
+        return np.sqrt(np.mean(W**2))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("sgd", {"momentum": 0.8}, 4000),
+        ("adamw", {"beta1": 0.8, "beta2": 0.9, "eps": 0.01}, 4000),
+        ("lion", {"beta1": 0.6, "beta2": 0.8}, 4000),
+        ("sophia", {"beta1": 0.8, "beta2": 0.9, "rho": 0.01}, 4000),
+        ("muon", {"momentum": 0.8}, (4, 1000)),
+    ],
+)
+def test_noise_diffuses_weights_over_the_run_as_far_at_every_batch_and_horizon(name, options, shape):
+    """Of 200 steps at the base; weight decay takes a fifth of the way. Unscaled, 8 times the steps go further."""
+    far = {}
+    for rule in ("sde", "none"):
+        base = BASE if rule == "sde" else dict.fromkeys(BASE)
+        for m_B, m_T in ((1, 1), (1, 8), (4, 8), (0.5, 1)):
+            found = values(
+                name,
+                int(1000 * m_B),
+                int(200_000 * m_T),
+                time_rule=rule,
+                lr=0.01,
+                weight_decay=0.1,
+                **(base | ({"base_tokens": 200_000} if rule == "sde" else {})),
+            )
+            far[rule, m_B, m_T] = Noise(found, options, shape).run(name, round(200 * m_T / m_B), 1000 * m_B)
+    for (rule, m_B, m_T), distance in far.items():
+        if rule == "sde":
+            assert distance == pytest.approx(far["sde", 1, 1], rel=0.06), (name, m_B, m_T)
+    assert far["none", 1, 1] == far["sde", 1, 1]
+    assert max(far["none", m_B, m_T] / far["none", 1, 1] for m_B, m_T in ((1, 8), (4, 8))) > 1.4

@@ -16,6 +16,7 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
+from mup_lightning.spectral.scale import Ratios
 from tests.families import LLAMA
 
 WIDTHS = (32, 64, 128)
@@ -104,7 +105,7 @@ def fifth_step(optimizer, heads, width, depth, seed, embedding):
         if not name.startswith(f"blocks.{depth - 1}."):
             continue
         parameter, shape = model.get_parameter(name), (info.blocks, *info.block_shape)
-        derived = solve(info.role, 2, info.n_out).gradient_entry.at(width / 32, depth / 2, None, m[info.side])
+        derived = solve(info.role, 2, info.n_out).gradient_entry.at(Ratios(width / 32, depth / 2, own=m[info.side]))
         pairs = zip((parameter.detach() - before[name]).view(shape), parameter.grad.view(shape), strict=True)
         for block, (change, gradient) in enumerate(pairs):
             norm = rms_operator(float(torch.linalg.matrix_norm(change, 2)), replace(info, shape=tuple(change.shape)))

@@ -13,7 +13,7 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import BaseFactors, Multipliers, RecipeConfig, derive, exponents
 from mup_lightning.spectral.roles import ParameterInfo, Role
-from mup_lightning.spectral.scale import HALF, ONE, L, M, N, Scale, largest
+from mup_lightning.spectral.scale import HALF, ONE, L, M, N, Ratios, Scale, largest
 
 # arXiv 2603.00541, the tables for k >= 2, as (width, depth) exponents of input / hidden / output.
 PUBLISHED = {
@@ -98,8 +98,8 @@ def gradient(rng, role, n, depth, branch_depth):
     n_in = 8 if role is Role.INPUT else n
     u, v = rng.standard_normal((n_out, 1)), rng.standard_normal((n_in, 1))
     weight = solve(role, branch_depth)
-    update = weight.update.at(n, depth) * np.sqrt(n_out / n_in)
-    size = weight.loss_change.at(n, depth) / update
+    update = weight.update.at(Ratios(n, depth)) * np.sqrt(n_out / n_in)
+    size = weight.loss_change.at(Ratios(n, depth)) / update
     return u / np.linalg.norm(u), np.array([size]), v / np.linalg.norm(v)
 
 
@@ -114,12 +114,12 @@ def test_measured_updates_meet_the_condition(name, role, branch_depth):
         row = exponents(FAMILIES[name], role, branch_depth)
         direction = DIRECTIONS[name](*gradient(rng, role, n, depth, branch_depth))
         n_out, n_in = direction.shape
-        update = row.lr.at(n, depth) * direction
+        update = row.lr.at(Ratios(n, depth)) * direction
         norm = np.sqrt(n_in / n_out) * np.linalg.norm(update, 2)
-        std = np.sqrt(row.init_var.at(n, depth))
+        std = np.sqrt(row.init_var.at(Ratios(n, depth)))
         other = np.linalg.norm(std * rng.standard_normal((n, n)), 2) if role is Role.HIDDEN and branch_depth == 2 else 1
         wanted = 1 / depth if role is Role.HIDDEN else 1
-        found.append(row.multiplier.at(n, depth) * norm * other / wanted)
+        found.append(row.multiplier.at(Ratios(n, depth)) * norm * other / wanted)
     assert max(found) / min(found) < 1.15, found
 
 
@@ -164,9 +164,9 @@ def test_pure_mode_gives_every_matrix_its_own_column(name):
     for role in (Role.INPUT, Role.HIDDEN, Role.OUTPUT):
         row = exponents(FAMILIES[name], role, 2)
         assert values[role].rule == name
-        assert values[role].lr == pytest.approx(0.5 * row.lr.at(4, 4))
-        assert values[role].weight_decay == pytest.approx(0.25 * row.weight_decay.at(4, 4))
-        assert values[role].scaled == {key: pytest.approx(scale.at(4, 4)) for key, scale in row.scaled.items()}
+        assert values[role].lr == pytest.approx(0.5 * row.lr.at(Ratios(4, 4)))
+        assert values[role].weight_decay == pytest.approx(0.25 * row.weight_decay.at(Ratios(4, 4)))
+        assert values[role].scaled == {key: pytest.approx(scale.at(Ratios(4, 4))) for key, scale in row.scaled.items()}
     assert {values[role].rule for role in (Role.INPUT_BIAS, Role.HIDDEN_BIAS)} == {"adamw"}
 
 
@@ -209,7 +209,7 @@ def test_narrow_keys_and_values_by_hand():
         row, usual = exponents(family, Role.HIDDEN, 2, M), exponents(family, Role.HIDDEN, 2)
         assert row.lr == wanted.get(name, row.lr), name
         for mine, others in [*zip(row.scaled.values(), usual.scaled.values(), strict=True), (row.lr, usual.lr)]:
-            assert mine.at(4, 8, None, 4) == others.at(4, 8)
+            assert mine.at(Ratios(4, 8, own=4)) == others.at(Ratios(4, 8))
 
 
 def test_steps_by_heads_by_hand():

@@ -13,7 +13,7 @@ from mup_lightning.spectral.condition import INIT_VARIANCE
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.published import PUBLISHED, Row, in_our_convention
 from mup_lightning.spectral.roles import Role
-from mup_lightning.spectral.scale import ONE, L, N
+from mup_lightning.spectral.scale import ONE, L, N, Ratios
 from mup_lightning.tables import text as plain_text
 from tests.spectral.test_recipe import CELLS
 
@@ -115,7 +115,7 @@ def test_the_symmetry_is_one_of_training(adaptive):
     form = {"multiplier": 1.0, "init_var": 0.25, "lr": 0.1, "removed": 0.02, "eps": 0.3}
     theta = 7.0
     scales = in_our_convention(Row(ONE, N, ONE, ONE, ONE), ONE, adaptive=adaptive)  # N = θ², so that θ = n^1/2
-    moved = {key: value.at(theta**2, 1) for key, value in scales.items()}
+    moved = {key: value.at(Ratios(theta**2)) for key, value in scales.items()}
 
     def step(multiplier, weight, lr, decay, eps):
         gradient = multiplier * 1.7  # ∂loss/∂W for ∂loss/∂(αW) = 1.7

@@ -13,6 +13,7 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.recipe import exponents
 from mup_lightning.spectral.roles import Role
+from mup_lightning.spectral.scale import Ratios
 from mup_lightning.studies.probe import ProbeSettings
 from mup_lightning.studies.probe.external import external_subject
 from mup_lightning.studies.probe.measure import Subject, build_network, measure, our_subject, probe, step_sizes
@@ -117,7 +118,7 @@ def test_the_recipes_own_steps_have_the_size_that_the_condition_asks_for(branch_
     base, large = (measure(subject, mine, *shape, seed=0).measured for shape in ((64, 2), (256, 8)))
     hidden = 0.5 if branch_depth == 1 else 1.0  # 1/√r_L at k = 1
     for role, wanted in {"input": 1.0, "hidden": hidden, "output": 4.0}.items():
-        rate = exponents(FAMILIES["muon"], Role(role), branch_depth).lr.at(4, 4)
+        rate = exponents(FAMILIES["muon"], Role(role), branch_depth).lr.at(Ratios(4, 4))
         ratio = rate * np.array(large[role]["direction"]) / np.array(base[role]["direction"])
         assert ratio == pytest.approx(wanted, rel=0.1)
 
@@ -146,7 +147,7 @@ def test_every_step_has_the_size_that_the_condition_asks_for():
     at_base, wide = step_sizes(mine, 64, 1), step_sizes(mine, 128, 4)
     for role in Role:  # ‖ΔW‖_R: the same at every size, but n for the output (k = 2)
         assert wide[role] / at_base[role] == pytest.approx(2.0 if role is Role.OUTPUT else 1.0)
-        assert solve(role, 2).update.at(2, 4) == wide[role] / at_base[role]
+        assert solve(role, 2).update.at(Ratios(2, 4)) == wide[role] / at_base[role]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from mup_lightning.errors import UserError
-from mup_lightning.spectral.recipe import Parametrization
+from mup_lightning.spectral.base import Parametrization
 from mup_lightning.studies import GROWING, AtLeastTwo
 from mup_lightning.typed import NonNegativeInt, PositiveFloat, PositiveInt, Typed
 

@@ -8,7 +8,7 @@ from mup_lightning.config.load import Layer, merge, preset
 from mup_lightning.config.schema import Config, ScheduleConfig
 from mup_lightning.errors import UserError, located
 from mup_lightning.files import check_folder, read_yaml, write_atomic
-from mup_lightning.spectral.recipe import Parametrization
+from mup_lightning.spectral.base import Parametrization
 from mup_lightning.studies import style
 from mup_lightning.studies.coordinates import CheckSettings
 from mup_lightning.studies.coordinates.report import FILE, Check, conclude, markdown, picture, read_check, text

@@ -28,6 +28,7 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, exponents
 from mup_lightning.spectral.roles import Role
+from mup_lightning.spectral.scale import Ratios
 from mup_lightning.studies import style
 from mup_lightning.studies.probe import CLASSES, LATER_FROM, ProbeSettings
 from mup_lightning.studies.probe.network import ResidualMLP, batches, build_mlp
@@ -87,7 +88,7 @@ def our_subject(name: str, branch_depth: int, arguments: dict[str, Any] | None =
         for role in Role:
             mine = family if role in roles else adamw
             scaled = exponents(mine, role, branch_depth).scaled
-            factors = {option: scale.at(r_n, r_L) for option, scale in scaled.items()}
+            factors = {option: scale.at(Ratios(r_n, r_L)) for option, scale in scaled.items()}
             values[role] = Values(rule=mine.name, lr=LR, weight_decay=0.0, init_std=0.0, scaled=factors)
         recipe = Recipe(values, network.multipliers, adamw.base_eps)
         rules = {RULES[name].section: options}
@@ -116,8 +117,8 @@ def step_sizes(settings: ProbeSettings, width: int, depth: int) -> dict[Role, fl
     n, L = settings.base
     outside, output = (settings.inputs / n) ** 0.5, (n / CLASSES) ** 0.5
     weights = dict.fromkeys(Role, 1.0) | {Role.INPUT: outside, Role.INPUT_BIAS: outside, Role.OUTPUT: output}
-    r_n, r_L = width / n, depth / L
-    return {role: STEP_SIZE * weights[role] * solve(role, settings.branch_depth).update.at(r_n, r_L) for role in Role}
+    here = Ratios(width / n, depth / L)
+    return {role: STEP_SIZE * weights[role] * solve(role, settings.branch_depth).update.at(here) for role in Role}
 
 
 Tensors = dict[str, torch.Tensor]

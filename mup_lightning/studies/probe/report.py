@@ -17,7 +17,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.roles import Role
-from mup_lightning.spectral.scale import Scale
+from mup_lightning.spectral.scale import Ratios, Scale
 from mup_lightning.spectral.tables import as_plain, as_text, plain_scale
 from mup_lightning.studies import scaling, style
 from mup_lightning.studies.probe import AXES, CLASSES, WINDOWS, ProbeSettings
@@ -75,7 +75,7 @@ def conclude(
             least, most = settings.widths[0], settings.widths[-1]
             fixed = settings.inputs if label[0] == Role.INPUT else CLASSES
             sides = max(most, fixed) / max(least, fixed)
-            exponent = math.log(scale.at(most / least, 1.0, sides)) / math.log(most / least)
+            exponent = math.log(scale.at(Ratios(most / least, side=sides))) / math.log(most / least)
         return exponent - settings.tolerance, exponent + settings.tolerance
 
     labels = [(role, window, axis) for role in runs[0].measured for window in WINDOWS for axis in AXES]

@@ -18,7 +18,7 @@ from mup_lightning.data.sources import note_changes
 from mup_lightning.errors import UserError, located
 from mup_lightning.optim.registry import SECTIONS, options_in_force, used_sections
 from mup_lightning.plan.plan import plan
-from mup_lightning.spectral.recipe import BaseFactors
+from mup_lightning.spectral.base import BaseFactors
 from mup_lightning.studies.sweep.spec import Grid, Sweep
 from mup_lightning.tables import power_of_two
 from mup_lightning.training.train import settle

@@ -45,13 +45,13 @@ NOT_TRANSFERRED = """
 
 _MAY_DIFFER = """
     model.width model.depth recipe.base_width recipe.base_depth model.heads model.head_size model.vocab_size
-    model.loss_chunk seed schedule.warmup_steps schedule.warmup_tokens schedule.warmup_share
+    model.loss_chunk recipe.tokens seed schedule.warmup_steps schedule.warmup_tokens schedule.warmup_share
 """.split()
 """What the recipe scales by, or changes nothing. Heads are compared by their dimension, warm-ups by their share."""
 
 _OF_THE_TARGET = tuple(
     "run. trainer.strategy trainer.devices trainer.nodes model.width model.depth model.heads model.vocab_size "
-    "model.loss_chunk".split()
+    "model.loss_chunk recipe.tokens".split()
 )
 """What proxies do not take over from the target."""
 
