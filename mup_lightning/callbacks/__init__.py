@@ -5,6 +5,7 @@ import lightning.pytorch as pl
 from mup_lightning.callbacks.dashboard import Dashboard, pages, panels
 from mup_lightning.callbacks.divergence import Divergence
 from mup_lightning.callbacks.losses import Losses, Validation
+from mup_lightning.callbacks.noise_scale import NoiseScale
 from mup_lightning.callbacks.norms import FeatureNorms, GradientNorms, UpdateCheck
 from mup_lightning.callbacks.spectral_monitor import SpectralNorms
 from mup_lightning.callbacks.step import Stopping
@@ -18,6 +19,7 @@ def default_callbacks(
     model: GPT2,
     throughput: Throughput,
     validation: Validation,
+    noise: NoiseScale,
     first_step: int,
     logged: set[str] | None,
     *,
@@ -30,7 +32,7 @@ def default_callbacks(
     """
     trainer, k = config.trainer, config.recipe.branch_depth
     losses = Losses(trainer.log_every, trainer.checkpoint_every if keep else 0, throughput.tokens_per_step)
-    found: list[pl.Callback] = [Stopping(), throughput, losses, validation]
+    found: list[pl.Callback] = [Stopping(), throughput, losses, validation, noise]
     features, spectral = (
         first_step if any(tag.startswith(group) for tag in logged or ()) else None
         for group in ("features/", "spectral/")

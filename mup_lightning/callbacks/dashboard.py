@@ -79,6 +79,11 @@ def panels(trainer: TrainerConfig, branch_depth: int) -> dict[str, Charts]:
         for point, title in FEATURES.items()
     }
     layout = {"Is it learning?": learning, "Is it stable?": stable, "How fast is it?": fast}
+    if trainer.noise_scale_every:
+        layout["Is the batch well chosen?"] = {
+            "gradient noise scale, and the batch, tokens: the batch lies below": "noise_scale/(tokens|batch)$",
+            "its parts: the squared gradient, and a token's variance": "noise_scale/(gradient_square|variance)$",
+        }
     if trainer.feature_norms_every:
         layout["Do features keep their size? RMS norms, the same for every width and depth"] = features
     charts: dict[str, Charts] = {

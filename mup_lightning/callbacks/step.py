@@ -20,6 +20,8 @@ class WatchedModule(Protocol):
     recorder: Recorder | None
     hybrid: HybridOptimizer
     gradient_norm: torch.Tensor
+    noise_sequences: int
+    noise_square: torch.Tensor
 
     @property
     def device(self) -> torch.device:

@@ -65,11 +65,14 @@ class PlanSettings(Typed, prefix="--"):
     Attributes:
         gpus: numbers of GPUs to estimate memory for.
         gpu_memory: GB (10^9 bytes) of one GPU; * marks what exceeds it.
+        noise_scale: folder of a run or a sweep, or its result.json or results.csv: a note compares the batch with the
+            gradient noise scale measured there.
         json: print JSON, with every parameter; memory in bytes.
     """
 
     gpus: tuple[PositiveInt, ...] = (1, 8, 64, 512, 4096)
     gpu_memory: PositiveFloat = 80.0
+    noise_scale: Path | None = None
     json: bool = False
 
 
@@ -184,6 +187,10 @@ def plan(settings: PlanSettings, config: Config) -> None:
     from mup_lightning.plan.plan import plan, screen
 
     result = plan(config, settings.gpus, memory=settings.gpu_memory * 1e9)
+    if settings.noise_scale:
+        from mup_lightning.studies.noise import against
+
+        result.notes.append(against(settings.noise_scale, config.tokens_per_step)[1])
     _print(result.plain() if settings.json else screen(config, result, settings.gpu_memory))
 
 

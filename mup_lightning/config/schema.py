@@ -126,6 +126,8 @@ class TrainerConfig(Typed, prefix="trainer."):
         feature_norms_every: steps between measurements of the feature norms; 0: never.
         spectral_norms_every: steps between measurements of the spectral condition; 0: never.
         update_check_every: steps between two checks that orthogonalised updates are orthogonal; 0: never.
+        noise_scale_every: steps between measurements of the gradient noise scale, each at most a quarter of a step of
+            work; 0: never.
         peak_flops: what MFU divides by, FLOP/s of one device: a number (a data sheet's dense value in the run's
             precision), measure (a matrix product for a third of a second at the start), or off (no MFU).
         spike_sigmas: a step's loss is a spike where it exceeds the median of the last losses by this many of their
@@ -149,6 +151,7 @@ class TrainerConfig(Typed, prefix="trainer."):
     feature_norms_every: NonNegativeInt = 50
     spectral_norms_every: NonNegativeInt = 100
     update_check_every: NonNegativeInt = 500
+    noise_scale_every: NonNegativeInt = 50
     peak_flops: PositiveFloat | Literal["measure", "off"] = "measure"
     spike_sigmas: NonNegativeFloat = 6.0
     spike_window: Annotated[int, Bound("a whole number of at least 2", lambda value: value >= 2)] = 100

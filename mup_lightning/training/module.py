@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from mup_lightning.callbacks.noise_scale import gradient_square
 from mup_lightning.config.schema import Config
 from mup_lightning.data.datamodule import Batch
 from mup_lightning.errors import Diverged
@@ -45,6 +46,8 @@ class GPT2Module(pl.LightningModule):
         hybrid: the optimizer, as it was before a strategy wrapped it.
         recorder: receives the features of the next micro-batch, and is dropped after it.
         gradient_norm: global norm of the raw gradients in the last step, 0-dim, before clipping.
+        noise_sequences: how many of the step's first sequences have their gradient taken a second time; 0: none.
+        noise_square: squared norm of that gradient, 0-dim, float64.
         micro_losses: (loss, batch) of each micro-batch of the current step; losses stay on the device.
     """
 
@@ -59,6 +62,8 @@ class GPT2Module(pl.LightningModule):
         self.strict_loading = False  # weights come from `tensors`, not from Lightning
         self.recorder: Recorder | None = None
         self.gradient_norm: torch.Tensor = torch.tensor(0.0)
+        self.noise_sequences = 0
+        self.noise_square: torch.Tensor = torch.tensor(0.0)
         self.micro_losses: list[tuple[torch.Tensor, Batch]] = []
 
     def configure_optimizers(self) -> Any:
@@ -100,6 +105,8 @@ class GPT2Module(pl.LightningModule):
         if not getattr(self.trainer.strategy, "parts_gradients", False):
             self._clip(optimizer.param_groups)
         self._estimate_hessian()
+        if self.noise_sequences:
+            self._measure_noise()
 
     def _clip(self, groups: list[dict[str, Any]]) -> None:
         """Clip all gradients by one factor, by their norm in units of what each role's gradients are at this size."""
@@ -145,6 +152,18 @@ class GPT2Module(pl.LightningModule):
                 lambda gradient: reduce(gradient, reduce_op="mean"),
             )
         self.hybrid.give_hessian(dict(zip(wanting, diagonals, strict=True)))
+
+    def _measure_noise(self) -> None:
+        """The squared gradient of the step's first sequences, which the first process has; see `callbacks.noise_scale`.
+
+        After the estimate of the Hessian, for which it would move the generator of dropout. Every process takes part,
+        with sequences of its own: ZeRO-3 gathers the weights for all of them.
+        """
+        window = self.micro_losses[0][1]["tokens"][: self.noise_sequences]
+        with self._autocast(), torch.compiler.set_stance("force_eager"):
+            square = gradient_square(partial(self, window), self.parameters())
+        mine = square if self.global_rank == 0 else torch.zeros_like(square)
+        self.noise_square = self.trainer.strategy.reduce(mine, reduce_op="sum")
 
     def forward(self, window_BT1: torch.Tensor, uniforms_N: torch.Tensor | None = None) -> torch.Tensor:
         """Mean cross-entropy of (B, T + 1) tokens; given (B·T,) draws, of labels from the model's own predictions."""

@@ -39,6 +39,7 @@ class Result:
         checkpoint: the newest one.
         tensorboard: folder of the event files; None where nothing was kept.
         versions: of the packages that computed it, and the git revision.
+        noise_scale: the gradient noise scale at the end, tokens; None where it is unknown.
     """
 
     finished: bool
@@ -53,6 +54,7 @@ class Result:
     checkpoint: str | None
     tensorboard: str | None
     versions: dict[str, str | None]
+    noise_scale: float | None = None
 
 
 class RunFolder:

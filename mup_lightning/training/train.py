@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from mup_lightning import signals
 from mup_lightning.callbacks import default_callbacks
 from mup_lightning.callbacks.losses import ProgressBar, Validation
+from mup_lightning.callbacks.noise_scale import NoiseScale
 from mup_lightning.callbacks.throughput import Throughput
 from mup_lightning.config.schema import Config
 from mup_lightning.data.datamodule import TokenDataModule
@@ -78,8 +79,9 @@ def _train(
     tokens_per_step = config.tokens_per_step
     throughput = Throughput(tokens_per_step, config.trainer, module.model.flops_per_token)
     validation = Validation(config.trainer.validate_every, throughput)
+    noise = NoiseScale(config)
     logged = folder.logged_at(first_step) if start and writes else None
-    watching = default_callbacks(config, module.model, throughput, validation, first_step, logged, keep=keep)
+    watching = default_callbacks(config, module.model, throughput, validation, noise, first_step, logged, keep=keep)
     watching += [*callbacks, *([ProgressBar(throughput, validation)] if progress else [])]
     saving = SaveCheckpoints(folder.checkpoints, config, identity, throughput, folder.writer.check)
     watching += [*([saving] if keep else []), *([Restore(start)] if start else [])]
@@ -103,6 +105,7 @@ def _train(
         checkpoint=str(newest.path) if newest else None,
         tensorboard=str(folder.tensorboard) if keep else None,
         versions=versions(),
+        noise_scale=noise.tokens,
     )
     if writes:
         folder.save_result(result)

@@ -46,7 +46,7 @@ def written(result):
 
 @pytest.mark.parametrize("optimizer", ["muon_kimi", "adamw"])
 def test_the_table_is_what_a_run_writes_and_every_panel_finds_tags(tiny, optimizer):
-    config = tiny(**{"recipe.optimizer": optimizer, "trainer.spectral_norms_every": 4})
+    config = tiny(**{"recipe.optimizer": optimizer, "trainer.spectral_norms_every": 4, "trainer.noise_scale_every": 5})
     result = train(config, progress=False)
     tags = read_scalars(Path(result.tensorboard)).keys()
     lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in DOCS.open() if line.startswith("| `")]
@@ -71,7 +71,8 @@ def test_the_table_is_what_a_run_writes_and_every_panel_finds_tags(tiny, optimiz
 
 
 def test_there_is_no_panel_of_what_is_not_logged(tiny):
-    off = dict.fromkeys(("feature_norms_every", "spectral_norms_every"), 0) | {"peak_flops": "off", "spike_sigmas": 0.0}
+    off = dict.fromkeys(("feature_norms_every", "spectral_norms_every", "noise_scale_every"), 0)
+    off |= {"peak_flops": "off", "spike_sigmas": 0.0}
     layout = panels(tiny(**{f"trainer.{key}": value for key, value in off.items()}).trainer, branch_depth=2)
     assert list(layout) == ["Is it learning?", "Is it stable?", "How fast is it?"]
     assert not any("spikes" in title or "MFU" in title for charts in layout.values() for title in charts)

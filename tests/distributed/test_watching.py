@@ -9,7 +9,7 @@ from mup_lightning.training.train import train
 from tests.distributed.conftest import HALF, STRATEGIES
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a file pays for all of its runs
-TAG = "train/gradient_norm"
+TAG, NOISE = "train/gradient_norm", "noise_scale/"
 PEAK = 1e9
 CHANGES = {
     "trainer.max_steps": 6,
@@ -18,6 +18,7 @@ CHANGES = {
     # The limit of a spike is the median of the losses so far: the first losses fall about it.
     "trainer.spike_sigmas": 1e-9,
     "trainer.spike_window": 4,
+    "trainer.noise_scale_every": 2,
 }
 # Wide enough that spectral norms are iterated, in three steps of six.
 SPECTRAL = {"model.width": 80, "trainer.max_steps": 6, "trainer.spectral_norms_every": 2}
@@ -59,6 +60,16 @@ def test_gradient_norms_are_those_of_one_process(together, alone, strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_noise_scale_is_that_of_one_process(together, alone, strategy):
+    """The second pass is made by all processes, and the first one's counts: the same sequences as alone."""
+    tags = {tag for tag in alone if tag.startswith(NOISE)}
+    assert {f"{NOISE}variance", f"{NOISE}gradient_square"} <= tags == {t for t in together[strategy] if NOISE in t}
+    for tag in tags:
+        assert list(alone[tag]) == [2, 4, 6]
+        assert together[strategy][tag] == pytest.approx(alone[tag], rel=1e-4), tag
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_losses_are_the_means_of_all_processes(together, alone, strategy):
     assert list(alone["train/loss"]) == [4, 6]
     assert together[strategy]["train/loss"] == pytest.approx(alone["train/loss"], rel=1e-6)
@@ -71,6 +82,8 @@ def test_a_resume_between_points_changes_no_curve(together, strategy):
     straight, again = together[strategy], together[f"{strategy}-again"]
     for tag in ("train/loss", "train/loss_spikes", TAG, f"{TAG}/after_clipping/muon_kimi"):
         assert again[tag] == straight[tag], tag
+    for part in ("variance", "gradient_square"):  # means over all measurements, those before the checkpoint too
+        assert again[f"{NOISE}{part}"] == {step: straight[f"{NOISE}{part}"][step] for step in (4, 6)}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -1,7 +1,9 @@
 """`mup-lightning tune`: from a target to a recipe file, on real sweeps of tiny models."""
 
+import csv
 import re
 import shlex
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -73,6 +75,25 @@ def test_results_that_are_there_serve_too(swept, corpus, tmp_path, capsys):
         assert ours["recipe"] == theirs["recipe"]
     assert "model.head_dim is 16 or 32 in the proxies, 32 in the target" in capsys.readouterr().out
     assert not (out / "results.csv").exists()
+
+
+@pytest.mark.parametrize(("scale", "warned"), [("96", True), ("9600", False), ("", False)])
+def test_a_batch_beyond_the_noise_scale_is_warned_of(swept, corpus, tmp_path, capsys, scale, warned):
+    """That of the lowest loss counts; the target's batch has 240 sequences of 32 tokens."""
+    shutil.copytree(swept[1], tmp_path / "swept")
+    rows = rows_of(swept[1])
+    lowest = min(float(row["loss"]) for row in rows)
+    with (tmp_path / "swept" / "results.csv").open("w") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(row | {"noise_scale": scale if float(row["loss"]) == lowest else ""} for row in rows)
+    found = ["--results", str(tmp_path / "swept"), "--out", str(tmp_path / "out")]
+    assert main(["tune", *options(corpus), *found]) == 0
+    text = (
+        f"warning: the batch of 7,680 tokens is 80 times the gradient noise scale of {tmp_path / 'swept'}, 96 tokens at"
+    )
+    printed, written = capsys.readouterr().out, (tmp_path / "out" / "tuned.yaml").read_text()
+    assert (text in printed, "gradient noise scale" in written) == (warned, warned)
 
 
 @pytest.mark.parametrize(

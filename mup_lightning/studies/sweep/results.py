@@ -21,9 +21,12 @@ from mup_lightning.studies.transfer.losses import LOSS, numbers, read_table
 
 COLUMNS = """
     parametrization optimizer branch_depth width depth axis size value log2_value seed loss train_loss unigram_loss
-    steps tokens parameters seconds tokens_per_second diverged corpus config_hash
+    steps tokens parameters seconds tokens_per_second noise_scale diverged corpus config_hash
 """.split()
 """Of every table, in order; the keys that vary in the sweep follow."""
+
+_SINCE = {"noise_scale"}
+"""Columns that the first tables lack."""
 
 _ORDER = "parametrization optimizer branch_depth axis width depth size value log2_value seed".split()
 """The columns that rows are sorted by."""
@@ -47,7 +50,7 @@ def read_trials(folder: Path) -> dict[str, Record]:
         return {file.stem: _read_trial(file) for file in (folder / "trials").glob("*.json")}
     if not (folder / "results.csv").exists():
         return {}
-    table = read_table(folder / "results.csv", COLUMNS)
+    table = read_table(folder / "results.csv", [column for column in COLUMNS if column not in _SINCE])
     numbers(table, "loss", LOSS, empty=True)  # as the report, which reads what is made of it
     return {row["config_hash"]: {"config": None, "result": row} for row in table.to_dict("records")}
 

@@ -215,7 +215,7 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
     folder = Path(config.run.root) / config.run.name
     shutil.rmtree(folder, ignore_errors=True)  # what a killed worker has left
     last = LastLosses(max(1, config.trainer.max_steps // 10))
-    loss, speed, diverged = None, 0.0, ""
+    loss, speed, noise, diverged = None, 0.0, None, ""
     try:
         result = train(config, callbacks=[last], progress=False, keep=keep != "off")
     except Diverged as error:
@@ -223,7 +223,7 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
     else:
         if not result.finished:
             raise KeyboardInterrupt  # which the training itself has taken for a wish to end
-        speed, loss = result.tokens_per_second, result.validation_loss
+        speed, loss, noise = result.tokens_per_second, result.validation_loss, result.noise_scale
         if loss is None or not math.isfinite(loss):
             loss, diverged = None, f"step {result.steps}: the validation loss is {loss}"
     if keep == "logs":
@@ -236,6 +236,7 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
         "tokens": last.steps * config.tokens_per_step,
         "seconds": round(time.perf_counter() - begin, 3),
         "tokens_per_second": round(speed, 1),
+        "noise_scale": noise and round(noise, 1),
         "diverged": diverged,
     }
 

@@ -17,6 +17,7 @@ from mup_lightning.files import check_folder, write_atomic, yaml_text
 from mup_lightning.optim.registry import options_in_force, used_sections
 from mup_lightning.optim.schedule import warmup_steps
 from mup_lightning.plan.plan import plan
+from mup_lightning.studies.noise import against
 from mup_lightning.studies.sweep.grid import Trial, expand, look_up
 from mup_lightning.studies.sweep.results import read_trials
 from mup_lightning.studies.sweep.run import dry_run, run_trials
@@ -139,6 +140,9 @@ def _conclude(
     elif base != own:
         also = f"other base values (init_std, eps, weight_decay, multipliers) belong to {base} too, as in the proxies"
         more.append(f"the target's own base shape is {own}, the proxies' is {base}: {also}")
+    times, note = against(source, target.tokens_per_step)
+    if times > 1:
+        more.append(f"{note} (the lowest loss of the proxies)")
     shape = (target.model.width, target.model.depth)
     result = predict(groups, key, shape, more)
     said = result.text(base, shape, look_up(target, key) if base == own else None)

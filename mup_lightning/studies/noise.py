@@ -1,0 +1,51 @@
+"""A gradient noise scale that runs have measured, against a batch. Imports no torch."""
+
+from pathlib import Path
+
+from mup_lightning.errors import UserError
+from mup_lightning.files import read_json
+from mup_lightning.studies.transfer.losses import LOSS, numbers, read_table
+
+
+def measured(path: Path) -> tuple[float, float | None] | None:
+    """The gradient noise scale, tokens, and the loss at which it was measured; None where it is unknown.
+
+    Args:
+        path: folder of a run, or its result.json; or of a sweep, or its results.csv. Of a sweep it is that of the run
+            with the lowest loss.
+
+    Raises:
+        UserError: there is neither, or it cannot be read.
+    """
+    files = (path / "result.json", path / "results.csv") if path.is_dir() else (path,)
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise UserError(f"{path} has no result.json and no results.csv; expected a finished run or a sweep")
+    if file.suffix == ".json":
+        result = read_json(file, "the result of a run")
+        if not isinstance(result, dict):
+            raise UserError(f"{file} is no object; expected the result of a run")
+        return (tokens, result.get("validation_loss")) if (tokens := result.get("noise_scale")) else None
+    table = read_table(file, ["loss"])
+    if "noise_scale" not in table:
+        return None
+    found = [numbers(table, name, text, empty=True) for name, text in (("noise_scale", "tokens"), ("loss", LOSS))]
+    known = [(tokens, loss) for tokens, loss in zip(*found, strict=True) if tokens > 0 and loss == loss]
+    return min(known, key=lambda run: run[1], default=None)
+
+
+def against(path: Path, batch: int) -> tuple[float, str]:
+    """A batch, in tokens, over the noise scale that was measured in `path` (0: unknown), and the same in words."""
+    known = measured(path)
+    if known is None:
+        return 0.0, f"{path} has no gradient noise scale: not measured, or too large to be told from infinity"
+    tokens, loss = known
+    at = "" if loss is None else f" at loss {loss:.3f}"
+    said = f"the batch of {batch:,} tokens is {batch / tokens:.2g} times the gradient noise scale of {path}"
+    said += f", {tokens:,.0f} tokens{at}"
+    if batch > tokens:
+        said += (
+            ": beyond it a larger batch saves hardly any steps, and no rule for the learning rate over the batch "
+            "holds; the noise scale grows as the loss falls, so a run that gets further may bear more"
+        )
+    return batch / tokens, said
