@@ -75,7 +75,7 @@ WHAT = "a law of the best learning rate, as mup-lightning tune writes it"
 class Estimate:
     """An exponent with its interval, both ends finite."""
 
-    estimate: float
+    estimate: Annotated[float, Bound("an exponent from -10 to 10", lambda power: abs(power) <= 10)]
     low: float
     high: float
 

@@ -93,6 +93,13 @@ def test_the_texts_say_what_training_uses(tiny):
     assert "residual 0.5" in values
     assert "muon_kimi, k = 2" in values
 
+    time = {"time_rule": "sde", "base_batch": 32, "base_tokens": 160}
+    timed = tiny(**{f"recipe.{key}": value for key, value in time.items()})
+    values = pages(timed, build_training(timed)[0])["3_its_values"]
+    assert f"| - | {2**-7 / 2**0.5:.6g} | 0 | {1e-8 / 4:.6g} | beta1 {0.9**0.5:.6g}, beta2 {0.95**0.5:.6g} |" in values
+    assert "time rule sde, batch 4 x and tokens 8 x the base's" in values
+    assert "B^1/2 T^-1/2" in values
+
     standard = tiny(**{"recipe.parametrization": "sp"})
     texts = pages(standard, build_training(standard)[0])
     assert "| recipe.parametrization | sp |" in texts["2_this_run"]

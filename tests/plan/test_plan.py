@@ -169,6 +169,26 @@ def test_counted_operations_are_those_that_torch_counts(switches):
     assert sum(products.values()) == (counted - in_place) * 2 * 16
 
 
+def test_groups_show_batch_and_horizon(capsys):
+    """16 x the base's tokens in steps of 4 x: averages over a quarter of the share of steps; B^1/2 T^-1/2 is 1/2."""
+    time = ["--recipe.time_rule", "sde", "--recipe.base_batch", "61440", "--recipe.base_tokens", "18754560"]
+    found = []
+    for more in ([], time):
+        assert main(["plan", *EXAMPLE, *more, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    plain, timed = found
+    assert plain["groups"][0]["averages"] == {"beta1": 0.9, "beta2": 0.95}
+    assert plain["groups"][0]["over_time"] == {}
+    assert timed["groups"][0]["averages"] == pytest.approx({"beta1": 0.9**0.25, "beta2": 0.95**0.25})
+    assert timed["groups"][0]["over_time"] == pytest.approx({"lr": 0.5, "weight_decay": 0.5, "eps": 0.5})
+    for before, after in zip(plain["groups"], timed["groups"], strict=True):
+        assert [after[key] / before[key] for key in ("lr", "eps")] == pytest.approx([0.5, 0.5])
+    main(["plan", *EXAMPLE, *time])
+    text = capsys.readouterr().out
+    assert "beta1 0.974004, beta2 0.987259" in text
+    assert "note: time rule sde, batch 4 x and tokens 16 x the base's: lr x 0.5, weight decay x 0.5, eps x 0.5" in text
+
+
 def test_the_screen(capsys):
     options = ["--model.width", "1600", "--model.depth", "48", "--data.micro_batch", "2"]
     assert main(["plan", *options, "--gpus", "8,64", "--gpu-memory", "20"]) == 0

@@ -101,6 +101,11 @@ def test_keys_of_time_that_contradict_each_other_are_refused(file, values, messa
             '"source": ""}',
             "law.json: law.exponents has time; expected width, depth, tokens, batch",
         ),
+        (
+            '{"optimizer": "adamw", "value": "recipe.lr", "ranges": {}, "at": {}, "source": "", '
+            '"exponents": {"tokens": {"estimate": 1e300, "low": 0, "high": 0}}}',
+            r"law.json: law.exponents.tokens.estimate is 1e\+300; expected an exponent from -10 to 10",
+        ),
     ],
 )
 def test_a_damaged_law_is_refused(file, content, message):

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from fractions import Fraction
 
 import pytest
 
 from mup_lightning.cli.main import main
+from mup_lightning.files import write_json
 from mup_lightning.spectral import published, tables
 from mup_lightning.spectral.condition import INIT_VARIANCE
 from mup_lightning.spectral.families import FAMILIES
@@ -15,7 +17,10 @@ from mup_lightning.spectral.published import PUBLISHED, Row, in_our_convention
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import ONE, L, N, Ratios
 from mup_lightning.tables import text as plain_text
+from tests.spectral.test_horizon import LAW
 from tests.spectral.test_recipe import CELLS
+
+RULE = ["--time-rule", "sde"]
 
 
 @pytest.mark.parametrize(("family", "key", "role", "cell"), CELLS)
@@ -142,6 +147,23 @@ def test_the_text_of_a_comparison():
     assert (cell["ours"], cell["theirs"], cell["status"]) == (["-1", "0"], ["-1", "-1/2"], "differs")
 
 
+def test_rules_over_time_are_compared_with_sde_for_every_role_at_once():
+    """Complete(d)P as it is published; nanochat's rate knows no horizon; HyperP's is a fit, and has no weight decay."""
+    found = {name: statuses(name, next(iter(p.tables)), 2) for name, p in PUBLISHED.items() if p.over_time}
+    keys = {name: {key: status for (_, key), status in cells.items()} for name, cells in found.items()}
+    assert {role for cells in found.values() for role, _ in cells} == {"every role"}
+    assert keys == {
+        "completed-p": {"lr": "agrees", "weight_decay": "agrees", "eps": "differs", "averages": "agrees"},
+        "nanochat": {"lr": "differs", "weight_decay": "differs"},
+        "hyperp": {"lr": "differs", "weight_decay": "not specified"},
+    }
+    cells = published.as_plain("completed-p", "adamw", 1)["cells"]
+    assert [(cell["ours"], cell["theirs"]) for cell in cells if cell["quantity"] == "eps"] == [
+        (["0", "0", "-1/2", "0"], ["0", "0", "-1/2", "1/2"])
+    ]
+    assert "B^1/2 T^-1/2 | B^1/2 T^-0.32" in published.as_text("hyperp", "muon", 2)
+
+
 def printed(capsys, *argv):
     assert main(["recipe", *argv]) == 0
     return capsys.readouterr().out
@@ -163,7 +185,26 @@ def test_all_optimizers_and_texts(capsys):
     assert "All optimizers, k = 1" in printed(capsys, "--branch-depth", "1")
 
 
+def test_batch_and_horizon_are_shown_where_a_time_rule_is_named(capsys, tmp_path):
+    """A law's exponents too, for its own optimizer."""
+    plain, sde = (json.loads(printed(capsys, "--optimizer", "adamw", "--json", *more)) for more in ([], RULE))
+    assert list(plain) == ["optimizer", "branch_depth", "roles"]
+    assert sde["averages"] == {"beta1": ["0", "0", "1", "-1"], "beta2": ["0", "0", "1", "-1"]}
+    assert sde["roles"]["hidden"]["lr"] == ["-1", "0", "1/2", "-1/2"]
+    assert sde["roles"]["hidden"]["multiplier"] == [*plain["roles"]["hidden"]["multiplier"], "0", "0"]
+    text = printed(capsys, "--optimizer", "muon", *RULE)
+    assert "a fitted law is what to use" in text
+    assert "raised to the power B T^-1: adamw beta1, beta2; adan beta1, beta3" in printed(capsys, *RULE)
+    write_json(tmp_path / "law.json", asdict(LAW))
+    law = ["--time-rule", f"fitted:{tmp_path / 'law.json'}"]
+    hidden = next(line for line in printed(capsys, *law).splitlines() if line.startswith("hidden "))
+    assert "n^-1/2 B^1/2 T^-3/8" in hidden
+    assert main(["recipe", *law, "--optimizer", "adamw"]) == 1
+    assert "the law of --time-rule is of muon_kimi; leave --optimizer adamw out" in capsys.readouterr().err
+
+
 def test_diff_takes_adamw_unless_told(capsys):
+    assert "muon with k = 2, against nanochat" in printed(capsys, "--diff", "nanochat")
     assert json.loads(printed(capsys, "--diff", "completep", "--json"))["optimizer"] == "adamw"
     assert "sgd with k = 1, against muP" in printed(
         capsys, "--diff", "mup", "--optimizer", "sgd", "--branch-depth", "1"
@@ -175,6 +216,11 @@ def test_diff_takes_adamw_unless_told(capsys):
     [
         ("--diff depth-mup --optimizer lion", 1, "depth-mup has no rule for lion; compare with --optimizer adamw or"),
         ("--diff mup --variant measured", 1, "--diff compares the published rules; leave --variant measured out"),
+        (
+            "--diff mup --time-rule sde",
+            1,
+            "--diff compares the time rule sde, where there is one to compare; leave",
+        ),
         ("--diff pum", 1, "--diff is pum; expected one of "),
         ("--branch 1", 2, "unknown option branch; did you mean branch_depth?"),
         ("adamw", 2, "unexpected argument 'adamw'"),
