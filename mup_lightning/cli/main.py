@@ -28,6 +28,9 @@ evaluate: validation loss of a checkpoint on a prepared corpus
 sweep: run a grid of configurations into one table of results
   studies.sweep.run:run(studies.sweep.spec:SweepSettings)
   mup-lightning sweep experiment=lr_width --set trainer.max_steps=200
+anneal: runs of several lengths, as branches of one run that holds its peak learning rate
+  studies.anneal.anneal:run(studies.anneal:AnnealSettings)
+  mup-lightning anneal runs/trunk --steps 400,800,1600
 tune: find a large model's base learning rate on small ones
   studies.tune.tune:run(studies.tune:TuneSettings, Config)
   mup-lightning tune size=xl optimizer=muon_kimi run=xl

@@ -24,7 +24,7 @@ def lr_factor(config: Config) -> Factor:
     """
     schedule, total, lr = config.schedule, config.trainer.max_steps, config.recipe.lr
     warmup = warmup_steps(config)
-    decay = max(1, round(schedule.decay * total)) if schedule.kind == "wsd" else 0
+    decay = decay_steps(schedule.decay, total) if schedule.kind == "wsd" else 0
     if warmup + decay >= total:
         given = [key for key in ("warmup_steps", "warmup_tokens") if getattr(schedule, key) is not None]
         key = (given or ["warmup_share"])[0]
@@ -62,6 +62,11 @@ def warmup_steps(config: Config) -> int:
     if schedule.warmup_steps is not None:
         return schedule.warmup_steps
     return math.floor(round(schedule.warmup_share * config.trainer.max_steps, 6))  # 0.29 of 100 is 28.999999999999996
+
+
+def decay_steps(share: float, steps: int) -> int:
+    """The last steps of a wsd run, which its decay takes: that share of them, at least one."""
+    return max(1, round(share * steps))
 
 
 def first_difference(before: Factor, now: Factor, steps: int) -> tuple[int, float, float] | None:

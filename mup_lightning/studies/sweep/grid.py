@@ -21,6 +21,7 @@ from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.base import BaseFactors
 from mup_lightning.studies.sweep.spec import Grid, Sweep
 from mup_lightning.tables import power_of_two
+from mup_lightning.training.checkpoint import Checkpoint
 from mup_lightning.training.train import settle
 from mup_lightning.typed import unknown_key
 
@@ -96,6 +97,7 @@ class Trial:
         key: the dotted key that is swept.
         varied: dotted key -> value, of all keys that vary in the sweep.
         label: what distinguishes it from the others, such as "mup width=64 lr=2^-7 seed=1".
+        start: a checkpoint of another run that it continues from; None: it is a whole run.
     """
 
     config: Config
@@ -105,6 +107,7 @@ class Trial:
     key: str
     varied: dict[str, Any]
     label: str = ""
+    start: Checkpoint | None = None
 
     @property
     def value(self) -> float:

@@ -244,7 +244,8 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
 def placed(trial: Trial, root: Path) -> Config:
     """A trial's configuration with a run folder; the corpus has been verified for the whole sweep already."""
     name = f"{trial.label.replace(' ', '-').replace('/', '-')}-{trial.hash[:8]}"
-    return replace(trial.config, run=RunConfig(str(root), name), data=replace(trial.config.data, verify=False))
+    run = RunConfig(str(root), name, str(trial.start.path) if trial.start else None)
+    return replace(trial.config, run=run, data=replace(trial.config.data, verify=False))
 
 
 class LastLosses(StepCallback):
