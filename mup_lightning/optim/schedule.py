@@ -17,7 +17,7 @@ def lr_factor(config: Config) -> Factor:
     """A run's schedule: linear warm-up, the peak, and a decay of which the run's last step is the end.
 
     wsd, and constant as its trunk, give the same factors up to the decay: a run of any length is one trunk and a branch
-    (Hu et al. 2024, arXiv 2404.06395; Hägele et al. 2024, arXiv 2405.18392, also for a decay of a fifth of the run).
+    (Hu et al. 2024, arXiv 2404.06395). A decay of a fifth of the run: arXiv 2405.18392.
 
     Raises:
         UserError: warm-up and decay leave no step at the peak, or the floor is above the peak.

@@ -187,6 +187,7 @@ def main(kills: int, seed: int, only: str) -> bool:
     import torch
 
     torch.set_num_threads(1)
+    import mup_lightning.studies.anneal.anneal
     import mup_lightning.studies.tune.tune
     import mup_lightning.training.deepspeed
     import mup_lightning.training.finished  # noqa: F401

@@ -50,6 +50,7 @@ def all_work(root: Path) -> dict[str, Work]:
     card = corpus.parent / "card.yaml"
     shape = {"model.width": 16, "model.depth": 1, "model.dropout": 0.1, "data.micro_batch": 2, "data.val_tokens": 256}
     often = {"checkpoint_every": 1, "validate_every": 0, "max_steps": STEPS, "log_every": 4, "feature_norms_every": 4}
+    shape |= {"schedule.kind": "wsd", "schedule.decay": 0.5}  # of which `anneal` can make branches
     plain = asdict(tiny_config(corpus, "runs", **shape, **{f"trainer.{key}": value for key, value in often.items()}))
     recipe = root / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(plain))
@@ -93,14 +94,19 @@ def all_work(root: Path) -> dict[str, Work]:
         target = ("-c", recipe, "--sweep", file) if verb == "tune" else (file,)
         return lambda folder: command(verb, *target, "--out", folder / "out", "--workers", workers)
 
+    def anneal(folder: Path) -> int:
+        words = ("--steps", "4,6,8", "--decay", 0.5, "--out", folder / "out", "--workers", 0)
+        return command("anneal", root / "finished" / "it", *words)
+
     def swept(folder: Path) -> Any:
-        """The table without the columns of time, and what tune writes."""
+        """The table without the columns of time, what tune writes, and the weights of anneal's branches."""
         import pandas as pd
 
         table = pd.read_csv(folder / "out" / "results.csv", dtype=str).drop(columns=["seconds", "tokens_per_second"])
         file = folder / "out" / "tuned.yaml"
         found = file.read_text().partition("\n")[2] if file.exists() else ""  # line 1 is the hash of all, path included
-        return table.to_csv(), found.replace(str(folder), ""), sorted(files(folder / "out", "trials/*.json"))
+        branches = files(folder / "out", "runs/*/checkpoints/*/*.safetensors")
+        return table.to_csv(), found.replace(str(folder), ""), sorted(files(folder / "out", "trials/*.json")), branches
 
     def export(form: str) -> Work:
         words = ("export", root / "finished" / "it", "--format", form, "--out")
@@ -123,6 +129,7 @@ def all_work(root: Path) -> dict[str, Work]:
         "sweep": Work(sweeping("sweep", 0), swept),
         "sweep, a worker": Work(sweeping("sweep", 1), swept),
         "tune": Work(sweeping("tune", 0), swept),
+        "anneal": Work(anneal, swept),
         "export, plain": export("plain"),
         "export, hf": export("hf"),
     }
