@@ -18,6 +18,9 @@ TRUNK = {
     "model.width": 16,
     "model.dropout": 0.1,
     "data.val_tokens": 512,
+    "recipe.time_rule": "sde",
+    "recipe.base_batch": 256,
+    "recipe.base_tokens": 1024,
     "schedule.kind": "constant",
     "schedule.warmup_share": 0.15,
     "trainer.max_steps": 15,
@@ -61,7 +64,7 @@ def test_branches_are_whole_runs_and_each_is_run_once(trunk, corpus, tmp_path, m
     assert list(rows) == [6, 12, 20]
     whole = {"schedule.kind": "wsd", "schedule.decay": 0.25, "schedule.floor": 0, "schedule.warmup_steps": 2}
     for steps, first in ((6, 4), (12, 8), (20, 15)):
-        changes = whole | {"trainer.max_steps": steps, "run.name": f"whole-{steps}"}
+        changes = whole | {"recipe.tokens": 15 * 128, "trainer.max_steps": steps, "run.name": f"whole-{steps}"}
         straight = train(tiny_config(corpus, tmp_path, **TRUNK | changes))
         (folder,) = (out / "runs").glob(f"steps={steps}-*")
         result = json.loads((folder / "result.json").read_text())

@@ -63,14 +63,13 @@ def branch(saved: Sequence[Checkpoint], steps: int, settings: AnnealSettings, ch
         raise UserError(f"{begins}, and {settings.run} has checkpoints of later steps alone ({there}); {decide}")
     start = before[-1]
     trunk = Config.from_plain(start.config)
-    recipe = trunk.recipe
-    if recipe.time_rule != "none":  # the branch has the trunk's rates, as all steps up to here
-        recipe = replace(recipe, tokens=recipe.tokens or trunk.tokens)
+    # Where rates follow the horizon, the branch has the trunk's, as all steps up to here.
+    tokens = None if trunk.recipe.time_rule == "none" else trunk.scaled_tokens
     floor = trunk.schedule.floor if settings.floor is None else settings.floor
     schedule = replace(trunk.schedule, warmup_steps=warmup, warmup_tokens=None)
     config = replace(
         trunk,
-        recipe=recipe,
+        recipe=replace(trunk.recipe, tokens=tokens),
         schedule=replace(schedule, kind="wsd", decay=settings.decay, floor=floor),
         trainer=replace(trunk.trainer, max_steps=steps, checkpoint_every=0, strategy="single", devices=1, nodes=1),
         run=RunConfig(),
