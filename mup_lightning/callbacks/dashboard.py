@@ -57,13 +57,15 @@ class Dashboard(pl.Callback):
                 trainer.logger.experiment.add_text(title, text, global_step=0)
 
 
-def panels(trainer: TrainerConfig, branch_depth: int) -> dict[str, Charts]:
+def panels(trainer: TrainerConfig, branch_depth: int, *, forecast: bool = False) -> dict[str, Charts]:
     """Category -> panels of what is logged, the same at every depth: TensorBoard merges equal ones of several runs."""
     learning = {
         "training loss, nats per token: falls": "train/loss$",
         "validation loss, nats per token: falls too": "validation/loss$",
         "learning rate over its peak: up in the warm-up, then down": "train/lr_factor$",
     }
+    if forecast:
+        learning["training loss and its forecast: smoothed, between low and high"] = r"(train/loss|forecast/\w+)$"
     stable = {
         "gradient norm: no growth over time": f"{GRADIENT_NORM}$",
         "gradient norm after clipping: at the base shape at most trainer.gradient_clip": f"{CLIPPED_NORM}$",

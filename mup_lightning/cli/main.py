@@ -34,6 +34,9 @@ anneal: runs of several lengths, as branches of one run that holds its peak lear
 tune: find a large model's base learning rate on small ones
   studies.tune.tune:run(studies.tune:TuneSettings, Config)
   mup-lightning tune size=xl optimizer=muon_kimi run=xl
+forecast: the loss of a large model, from a law fitted to small ones, with an interval
+  studies.forecast.forecast:run(studies.forecast:ForecastSettings, Config)
+  mup-lightning forecast runs/sweeps/ladder size=base tokenizer=bytes steps=2000 run=big
 submit: run a training, or a sweep as an array, on a SLURM cluster
   cli.verbs:submit(slurm.options:SubmitSettings, Config)
   mup-lightning submit size=xl strategy=ddp nodes=4 --slurm.gpus 8 --slurm.time 12:00:00 run=xl --dry

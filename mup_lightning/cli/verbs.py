@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from mup_lightning import signals
+from mup_lightning.config.forecast import Forecast
 from mup_lightning.config.schema import Config, TokenizerName
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder
@@ -67,12 +68,14 @@ class PlanSettings(Typed, prefix="--"):
         gpu_memory: GB (10^9 bytes) of one GPU; * marks what exceeds it.
         noise_scale: folder of a run or a sweep, or its result.json or results.csv: a note compares the batch with the
             gradient noise scale measured there.
+        forecast: file of `mup-lightning forecast` for this run: the loss is printed, too; null: run.forecast.
         json: print JSON, with every parameter; memory in bytes.
     """
 
     gpus: tuple[PositiveInt, ...] = (1, 8, 64, 512, 4096)
     gpu_memory: PositiveFloat = 80.0
     noise_scale: Path | None = None
+    forecast: Path | None = None
     json: bool = False
 
 
@@ -191,7 +194,13 @@ def plan(settings: PlanSettings, config: Config) -> None:
         from mup_lightning.studies.noise import against
 
         result.notes.append(against(settings.noise_scale, config.tokens_per_step)[1])
-    _print(result.plain() if settings.json else screen(config, result, settings.gpu_memory))
+    plain, said = result.plain(), screen(config, result, settings.gpu_memory)
+    if file := settings.forecast or config.run.forecast:
+        forecast = Forecast.read(Path(file))
+        forecast.refuse_other(config, result.parameter_count)
+        plain |= {"forecast": {key: getattr(forecast, key) for key in ("loss", "low", "high")}}
+        said += f"\n\nForecast: {forecast} ({file})"
+    _print(plain if settings.json else said)
 
 
 def recipe(settings: RecipeSettings) -> None:

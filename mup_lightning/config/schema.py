@@ -186,11 +186,13 @@ class RunConfig(Typed, prefix="run."):
         name: the run's folder inside it.
         resume: last (continue from the run's newest complete checkpoint), auto (the same, or start where there is none:
             what a job that SLURM may run again wants), or a checkpoint's folder; null: start anew.
+        forecast: file of `mup-lightning forecast` for this run, drawn beside its losses; null: none.
     """
 
     root: str = "runs"
     name: Annotated[str, Bound("the name of a folder for the run", lambda name: name.strip("./ "))] = "default"
     resume: str | None = None
+    forecast: str | None = None
 
 
 @dataclass

@@ -81,7 +81,8 @@ def _train(
     validation = Validation(config.trainer.validate_every, throughput)
     noise = NoiseScale(config)
     logged = folder.logged_at(first_step) if start and writes else None
-    watching = default_callbacks(config, module.model, throughput, validation, noise, first_step, logged, keep=keep)
+    measured = (throughput, validation, noise, first_step, logged, identity["corpus"])
+    watching = default_callbacks(config, module.model, *measured, keep=keep)
     watching += [*callbacks, *([ProgressBar(throughput, validation)] if progress else [])]
     saving = SaveCheckpoints(folder.checkpoints, config, identity, throughput, folder.writer.check)
     watching += [*([saving] if keep else []), *([Restore(start)] if start else [])]

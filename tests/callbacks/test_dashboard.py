@@ -14,6 +14,7 @@ from mup_lightning.spectral.roles import Role
 from mup_lightning.studies.features import read_scalars
 from mup_lightning.training.module import build_training
 from mup_lightning.training.train import train
+from tests.callbacks.test_forecast import forecast_of
 
 DOCS = Path(__file__).parents[2] / "docs" / "guide" / "tensorboard.md"
 PLACEHOLDERS = {
@@ -45,8 +46,9 @@ def written(result):
 
 
 @pytest.mark.parametrize("optimizer", ["muon_kimi", "adamw"])
-def test_the_table_is_what_a_run_writes_and_every_panel_finds_tags(tiny, optimizer):
+def test_the_table_is_what_a_run_writes_and_every_panel_finds_tags(tiny, tmp_path, optimizer):
     config = tiny(**{"recipe.optimizer": optimizer, "trainer.spectral_norms_every": 4, "trainer.noise_scale_every": 5})
+    config.run.forecast = forecast_of(config, tmp_path / "forecast.json")
     result = train(config, progress=False)
     tags = read_scalars(Path(result.tensorboard)).keys()
     lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in DOCS.open() if line.startswith("| `")]
@@ -66,7 +68,8 @@ def test_the_table_is_what_a_run_writes_and_every_panel_finds_tags(tiny, optimiz
                 if category.title.startswith("Do features keep"):
                     assert len({tag.split("/")[1] for tag in found}) == 1, chart.title
                 shown |= found
-    assert {tag for tag in tags if tag.startswith(("features/", "validation/"))} <= shown
+    assert {tag for tag in tags if tag.startswith(("features/", "forecast/", "validation/"))} <= shown
+    assert len(texts.pop("4_forecast")) == 1
     assert texts == {title: [text] for title, text in pages(config, build_training(config)[0]).items()}
 
 

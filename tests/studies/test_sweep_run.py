@@ -83,6 +83,8 @@ def test_a_killed_sweep_goes_on_without_repeating_anything(corpus, tmp_path, mon
             result = train(placed(trial, tmp_path / "reference"), progress=False)  # keeping changes no number
             assert (float(row["loss"]), row["diverged"]) == (result.validation_loss, "")
             assert int(row["parameters"]) == result.parameters
+            assert saved["result"]["curve"][-1] < saved["result"]["curve"][0]
+            assert len(saved["result"]["curve"]) == 50
     assert not (folder / "runs").exists()
     assert {path.suffix for path in (folder / "trials").iterdir()} == {".json"}  # no claim is left
 

@@ -32,7 +32,10 @@ _ORDER = "parametrization optimizer branch_depth axis width depth size value log
 """The columns that rows are sorted by."""
 
 Record = dict[str, Any]
-"""A trial's file: `config`, nested (None: unknown, from a table alone), and `result`, column -> value."""
+"""A trial's file: `config`, nested (None: unknown, from a table alone), and `result`, column -> value.
+
+A result has a `curve`, too, which is no column: the mean training losses of CURVE_POINTS equal parts of the run.
+"""
 
 
 def trial_file(folder: Path, name: str) -> Path:

@@ -19,9 +19,11 @@ from tqdm import tqdm
 
 from mup_lightning import tables
 from mup_lightning.callbacks.step import StepCallback, WatchedModule
+from mup_lightning.config.forecast import CURVE_POINTS
 from mup_lightning.config.schema import Config, RunConfig
 from mup_lightning.errors import Busy, Diverged, UserError
 from mup_lightning.files import OneWriter, check_folder, write_json
+from mup_lightning.studies.scaling import six_digits
 from mup_lightning.studies.sweep.grid import Trial, expand, shard
 from mup_lightning.studies.sweep.results import append, prepare, read_trials, trial_file, write_table
 from mup_lightning.studies.sweep.spec import SweepSettings, load
@@ -214,7 +216,7 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
     config = placed(trial, root)
     folder = Path(config.run.root) / config.run.name
     shutil.rmtree(folder, ignore_errors=True)  # what a killed worker has left
-    last = LastLosses(max(1, config.trainer.max_steps // 10))
+    last = LastLosses(max(1, config.trainer.max_steps // 10), config.trainer.max_steps)
     loss, speed, noise, diverged = None, 0.0, None, ""
     try:
         result = train(config, callbacks=[last], progress=False, keep=keep != "off")
@@ -238,6 +240,7 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
         "tokens_per_second": round(speed, 1),
         "noise_scale": noise and round(noise, 1),
         "diverged": diverged,
+        "curve": six_digits(last.curve()),
     }
 
 
@@ -249,13 +252,24 @@ def placed(trial: Trial, root: Path) -> Config:
 
 
 class LastLosses(StepCallback):
-    """Keeps the number of steps, and the training losses of the last `count` of them, on the device."""
+    """Keeps the number of steps, the training losses of the last `count` of them, and sums over parts of the run.
 
-    def __init__(self, count: int) -> None:
-        self.steps = 0
+    All of it stays on the device.
+    """
+
+    def __init__(self, count: int, max_steps: int) -> None:
+        self.steps, self.max_steps = 0, max_steps
         self.losses: deque[torch.Tensor] = deque(maxlen=count)
+        self._sums: dict[int, tuple[torch.Tensor, int]] = {}
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """See `StepCallback`."""
-        self.steps = step
-        self.losses.append(module.step_loss())
+        self.steps, loss = step, module.step_loss()
+        self.losses.append(loss)
+        part = -(-step * CURVE_POINTS // self.max_steps)
+        total, count = self._sums.get(part, (torch.zeros_like(loss), 0))
+        self._sums[part] = (total + loss, count + 1)
+
+    def curve(self) -> list[float]:
+        """The parts' means, nats per token; fewer than CURVE_POINTS where the run has fewer steps, or diverged."""
+        return [float(total) / count for total, count in self._sums.values()]

@@ -1,0 +1,170 @@
+"""From tables of sweeps to a ladder: the loss of every model size and number of tokens at its best base value."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mup_lightning.config.forecast import CURVE_POINTS
+from mup_lightning.config.identity import identity
+from mup_lightning.config.schema import Config, leaves
+from mup_lightning.errors import UserError
+from mup_lightning.studies.forecast.law import Cell
+from mup_lightning.studies.sweep.grid import look_up
+from mup_lightning.studies.sweep.results import Record, read_trials
+from mup_lightning.studies.transfer import losses
+from mup_lightning.studies.transfer.curves import curves_of
+from mup_lightning.studies.transfer.estimate import optimum
+
+NEEDED = (*losses.COLUMNS, "width", "depth", "parameters", "tokens")
+
+_SCALE = tuple(
+    "model.width model.depth model.heads model.head_size model.kv_heads model.vocab_size data.batch_size seed trainer. "
+    "recipe.base_ recipe.lr recipe.time_rule recipe.tokens recipe.law recipe.scale_clip schedule.warmup rules. "
+    "derivation".split()
+)
+"""What may differ between the ladder and its target: sizes, what follows them, and what the best value makes up for."""
+
+_SAME = ("recipe.optimizer", "recipe.parametrization", "data.tokenizer")
+"""What must not differ: the other has another law, or its losses have another unit."""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The cells in order of their FLOPs, how many runs they rest on, the corpus's hash, and reasons for doubt.
+
+    `corpus` is empty where the tables do not say.
+    """
+
+    cells: list[Cell]
+    runs: int
+    corpus: str
+    caveats: list[str]
+
+
+def read_ladder(places: Sequence[Path], target: Config) -> Ladder:
+    """Read those runs of some sweeps that are like the target but for their size.
+
+    Raises UserError where a table cannot be read, or its runs cannot be compared with one another or with the target.
+    """
+    tables, records = [], dict[str, Record]()
+    for place in places:
+        table = losses.read_losses(place, NEEDED)
+        if lacking := [column for column in NEEDED if column not in table]:
+            raise UserError(f"{place} lacks the columns {', '.join(lacking)}; expected the results of a sweep")
+        sizes = {name: losses.numbers(table, name, "a number above 0") for name in ("width", "depth", "parameters")}
+        tables.append(table.assign(**sizes, tokens=losses.numbers(table, "tokens", "a number above 0", empty=True)))
+        folder = place if place.is_dir() else place.parent
+        records |= read_trials(folder) if (folder / "trials").is_dir() else {}
+    runs = pd.concat(tables)
+    runs = runs[(runs["config_hash"] == "") | ~runs.duplicated(["config_hash", "log2_value", "seed"])]  # two axes
+    shared = [column for column in ("value", "corpus", "unigram_loss") if column in runs]
+    runs, caveats = _alike(runs, records, target)
+    losses.refuse_different(runs, [0] * len(runs), shared)
+    # A run that diverged has fewer tokens than it was to have: those of the runs beside it.
+    kept = runs["tokens"].where(runs["loss"].notna())
+    cell_of = ["width", "depth", "parameters", "batch", "planned"]
+    runs = runs.assign(tokens=kept.fillna(kept.groupby([runs[name] for name in cell_of]).transform("max")))
+    if (lost := runs["tokens"].isna()).any():
+        caveats.append(f"{lost.sum()} runs diverged at every value of their size, which is left out")
+        runs = runs[~lost]
+    if runs.empty:
+        raise UserError("no run of the ladder has a loss, all diverged; lower the base values")
+    place = runs.groupby([*cell_of[:4], "tokens"]).ngroup().astype(float)
+    names = [f"{n:,.0f} parameters, {d:,.0f} tokens" for n, d in zip(runs["parameters"], runs["tokens"], strict=True)]
+    runs = runs.assign(position=place, size=names)
+    losses.refuse_twice(runs)
+    curves, noise = curves_of(runs)
+    best: dict[tuple[float, float], Cell] = {}
+    for curve in curves:
+        own = runs[runs["position"] == curve.position]
+        first, found = own.iloc[0], optimum(curve, noise.dof)
+        if found is None:
+            caveats.append(f"at {curve.size} every value diverged: left out")
+            continue
+        if found.edge and len(curve.values) > 1:
+            caveats.append(f"at {curve.size} the best value is the last one tried: its loss may be too high")
+        se = float(np.sqrt((curve.root[curve.values == found.best_value] ** 2).sum()))
+        cell = Cell(
+            width=int(first["width"]),
+            depth=int(first["depth"]),
+            parameters=int(first["parameters"]),
+            tokens=int(first["tokens"]),
+            loss=found.loss,
+            se=se,
+            spread=noise.between_seeds or 0.0,
+            dof=noise.dof,
+            log2_value=found.best_value,
+            curve=_curve(own[own["log2_value"] == found.best_value]["config_hash"], records),
+        )
+        key = (cell.size, cell.tokens)
+        best[key] = min(cell, best.get(key, cell), key=lambda cell: cell.loss)
+    if noise.residual is None:
+        caveats.append("the ladder has one seed, so that its noise shows only in how far it misses the law")
+    corpora = [corpus for corpus in runs["corpus"].unique() if corpus]
+    return Ladder(sorted(best.values(), key=lambda cell: cell.flops), len(runs), "".join(corpora), caveats)
+
+
+def _curve(hashes: pd.Series, records: Mapping[str, Record]) -> tuple[float, ...]:
+    """The mean training curve of a cell's runs; empty where one of them has none."""
+    found = [records.get(name, {"result": {}})["result"].get("curve") for name in hashes]
+    if not all(curve and len(curve) == CURVE_POINTS for curve in found):
+        return ()
+    return tuple(np.mean(found, axis=0).tolist())
+
+
+def _alike(runs: pd.DataFrame, records: Mapping[str, Record], target: Config) -> tuple[pd.DataFrame, list[str]]:
+    """The runs that are like the target wherever those of the ladder differ, and where all of them differ from it.
+
+    Adds the columns `batch` and `planned` (steps), as text; empty where nothing is known of them.
+    """
+    columns, theirs = losses.options(runs), _identity(target)
+    known: dict[str, dict[str, Any]] = {}
+    for name in {*runs["config_hash"]} & records.keys():
+        if config := records[name]["config"]:
+            length = {"trainer.max_steps": config["trainer"]["max_steps"]}
+            known[name] = _identity(Config.from_plain(config)) | length
+    settings: list[dict[str, str]] = []
+    for row in runs.fillna("").to_dict("records"):
+        said: dict[str, Any] = {
+            f"recipe.{name}": row.get(name, "") for name in ("optimizer", "parametrization", "branch_depth")
+        }
+        said |= {key: row[key] for key in columns if row[key] != ""} | known.get(row["config_hash"], {})
+        settings.append({key: _text(value) for key, value in said.items() if value != "" and key != row.get("value")})
+    caveats = []
+    keep = np.ones(len(runs), dtype=bool)
+    for key in sorted({key for own in settings for key in own}):
+        if key.startswith(_SCALE) and not (key in columns and key.startswith("rules.")):
+            continue
+        try:
+            wanted = _text(theirs[key] if key in theirs else look_up(target, key))
+        except UserError:  # a column of a key that is no more
+            continue
+        values = {own.get(key, wanted) for own, kept in zip(settings, keep, strict=True) if kept}
+        words = f"{key} is {' and '.join(sorted(values))} in the ladder, {wanted or 'null'} in the target"
+        if wanted in values:
+            keep &= [own.get(key, wanted) == wanted for own in settings]
+        elif len(values) > 1 or key in _SAME:
+            raise UserError(f"{words}; expected a ladder of models like the target but for their size")
+        else:
+            caveats.append(f"{words}, which the law does not know of")
+    steps, batch = ([own.get(key, "") for own in settings] for key in ("trainer.max_steps", "data.batch_size"))
+    if not keep.all():
+        caveats.insert(0, f"{np.sum(~keep)} of {len(runs)} runs are left out: they are not like the target")
+    if len({size for size, kept in zip(batch, keep, strict=True) if kept}) > 1:
+        caveats.append("batch sizes differ in the ladder: at equal N and D the best one counts")
+    return runs.assign(batch=batch, planned=steps)[keep], caveats
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of all that determines a training, the rules' options left out."""
+    return leaves(identity(config) | {"rules": {}}) | {"model.attention_scale": config.model.attention_scale}
+
+
+def _text(value: Any) -> str:
+    """One spelling of each value, as of 2 and 2.0."""
+    number = losses.number(str(value))
+    return f"{number:.15g}" if np.isfinite(number) else "" if value is None else str(value)
