@@ -41,7 +41,7 @@ def draw(result: Forecast, cells: Sequence[Cell], law: Law, file: Path) -> Path:
     ax.fill_between(flops_X, low_X, high_X, color=color, alpha=0.13, linewidth=0)
     if held := result.held_out:
         middle = held["predicted"]
-        ends = [[middle - held.get("low", middle)], [held.get("high", middle) - middle]]
+        ends = [[middle - held["low"]], [held["high"] - middle]] if "low" in held else None
         label = f"the largest from the others: {held['miss_percent']:+.1f} %"
         ax.errorbar(held["flops"], middle, ends, fmt="D", color="black", mfc="none", capsize=3, label=label)
     ends = [[result.loss - result.low], [result.high - result.loss]]
