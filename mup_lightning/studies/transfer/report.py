@@ -16,6 +16,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, make_folder, write_json
 from mup_lightning.studies.transfer import losses, verdict
 from mup_lightning.studies.transfer.curves import curves_of
+from mup_lightning.studies.transfer.metrics import asymptotic_penalty, law_fit_error, robustness
 from mup_lightning.studies.transfer.verdict import Group, bounded_slope, families, transfer
 from mup_lightning.typed import NonNegativeFloat, PositiveFloat, Typed
 
@@ -23,7 +24,9 @@ LEGEND = (
     "optimum: log2 of the best base value ± its standard error; (edge): the last one tried, so it may lie beyond;\n"
     "(cliff): the next one is lost, so known to half a step. regret: loss with the smallest size's best value minus\n"
     "the best loss; (±): what the noise may make of it; ≥: the best value is the last one tried. Brackets: 95 %\n"
-    "intervals. Losses: nats, mean over seeds, adjusted where values were run with different seeds."
+    "intervals. robustness: loss added by a value off by one power of two; law-fit error: of the optima from a power\n"
+    "law in size; asymptotic penalty: loss at the largest size with the value that the others predict, above the\n"
+    "best there. Losses: nats, mean over seeds, adjusted where values were run with different seeds."
 )
 
 GROUP = ("optimizer", "parametrization", "branch_depth", "width", "depth", "value")
@@ -105,7 +108,10 @@ def text(found: Sequence[Group]) -> str:
     parts = []
     for family in families(found):
         parts.append(f"== {family[0].title} ==")
-        parts += [f"{one.label}: {one.verdict}\n{_table(one)}" for one in family]
+        for one in family:
+            error, penalty = law_fit_error(one), asymptotic_penalty(one, family)
+            metrics = f"law-fit error {_shown(error, ' powers of two')}, asymptotic penalty {_shown(penalty, ' nats')}"
+            parts.append(f"{one.label}: {one.verdict}\n{_table(one)}\n{metrics}")
         if len(family) > 1:
             lines = [[family[0].axis, *(one.label for one in family)]]
             for size, best in compared(family).items():
@@ -116,7 +122,7 @@ def text(found: Sequence[Group]) -> str:
 
 def _table(found: Group) -> str:
     """A column per size."""
-    columns = [[found.axis, "optimum", "best tried", "loss", "regret"]]
+    columns = [[found.axis, "optimum", "best tried", "loss", "regret", "robustness"]]
     for curve, cost in zip(found.curves, found.regrets, strict=True):
         cells = ["-", "-", "diverged"]
         if best := found.at(curve.size):
@@ -125,8 +131,13 @@ def _table(found: Group) -> str:
             ends = best.plateau if len(best.plateau) > 1 else (best.best_value,)
             tried = " to ".join(f"2^{value:g}" for value in dict.fromkeys((ends[0], ends[-1])))
             cells = [f"{best.value:.2f}{error}{mark}", tried, f"{best.loss:.3f}"]
-        columns.append([curve.size, *cells, str(cost)])
+        columns.append([curve.size, *cells, str(cost), _shown(robustness(found, curve))])
     return tables.text(list(zip(*columns, strict=True)))
+
+
+def _shown(value: float | None, unit: str = "") -> str:
+    """A number with its unit; a dash where there is none."""
+    return "-" if value is None else "diverges" if math.isinf(value) else f"{value:.3f}{unit}"
 
 
 def compared(family: Sequence[Group]) -> dict[str, list[float | None]]:
@@ -160,13 +171,15 @@ def to_dict(found: Sequence[Group]) -> dict[str, Any]:
             labels = [one.label for one in family]
             best = {size: dict(zip(labels, own, strict=True)) for size, own in compared(family).items()}
             comparisons.append(dict(family[0].family) | {"best_loss": best})
-    return {"groups": [_group(one) for one in found], "comparisons": comparisons}
+    return {"groups": [_group(one, family) for family in families(found) for one in family], "comparisons": comparisons}
 
 
-def _group(found: Group) -> dict[str, Any]:
+def _group(found: Group, family: Sequence[Group]) -> dict[str, Any]:
     slope, optima, largest = found.slope, found.optima, found.regrets[-1]
     best = {curve.size: found.at(curve.size) for curve in found.curves}
     regrets = dict(zip(best, found.regrets, strict=True))
+    robust = {curve.size: robustness(found, curve) for curve in found.curves}
+    penalty = asymptotic_penalty(found, family)
     return found.settings | {
         "axis": found.axis,
         "label": found.label,
@@ -195,7 +208,15 @@ def _group(found: Group) -> dict[str, Any]:
         "noise": found.noise.between_seeds,
         "noise_paired": found.noise.residual,
         "verdict": found.verdict,
+        "law_fit_error": law_fit_error(found),
+        "robustness": {size: _finite(lost) for size, lost in robust.items()},
+        "asymptotic_penalty": _finite(penalty),
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """A value for JSON, which has no infinity."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def run_best(settings: BestSettings) -> None:
