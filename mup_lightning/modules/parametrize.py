@@ -1,0 +1,344 @@
+"""The recipe for any torch module, from two sizes of it and one forward pass of each.
+
+    model = build(width=512, depth=16)
+    mup = parametrize(model, base=build(width=64, depth=4), example=x, optimizer="adamw", lr=2e-3)
+    print(mup)                     # what was concluded of every parameter, and why
+    optimizer = mup.optimizer()    # then loss.backward(), optimizer.step(), optimizer.zero_grad()
+
+Sides that differ between the two sizes grow with the width; how often a residual branch is there is the depth. The
+module's own init is kept, rescaled so that the condition holds (arXiv 2603.00541). Multipliers are hooks: names and
+shapes of the state stay as they are.
+"""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import nn
+
+from mup_lightning import tables
+from mup_lightning.errors import UserError
+from mup_lightning.modules.trace import Branch, Traced, Use, trace
+from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.registry import RULES, Overrides
+from mup_lightning.optim.rule import Group
+from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, derive
+from mup_lightning.spectral.roles import ParameterInfo, Role
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What was found out of one parameter.
+
+    Attributes:
+        info: its role and shape.
+        base_shape: of its counterpart in the base.
+        k: matrices of the branch that it is in, or 2.
+        values: what the recipe gives it.
+        why: the reason for the role, in words.
+    """
+
+    info: ParameterInfo
+    base_shape: tuple[int, ...]
+    k: int
+    values: Values
+    why: str
+
+
+@dataclass(frozen=True)
+class Parametrized:
+    """A module under the recipe.
+
+    Attributes:
+        groups: parameter groups with "params", "lr", "weight_decay", "eps" and the options of the "rule" they name.
+        conclusions: by parameter.
+        multipliers: module -> factor on its output ("output"), or on its input ("input").
+        widths, depths: of the base, and of the module; of depth: residual branches.
+    """
+
+    groups: list[Group]
+    conclusions: dict[str, Conclusion]
+    multipliers: dict[str, tuple[float, str]]
+    widths: tuple[int, int]
+    depths: tuple[int, int]
+    lr: float
+
+    def optimizer(self) -> HybridOptimizer:
+        """An optimizer over all parameters, each by its rule; to be used as any other of torch."""
+        return HybridOptimizer(self.groups)
+
+    def __str__(self) -> str:
+        lines: dict[tuple[str, ...], int] = Counter()
+        for name, found in self.conclusions.items():
+            shape = "×".join(map(str, found.info.shape)) or "1"
+            base = "×".join(map(str, found.base_shape)) or "1"
+            values = (f"{found.values.lr / self.lr:.4g}", f"{found.values.weight_decay:.4g}")
+            lines[_pattern(name), f"{base} -> {shape}", str(found.info.role), *values, found.why] += 1
+        rows = [["parameters", "", "base -> here", "role", "lr / base", "weight decay", "because"]]
+        rows += [[name, f"{count}", *rest] for (name, *rest), count in lines.items()]
+        factors = Counter((re.sub(r"\d+", "*", name), *what) for name, what in self.multipliers.items())
+        hooks = [
+            ["multipliers", "", "factor", "on its"],
+            *([n, f"{c}", f"{f:.4g}", s] for (n, f, s), c in factors.items()),
+        ]
+        sizes = f"width {self.widths[0]} -> {self.widths[1]}, residual branches {self.depths[0]} -> {self.depths[1]}"
+        return "\n\n".join([sizes, tables.text(rows), *([tables.text(hooks)] if factors else [])])
+
+
+def parametrize(
+    module: nn.Module,
+    base: nn.Module,
+    example: Any,
+    *,
+    grown: nn.Module | None = None,
+    declare: Mapping[str, str] | None = None,
+    rules: Overrides | None = None,
+    **recipe: Any,
+) -> Parametrized:
+    """Put a module under the recipe, in place: its weights are rescaled, and multipliers are hooked in.
+
+    Args:
+        module: of the size that will be trained, freshly initialised.
+        base: the same of the size at which the values were tuned, initialised as it was tuned; it is not changed.
+        example: what both take: a tensor, or a tuple of positional arguments. They run once, in evaluation mode.
+        grown: the same of another width than the base, where the module has the base's: its shapes show what grows.
+        declare: name of a parameter, or a pattern such as "*.router.weight" -> its role, where it cannot be told.
+        rules: options of the optimizers that differ from their defaults, as in `rules` of a recipe file.
+        recipe: fields of `RecipeConfig`, such as optimizer, lr and weight_decay; sizes come from the modules.
+
+    Raises:
+        UserError: a role is not certain (declare it), a parameter takes no part, the two differ in more than sizes, or
+            a multiplier has no module whose output it could scale.
+    """
+    if own := sorted(recipe.keys() & {"base_width", "base_depth", "pure", "input_multiplier", "gpt2_residual_init"}):
+        raise UserError(f"{own[0]} is not for parametrize: sizes and init come from the modules, multipliers from 1")
+    if any(hasattr(each, _MARK) for each in module.modules()):
+        raise UserError("this module has been parametrized already; make a fresh one")
+    arguments = example if isinstance(example, tuple) else (example,)
+    shapes = [{name: tuple(p.shape) for name, p in each.named_parameters()} for each in (module, base, grown or module)]
+    twins = {name: (_twin(name, shapes[1], "base"), _twin(name, shapes[2], "grown")) for name in shapes[0]}
+    if left := shapes[1].keys() - {twin for twin, _ in twins.values()}:
+        raise UserError(f"the base has {min(left)}, and the module nothing like it; expected two sizes of one module")
+    traced, of_base = trace(module, arguments), trace(base, arguments)
+    if traced.head_dims and traced.head_dims != of_base.head_dims:
+        dims = " and ".join(str(max(found.head_dims)) for found in (of_base, traced))
+        warnings.warn(f"attention heads have {dims} channels in base and module; let their number grow", stacklevel=2)
+
+    sides = Counter[tuple[int, int]]()
+    for name, (twin, like) in twins.items():
+        for here, there, elsewhere in zip(shapes[0][name], shapes[1][twin], shapes[2][like], strict=True):
+            if there != elsewhere:
+                sides[there, here] += 1
+    if not sides:
+        raise UserError("no side differs between base and module; give grown=, the same module of another width")
+    (base_width, width), depths = max(sides, key=sides.__getitem__), (len(of_base.branches), len(traced.branches))
+    config = RecipeConfig(**recipe, base_width=base_width, base_depth=max(1, depths[0]))
+    found, unsure = {}, []
+    for name, (twin, like) in twins.items():
+        grows = [one != other for one, other in zip(shapes[1][twin], shapes[2][like], strict=True)]
+        ratios = [here / there for here, there in zip(shapes[0][name], shapes[1][twin], strict=True)]
+        declared = next((role for pattern, role in (declare or {}).items() if fnmatch(name, pattern)), None)
+        try:
+            found[name] = _conclude(name, shapes[0][name], grows, ratios, width / base_width, traced, declared)
+        except UserError as error:
+            unsure.append(f"  {name} {shapes[0][name]}: {error}")
+    if unsure:
+        more = [f"  and {len(unsure) - 12} more"] * (len(unsure) > 12)
+        roles = ", ".join(Role)
+        advice = f"Say what they are: declare={{'NAME': ROLE}}, with patterns as in 'blocks.*.x'; roles are {roles}"
+        raise UserError("\n".join(["the role of these parameters is not certain:", *unsure[:12], *more, advice]))
+
+    def solved(k: int, own: float | None) -> Recipe:
+        ratio = 1.0 if own is None else own
+        return derive(replace(config, branch_depth=k), width, max(1, depths[1]), (1, 1), {"kv": ratio, "head": ratio})
+
+    recipes = {name: solved(k, own) for name, (_, k, own, _) in found.items()}
+    conclusions = {
+        name: Conclusion(info, shapes[1][twins[name][0]], k, recipes[name].of(info), why)
+        for name, (info, k, _, why) in found.items()
+    }
+    of_all = replace(solved(2, None), exactly=lambda info: recipes[info.name].of(info))
+    multipliers = _multipliers(module, traced, conclusions, {k: solved(k, None) for k in (1, 2)})
+    groups = _groups(module, conclusions, of_all, rules or {})
+    _rescale(module, base, twins, conclusions, config.init_std)
+    for name, (factor, place) in multipliers.items():
+        if factor != 1.0:
+            owner, scale = module.get_submodule(name), _Scale(factor)
+            owner.register_forward_hook(scale.output) if place == "output" else owner.register_forward_pre_hook(
+                scale.input
+            )
+        setattr(module.get_submodule(name), _MARK, factor)
+    return Parametrized(groups, conclusions, multipliers, (base_width, width), depths, config.lr)
+
+
+_MARK = "_mup_multiplier"
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """A multiplier as a hook, which survives copies, pickling and compilation."""
+
+    factor: float
+
+    def output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Scale what a module returns; of a tuple the first."""
+        if isinstance(output, torch.Tensor):
+            return output * self.factor
+        return type(output)((output[0] * self.factor, *output[1:]))
+
+    def input(self, module: nn.Module, args: Any) -> Any:
+        """Scale what a module is given."""
+        return (args[0] * self.factor, *args[1:])
+
+
+def _pattern(name: str) -> str:
+    """A name without the numbers of layers."""
+    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)
+
+
+def _twin(name: str, others: Mapping[str, Any], which: str) -> str:
+    """The counterpart of a parameter in another size; of a layer that is not there, one with another number."""
+    if name in others:
+        return name
+    alike = [other for other in others if _pattern(other) == _pattern(name)]
+    if not alike:
+        raise UserError(f"the module has {name}, and {which} nothing like it; expected sizes of one module")
+    # Inside a layer numbers mean the same: as few as possible may differ.
+    return min(alike, key=lambda other: sum(a != b for a, b in zip(other.split("."), name.split("."), strict=True)))
+
+
+Found = tuple[ParameterInfo, int, float | None, str]
+"""A parameter's info, the k of its branch, the ratio of an output side that does not grow as the width, and why."""
+
+
+def _conclude(
+    name: str,
+    shape: tuple[int, ...],
+    grows: Sequence[bool],
+    ratios: Sequence[float],
+    r_n: float,
+    traced: Traced,
+    declared: str | None,
+) -> Found:
+    """Raises UserError, with the reason alone, where the role is not certain."""
+    uses = traced.uses.get(name, [])
+    if not uses:
+        raise UserError("the forward pass does not use it")
+    branches = {use.branch for use in uses}
+    inside, where = None not in branches, "in a residual branch" if None not in branches else "on the main path"
+    k = min((traced.branches[branch].k for branch in branches if branch is not None), default=2)
+    if None in branches and len(branches) > 1 and declared is None:
+        raise UserError("it is used both in a residual branch and on the main path")
+    if declared is not None:
+        if declared not in list(Role):
+            raise UserError(f"declared as {declared!r}; expected one of {', '.join(Role)}")
+        role, why = Role(declared), "declared"
+    elif len(shape) < 2:
+        role, why = Role.HIDDEN_BIAS if inside else Role.INPUT_BIAS, f"a vector {where}"
+    else:
+        role, why = _matrix(uses, grows, inside)
+        why = f"{why}, {where}" + f" of {k} in a row" * inside
+    out = _sides(role, uses, ratios)[0]
+    own = None if role in (Role.INPUT, Role.OUTPUT) or out == r_n else out
+    constant = 0.0 if role.is_vector else None
+    info = ParameterInfo(name=name, shape=shape, role=role, constant=constant, side="" if own is None else "kv")
+    inner = _sides(role, uses, ratios)[1]
+    if role is Role.HIDDEN and inner not in (None, r_n):
+        raise UserError(f"its inputs are {inner:g} times the base's, the width {r_n:g} times")
+    return info, k, own, why
+
+
+def _matrix(uses: Sequence[Use], grows: Sequence[bool], inside: bool) -> tuple[Role, str]:
+    orders = {use.outputs_first for use in uses}
+    if orders == {True, False} and not inside and list(grows) == [False, True]:
+        return Role.INPUT, "a table of inputs that is the output matrix, too"
+    if orders == {None} and not inside and grows[-1] and not any(grows[:-1]):
+        return Role.INPUT, "added as it is, and its last side grows"
+    if len(orders) != 1 or orders == {None}:
+        raise UserError("it is used in no product, or in products of different kinds")
+    first = next(iter(orders))
+    out, inner = (grows[0], grows[1]) if first else (grows[1], grows[0])
+    known = {
+        (True, True, True): (Role.HIDDEN, "inputs and outputs grow"),
+        (False, True, False): (Role.INPUT, "only its outputs grow"),
+        (False, False, True): (Role.OUTPUT, "only its inputs grow"),
+    }
+    if (inside, out, inner) not in known:
+        growing = {(True, True): "both sides grow", (False, False): "no side grows"}.get((out, inner), "one side grows")
+        raise UserError(f"{growing}, {'in a residual branch' if inside else 'on the main path'}")
+    return known[inside, out, inner]
+
+
+def _sides(role: Role, uses: Sequence[Use], ratios: Sequence[float]) -> tuple[float, float | None]:
+    """Output and input side over the base's; a vector has outputs alone, or none that grow."""
+    if len(ratios) < 2 or role.is_vector:
+        return (ratios[0] if ratios else 1.0), None
+    return (ratios[0], ratios[1]) if uses[0].outputs_first else (ratios[1], ratios[0])
+
+
+def _multipliers(
+    module: nn.Module, traced: Traced, conclusions: Mapping[str, Conclusion], recipes: Mapping[int, Recipe]
+) -> dict[str, tuple[float, str]]:
+    """Module -> factor, and whether it is on the module's output or input."""
+    found: dict[str, tuple[float, str]] = {}
+    times = Counter(branch.module for branch in traced.branches)
+    for branch in traced.branches:
+        if branch.module is None or traced.calls[branch.module] != times[branch.module]:
+            raise UserError(
+                f"no module returns what the residual branch of {_first(branch)} adds to the stream, and nothing else; "
+                f"put the branch, or its last layer, into a module of its own"
+            )
+        found[branch.module] = (recipes[min(branch.k, 2)].multipliers.residual, "output")
+    for name, conclusion in conclusions.items():
+        products = [use for use in traced.uses[name] if use.outputs_first is not None]
+        tied = {use.outputs_first for use in products} == {True, False}
+        for use in products if conclusion.info.role is Role.OUTPUT or tied else []:
+            if tied and not use.outputs_first:
+                continue
+            if not use.module or list(module.get_submodule(use.module).children()) or traced.calls[use.module] != 1:
+                raise UserError(f"{name} is no module's own; put the product with it into a module, such as nn.Linear")
+            found[use.module] = (recipes[2].multipliers.output, "input")
+    return found
+
+
+def _first(branch: Branch) -> str:
+    return min(branch.parameters)
+
+
+def _groups(module: nn.Module, conclusions: Mapping[str, Conclusion], recipe: Recipe, rules: Overrides) -> list[Group]:
+    named = dict(module.named_parameters())
+    for name, found in conclusions.items():
+        if RULES[found.values.rule].whole_matrix and len(found.info.shape) != 2:
+            raise UserError(
+                f"{found.values.rule} steps matrices, and {name} has {len(found.info.shape)} sides; choose an "
+                f"optimizer that steps elements, such as adamw"
+            )
+    return make_groups(named, {name: found.info for name, found in conclusions.items()}, recipe, rules)
+
+
+@torch.no_grad()
+def _rescale(
+    module: nn.Module,
+    base: nn.Module,
+    twins: Mapping[str, tuple[str, str]],
+    conclusions: Mapping[str, Conclusion],
+    unit: float,
+) -> None:
+    """Give every parameter the RMS of its counterpart, times the recipe's factor; constants stay as they are."""
+    theirs = dict(base.named_parameters())
+    for name, parameter in module.named_parameters():
+        other, found = theirs[twins[name][0]], conclusions[name]
+        factor = 1.0 if found.info.role.is_vector else found.values.init_std / unit
+        if parameter.numel() < 2 or bool((parameter == parameter.flatten()[0]).all()):
+            continue
+        if factor == 1.0 and parameter.shape == other.shape:
+            continue
+        sizes = [float(tensor.double().square().mean().sqrt()) for tensor in (other, parameter)]
+        if sizes[1] > 0:
+            parameter.mul_(factor * sizes[0] / sizes[1])
