@@ -17,6 +17,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from mup_lightning.errors import UserError
+
 _ADDS = {torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__, operator.add}
 _ADDS |= {torch.Tensor.__radd__, operator.iadd}
 _TURNS = {torch.t, torch.Tensor.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
@@ -160,6 +162,9 @@ def trace(module: nn.Module, example: Sequence[Any]) -> Traced:
     Args:
         module: is run in evaluation mode, and left as it was.
         example: positional arguments of its forward pass.
+
+    Raises:
+        UserError: a residual branch contains others.
     """
     recorder, was_training = _Recorder(module, example), module.training
     module.eval()
@@ -193,6 +198,11 @@ def _conclude(recorder: _Recorder, matrices: set[str]) -> Traced:
             parameters = {name for n in inside for name in nodes[n].parameters}
             if parameters.isdisjoint(matrices):
                 continue
+            if nested := streams.keys() & set(inside):
+                raise UserError(
+                    f"the residual branch of {min(parameters)} contains {len(nested)} others; the condition is about "
+                    f"branches of one stream, and long skips are none of it"
+                )
             owner = next(iter(recorder.outputs.get(id(added), [])), None)
             branches.append(Branch(owner, _longest(nodes, inside, matrices), frozenset(parameters)))
             of_node |= dict.fromkeys(inside, len(branches) - 1)

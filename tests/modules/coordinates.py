@@ -46,7 +46,7 @@ def measure(name, width, depth, seed, *, recipe, optimizer="adamw", lr=LR, base=
         stepper.zero_grad()
     with torch.no_grad():
         after = logits(model, x)
-    return {"stream": stream[-1], "change of outputs": rms(after - before)}
+    return {"last stream": stream[-1], "change of outputs": rms(after - before)}
 
 
 def exponents(name, axis, sizes, seeds, **options):
