@@ -104,10 +104,8 @@ class Law(Typed, prefix="law."):
         """Raise UserError where an axis is missing, or unknown."""
         super().__post_init__()
         for name in ("exponents", "ranges", "at"):
-            if set(getattr(self, name)) != set(AXES):
-                raise UserError(
-                    f"law.{name} has {', '.join(getattr(self, name)) or 'nothing'}; expected {', '.join(AXES)}"
-                )
+            if set(found := getattr(self, name)) != set(AXES):
+                raise UserError(f"law.{name} has {', '.join(found) or 'nothing'}; expected {', '.join(AXES)}")
 
 
 def read_law(rule: str) -> Law | None:

@@ -33,6 +33,8 @@ AGREES, DIFFERS, NOT_SPECIFIED = "agrees", "differs", "not specified"
 
 EVERY_ROLE = "every role"
 
+SIDES = ("ours", "theirs")
+
 _NAMES = QUANTITIES | {"averages": "power of decays"}
 
 _OVER_TIME = ("lr", "weight_decay", "eps", "averages")
@@ -148,7 +150,7 @@ PUBLISHED: dict[str, Published] = {
         title="Complete(d)P (Mlodozeniec et al. 2025, arXiv 2512.22382), batch and horizon",
         tables={"adamw": _over_time((B / T) ** HALF, B / T, eps=(T / B) ** HALF, averages=B / T)},
         why={"eps": "it also multiplies ε by √T, but ε is added to gradients, which do not know the horizon"},
-        note="It gives 1 - β the factor B/T, of which the power here is the first order: β^x stays between 0 and 1.",
+        note="It scales 1 - β by B/T, the first order of the power here, with which β stays between 0 and 1.",
         over_time=True,
     ),
     "nanochat": Published(
@@ -246,12 +248,7 @@ def as_plain(name: str, optimizer: str, branch_depth: int) -> dict[str, Any]:
         "optimizer": optimizer,
         "branch_depth": branch_depth,
         "cells": [
-            vars(cell)
-            | {
-                "role": str(cell.role),
-                "ours": plain_scale(cell.ours, timed),
-                "theirs": plain_scale(cell.theirs, timed),
-            }
+            vars(cell) | {"role": str(cell.role)} | {side: plain_scale(getattr(cell, side), timed) for side in SIDES}
             for cell in compare(name, optimizer, branch_depth)
         ],
     }

@@ -61,17 +61,8 @@ def as_text(family: Family, branch_depth: int, horizon: Horizon = NONE) -> str:
     for role, row in rows(family, branch_depth, horizon).items():
         cells = [getattr(row, quantity) for quantity in QUANTITIES] + [row.scaled[option] for option in others]
         lines.append([str(role), *map(show, cells)])
-    return "\n".join(
-        [
-            f"{family.name}, k = {branch_depth}",
-            "",
-            text(lines),
-            "",
-            LEGEND,
-            *_over_time([family], horizon),
-            *_notes(family),
-        ]
-    )
+    notes = [LEGEND, *_over_time([family], horizon), *_notes(family)]
+    return "\n".join([f"{family.name}, k = {branch_depth}", "", text(lines), "", *notes])
 
 
 def all_as_text(branch_depth: int, families: dict[str, Family] = FAMILIES, horizon: Horizon = NONE) -> str:
