@@ -13,7 +13,7 @@ shapes of the state stay as they are.
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
@@ -23,7 +23,8 @@ from torch import nn
 
 from mup_lightning import tables
 from mup_lightning.errors import UserError
-from mup_lightning.modules.trace import Branch, Traced, Use, trace
+from mup_lightning.modules.roles import conclude, counterpart, pattern
+from mup_lightning.modules.trace import Branch, Traced, trace
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.registry import RULES, Overrides
@@ -79,7 +80,7 @@ class Parametrized:
             shape = "×".join(map(str, found.info.shape)) or "1"
             base = "×".join(map(str, found.base_shape)) or "1"
             values = (f"{found.values.lr / self.lr:.4g}", f"{found.values.weight_decay:.4g}")
-            lines[_pattern(name), f"{base} -> {shape}", str(found.info.role), *values, found.why] += 1
+            lines[pattern(name), f"{base} -> {shape}", str(found.info.role), *values, found.why] += 1
         rows = [["parameters", "", "base -> here", "role", "lr / base", "weight decay", "because"]]
         rows += [[name, f"{count}", *rest] for (name, *rest), count in lines.items()]
         factors = Counter((re.sub(r"\d+", "*", name), *what) for name, what in self.multipliers.items())
@@ -122,7 +123,7 @@ def parametrize(
         raise UserError("this module has been parametrized already; make a fresh one")
     arguments = example if isinstance(example, tuple) else (example,)
     shapes = [{name: tuple(p.shape) for name, p in each.named_parameters()} for each in (module, base, grown or module)]
-    twins = {name: (_twin(name, shapes[1], "base"), _twin(name, shapes[2], "grown")) for name in shapes[0]}
+    twins = {name: (counterpart(name, shapes[1], "base"), counterpart(name, shapes[2], "grown")) for name in shapes[0]}
     if left := shapes[1].keys() - {twin for twin, _ in twins.values()}:
         raise UserError(f"the base has {min(left)}, and the module nothing like it; expected two sizes of one module")
     traced, of_base = trace(module, arguments), trace(base, arguments)
@@ -145,7 +146,7 @@ def parametrize(
         ratios = [here / there for here, there in zip(shapes[0][name], shapes[1][twin], strict=True)]
         declared = next((role for pattern, role in (declare or {}).items() if fnmatch(name, pattern)), None)
         try:
-            found[name] = _conclude(name, shapes[0][name], grows, ratios, width / base_width, traced, declared)
+            found[name] = conclude(name, shapes[0][name], grows, ratios, width / base_width, traced, declared)
         except UserError as error:
             unsure.append(f"  {name} {shapes[0][name]}: {error}")
     if unsure:
@@ -195,91 +196,6 @@ class _Scale:
     def input(self, module: nn.Module, args: Any) -> Any:
         """Scale what a module is given."""
         return (args[0] * self.factor, *args[1:])
-
-
-def _pattern(name: str) -> str:
-    """A name without the numbers of layers."""
-    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)
-
-
-def _twin(name: str, others: Mapping[str, Any], which: str) -> str:
-    """The counterpart of a parameter in another size; of a layer that is not there, one with another number."""
-    if name in others:
-        return name
-    alike = [other for other in others if _pattern(other) == _pattern(name)]
-    if not alike:
-        raise UserError(f"the module has {name}, and {which} nothing like it; expected sizes of one module")
-    # Inside a layer numbers mean the same: as few as possible may differ.
-    return min(alike, key=lambda other: sum(a != b for a, b in zip(other.split("."), name.split("."), strict=True)))
-
-
-Found = tuple[ParameterInfo, int, float | None, str]
-"""A parameter's info, the k of its branch, the ratio of an output side that does not grow as the width, and why."""
-
-
-def _conclude(
-    name: str,
-    shape: tuple[int, ...],
-    grows: Sequence[bool],
-    ratios: Sequence[float],
-    r_n: float,
-    traced: Traced,
-    declared: str | None,
-) -> Found:
-    """Raises UserError, with the reason alone, where the role is not certain."""
-    uses = traced.uses.get(name, [])
-    if not uses:
-        raise UserError("the forward pass does not use it")
-    branches = {use.branch for use in uses}
-    inside, where = None not in branches, "in a residual branch" if None not in branches else "on the main path"
-    k = min((traced.branches[branch].k for branch in branches if branch is not None), default=2)
-    if None in branches and len(branches) > 1 and declared is None:
-        raise UserError("it is used both in a residual branch and on the main path")
-    if declared is not None:
-        if declared not in list(Role):
-            raise UserError(f"declared as {declared!r}; expected one of {', '.join(Role)}")
-        role, why = Role(declared), "declared"
-    elif len(shape) < 2:
-        role, why = Role.HIDDEN_BIAS if inside else Role.INPUT_BIAS, f"a vector {where}"
-    else:
-        role, why = _matrix(uses, grows, inside)
-        why = f"{why}, {where}" + f" of {k} in a row" * inside
-    out = _sides(role, uses, ratios)[0]
-    own = None if role in (Role.INPUT, Role.OUTPUT) or out == r_n else out
-    constant = 0.0 if role.is_vector else None
-    info = ParameterInfo(name=name, shape=shape, role=role, constant=constant, side="" if own is None else "kv")
-    inner = _sides(role, uses, ratios)[1]
-    if role is Role.HIDDEN and inner not in (None, r_n):
-        raise UserError(f"its inputs are {inner:g} times the base's, the width {r_n:g} times")
-    return info, k, own, why
-
-
-def _matrix(uses: Sequence[Use], grows: Sequence[bool], inside: bool) -> tuple[Role, str]:
-    orders = {use.outputs_first for use in uses}
-    if orders == {True, False} and not inside and list(grows) == [False, True]:
-        return Role.INPUT, "a table of inputs that is the output matrix, too"
-    if orders == {None} and not inside and grows[-1] and not any(grows[:-1]):
-        return Role.INPUT, "added as it is, and its last side grows"
-    if len(orders) != 1 or orders == {None}:
-        raise UserError("it is used in no product, or in products of different kinds")
-    first = next(iter(orders))
-    out, inner = (grows[0], grows[1]) if first else (grows[1], grows[0])
-    known = {
-        (True, True, True): (Role.HIDDEN, "inputs and outputs grow"),
-        (False, True, False): (Role.INPUT, "only its outputs grow"),
-        (False, False, True): (Role.OUTPUT, "only its inputs grow"),
-    }
-    if (inside, out, inner) not in known:
-        growing = {(True, True): "both sides grow", (False, False): "no side grows"}.get((out, inner), "one side grows")
-        raise UserError(f"{growing}, {'in a residual branch' if inside else 'on the main path'}")
-    return known[inside, out, inner]
-
-
-def _sides(role: Role, uses: Sequence[Use], ratios: Sequence[float]) -> tuple[float, float | None]:
-    """Output and input side over the base's; a vector has outputs alone, or none that grow."""
-    if len(ratios) < 2 or role.is_vector:
-        return (ratios[0] if ratios else 1.0), None
-    return (ratios[0], ratios[1]) if uses[0].outputs_first else (ratios[1], ratios[0])
 
 
 def _multipliers(

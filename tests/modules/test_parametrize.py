@@ -142,7 +142,7 @@ def test_one_matrix_in_a_branch_has_its_own_condition(matrices):
 
 
 def test_multipliers_act_and_survive():
-    """As factors written into the forward pass; through state_dict, copies, pickling and torch.compile."""
+    """As factors written into the forward pass; through state_dict, copies, pickling, torch.compile and DDP."""
     (model, _), x = parametrized("mlp", (64, 8)), batch("mlp", 1)[0]
 
     def by_hand(model):
@@ -157,6 +157,11 @@ def test_multipliers_act_and_survive():
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(other(x), model(x))
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        torch.testing.assert_close(nn.parallel.DistributedDataParallel(model)(x), model(x))
+    finally:
+        torch.distributed.destroy_process_group()
     with pytest.raises(UserError, match="parametrized already"):
         parametrize(model, base=ResidualMLP(32, 2), example=x, **OPTIONS)
 
