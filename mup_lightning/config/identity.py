@@ -26,12 +26,18 @@ def identity(config: Config) -> dict[str, Any]:
     if law := config.recipe.law:
         recipe["time_rule"] = "fitted"
         recipe["law"] = {axis: found.estimate for axis in ("batch", "tokens") if (found := law.exponents[axis])}
+    recipe["base"] = {name: changed for name, all_of in recipe["base"].items() if (changed := _not_one(all_of))}
     recipe["decay_gains"] |= not config.recipe.weight_decay
     if config.derive().multipliers.attention == 1.0 and model["attention_scale"] == "auto":
         model["attention_scale"] = "1/sqrt(d)"
     if mup and (config.recipe.pure or config.recipe.optimizer in ("sophia", "soap")):
         plain["derivation"] = 2  # the first one left rho, ε and the longer side of a matrix unscaled
     return without_added(plain | {"model": model, "data": batch, "trainer": trainer})
+
+
+def _not_one(factors: dict[str, float]) -> dict[str, float]:
+    """Factors without those that change nothing."""
+    return {key: factor for key, factor in factors.items() if factor != 1.0}
 
 
 ADDED: dict[str, Any] = {

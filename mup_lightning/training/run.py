@@ -240,6 +240,9 @@ def as_saved(start: Checkpoint, config: Config) -> Config:
 def _refuse_different(start: Checkpoint, before: dict[str, Any], now: dict[str, Any], what: str = "") -> None:
     """Raise UserError, naming all keys that differ between a checkpoint and the run that is to continue it."""
     saved, own = identities.ADDED | leaves(before), identities.ADDED | leaves(now)
+    # Of base factors, those that are 1 are left out now.
+    neutral = {key: 1.0 for key in saved.keys() | own.keys() if key.startswith("recipe.base.")}
+    saved, own = neutral | saved, neutral | own
     if differing := [key for key in sorted(saved.keys() | own.keys()) if saved.get(key) != own.get(key)]:
         lines = "".join(f"\n  {key}: {saved.get(key)} in the checkpoint, {own.get(key)} now" for key in differing)
         raise UserError(

@@ -97,7 +97,8 @@ def test_the_hash_is_of_what_determines_the_numbers(corpus, tmp_path):
     assert trial.checked.corpus == manifest_hash(Manifest.load(corpus))
     other = write_corpus(tmp_path / "other", seed=1)
     different = (f"data.path={other}", "seed=5", "trainer.max_steps=61", "data.val_tokens=256")
-    for setting in (*different, "trainer.log_every=3", "data.workers=1", "data.verify=false"):
+    same = ("trainer.log_every=3", "data.workers=1", "data.verify=false", "recipe.base.head.lr=1.0")
+    for setting in (*different, *same):
         (changed,) = trials_of(tmp_path, tiny_sweep(corpus, vary={}), setting)
         assert (changed.hash != trial.hash) == (setting in different), setting
 
