@@ -41,7 +41,8 @@ def run(settings: AnnealSettings) -> int:
             loss = result["diverged"] if result["loss"] is None else f"{result['loss']:.4f}"
             place = placed(trial, folder / "runs").run
             lines.append([*(f"{number:,}" for number in numbers), loss, f"{place.root}/{place.name}"])
-    print(f"\n{tables.text(lines)}", flush=True)
+    if lines[1:]:
+        print(f"\n{tables.text(lines)}", flush=True)
     return code
 
 
