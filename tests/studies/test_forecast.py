@@ -253,6 +253,10 @@ def test_the_verb_says_and_writes_what_it_found(tmp_path, capsys):
     ):
         assert re.search(line, said), (line, said)
     assert (tmp_path / "out/forecast.png").stat().st_size > 10_000
+    table(tmp_path / "one/results.csv", LADDER, seeds=1)
+    assert main(["forecast", str(tmp_path / "one"), *words[2:]]) == 0
+    assert "warning: the ladder has one seed" in capsys.readouterr().out
+    assert Forecast.read(tmp_path / "out/forecast.json").low < made.loss
     # Several tables are one ladder, whatever runs they share and however they are split.
     for name, part in (("a", LADDER[:3]), ("b", LADDER[3:])):
         table(tmp_path / name / "results.csv", part)

@@ -25,6 +25,8 @@ from mup_lightning.studies.scaling import student_t
 MOST_EPOCHS = 4
 """Text read more often than this is worth less than new text (Muennighoff et al. 2023, arXiv 2305.16264)."""
 
+_OF_A_CELL = "width depth parameters tokens flops loss se spread log2_value".split()
+
 
 def run(settings: ForecastSettings, target: Config) -> None:
     """Forecast the target's loss, print and draw it, and write it down. Raises UserError where nothing can be said."""
@@ -63,7 +65,7 @@ def forecast(ladder: Ladder, law: Law, target: Config, parameters: int, tokens: 
         if (epochs := tokens / manifest.splits["train"].tokens) > MOST_EPOCHS:
             caveats.append(f"the target reads its corpus {epochs:.1f} times, and the law is one of new text")
     if law.at_bounds:
-        caveats.append("an exponent lies at its bound: the ladder does not show how the loss levels off; add sizes")
+        caveats.append("E or an exponent is at its bound: the ladder does not show how the loss levels off; add sizes")
     held_out, widen = None, 1.0
     try:
         held_out, widen = check(ladder.cells)
@@ -92,7 +94,7 @@ def forecast(ladder: Ladder, law: Law, target: Config, parameters: int, tokens: 
         law=law.values,
         held_out=held_out,
         caveats=caveats,
-        cells=[asdict(replace(cell, curve=())) | {"flops": cell.flops} for cell in ladder.cells],
+        cells=[{key: getattr(cell, key) for key in _OF_A_CELL} for cell in ladder.cells],
         sources=[],
     )
 

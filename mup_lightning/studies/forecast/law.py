@@ -108,9 +108,8 @@ class Law:
 
     @property
     def at_bounds(self) -> bool:
-        """Whether an exponent is as small or as large as is allowed."""
-        exponents = self.theta[1 + len(self.sizes) :]
-        return bool(np.isin(exponents, _EXPONENTS).any())
+        """Whether E is 0, or an exponent as small or as large as is allowed."""
+        return bool(self.theta[0] == 0 or np.isin(self.theta[1 + len(self.sizes) :], _EXPONENTS).any())
 
     def predict(self, size: float, tokens: float, widen: float = 1.0) -> tuple[float, float, float]:
         """The loss of one run, and the ends of its 95 % prediction interval, `widen` times as far away.
