@@ -99,6 +99,13 @@ def test_at_16_times_the_flops_the_interval_covers_what_it_says(seeds, monkeypat
     assert 0.9 <= np.mean(inside) <= 0.99
 
 
+def test_the_interval_is_that_of_one_run():
+    """Where the law is known exactly, it is 1.96 standard deviations between seeds."""
+    own = [replace(cell, se=1e-6, spread=0.01 * cell.loss, dof=1e6) for cell in cells(GRID)]
+    loss, low, high = fit(own).predict(own[5].size, own[5].tokens)
+    assert [math.log(high / loss), math.log(loss / low)] == pytest.approx([0.0196, 0.0196], rel=0.15)
+
+
 def test_a_check_that_misses_widens_the_interval_to_what_it_missed_by():
     own = cells(GRID, 0.001, np.random.default_rng(0))
     own[-1] = replace(own[-1], loss=own[-1].loss * 1.02)
