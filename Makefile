@@ -48,7 +48,7 @@ submit: $(VENV)/.run $(if $(EXPERIMENT),,$(CORPUS)) ## train on a SLURM cluster:
 sweep: $(VENV)/.run $(AUSTEN) ## run every configuration of recipes/experiment/EXPERIMENT.yaml once; the same command continues it
 	@$(MUP) sweep $(call q,experiment=$(EXPERIMENT)) $(call given,EXPERIMENT)
 tune: $(VENV)/.run $(CORPUS) ## find the base learning rate for SIZE and OPT on small models, and write it down
-	@$(MUP) tune $(if $(findstring --results,$(ARGS)),,sweep=recipes/experiment/$(or $(PROXY),tune).yaml) $(call training,PROXY)
+	@$(MUP) tune $(if $(findstring --results,$(ARGS)),,sweep=recipes/experiment/$(or $(PROXY),tune$(if $(findstring --law,$(ARGS)),_law)).yaml) $(call training,PROXY)
 report: $(VENV)/.run ## does the best value stay where it is? RESULTS=FILE, or the sweep EXPERIMENT; figures too
 	@$(MUP) report transfer $(call q,$(table)) \
 	  $(call q,out=$(if $(filter %.csv %.json,$(table)),runs/reports/$(basename $(notdir $(table))),$(table))) $(call given,RESULTS EXPERIMENT)

@@ -19,7 +19,8 @@ SLOW = (
     "benchmarks distributed slurm "
     "test_assumptions test_assumptions_verdict test_coordinates test_coordinates_faults "
     "test_coordinate_report test_coord_check_verb test_probe test_probe_verb test_sweep_run test_tune test_workers "
-    "test_damage test_full_disk test_transfer_noise test_processes test_resume test_optimizers test_export test_memory"
+    "test_damage test_full_disk test_transfer_noise test_law test_tune_law test_processes "
+    "test_resume test_optimizers test_export test_memory"
 ).split()
 """Folders and files whose tests train for long or start many processes; `make test-fast` leaves them out."""
 

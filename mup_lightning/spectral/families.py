@@ -14,7 +14,7 @@ from mup_lightning.spectral.condition import Weight
 from mup_lightning.spectral.scale import HALF, ONE, Scale
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """An optimizer, as far as scaling is concerned.
 

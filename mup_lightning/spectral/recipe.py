@@ -99,6 +99,7 @@ def representable(what: str, value: float) -> float:
     raise UserError(f"{what} of this model comes out as {value:g}, which float32 cannot hold; lower its base values")
 
 
+@cache
 def exponents(
     family: Family,
     role: Role,
@@ -124,6 +125,7 @@ def exponents(
     )
 
 
+@cache
 def variant_of(family: Family, variant: str) -> Family:
     """The family as published, or with its measured update where there is one."""
     return replace(family, direction=family.measured) if variant == "measured" and family.measured else family

@@ -190,8 +190,11 @@ def test_the_sweeps_that_ship_compose(file, monkeypatch):
     sweep = load(file, tuning=True)
     for grid in sweep.grids:
         for end in (0, -1):
-            values = {key: values[end] for key, values in grid.vary.items()}
-            assert build_config([*grid.configs, grid.set | values]).recipe.lr > 0
+            values = grid.set | {key: values[end] for key, values in grid.vary.items()}
+            tokens = values.pop("tokens", None)
+            config = build_config([*grid.configs, values])
+            assert config.recipe.lr > 0
+            assert tokens is None or tokens % config.tokens_per_step == 0
     if file.stem == "optimizers":
         recipes = [(build_config(grid.configs).recipe, grid.vary["recipe.lr"]) for grid in sweep.grids]
         assert len({recipe.optimizer for recipe, _ in recipes}) == len(recipes)

@@ -115,14 +115,15 @@ class Trial:
         return float(look_up(self.config, self.key))
 
 
-def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None) -> list[Trial]:
+def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None, checker: Checker | None = None) -> list[Trial]:
     """All trials, those of most work first; those that several grids name are one.
 
-    `defaults` (dotted key -> value) are below everything that the sweep says. Raises UserError for a configuration that
+    `defaults` (dotted key -> value) are below everything that the sweep says; a `checker` that has opened the corpus
+    need not verify it again. Raises UserError for a configuration that
     training would refuse, naming the file, the grid and the values, or where nothing is swept.
     """
     keys = _varying(sweep.grids)
-    checker = Checker()
+    checker = checker or Checker()
     trials: dict[str, Trial] = {}
     for number, grid in enumerate(sweep.grids, start=1):
         for combination in product(*grid.vary.values()):

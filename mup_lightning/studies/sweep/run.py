@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from mup_lightning.errors import Busy, Diverged, UserError
 from mup_lightning.files import OneWriter, check_folder, write_json
 from mup_lightning.studies.scaling import six_digits
 from mup_lightning.studies.sweep.grid import Trial, expand, shard
-from mup_lightning.studies.sweep.results import append, prepare, read_trials, trial_file, write_table
+from mup_lightning.studies.sweep.results import Record, append, prepare, read_trials, trial_file, write_table
 from mup_lightning.studies.sweep.spec import SweepSettings, load
 from mup_lightning.studies.transfer.losses import number
 from mup_lightning.studies.workers import DIED, each, fitting, gpus, threads
@@ -147,10 +147,7 @@ def how_many(trials: list[Trial], asked: int | None) -> int:
 def dry_run(trials: list[Trial], folder: Path, workers: int | None) -> str:
     """What would be run, a line for all trials that differ in the swept value and the seed alone, and what it costs."""
     records = read_trials(folder)
-    took = {name: number(str(record["result"]["seconds"])) for name, record in records.items()}
-    timed = [(trial, took[trial.hash]) for trial in trials if took.get(trial.hash, 0) > 0]  # a table may not say
-    seconds = sum(seconds for _, seconds in timed)
-    speed = sum(trial.checked.work for trial, _ in timed) / seconds if seconds else ASSUMED_SPEED
+    speed, timed = speed_of(trials, records)
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         own = ("seed=", f"{trial.key.rpartition('.')[2]}=")
@@ -164,11 +161,19 @@ def dry_run(trials: list[Trial], folder: Path, workers: int | None) -> str:
         lines.append([label, f"{ends} ({len(values)})", *counts, *_cost(group, speed)])
     left = [trial for trial in trials if trial.hash not in records]
     tokens, flops, minutes = _cost(left, speed)
-    basis = f"as {len(timed)} finished ones took" if timed else f"a guess: {speed:.0e} operations per second and worker"
+    basis = f"as {timed} finished ones took" if timed else f"a guess: {speed:.0e} operations per second and worker"
     return (
         f"{tables.text(lines)}\n\n{len(trials)} configurations, {len(left)} left: {tokens} tokens, {flops} FLOPs, "
         f"{minutes} minutes of one worker; {max(1, how_many(left, workers))} would run at once ({basis})"
     )
+
+
+def speed_of(trials: Sequence[Trial], records: Mapping[str, Record]) -> tuple[float, int]:
+    """Work per second of one worker, and how many of the trials that are finished it was taken from."""
+    took = {name: number(str(record["result"]["seconds"])) for name, record in records.items()}
+    timed = [(trial, took[trial.hash]) for trial in trials if took.get(trial.hash, 0) > 0]  # a table may not say
+    seconds = sum(seconds for _, seconds in timed)
+    return sum(trial.checked.work for trial, _ in timed) / seconds if seconds else ASSUMED_SPEED, len(timed)
 
 
 def _cost(trials: list[Trial], speed: float) -> list[str]:

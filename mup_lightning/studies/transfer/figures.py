@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
+from mup_lightning.spectral.horizon import AXES
 from mup_lightning.studies import style
+from mup_lightning.studies.transfer.law import LawFit, Place
 from mup_lightning.studies.transfer.verdict import Group, bounded_slope, families
 
 _HEADROOM = 0.6
@@ -102,6 +104,54 @@ def _draw_optima(ax: Axes, found: Group) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.tick_params(labelleft=True)
     style.decorate(ax)
+
+
+def draw_law(found: LawFit, target: Place, file: Path) -> Path:
+    """Draw the optima against each axis with the law and its band, as far as the target.
+
+    On a panel the other axes are as in the middle of the runs: each optimum is moved there along the law.
+    """
+    figure = Figure(figsize=(1.2 + 3.5 * len(found.axes), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(found.axes), squeeze=False, sharey=True)[0]
+    joint = {cell.place for cell in found.joint}
+    for ax, axis in zip(panels, found.axes, strict=True):
+        number, own = AXES.index(axis), found.exponent(axis)
+
+        def at(side: float, number: int = number) -> Place:
+            width, depth, tokens, batch = np.where(np.arange(len(AXES)) == number, side, 2**found.middle)
+            return width, depth, tokens, batch
+
+        for cell in found.cells:
+            side, several = cell.place[number], cell.place in joint
+            move = found.at(at(side), line=True)[0] - found.at(cell.place, line=True)[0]
+            look = {"markerfacecolor": "white"} if several else {}
+            label = "optimum, off the centre on several axes" if several else "optimum"
+            for best in filter(None, [cell.best]):
+                error = {"yerr": 1.96 * best.se, "fmt": "o", "capsize": 3, "color": style.SERIES[2]}
+                ax.errorbar(side, best.value + move, label=label, **error, **look)
+        low, high = found.range(axis)
+        for first, last, line, color, label in (
+            (low, high, "-", style.SERIES[2], "law, with 95 % for an optimum"),
+            (high, max(high, target[number]), "--", style.SERIES[0], "beyond the runs"),
+            (min(low, target[number]), low, "--", style.SERIES[0], "beyond the runs"),
+        ):
+            if first < last:
+                sides = np.geomspace(first, last, 30)
+                law, half_width = np.array([found.at(at(side)) for side in sides]).T
+                ax.plot(sides, law, line, color=color, linewidth=1.5)
+                ax.fill_between(sides, law - half_width, law + half_width, alpha=0.15, lw=0, color=color, label=label)
+        interval = f"{own.estimate:+.2f} [{own.low:+.2f}, {own.high:+.2f}]" if own else ""
+        ax.set_title(f"exponent {interval}", fontsize=10)
+        ax.set_xlabel({"tokens": "tokens of the run", "batch": "tokens of a step"}.get(axis, axis))
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        if axis in ("width", "depth"):
+            style.log_sizes(ax, sorted({cell.place[number] for cell in found.cells} | {target[number]}))
+        style.decorate(ax)
+    panels[0].set_ylabel("log2 of the best recipe.lr")
+    marks = {label: mark for ax in panels for mark, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(marks.values()), list(marks), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return style.save(figure, file)
 
 
 def _name(one: Group, found: Sequence[Group]) -> str:

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mup_lightning.errors import UserError
-from mup_lightning.typed import NonNegativeInt, Typed
+from mup_lightning.typed import NonNegativeInt, PositiveFloat, Typed
 
-SWEEP = Path("recipes/experiment/tune.yaml")
+SWEEP, LAW_SWEEP = Path("recipes/experiment/tune.yaml"), Path("recipes/experiment/tune_law.yaml")
 
 
 @dataclass
@@ -18,7 +18,10 @@ class TuneSettings(Typed, prefix="--"):
     written as a recipe file. After a stop, the same command continues.
 
     Attributes:
-        sweep: the small models; null: recipes/experiment/tune.yaml.
+        law: vary the tokens of the run and of a step, too, and fit one law of the best learning rate over width, depth,
+            tokens and batch, which recipe.time_rule of the file written uses.
+        budget: minutes that the runs of the law may take: sizes reach as far as these allow; null: as the file says.
+        sweep: the small models; null: recipes/experiment/tune.yaml, or tune_law.yaml.
         results: folder of a finished sweep, or its results.csv: use these results, and run nothing.
         out: folder of all results; null: runs/tune/NAME, by run.name.
         set: KEY=VALUE, a fixed value of the small models; may be repeated.
@@ -26,6 +29,8 @@ class TuneSettings(Typed, prefix="--"):
         dry_run: list the small models and what they cost, and run none.
     """
 
+    law: bool = False
+    budget: PositiveFloat | None = None
     sweep: Path | None = None
     results: Path | None = None
     out: Path | None = None
@@ -36,6 +41,9 @@ class TuneSettings(Typed, prefix="--"):
     def __post_init__(self) -> None:
         """Refuse options of a sweep where none is run."""
         super().__post_init__()
-        given = {"--sweep": self.sweep, "--set": self.set, "--workers": self.workers, "--dry-run": self.dry_run}
+        given: dict[str, object] = {"--sweep": self.sweep, "--set": self.set, "--workers": self.workers}
+        given |= {"--dry-run": self.dry_run, "--budget": self.budget}
         if names := [name for name, value in given.items() if self.results and value not in (None, False, [])]:
             raise UserError(f"--results uses what is there and runs nothing; leave out {', '.join(names)}")
+        if self.budget and not self.law:
+            raise UserError("--budget says how far the sizes of --law reach; give both, or neither")

@@ -4,10 +4,12 @@ import json
 import math
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from mup_lightning.config.identity import ADDED, identity
 from mup_lightning.config.load import merge
@@ -18,7 +20,7 @@ from mup_lightning.optim.registry import options_in_force, used_sections
 from mup_lightning.optim.schedule import warmup_steps
 from mup_lightning.plan.plan import plan
 from mup_lightning.studies.noise import against
-from mup_lightning.studies.sweep.grid import Trial, expand, look_up
+from mup_lightning.studies.sweep.grid import Checker, Trial, expand, look_up
 from mup_lightning.studies.sweep.results import read_trials
 from mup_lightning.studies.sweep.run import dry_run, run_trials
 from mup_lightning.studies.sweep.spec import Grid, Sweep, load
@@ -63,9 +65,16 @@ def run(settings: TuneSettings, target: Config) -> int:
         raise UserError("run.resume is set, but tune trains small models, and continues with them by itself")
     folder = settings.out or Path("runs") / "tune" / target.run.name
     check_folder(folder)
+    if settings.law:
+        from mup_lightning.studies.tune import law  # which is built on what is here
+
+        return law.run(settings, target, folder)
     if settings.results:
-        return _from_results(settings.results, target, folder)
+        runs, proxies, key, place = results_of(settings.results, target)
+        _refuse_time(set(runs["axis"]), str(place))
+        return _conclude(transfer(runs), list(proxies.values()), key, target, folder, place)
     sweep = load(settings.sweep or SWEEP, settings.set, tuning=True)
+    _refuse_time({grid.size for grid in sweep.grids}, sweep.file)
     if settings.dry_run:
         print(_preview(sweep, target, folder, settings.workers))
         return 0
@@ -89,6 +98,12 @@ def run(settings: TuneSettings, target: Config) -> int:
     return _conclude(groups, [trial.config for trial in trials], sweep.value, target, folder, folder)
 
 
+def _refuse_time(axes: set[str], where: str) -> None:
+    """Raise UserError for axes along which no value is the same at all sizes."""
+    if over := sorted(axes & {"tokens", "batch"}):
+        raise UserError(f"{where} has runs over {' and '.join(over)}, along which the best value moves; add --law")
+
+
 def groups_of(folder: Path, key: str, hashes: set[str]) -> list[Group]:
     """What the results of these trials say; another tune, of another value, may have written the table meanwhile."""
     runs = read_losses(folder)
@@ -101,15 +116,29 @@ def _preview(sweep: Sweep, target: Config, folder: Path, workers: int | None) ->
     lines = [dry_run(trials, folder, workers)]
     if not names_values(sweep):
         lines.append(f"more values if the best is the first or last of them, at most {ROUNDS - 1} times")
-    lines.append(_cost_of(target, sum(trial.checked.flops for trial in trials)))
+    lines.append(cost_of(target, sum(trial.checked.flops for trial in trials)))
     if differing := not_transferred([trial.config for trial in trials], target):
         lines.append(f"not transferred by the recipe: {'; '.join(differing)}")
     return "\n".join(lines)
 
 
-def _from_results(results: Path, target: Config, folder: Path) -> int:
-    """Use those results of a finished sweep whose models are like the target."""
+def results_of(
+    results: Path, target: Config, *, tables: bool = False
+) -> tuple[pd.DataFrame, dict[str, Config], str, Path]:
+    """Those results of a finished sweep whose models are like the target, their configurations, the key, the place.
+
+    Of `tables` whose rows have no configurations, such as published ones: those of its optimizer and parametrization.
+    """
     place = results if results.is_dir() else results.parent
+    if tables and not (place / "trials").is_dir():
+        runs = read_losses(results, (*COLUMNS, "optimizer", "value"))
+        alike_ = runs["optimizer"].eq(target.recipe.optimizer) & runs["parametrization"].eq(
+            target.recipe.parametrization
+        )
+        if not alike_.any():
+            of = f"{target.recipe.optimizer} under {target.recipe.parametrization}"
+            raise UserError(f"{results} has no runs of {of}, which the target has")
+        return runs[alike_], {}, str(runs["value"].iloc[0]), results
     runs = read_losses(place, (*COLUMNS, "value", "config_hash"))
     keys = list(runs["value"].unique())
     if len(keys) > 1:
@@ -123,16 +152,36 @@ def _from_results(results: Path, target: Config, folder: Path) -> int:
     alike = {name: config for name, config in known.items() if not differences[name]}
     nearest = min(known, key=lambda name: len(differences[name]))
     refuse_incompatible(list(alike.values()) or [known[nearest]], target, keys[0], str(place))
-    groups = transfer(runs[runs["config_hash"].isin(alike)])
-    return _conclude(groups, list(alike.values()), keys[0], target, folder, place)
+    return runs[runs["config_hash"].isin(alike)], alike, keys[0], place
 
 
 def _conclude(
     groups: list[Group], proxies: Sequence[Config], key: str, target: Config, folder: Path, source: Path
 ) -> int:
     """Print what was found, draw it, and write the target's configuration with the value."""
-    base, own = ((config.recipe.base_width, config.recipe.base_depth) for config in (proxies[0], target))
-    differing = not_transferred(proxies, target)
+    base, more = caveats(proxies, target, source)
+    shape = (target.model.width, target.model.depth)
+    result = predict(groups, key, shape, more)
+    own = (target.recipe.base_width, target.recipe.base_depth)
+    said = result.text(base, shape, look_up(target, key) if base == own else None)
+    print(f"\n{text(groups)}\n\n{said}")
+    counted = f"{len(proxies)} runs of {groups[0].steps} steps, seeds: {max(group.seeds for group in groups)}"
+    comment = [f"Tuned on small models, for {shape}. {counted}: {source / 'results.csv'}", *said.splitlines()]
+    # A file for each value, so that the weight decay's does not replace the learning rate's.
+    file = folder / ("tuned.yaml" if key == "recipe.lr" else f"tuned_{key.rpartition('.')[2]}.yaml")
+    found = {key: result.value, "recipe.base_width": base[0], "recipe.base_depth": base[1]}
+    return write_target(file, target, found, comment, draw(groups, folder))
+
+
+def caveats(
+    proxies: Sequence[Config], target: Config, source: Path, but: Collection[str] = ()
+) -> tuple[tuple[int, int], list[str]]:
+    """The base shape that the value belongs to, and what no recipe carries over from proxies, in words, `but` keys."""
+    own = target.recipe.base_width, target.recipe.base_depth
+    if not proxies:
+        return own, ["the table does not say the base values of its runs: they are taken to be the target's"]
+    base = proxies[0].recipe.base_width, proxies[0].recipe.base_depth
+    differing = [text for text in not_transferred(proxies, target) if text.partition(" ")[0] not in but]
     more = [f"not transferred by the recipe: {'; '.join(differing)}"] if differing else []
     if (parametrization := target.recipe.parametrization) != "mup":
         more.append(f"recipe.parametrization is {parametrization}, which transfers nothing by design")
@@ -143,15 +192,13 @@ def _conclude(
     times, note = against(source, target.tokens_per_step)
     if times > 1:
         more.append(f"{note} (the lowest loss of the proxies)")
-    shape = (target.model.width, target.model.depth)
-    result = predict(groups, key, shape, more)
-    said = result.text(base, shape, look_up(target, key) if base == own else None)
-    print(f"\n{text(groups)}\n\n{said}")
-    counted = f"{len(proxies)} runs of {groups[0].steps} steps, seeds: {max(group.seeds for group in groups)}"
-    comment = [f"Tuned on small models, for {shape}. {counted}: {source / 'results.csv'}", *said.splitlines()]
-    # A file for each value, so that the weight decay's does not replace the learning rate's.
-    file = folder / ("tuned.yaml" if key == "recipe.lr" else f"tuned_{key.rpartition('.')[2]}.yaml")
-    found = {key: result.value, "recipe.base_width": base[0], "recipe.base_depth": base[1]}
+    return base, more
+
+
+def write_target(
+    file: Path, target: Config, found: dict[str, Any], comment: Sequence[str], written: Sequence[Path]
+) -> int:
+    """Write the target's configuration with what was found, list all that was written, and say how to train it."""
     name = f"{target.run.name.removesuffix('-tuned')}-tuned"
     values = leaves(asdict(target)) | {"model.vocab_size": None, "run.name": name} | found  # the tokenizer's vocabulary
     content = json.loads(json.dumps(merge([values], [Config])))  # tuples as lists
@@ -159,13 +206,13 @@ def _conclude(
     wrapper = textwrap.TextWrapper(116, initial_indent="# ", subsequent_indent="#     ", break_on_hyphens=False)
     head = "\n".join(line for text in comment for line in wrapper.wrap(text))
     write_atomic(file, yaml_text(content, f"{head}\n"))
-    for written in [*draw(groups, folder), file]:
-        print(f"wrote {written}")
-    print(f"\nnext: {_cost_of(target)}\n  mup-lightning train -c {shlex.quote(str(file))}", flush=True)
+    for each in [*written, file]:
+        print(f"wrote {each}")
+    print(f"\nnext: {cost_of(target)}\n  mup-lightning train -c {shlex.quote(str(file))}", flush=True)
     return 0
 
 
-def _cost_of(target: Config, spent: float = 0.0) -> str:
+def cost_of(target: Config, spent: float = 0.0) -> str:
     """What training the target takes, compared with FLOPs of the small models (0: not)."""
     # The learning rate is still to be found, so its floor may lie above the one given; neither costs anything.
     free = replace(target, schedule=replace(target.schedule, min_lr=0.0))
@@ -178,7 +225,7 @@ def _cost_of(target: Config, spent: float = 0.0) -> str:
     )
 
 
-def proxy_trials(sweep: Sweep, target: Config, below: int, above: int) -> list[Trial]:
+def proxy_trials(sweep: Sweep, target: Config, below: int, above: int, checker: Checker | None = None) -> list[Trial]:
     """The trials of a sweep over small models that in all that it does not say are like the target.
 
     If it names no values, they lie around the target's, from `below` powers of two below it to `above` above. Raises
@@ -193,19 +240,23 @@ def proxy_trials(sweep: Sweep, target: Config, below: int, above: int) -> list[T
             raise UserError(f"{key} is {own!r} in the target; expected a number above 0 to search around (--{key})")
         middle = round(math.log2(own))
         values = [2.0**exponent for exponent in range(middle - below, middle + above + 1)]
-        for number, grid in enumerate(grids):  # no learning rate may be below the floor of the schedule
-            said = {name: grid.set.get(f"schedule.{name}", value) for name, value in asdict(target.schedule).items()}
-            absolute = key == "recipe.lr" and said["floor"] is None and said["kind"] != "constant"
-            floor = float(said["min_lr"]) if absolute else 0.0
+        for number, grid in enumerate(grids):
+            floor = lowest(grid, target) if key == "recipe.lr" else 0.0
             if not (above_floor := [value for value in values if value >= floor]):
                 raise UserError(f"every {key} that would be tried around {own:g} lies below schedule.min_lr {floor:g}")
             grids[number] = replace(grid, vary=grid.vary | {key: above_floor})
     elif any(key not in grid.vary for grid in grids):
         raise UserError(f"{sweep.file}: some grids vary {key}, others do not; expected all of them or none")
     grids = [replace(grid, set=_warmup(grid, target) | grid.set) for grid in grids]
-    trials = expand(replace(sweep, grids=tuple(grids)), like_target(target, grids))
+    trials = expand(replace(sweep, grids=tuple(grids)), like_target(target, grids), checker)
     refuse_incompatible([trial.config for trial in trials], target, key, sweep.file)
     return trials
+
+
+def lowest(grid: Grid, target: Config) -> float:
+    """The floor of the schedule, which no learning rate may be below; 0 where it is none, or a share of the peak."""
+    said = {name: grid.set.get(f"schedule.{name}", value) for name, value in asdict(target.schedule).items()}
+    return float(said["min_lr"]) if said["floor"] is None and said["kind"] != "constant" else 0.0
 
 
 def names_values(sweep: Sweep) -> bool:
@@ -234,7 +285,7 @@ def _warmup(grid: Grid, target: Config) -> dict[str, Any]:
     if not target.schedule.warmup_steps and target.schedule.warmup_tokens is None:
         return {}
     share, steps = _warmup_share(target), said.get("trainer.max_steps", target.trainer.max_steps)
-    if "trainer.max_steps" in grid.vary:
+    if "trainer.max_steps" in grid.vary or "tokens" in said:
         return unset | {"schedule.warmup_share": share}
     return unset | {"schedule.warmup_steps": max(1, round(share * int(steps)))}
 

@@ -1,0 +1,255 @@
+"""One law of the best base value over width n, depth L, tokens of the run T and tokens of a step B, with intervals.
+
+    log2 v* = c + a_n log2 n + a_L log2 L + a_T log2 T + a_B log2 B
+
+is fitted to the optimum of every cell, (n, L, T, B), of a table. Cells share one noise, and one regression
+(`estimate.regress`). Imports no torch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from mup_lightning import tables
+from mup_lightning.errors import UserError
+from mup_lightning.spectral.horizon import AXES, Estimate, Law
+from mup_lightning.studies.scaling import student_t
+from mup_lightning.studies.transfer.curves import Array, Curve, Noise, curves_of
+from mup_lightning.studies.transfer.estimate import Optimum, Regression, optimum, regress
+from mup_lightning.studies.transfer.losses import number, refuse_twice
+
+FAR = 10.0
+"""A target this many times beyond the runs is warned of: that the law goes on so far is an assumption."""
+
+Place = tuple[float, float, float, float]
+"""Width, depth, tokens of the run, tokens of a step."""
+
+_SIZES = {"width", "depth", "model.width", "model.depth", "tokens", "trainer.max_steps", "data.batch_size"}
+"""Columns that say where a run stands on the axes; in all others the runs of one law agree."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was tried at one place; `best` is None where nothing trained."""
+
+    place: Place
+    curve: Curve
+    best: Optimum | None
+
+    @property
+    def ends(self) -> set[int]:
+        """Which ends of the values tried, -1 and +1, are as good as the best one: beyond them may be better ones."""
+        if self.best is None:
+            return {-1}
+        first, last = self.curve.values[0], self.curve.values[-1]
+        return {end for end, value in ((-1, first), (1, last)) if value in self.best.plateau}
+
+
+def name(place: Place) -> str:
+    """A place in words."""
+    width, depth, tokens, batch = place
+    return f"width {width:g}, depth {depth:g}, {tokens:,.0f} tokens, {batch:,.0f} a step"
+
+
+def cells_of(runs: pd.DataFrame, noise: float | None = None) -> tuple[list[Cell], Noise]:
+    """The curve and the optimum of every place of a table (`losses.read_losses`), and the noise of all of them.
+
+    `noise` is the standard deviation between seeds, nats, to assume where no value has two. Raises UserError where the
+    table does not say a place, or holds runs of different recipes, or of another recipe.time_rule than none.
+    """
+    shared = [{k: v for k, v in row if k not in _SIZES} for row in runs["settings"]]
+    columns = dict.fromkeys(key for row in shared for key in row)
+    if several := [key for key in columns if len({row.get(key, "") for row in shared}) > 1]:
+        raise UserError(f"the runs differ in {' and '.join(several)}: a law is of one recipe; make a table of each")
+    if (rule := shared[0].get("recipe.time_rule", "none")) != "none":
+        raise UserError(f"the runs were trained under recipe.time_rule {rule}; a law is fitted to runs under none")
+    places = _places(runs)
+    numbers = {place: number for number, place in enumerate(dict.fromkeys(places))}
+    own = runs.assign(position=[float(numbers[place]) for place in places], size=[name(place) for place in places])
+    # A run that stands on several axes has a row for each.
+    own = own[~own.duplicated(["position", "log2_value", "seed", "loss", "config_hash"])]
+    refuse_twice(own)
+    if own["loss"].isna().all():
+        raise UserError(f"no run has a loss, all {len(own)} diverged; lower the base values")
+    curves, found = curves_of(own, noise)
+    in_order = list(numbers)
+    return [Cell(in_order[int(curve.position)], curve, optimum(curve, found.dof)) for curve in curves], found
+
+
+def _places(runs: pd.DataFrame) -> list[Place]:
+    """Where each run of a table stands. One that diverged was meant to be as long as those of its size."""
+    size = runs["size"].str.split("x")
+    of = {axis: runs.get(axis, pd.Series("", runs.index)).map(number) for axis in ("width", "depth", "tokens")}
+    alike = [runs["axis"], runs["settings"], runs["size"]]
+    batch = of["tokens"] / runs["steps"].replace(0, math.nan)
+    batch = batch.fillna(batch.groupby(alike).transform("max"))
+    of["batch"] = batch.where(runs["axis"] != "batch", size.str[0].map(number))
+    longest = runs["steps"].groupby([*alike, of["batch"]]).transform("max")
+    of["tokens"] = of["batch"] * runs["steps"].where(runs["loss"].notna(), longest)
+    for axis, side, on in (("width", 0, "both"), ("depth", -1, "both"), ("tokens", 0, "")):
+        of[axis] = of[axis].where(~runs["axis"].isin([axis, on]), size.str[side].map(number))
+    if unknown := [axis for axis in AXES if not (of[axis][runs["loss"].notna()] > 0).all()]:
+        needed = "the columns width, depth, steps and tokens, as the results.csv of a sweep has them"
+        raise UserError(f"the table does not say the {' and '.join(unknown)} of its runs; expected {needed}")
+    columns = [of[axis].fillna(0).map(lambda value: float(f"{value:.9g}")) for axis in AXES]
+    return list(zip(*columns, strict=True))
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A cell off the centre on several axes: its optimum minus what the law of the other cells predicts, ± 95 %."""
+
+    place: Place
+    off: float
+    half_width: float
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """The law of a table's optima.
+
+    Attributes:
+        cells: whose optima it is fitted to; `left_out` had none between the values tried.
+        axes: those along which the cells differ. Along the others there is no exponent.
+        middle: log2 of the cells' mean place.
+        model: c at the middle, then the exponents of `axes`.
+        noise: between seeds.
+    """
+
+    cells: list[Cell]
+    left_out: list[Cell]
+    axes: list[str]
+    middle: Array
+    model: Regression
+    noise: Noise
+
+    def exponent(self, axis: str) -> Estimate | None:
+        """The exponent along an axis with its 95 % interval; None: the cells do not differ."""
+        if axis not in self.axes:
+            return None
+        of = np.eye(1 + len(self.axes))[1 + self.axes.index(axis)]
+        se, dof = self.model.error(of)
+        value = float(of @ self.model.coefficients)
+        return Estimate(value, value - student_t(dof) * se, value + student_t(dof) * se)
+
+    def at(self, place: Place, *, line: bool = False) -> tuple[float, float]:
+        """log2 of the best value at a place, and half the width of its 95 % prediction interval (`line`: of the mean).
+
+        The interval has the coefficients' errors, the misfit, and the unknown shape of curves, which shifts all optima
+        alike. Axes without an exponent change nothing.
+        """
+        of = _design([place], self.axes, self.middle)[0]
+        se, dof = self.model.error(of, 0.0 if line else 1.0)
+        shape_se = 0.0 if line else float(np.mean([best.shape_se for best in self.optima]))
+        return float(of @ self.model.coefficients), math.hypot(student_t(dof) * se, student_t(math.inf) * shape_se)
+
+    @property
+    def optima(self) -> list[Optimum]:
+        """Of the cells."""
+        return [cell.best for cell in self.cells if cell.best]
+
+    def range(self, axis: str) -> tuple[float, float]:
+        """The least and the largest of the cells on an axis."""
+        sides = [cell.place[AXES.index(axis)] for cell in self.cells]
+        return min(sides), max(sides)
+
+    def beyond(self, axis: str, place: Place) -> float:
+        """How many times beyond the cells a place is on an axis; 1: it is among them."""
+        (low, high), side = self.range(axis), place[AXES.index(axis)]
+        return max(low / side, side / high, 1.0)
+
+    @cached_property
+    def joint(self) -> list[Joint]:
+        """Cells off the centre, the commonest size on each axis, on several axes; empty where the rest gives no law."""
+        columns = list(zip(*(cell.place for cell in self.cells), strict=True))
+        centre = [max(column, key=column.count) for column in columns]
+        off = [sum(side != own for side, own in zip(cell.place, centre, strict=True)) for cell in self.cells]
+        star = [cell for cell, count in zip(self.cells, off, strict=True) if count < 2]
+        joint = [cell for cell, count in zip(self.cells, off, strict=True) if count > 1]
+        design = _design([cell.place for cell in star], self.axes, self.middle)
+        if not joint or len(star) <= design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
+            return []
+        model = regress([cell.best for cell in star if cell.best], design, self.noise, weighted=True)
+        found = []
+        for cell in joint:
+            (of,), best = _design([cell.place], self.axes, self.middle), cell.best
+            if best:
+                se, dof = model.error(of, 1.0, best.se**2)
+                half_width = student_t(dof, len(joint)) * se
+                found.append(Joint(cell.place, best.value - float(of @ model.coefficients), half_width))
+        return found
+
+    def law(self, optimizer: str, key: str, source: str) -> Law:
+        """The law as a file for `recipe.time_rule`."""
+        exponents = {axis: self.exponent(axis) for axis in AXES}
+        middle = dict(zip(AXES, (float(f"{2**side:.6g}") for side in self.middle), strict=True))
+        return Law(optimizer, key, exponents, {axis: self.range(axis) for axis in AXES}, middle, source)
+
+
+def _design(places: Sequence[Place], axes: Sequence[str], middle: Array) -> Array:
+    sides = np.log2(np.array(places, dtype=float)) - middle
+    return np.column_stack([np.ones(len(places)), *(sides[:, AXES.index(axis)] for axis in axes)])
+
+
+def fit(cells: Sequence[Cell], noise: Noise) -> LawFit:
+    """Fit the law to all cells whose best value lies between others that were tried.
+
+    Raises UserError where none does, all are of one size, sizes grow only together, or too few optima are left.
+    """
+    kept = [cell for cell in cells if cell.best and not cell.best.edge]
+    if not kept:
+        raise UserError("at every size the best value is the last one tried, so there is no law; widen the grid")
+    sides = np.log2(np.array([cell.place for cell in kept]))
+    axes = [axis for axis, column in zip(AXES, sides.T, strict=True) if np.ptp(column) > 0]
+    middle = sides.mean(axis=0)
+    design = _design([cell.place for cell in kept], axes, middle)
+    if not axes:
+        raise UserError(f"all optima are of one size ({name(kept[0].place)}), and a law needs several; add sizes")
+    if np.linalg.matrix_rank(design) <= len(axes) or (
+        len(kept) == design.shape[1] and (noise.residual is None or not all(c.best and c.best.se for c in kept))
+    ):
+        which = f"{len(kept)} optima cannot tell the exponents over {', '.join(axes)} apart, or how sure they are"
+        raise UserError(f"{which}; add sizes at which one of these grows alone, or seeds")
+    optima = [cell.best for cell in kept if cell.best]
+    model = regress(optima, design, noise, weighted=True)
+    return LawFit(kept, [cell for cell in cells if cell not in kept], axes, middle, model, noise)
+
+
+def text(found: LawFit, sde: Mapping[str, float]) -> str:
+    """The exponents against what is derived, the optima against the law, and what speaks against it.
+
+    `sde` are the exponents that this time rule derives.
+    """
+    rows = [["axis", "tried", "exponent, 95 %", "derived, none", "derived, sde"]]
+    for axis in AXES:
+        low, high = found.range(axis)
+        tried, own = f"{low:,.0f} to {high:,.0f}", found.exponent(axis)
+        if own is None:
+            rows.append([axis, f"{low:,.0f} alone", "none: one size", "", ""])
+            continue
+        cells = [
+            f"{value:+.3g} {'inside' if own.low <= value <= own.high else 'OUTSIDE'}"
+            for value in (0.0, sde.get(axis, 0.0))
+        ]
+        rows.append([axis, tried, tables.interval(own.estimate, own.low, own.high), *cells])
+    cells_ = [["width", "depth", "tokens", "batch", "best", "law", "off"]]
+    for cell in found.cells:
+        if best := cell.best:
+            law, _ = found.at(cell.place, line=True)
+            sides = [f"{side:,.0f}" for side in cell.place]
+            error = f" ± {best.se:.2f}" if best.se else ""
+            mark = " (cliff)" if best.cliff else ""
+            cells_.append([*sides, f"2^{best.value:.2f}{error}{mark}", f"2^{law:.2f}", tables.signed(best.value - law)])
+    lines = [tables.text(rows), "", tables.text(cells_), ""]
+    lines.append(f"noise {found.noise}; misfit of the optima {math.sqrt(found.model.misfit):.2f} powers of two")
+    for joint in found.joint:
+        apart = "as the single axes predict" if abs(joint.off) <= joint.half_width else "NOT as the axes predict"
+        lines.append(f"at {name(joint.place)}: {apart}, off by {tables.plus_minus(joint.off, joint.half_width)}")
+    for cell in found.left_out:
+        why = "the best value is the last one tried" if cell.best else "every value diverged"
+        lines.append(f"warning: not in the law: {name(cell.place)}: {why}")
+    return "\n".join(lines)
