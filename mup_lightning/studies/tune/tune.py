@@ -179,7 +179,8 @@ def caveats(
     """The base shape that the value belongs to, and what no recipe carries over from proxies, in words, `but` keys."""
     own = target.recipe.base_width, target.recipe.base_depth
     if not proxies:
-        return own, ["the table does not say the base values of its runs: they are taken to be the target's"]
+        unknown = "the table does not say the base shape and base values of its runs: they are taken to be the target's"
+        return own, [f"{unknown}; --recipe.base_width and --recipe.base_depth name others"]
     base = proxies[0].recipe.base_width, proxies[0].recipe.base_depth
     differing = [text for text in not_transferred(proxies, target) if text.partition(" ")[0] not in but]
     more = [f"not transferred by the recipe: {'; '.join(differing)}"] if differing else []
