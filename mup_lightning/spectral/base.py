@@ -45,8 +45,9 @@ class RecipeConfig(Typed, prefix="recipe."):
         variant: size of the optimizer's update: from the paper (published), or as `mup-lightning probe` measured the
             implementation here (measured), where the two differ.
         parametrization: mup applies the spectral condition; sp uses the base values unchanged at every size; gpt2 is sp
-            with nanoGPT's init (1/√(2·depth) on each branch's last matrix) and decay (no vectors); sp_embedding is sp
-            with the embeddings' learning rate times r_n, which arXiv 2605.21486 finds to be most of muP's gain.
+            with nanoGPT's init (init_std, and 1/√(2·depth) on each branch's last matrix; no multipliers and no factors
+            on it) and decay (no vectors); sp_embedding is sp with the embeddings' learning rate times r_n, which arXiv
+            2605.21486 finds to be most of muP's gain.
         branch_depth: k, the matrices in a residual branch that the condition counts: 1, or 2 or more (all agree).
         lr: base learning rate, at the base shape.
         weight_decay: base decoupled weight decay; one step removes lr x weight_decay of a weight.

@@ -156,7 +156,7 @@ def derive(
     base model's, needed where the model has any. `per_head`: the rule takes every head's queries, keys and
     values for matrices of their own. At the base shape values equal the base values to the bit.
     """
-    mup = config.parametrization == "mup"
+    mup, nano = config.parametrization == "mup", config.parametrization == "gpt2"
     r_n, r_L = (width / config.base_width, depth / config.base_depth) if mup else (1.0, 1.0)
     r_B = (batch or config.base_batch) / config.base_batch if config.base_batch else 1.0
     r_T = (tokens or config.base_tokens) / config.base_tokens if config.base_tokens else 1.0
@@ -182,7 +182,7 @@ def derive(
             lr, decay = lr * (width / config.base_width), decay * (config.base_width / width)
         if role is Role.HIDDEN:
             decay *= r_n ** -DECAY_RULES[config.weight_decay_rule]
-        decayed = not role.is_vector or (config.decay_vectors and config.parametrization != "gpt2")
+        decayed = not role.is_vector or (config.decay_vectors and not nano)
         return Values(
             rule=family.name,
             lr=config.lr * lr * (1.0 if is_main(config, role) else aux_factor),
@@ -208,7 +208,9 @@ def derive(
         lr, decay, std, eps = (
             math.prod(getattr(factors, key) for factors in base) for key in ("lr", "weight_decay", "init_std", "eps")
         )
-        closes = info.closes_branch and (config.gpt2_residual_init or config.parametrization == "gpt2")
+        closes = info.closes_branch and (config.gpt2_residual_init or nano)
+        if nano:
+            std = 1.0
         return replace(
             found,
             lr=found.lr * lr,
@@ -220,7 +222,8 @@ def derive(
     def multiplier(role: Role) -> float:
         base = {Role.INPUT: config.input_multiplier, Role.HIDDEN: config.residual_multiplier}
         own = exponents(main, role, config.branch_depth).multiplier.at(here)
-        return representable(f"the multiplier {role}", base.get(role, config.output_multiplier) * own)
+        factor = 1.0 if nano else base.get(role, config.output_multiplier)
+        return representable(f"the multiplier {role}", factor * own)
 
     return Recipe(
         values={role: values(role, r_n, role.n_out) for role in Role},

@@ -304,6 +304,9 @@ def test_the_control_parametrizations():
         sp.values[Role.INPUT].lr * 0.1,
     )
     assert sp.multipliers == gpt2.multipliers == control.multipliers == Multipliers()
+    factors = {"output_multiplier": 4.0, "input_multiplier": 2.0, "base": {"hidden": {"init_std": 1.4}}}
+    own = derive(RecipeConfig(**base, parametrization="gpt2", **factors), 1024, 8)
+    assert (own.multipliers, own.of(last), own.of(first)) == (gpt2.multipliers, gpt2.of(last), gpt2.of(first))
 
 
 def test_clipping_is_in_units_of_each_roles_gradients():
