@@ -378,7 +378,7 @@ def test_curves_come_from_the_files_of_trials(tmp_path):
 
 def test_the_repositorys_own_tables_are_forecast(tmp_path, capsys):
     """The figures of docs/guide/forecast.md: a ladder over the width, and one over the depth that does not pay."""
-    words = "tokenizer=bytes batch=16 --model.context 128 --model.depth 2 --model.heads null".split()
+    words = f"data={tmp_path} tokenizer=bytes batch=16 --model.context 128 --model.depth 2 --model.heads null".split()
     said = {}
     for name, optimizer, steps in (("lr_width", "muon_kimi", 400), ("lr_width_adamw", "adamw", 1200)):
         results = str(REPOSITORY / f"docs/results/{name}.csv")
