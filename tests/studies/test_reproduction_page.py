@@ -12,7 +12,8 @@ from mup_lightning.studies.sweep.spec import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECIPES = DOCS.parent / "recipes" / "experiment"
-PAGES = "\n".join((DOCS / "results" / f"reproduction{name}.md").read_text() for name in ("", "_depth", "_adamw"))
+NAMES = ("reproduction", "reproduction_depth", "reproduction_adamw", "weight_decay")
+PAGES = "\n".join((DOCS / "results" / f"{name}.md").read_text() for name in NAMES)
 TABLES = sorted((DOCS / "results").glob("*.csv"))
 assert TABLES
 

@@ -49,7 +49,10 @@ def _figure(family: Sequence[Group]) -> Figure:
     marks = {label: mark for ax in upper for mark, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     names = [name for name in (*sizes, "best tried", "diverged") if name in marks]
     figure.legend(
-        [marks[name] for name in names], names, title=family[0].axis, loc="outside right upper", frameon=False
+        *([marks[name] for name in names], names),
+        title=family[0].axis,
+        loc="outside right upper" if len(family) > 1 else "outside right center",  # or the title would reach it
+        frameon=False,
     )
     lines = [family[0].title, "where the best value transfers, it lies on the dashed line at every size"]
     wrapped = [part for line in lines for part in textwrap.wrap(line, 22 + 34 * len(family))]
