@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from mup_lightning.config.schema import Config
+from mup_lightning.config.schema import Config, leaves
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -33,6 +33,15 @@ def identity(config: Config) -> dict[str, Any]:
     if mup and (config.recipe.pure or config.recipe.optimizer in ("sophia", "soap")):
         plain["derivation"] = 2  # the first one left rho, ε and the longer side of a matrix unscaled
     return without_added(plain | {"model": model, "data": batch, "trainer": trainer})
+
+
+def complete(config: Config, rules: dict[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of all that determines a training, with these options of rules.
+
+    Keys of `ADDED` are among them, whatever their value: two configurations are compared key by key.
+    """
+    known = leaves(identity(config) | {"rules": rules})
+    return ADDED | known | {"model.attention_scale": config.model.attention_scale}
 
 
 def _not_one(factors: dict[str, float]) -> dict[str, float]:

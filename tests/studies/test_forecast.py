@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -302,6 +302,19 @@ def test_of_mixed_runs_those_like_the_target_count(tmp_path):
     better = read_ladder([tmp_path / "c", tmp_path / "d"], target_of()).cells
     alone = read_ladder([tmp_path / "d"], target_of()).cells
     assert [cell.loss for cell in better] == pytest.approx([cell.loss for cell in alone], abs=1e-3)
+
+
+@pytest.mark.parametrize("switch", ["--model.norm rmsnorm", "--schedule.kind wsd"])
+def test_what_only_the_target_sets_is_told_of(tmp_path, switch):
+    """Both keys came later than the first tables, whose identity leaves them out at their defaults."""
+    table(tmp_path / "results.csv", LADDER, config_hash=lambda row: f"{row['width']}-{row['steps']}-{row['seed']}")
+    for name in {row["config_hash"] for row in csv.DictReader((tmp_path / "results.csv").open())}:
+        record = {"config": asdict(target_of()), "result": {"loss": 1, "steps": 1, "seconds": 1, "diverged": ""}}
+        write_json(tmp_path / "trials" / f"{name}.json", record)
+    assert not any("which the law does not know of" in text for text in read_ladder([tmp_path], target_of()).caveats)
+    (said,) = (text for text in read_ladder([tmp_path], target_of(*switch.split())).caveats if "does not know" in text)
+    key, value = switch.removeprefix("--").split()
+    assert re.match(rf"{key} is \w+ in the ladder, {value} in the target", said)
 
 
 @pytest.mark.parametrize(

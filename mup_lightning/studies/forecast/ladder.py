@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from mup_lightning.config.forecast import CURVE_POINTS
-from mup_lightning.config.identity import identity
-from mup_lightning.config.schema import Config, leaves
+from mup_lightning.config.identity import complete
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.studies.forecast.law import Cell
 from mup_lightning.studies.sweep.grid import look_up
@@ -121,12 +121,12 @@ def _alike(runs: pd.DataFrame, records: Mapping[str, Record], target: Config) ->
 
     Adds the columns `batch` and `planned` (steps), as text; empty where nothing is known of them.
     """
-    columns, theirs = losses.options(runs), _identity(target)
+    columns, theirs = losses.options(runs), complete(target, {})
     known: dict[str, dict[str, Any]] = {}
     for name in {*runs["config_hash"]} & records.keys():
         if config := records[name]["config"]:
             length = {"trainer.max_steps": config["trainer"]["max_steps"]}
-            known[name] = _identity(Config.from_plain(config)) | length
+            known[name] = complete(Config.from_plain(config), {}) | length
     settings: list[dict[str, str]] = []
     for row in runs.fillna("").to_dict("records"):
         said: dict[str, Any] = {
@@ -157,11 +157,6 @@ def _alike(runs: pd.DataFrame, records: Mapping[str, Record], target: Config) ->
     if len({size for size, kept in zip(batch, keep, strict=True) if kept}) > 1:
         caveats.append("batch sizes differ in the ladder: at equal N and D the best one counts")
     return runs.assign(batch=batch, planned=steps)[keep], caveats
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    """Dotted key -> value of all that determines a training, the rules' options left out."""
-    return leaves(identity(config) | {"rules": {}}) | {"model.attention_scale": config.model.attention_scale}
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mup_lightning.config.identity import ADDED, identity
+from mup_lightning.config.identity import complete
 from mup_lightning.config.load import merge
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
@@ -132,13 +132,12 @@ def results_of(
     place = results if results.is_dir() else results.parent
     if tables and not (place / "trials").is_dir():
         runs = read_losses(results, (*COLUMNS, "optimizer", "value"))
-        alike_ = runs["optimizer"].eq(target.recipe.optimizer) & runs["parametrization"].eq(
-            target.recipe.parametrization
-        )
-        if not alike_.any():
-            of = f"{target.recipe.optimizer} under {target.recipe.parametrization}"
+        recipe = target.recipe
+        runs = runs[(runs["optimizer"] == recipe.optimizer) & (runs["parametrization"] == recipe.parametrization)]
+        if runs.empty:
+            of = f"{recipe.optimizer} under {recipe.parametrization}"
             raise UserError(f"{results} has no runs of {of}, which the target has")
-        return runs[alike_], {}, str(runs["value"].iloc[0]), results
+        return runs, {}, str(runs["value"].iloc[0]), results
     runs = read_losses(place, (*COLUMNS, "value", "config_hash"))
     keys = list(runs["value"].unique())
     if len(keys) > 1:
@@ -314,7 +313,7 @@ def incompatibilities(proxy: Config, target: Config, swept: str) -> list[str]:
 
     `swept` is the dotted key that is tuned.
     """
-    theirs, ours = _identity(target), _identity(proxy)
+    theirs, ours = _complete(target), _complete(proxy)
     # What differs there alone does so because of the swept value: without weight decay, gains count as decayed.
     plain = leaves(asdict(target))
     alike = {key for key, value in leaves(asdict(proxy)).items() if key in plain and value == plain[key]}
@@ -327,11 +326,11 @@ def incompatibilities(proxy: Config, target: Config, swept: str) -> list[str]:
     ]
 
 
-def _identity(config: Config) -> dict[str, Any]:
-    """Dotted key -> value of all that determines a training, with the options in force of the rules that it uses."""
-    used = used_sections(config.recipe.optimizer)
-    rules = {name: options_in_force(config.rules, name) for name in used}
-    return ADDED | leaves(identity(config) | {"rules": rules}) | {"model.attention_scale": config.model.attention_scale}
+def _complete(config: Config) -> dict[str, Any]:
+    """All that determines a training, with the options in force of the rules that it uses."""
+    return complete(
+        config, {name: options_in_force(config.rules, name) for name in used_sections(config.recipe.optimizer)}
+    )
 
 
 def not_transferred(proxies: Sequence[Config], target: Config) -> list[str]:
