@@ -1,4 +1,4 @@
-"""The run beside its forecast: in TensorBoard as one panel, on screen where it leaves the interval and comes back."""
+"""Compares a run with its forecast: a panel in TensorBoard, and a message when it leaves the interval or returns."""
 
 import sys
 from collections import deque

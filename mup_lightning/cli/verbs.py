@@ -68,7 +68,7 @@ class PlanSettings(Typed, prefix="--"):
         gpu_memory: GB (10^9 bytes) of one GPU; * marks what exceeds it.
         noise_scale: folder of a run or a sweep, or its result.json or results.csv: a note compares the batch with the
             gradient noise scale measured there.
-        forecast: file of `mup-lightning forecast` for this run: the loss is printed, too; null: run.forecast.
+        forecast: forecast.json of `mup-lightning forecast`, whose loss is printed as well; null: run.forecast.
         json: print JSON, with every parameter; memory in bytes.
     """
 

@@ -186,7 +186,7 @@ class RunConfig(Typed, prefix="run."):
         name: the run's folder inside it.
         resume: last (continue from the run's newest complete checkpoint), auto (the same, or start where there is none:
             what a job that SLURM may run again wants), or a checkpoint's folder; null: start anew.
-        forecast: file of `mup-lightning forecast` for this run, drawn beside its losses; null: none.
+        forecast: forecast.json of `mup-lightning forecast`, which TensorBoard shows with the training loss; null: none.
     """
 
     root: str = "runs"

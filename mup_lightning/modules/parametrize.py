@@ -10,12 +10,12 @@ module's own init is kept, rescaled so that the condition holds (arXiv 2603.0054
 shapes of the state stay as they are.
 """
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,18 +24,19 @@ from torch import nn
 from mup_lightning import tables
 from mup_lightning.errors import UserError
 from mup_lightning.modules.roles import conclude, counterpart, pattern
-from mup_lightning.modules.trace import Branch, Traced, trace
+from mup_lightning.modules.trace import Traced, trace
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.registry import RULES, Overrides
 from mup_lightning.optim.rule import Group
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, derive
 from mup_lightning.spectral.roles import ParameterInfo, Role
+from mup_lightning.typed import build
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What was found out of one parameter.
+    """What was concluded about one parameter.
 
     Attributes:
         info: its role and shape.
@@ -60,7 +61,9 @@ class Parametrized:
         groups: parameter groups with "params", "lr", "weight_decay", "eps" and the options of the "rule" they name.
         conclusions: by parameter.
         multipliers: module -> factor on its output ("output"), or on its input ("input").
-        widths, depths: of the base, and of the module; of depth: residual branches.
+        widths: of the base, and of the module.
+        depths: their numbers of residual branches.
+        lr: the base learning rate.
     """
 
     groups: list[Group]
@@ -83,11 +86,9 @@ class Parametrized:
             lines[pattern(name), f"{base} -> {shape}", str(found.info.role), *values, found.why] += 1
         rows = [["parameters", "", "base -> here", "role", "lr / base", "weight decay", "because"]]
         rows += [[name, f"{count}", *rest] for (name, *rest), count in lines.items()]
-        factors = Counter((re.sub(r"\d+", "*", name), *what) for name, what in self.multipliers.items())
-        hooks = [
-            ["multipliers", "", "factor", "on its"],
-            *([n, f"{c}", f"{f:.4g}", s] for (n, f, s), c in factors.items()),
-        ]
+        factors = Counter((pattern(f"{name}.")[:-1], *what) for name, what in self.multipliers.items())
+        hooks = [["multipliers", "", "factor", "on its"]]
+        hooks += [[name, f"{count}", f"{factor:.4g}", place] for (name, factor, place), count in factors.items()]
         sizes = f"width {self.widths[0]} -> {self.widths[1]}, residual branches {self.depths[0]} -> {self.depths[1]}"
         return "\n\n".join([sizes, tables.text(rows), *([tables.text(hooks)] if factors else [])])
 
@@ -117,8 +118,8 @@ def parametrize(
         UserError: a role is not certain (declare it), a parameter takes no part, the two differ in more than sizes, or
             a multiplier has no module whose output it could scale.
     """
-    if own := sorted(recipe.keys() & {"base_width", "base_depth", "pure", "input_multiplier", "gpt2_residual_init"}):
-        raise UserError(f"{own[0]} is not for parametrize: sizes and init come from the modules, multipliers from 1")
+    if own := sorted(recipe.keys() & _OF_THE_MODULES):
+        raise UserError(f"{own[0]} is not for parametrize: sizes, branches and init are those of the modules")
     if any(hasattr(each, _MARK) for each in module.modules()):
         raise UserError("this module has been parametrized already; make a fresh one")
     arguments = example if isinstance(example, tuple) else (example,)
@@ -139,12 +140,13 @@ def parametrize(
     if not sides:
         raise UserError("no side differs between base and module; give grown=, the same module of another width")
     (base_width, width), depths = max(sides, key=sides.__getitem__), (len(of_base.branches), len(traced.branches))
-    config = RecipeConfig(**recipe, base_width=base_width, base_depth=max(1, depths[0]))
+    sizes = {"base_width": base_width, "base_depth": max(1, depths[0])}
+    config = build(RecipeConfig, recipe | sizes, "recipe.")
     found, unsure = {}, []
     for name, (twin, like) in twins.items():
         grows = [one != other for one, other in zip(shapes[1][twin], shapes[2][like], strict=True)]
         ratios = [here / there for here, there in zip(shapes[0][name], shapes[1][twin], strict=True)]
-        declared = next((role for pattern, role in (declare or {}).items() if fnmatch(name, pattern)), None)
+        declared = next((role for names, role in (declare or {}).items() if fnmatch(name, names)), None)
         try:
             found[name] = conclude(name, shapes[0][name], grows, ratios, width / base_width, traced, declared)
         except UserError as error:
@@ -155,6 +157,7 @@ def parametrize(
         advice = f"Say what they are: declare={{'NAME': ROLE}}, with patterns as in 'blocks.*.x'; roles are {roles}"
         raise UserError("\n".join(["the role of these parameters is not certain:", *unsure[:12], *more, advice]))
 
+    @cache
     def solved(k: int, own: float | None) -> Recipe:
         ratio = 1.0 if own is None else own
         return derive(replace(config, branch_depth=k), width, max(1, depths[1]), (1, 1), {"kv": ratio, "head": ratio})
@@ -169,16 +172,22 @@ def parametrize(
     groups = _groups(module, conclusions, of_all, rules or {})
     _rescale(module, base, twins, conclusions, config.init_std)
     for name, (factor, place) in multipliers.items():
-        if factor != 1.0:
-            owner, scale = module.get_submodule(name), _Scale(factor)
-            owner.register_forward_hook(scale.output) if place == "output" else owner.register_forward_pre_hook(
-                scale.input
-            )
-        setattr(module.get_submodule(name), _MARK, factor)
+        owner, scale = module.get_submodule(name), _Scale(factor)
+        if factor != 1.0 and place == "output":
+            owner.register_forward_hook(scale.output)
+        elif factor != 1.0:
+            owner.register_forward_pre_hook(scale.input)
+        setattr(owner, _MARK, factor)
     return Parametrized(groups, conclusions, multipliers, (base_width, width), depths, config.lr)
 
 
 _MARK = "_mup_multiplier"
+
+_OF_THE_MODULES = frozenset(
+    "base_width base_depth branch_depth pure init_std input_multiplier gpt2_residual_init time_rule base_batch "
+    "base_tokens tokens law".split()
+)
+"""Fields of the recipe that would do nothing here, or something else than their name says."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +216,8 @@ def _multipliers(
     for branch in traced.branches:
         if branch.module is None or traced.calls[branch.module] != times[branch.module]:
             raise UserError(
-                f"no module returns what the residual branch of {_first(branch)} adds to the stream, and nothing else; "
-                f"put the branch, or its last layer, into a module of its own"
+                f"no module returns what the residual branch of {min(branch.parameters)} adds to the stream, and "
+                f"nothing else; put the branch, or its last layer, into a module of its own"
             )
         found[branch.module] = (recipes[min(branch.k, 2)].multipliers.residual, "output")
     for name, conclusion in conclusions.items():
@@ -221,10 +230,6 @@ def _multipliers(
                 raise UserError(f"{name} is no module's own; put the product with it into a module, such as nn.Linear")
             found[use.module] = (recipes[2].multipliers.output, "input")
     return found
-
-
-def _first(branch: Branch) -> str:
-    return min(branch.parameters)
 
 
 def _groups(module: nn.Module, conclusions: Mapping[str, Conclusion], recipe: Recipe, rules: Overrides) -> list[Group]:

@@ -48,6 +48,8 @@ def test_roles_and_values_are_those_of_the_recipe(name, optimizer):
     factors = {kind: factor for factor, kind in found.multipliers.values()}
     assert factors == {"output": recipe.multipliers.residual, "input": recipe.multipliers.output}
     assert len(found.multipliers) == (8 if name == "mlp" else 16) + 1
+    if name == "vit":
+        assert "vit.layers.*.mlp.fc2" in str(found)
     lrs = {id(p): group["lr"] for group in found.groups for p in group["params"]}
     assert len(lrs) == len(found.conclusions)
 
@@ -267,7 +269,9 @@ def test_what_cannot_be_told_is_refused(fault):
         ({"base": Odd(32, "")}, "no side differs between base and module"),
         ({"declare": {"first.*": "in"}}, "declared as 'in'; expected one of input, hidden"),
         ({"base_width": 64}, "base_width is not for parametrize"),
-        ({"optimizer": "adamx"}, "recipe.optimizer"),
+        ({"branch_depth": 1}, "branch_depth is not for parametrize"),
+        ({"optimizer": "adamx"}, r"recipe\.optimizer is 'adamx'; expected one of"),
+        ({"weight_decya": 0.1}, r"unknown option recipe\.weight_decya; did you mean recipe\.weight_decay"),
     ],
 )
 def test_wrong_arguments_are_refused(change, message):

@@ -23,7 +23,7 @@ class AnnealSettings(Typed, prefix="--"):
         steps: lengths of the branches, warm-up and decay included.
         decay: share of a branch that its decay takes.
         floor: where decays end, as a share of the peak; null: as the trunk's schedule says.
-        out: folder of the branches and their table, results.csv; null: the trunk's name with -anneal, beside it.
+        out: folder of the branches and their table, results.csv; null: that of the trunk, with -anneal added.
         workers: processes; null: one for each core or GPU, as memory allows; 0: run in this process.
     """
 

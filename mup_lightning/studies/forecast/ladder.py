@@ -64,7 +64,7 @@ def read_ladder(places: Sequence[Path], target: Config) -> Ladder:
     shared = [column for column in ("value", "corpus", "unigram_loss") if column in runs]
     runs, caveats = _alike(runs, records, target)
     losses.refuse_different(runs, [0] * len(runs), shared)
-    # A run that diverged has fewer tokens than it was to have: those of the runs beside it.
+    # A run that diverged stopped early: it counts with the tokens of the other runs of its size and length.
     kept = runs["tokens"].where(runs["loss"].notna())
     cell_of = ["width", "depth", "parameters", "batch", "planned"]
     runs = runs.assign(tokens=kept.fillna(kept.groupby([runs[name] for name in cell_of]).transform("max")))
