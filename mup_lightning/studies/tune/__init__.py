@@ -8,6 +8,12 @@ from mup_lightning.typed import NonNegativeInt, PositiveFloat, Typed
 
 SWEEP, LAW_SWEEP = Path("recipes/experiment/tune.yaml"), Path("recipes/experiment/tune_law.yaml")
 
+FURTHER = 2
+"""Powers of two by which the grid grows where the best value is the last one tried."""
+
+ROUNDS = 4
+"""How often the sweep is run, each time with a larger grid."""
+
 
 @dataclass
 class TuneSettings(Typed, prefix="--"):

@@ -29,18 +29,9 @@ from mup_lightning.studies.sweep.spec import Grid, Sweep, load
 from mup_lightning.studies.transfer.figures import draw_law
 from mup_lightning.studies.transfer.law import FAR, Cell, LawFit, Place, cells_of, fit, name, text
 from mup_lightning.studies.transfer.losses import read_losses
-from mup_lightning.studies.tune import LAW_SWEEP, TuneSettings
-from mup_lightning.studies.tune.tune import (
-    FURTHER,
-    ROUNDS,
-    caveats,
-    cost_of,
-    like_target,
-    lowest,
-    proxy_trials,
-    results_of,
-    write_target,
-)
+from mup_lightning.studies.tune import FURTHER, LAW_SWEEP, ROUNDS, TuneSettings
+from mup_lightning.studies.tune.proxies import like_target, lowest, proxy_trials, results_of
+from mup_lightning.studies.tune.target import caveats, cost_of, write_target
 
 AROUND = 2
 """Powers of two on either side of where a cell begins that are tried with the first seed."""
