@@ -9,7 +9,7 @@ import yaml
 
 from mup_lightning import signals
 from mup_lightning.config.forecast import Forecast
-from mup_lightning.config.schema import Config, TokenizerName
+from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder
 from mup_lightning.slurm.options import SubmitSettings
@@ -112,14 +112,14 @@ class PrepareSettings(Typed, prefix="--"):
     Attributes:
         card: YAML card of the data set (see data/README.md).
         out: folder to write; null: data/prepared/CARD-TOKENIZER.
-        tokenizer: vocabulary.
+        tokenizer: gpt2, bytes, or a file: .tiktoken, tokenizer.json, or a description .yaml (see data/README.md).
         force: overwrite whatever corpus the folder holds.
         quiet: no progress bar.
     """
 
     card: Path
     out: Path | None = None
-    tokenizer: TokenizerName = "gpt2"
+    tokenizer: str = "gpt2"
     force: bool = False
     quiet: bool = False
 
@@ -260,9 +260,10 @@ def prepare(settings: PrepareSettings) -> None:
     from mup_lightning.data.card import load_card
     from mup_lightning.data.prepare import facts, prepare
     from mup_lightning.data.shards import MANIFEST
+    from mup_lightning.data.tokenizer import Tokenizer
 
     card = load_card(settings.card)
-    folder = settings.out or Path("data/prepared") / f"{card.name}-{settings.tokenizer}"
+    folder = settings.out or Path("data/prepared") / f"{card.name}-{Tokenizer(settings.tokenizer).name}"
     was_there = (folder / MANIFEST).exists() and not settings.force
     manifest = prepare(card, folder, settings.tokenizer, progress=not settings.quiet, force=settings.force)
     print("already prepared, nothing to do" if was_there else "prepared", f"({folder})")

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
+from mup_lightning.config.data import DataConfig
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.base import RecipeConfig
@@ -21,55 +22,6 @@ from mup_lightning.typed import (
     UnitInterval,
     build,
 )
-
-TokenizerName = Literal["gpt2", "bytes"]
-
-
-class Vocabulary(NamedTuple):
-    """Number of tokens; the one among them that ends every document; sha256 of the rank file, or of the bytes."""
-
-    size: int
-    eot: int
-    sha256: str
-
-
-VOCABULARIES: dict[str, Vocabulary] = {
-    "gpt2": Vocabulary(50257, 50256, "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"),
-    "bytes": Vocabulary(256, 0, "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880"),
-}
-
-
-@dataclass
-class DataConfig(Typed, prefix="data."):
-    """Which corpus to read and how to batch it.
-
-    Attributes:
-        path: folder of a prepared corpus (see `mup-lightning data prepare`).
-        tokenizer: vocabulary the corpus was prepared with: gpt2 (50257 tokens) or bytes (256).
-        batch_size: sequences in one optimizer step, over all processes and accumulation steps.
-        micro_batch: sequences in one forward pass of one process; auto: the largest number that divides a process's
-            share of batch_size, and fits (`plan.memory.micro_batch`).
-        workers: processes that read batches ahead; 0 reads in the training process, which is fastest on few cores.
-        val_tokens: use only the first this many validation tokens (whole windows); null: all of them.
-        verify: compare the sha256 of every shard with the manifest before training starts, and say where the corpus is
-            older than its card or files.
-    """
-
-    path: Annotated[str, Bound("the folder of a prepared corpus, such as data/prepared/austen-gpt2", bool)] = (
-        "data/prepared/austen-gpt2"
-    )
-    tokenizer: TokenizerName = "gpt2"
-    batch_size: PositiveInt = 240
-    micro_batch: PositiveInt | Literal["auto"] = "auto"
-    workers: NonNegativeInt = 0
-    val_tokens: PositiveInt | None = None
-    verify: bool = True
-
-    @property
-    def sequences(self) -> int:
-        """micro_batch, where auto has been replaced by a number."""
-        assert self.micro_batch != "auto", "data.micro_batch auto has not been replaced"
-        return self.micro_batch
 
 
 @dataclass
@@ -223,7 +175,7 @@ class Config(Typed):
     def __post_init__(self) -> None:
         """Take the vocabulary's size from the tokenizer. Raises UserError where the two contradict each other."""
         super().__post_init__()
-        tokens = VOCABULARIES[self.data.tokenizer].size
+        tokens = self.data.tokens(self.model.vocab_size)
         if self.model.vocab_size is None:
             self.model.vocab_size = tokens
         elif self.model.vocab_size != tokens:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mup_lightning.config.schema import DataConfig
+from mup_lightning.config.data import DataConfig
 from mup_lightning.data.sampler import accumulation_steps, sample_id, samples_in, validation_batches
 from mup_lightning.data.shards import TokenStore, check_vocabulary, manifest_hash
 from mup_lightning.errors import UserError

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mup_lightning.config.schema import TokenizerName
+from mup_lightning.config.data import dtype_of
 from mup_lightning.data.card import Card
 from mup_lightning.data.documents import DocumentReader
 from mup_lightning.data.sections import cut, is_validation
-from mup_lightning.data.shards import DTYPE, MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash, read_checked
+from mup_lightning.data.shards import MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash, read_checked
 from mup_lightning.data.sources import Sources
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
@@ -41,12 +41,12 @@ class Journal:
 def prepare(
     card: Card,
     folder: Path,
-    tokenizer: TokenizerName = "gpt2",
+    tokenizer: str | Path = "gpt2",
     shard_tokens: int = SHARD_TOKENS,
     progress: bool = True,
     force: bool = False,
 ) -> Manifest:
-    """Tokenise the data set of a card into a folder.
+    """Tokenise the data set of a card into a folder, with a `tokenizer`: gpt2, bytes, or a file of another.
 
     A finished corpus of the same source and tokenizer is left as it is (of a hub data set, at the commit that it was
     made of); an unfinished one is continued after its last finished shard (of at most `shard_tokens`), and ends in the
@@ -59,17 +59,19 @@ def prepare(
     """
     finished, unfinished = folder / MANIFEST, folder / JOURNAL
     files, known = card.input_files(), None if force else Sources.load(folder)
+    vocabulary = Tokenizer(tokenizer)
     sources = Sources.of(card, files, folder, known)
     changes = known.changes(sources) if known else ""
     done = finished.exists() and not force and not unfinished.exists() and not (folder / LOCK).exists()
     if done and known and not changes:
         found = Manifest.load(folder)
-        if (found.source_hash, found.tokenizer) == (known.source_hash, tokenizer):
+        if (found.source_hash, found.vocab_hash) == (known.source_hash, vocabulary.hash):
             return found
     card.pin()
     names = [(path.name, state.sha256) for path, state in zip(files, sources.files.values(), strict=True)]
     sources.source_hash = card.source_hash(names)
-    manifest = Manifest.begin(card.name, tokenizer, sources.source_hash, card.provenance())
+    own = (vocabulary.name, sources.source_hash, card.provenance(), vocabulary.vocabulary)
+    manifest = Manifest.begin(card.name, *own)
     if done:
         found = _same(Manifest.load(folder), manifest, folder, changes)
         with suppress(OSError):  # on a read-only disk
@@ -87,12 +89,12 @@ def prepare(
             journal = read_checked(Journal, unfinished)
             manifest = _same(journal.manifest, manifest, folder, "")
         writers = {
-            name: SplitWriter(folder, name, journal.shard_tokens, split, journal.hashes.get(name, ""))
+            name: SplitWriter(folder, name, journal.shard_tokens, split, journal.hashes.get(name, ""), manifest.dtype)
             for name, split in manifest.splits.items()
         }
         for writer in writers.values():
             stack.callback(writer.close)
-        vocabulary = Tokenizer(tokenizer)
+        vocabulary.save(folder)
         reader = DocumentReader(card, files, vocabulary.objection, manifest, journal.position)
         for _ in _written(card, reader, vocabulary, writers, progress):
             journal.position = reader.position()
@@ -113,7 +115,7 @@ def prepare(
 
 def _same(found: Manifest, wanted: Manifest, folder: Path, changes: str) -> Manifest:
     """`found`; raises UserError, with known `changes`, unless it was made from the same text, rules and vocabulary."""
-    if (found.source_hash, found.tokenizer) == (wanted.source_hash, wanted.tokenizer):
+    if (found.source_hash, found.vocab_hash) == (wanted.source_hash, wanted.vocab_hash):
         return found
     raise UserError(
         f"{folder} already holds the corpus {found.name!r} ({found.tokenizer}), of another source, card or tokenizer "
@@ -127,13 +129,14 @@ def _written(
 ) -> Iterator[None]:
     """Read and write to the end; pauses whenever a shard has been finished, with everything before it on the disk."""
     manifest, shown = reader.manifest, None if progress else True
+    eot = tokenizer.dtype.type(tokenizer.eot)
     with tqdm(total=reader.total_bytes, initial=manifest.text_bytes, unit="B", unit_scale=True, disable=shown) as bar:
         for texts in reader:
             before = [len(split.shards) for split in manifest.splits.values()]
             sections = [section for text in texts for section in cut(text, card.sections)]
             for text, ids in zip(sections, tokenizer.encode_batch(sections), strict=True):
                 split = "val" if is_validation(text, card.validation) else "train"
-                writers[split].append(np.append(ids, np.uint16(tokenizer.eot)))
+                writers[split].append(np.append(ids, eot), len(text.encode()))
             if reader.total_documents:  # the total in bytes is estimated from the mean so far
                 bar.total = round(manifest.text_bytes / reader.read * reader.total_documents)
             bar.update(manifest.text_bytes - bar.n)
@@ -163,7 +166,7 @@ def _working_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"writing to {folder} failed: {error.strerror}. Finished shards are kept; free some space (2 bytes a "
-            f"token) and run the same command again to continue."
+            f"token, 4 of a large vocabulary) and run the same command again to continue."
         ) from error
 
 
@@ -176,7 +179,7 @@ def unigram_loss(folder: Path, splits: dict[str, Split], vocab_size: int) -> flo
     n, m = (np.zeros(vocab_size, dtype=np.int64) for _ in SPLITS)
     for counts, split in ((n, "train"), (m, "val")):
         for shard in splits[split].shards:
-            tokens = np.memmap(folder / shard.file, dtype=DTYPE, mode="r")
+            tokens = np.memmap(folder / shard.file, dtype=dtype_of(vocab_size), mode="r")
             for start in range(0, len(tokens), COUNTED):
                 counts += np.bincount(tokens[start : start + COUNTED], minlength=vocab_size)
     log_p = np.log((n + 1) / (n.sum() + vocab_size))

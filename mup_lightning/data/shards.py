@@ -1,6 +1,7 @@
 """The format of a prepared corpus: token shards, and the manifest that is written last and describes them.
 
-A shard is raw little-endian uint16 without a header. A folder without a manifest is unfinished.
+A shard is raw little-endian uint16, or uint32 above 65,536 symbols, without a header. A folder without a manifest is
+unfinished.
 """
 
 import contextlib
@@ -15,13 +16,11 @@ from typing import Annotated, Any, BinaryIO, Literal, Self, TypeVar
 
 import numpy as np
 
-from mup_lightning.config.schema import VOCABULARIES
+from mup_lightning.config.data import MANIFEST, VOCABULARIES, Vocabulary, dtype_of, reference
 from mup_lightning.errors import UserError, located
 from mup_lightning.files import file_sha256, read_json, sync, write_json
 from mup_lightning.typed import Bound, NonNegativeInt, PositiveInt, build
 
-MANIFEST = "manifest.json"
-DTYPE: Literal["<u2"] = "<u2"
 SPLITS = ("train", "val")
 
 AGAIN = "copy the corpus again, or prepare it again with: mup-lightning data prepare CARD --force"
@@ -35,9 +34,9 @@ class Shard:
     tokens: PositiveInt
     sha256: str
 
-    def check(self, folder: Path, verify: bool) -> None:
+    def check(self, folder: Path, verify: bool, itemsize: int = 2) -> None:
         """Raise UserError unless the file exists, has the size of its tokens and (if `verify`) its sha256."""
-        path, expected = folder / self.file, 2 * self.tokens
+        path, expected = folder / self.file, itemsize * self.tokens
         if not path.is_file():
             raise UserError(f"shard {path} is missing; {AGAIN}")
         if (size := path.stat().st_size) != expected:
@@ -48,10 +47,14 @@ class Shard:
 
 @dataclass
 class Split:
-    """One split of a corpus: tokens (including each document's end-of-text token), documents, shards in order."""
+    """One split of a corpus: tokens (including each document's end-of-text token), documents, shards in order.
+
+    `text_bytes` is the length of its documents in UTF-8; None: the corpus was prepared before this was counted.
+    """
 
     tokens: NonNegativeInt = 0
     documents: NonNegativeInt = 0
+    text_bytes: NonNegativeInt | None = None
     shards: list[Shard] = field(default_factory=list)
 
 
@@ -64,7 +67,8 @@ class Manifest:
 
     Attributes:
         name: the card's name.
-        tokenizer: name of the vocabulary, with its `vocab_size`, `vocab_hash` and end-of-text token `eot`.
+        tokenizer: name of the vocabulary, with its `vocab_size`, `vocab_hash` and end-of-text token `eot`. One that
+            does not come with the package lies beside the manifest (`Tokenizer.find`).
         source_hash: identifies the text and the rules of the card (see `Card.source_hash`).
         source: where the text came from, and its licence.
         documents: documents that were read and used, before sections are cut.
@@ -86,15 +90,22 @@ class Manifest:
     skipped: dict[str, int]
     splits: Splits
     unigram_loss: float
-    dtype: Literal["<u2"] = DTYPE
+    dtype: Literal["<u2", "<u4"] = "<u2"
     format_version: Literal[1] = 1
 
     @classmethod
-    def begin(cls, name: str, tokenizer: str, source_hash: str = "", source: dict[str, Any] | None = None) -> Self:
-        """Describe a corpus that has no tokens yet."""
-        size, eot, sha256 = VOCABULARIES[tokenizer]
-        splits = {split: Split() for split in SPLITS}
-        return cls(name, tokenizer, size, sha256, eot, source_hash, source or {}, 0, 0, {}, splits, 0.0)
+    def begin(
+        cls,
+        name: str,
+        tokenizer: str,
+        source_hash: str = "",
+        source: dict[str, Any] | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> Self:
+        """Describe a corpus that has no tokens yet; a `vocabulary` that comes with the package is known by its name."""
+        size, eot, sha256 = vocabulary or VOCABULARIES[tokenizer]
+        splits, dtype = {split: Split(text_bytes=0) for split in SPLITS}, dtype_of(size)
+        return cls(name, tokenizer, size, sha256, eot, source_hash, source or {}, 0, 0, {}, splits, 0.0, dtype)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -110,7 +121,15 @@ class Manifest:
                 f"there is no prepared corpus at {path.parent}: no {MANIFEST}, which is written last. Set data.path "
                 f"or run: mup-lightning data prepare data/austen.yaml{tokenizer} (or your own card; it resumes)"
             )
-        return read_checked(cls, path)
+        found = read_checked(cls, path)
+        if found.dtype != dtype_of(found.vocab_size):
+            raise UserError(f"{path} is damaged: its dtype is {found.dtype}, of {found.vocab_size} tokens; {AGAIN}")
+        return found
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a token in a shard."""
+        return np.dtype(self.dtype).itemsize
 
     def save(self, folder: str | Path) -> None:
         """Write manifest.json into `folder`, atomically."""
@@ -138,12 +157,14 @@ def manifest_hash(manifest: Manifest) -> str:
 
 
 def check_vocabulary(manifest: Manifest, tokenizer: str) -> None:
-    """Raise UserError unless the corpus was prepared with the vocabulary of the named tokenizer."""
-    if manifest.vocab_hash != VOCABULARIES[tokenizer].sha256:
+    """Raise UserError unless the corpus was prepared with the vocabulary that data.tokenizer names."""
+    found = reference(manifest.tokenizer, manifest.vocab_hash)
+    if tokenizer not in (found, "corpus"):
+        size = f" ({VOCABULARIES[tokenizer].size} tokens)" if tokenizer in VOCABULARIES else ""
+        advice = "Set data.tokenizer to that (corpus: whichever it is)"
         raise UserError(
-            f"corpus {manifest.name!r} has another vocabulary: tokenizer {manifest.tokenizer!r} "
-            f"({manifest.vocab_size} tokens), but data.tokenizer is {tokenizer!r} ({VOCABULARIES[tokenizer].size} "
-            f"tokens). Set data.tokenizer to that, or prepare the corpus with --tokenizer {tokenizer}."
+            f"corpus {manifest.name!r} has another vocabulary: tokenizer {found!r} ({manifest.vocab_size} tokens), "
+            f"but data.tokenizer is {tokenizer!r}{size}. {advice}, or prepare the corpus with that tokenizer."
         )
 
 
@@ -168,7 +189,7 @@ class TokenStore:
         """
         manifest = Manifest.load(path)
         for shard in manifest.splits[split].shards:
-            shard.check(Path(path), verify)
+            shard.check(Path(path), verify, manifest.itemsize)
         return cls(path, split, manifest)
 
     def __len__(self) -> int:
@@ -180,7 +201,7 @@ class TokenStore:
     @cached_property
     def _maps(self) -> list[np.ndarray]:
         # Plain views of the maps: slicing np.memmap itself costs several microseconds of bookkeeping.
-        return [np.asarray(np.memmap(self.path / shard.file, dtype=DTYPE, mode="r")) for shard in self.shards]
+        return [np.asarray(np.memmap(self.path / s.file, self.manifest.dtype, "r")) for s in self.shards]
 
     def windows(self, starts: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
         """The tokens start to start + length - 1 of each start, across shards: int64, shape (len(starts), length).
@@ -228,15 +249,19 @@ class SplitWriter:
     shard is deleted. Raises UserError where a shard is missing or damaged.
     """
 
-    def __init__(self, folder: Path, name: str, shard_tokens: int, split: Split, known: str = "") -> None:
+    def __init__(
+        self, folder: Path, name: str, shard_tokens: int, split: Split, known: str = "", dtype: str = "<u2"
+    ) -> None:
         self.folder, self.name, self.shard_tokens, self.split = folder, name, shard_tokens, split
+        self.dtype = np.dtype(dtype)
+        itemsize = self.dtype.itemsize
         self._open_tokens = split.tokens - sum(shard.tokens for shard in split.shards)
         path = self._path
-        if path.is_file() and path.stat().st_size > 2 * self._open_tokens:
-            os.truncate(path, 2 * self._open_tokens)
+        if path.is_file() and path.stat().st_size > itemsize * self._open_tokens:
+            os.truncate(path, itemsize * self._open_tokens)
         kept = [*split.shards, *([Shard(path.name, self._open_tokens, known)] if self._open_tokens else [])]
         for shard in kept:
-            shard.check(folder, verify=bool(shard.sha256))
+            shard.check(folder, bool(shard.sha256), itemsize)
         for later in set(folder.glob(f"{name}-[0-9]*.bin")) - {folder / shard.file for shard in kept}:
             later.unlink()
         self._file: BinaryIO | None = None
@@ -245,16 +270,18 @@ class SplitWriter:
     def _path(self) -> Path:
         return self.folder / f"{self.name}-{len(self.split.shards):05d}.bin"
 
-    def append(self, ids: np.ndarray) -> None:
-        """Write one document's tokens, the end-of-text token included."""
+    def append(self, ids: np.ndarray, text_bytes: int = 0) -> None:
+        """Write one document's tokens, the end-of-text token included; its text had so many bytes."""
         if self._open_tokens and self._open_tokens + len(ids) > self.shard_tokens:
             self.close_shard()
         if self._file is None:
             self._file = open(self._path, "ab")  # noqa: SIM115  # stays open over many documents
-        self._file.write(ids.astype(DTYPE, copy=False).tobytes())
+        self._file.write(ids.astype(self.dtype, copy=False).tobytes())
         self._open_tokens += len(ids)
         self.split.tokens += len(ids)
         self.split.documents += 1
+        if self.split.text_bytes is not None:
+            self.split.text_bytes += text_bytes
 
     def close_shard(self) -> None:
         """Finish the open shard, if it has any tokens."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from mup_lightning.data.card import Card, load_card
+from mup_lightning.data.encodings import DESCRIPTION
 from mup_lightning.data.shards import Manifest, read_checked
 from mup_lightning.errors import UserError
 from mup_lightning.files import file_sha256, write_json
@@ -108,7 +109,8 @@ def note_changes(folder: str | Path) -> None:
             except UserError as error:
                 changes = str(error)
     if changes:
-        words = ["--tokenizer", manifest.tokenizer, "--out", str(folder), "--force"]
+        own = folder / DESCRIPTION
+        words = ["--tokenizer", str(own) if own.is_file() else manifest.tokenizer, "--out", str(folder), "--force"]
         again = shlex.join(["mup-lightning", "data", "prepare", os.path.relpath(path), *words])
         print(
             f"note: {folder} is used as it is, but what it was prepared from has changed since: {changes}. To prepare "

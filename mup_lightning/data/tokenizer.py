@@ -1,18 +1,18 @@
-"""Text to token ids and back. tiktoken is imported only when the GPT-2 vocabulary is loaded."""
+"""Text to token ids and back. tiktoken and tokenizers are imported only when a vocabulary of theirs is used."""
 
-import base64
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mup_lightning.config.schema import VOCABULARIES, TokenizerName
+from mup_lightning.config.data import VOCABULARIES, Vocabulary, dtype_of, reference
+from mup_lightning.data.encodings import DESCRIPTION, Description, describe, end_of, read_hugging_face, read_ranks
 from mup_lightning.errors import UserError
 
 RANK_FILE = "gpt2.tiktoken"
@@ -27,28 +27,109 @@ BLANK = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
 
 class Tokenizer:
-    """A vocabulary: gpt2 is the byte-pair encoding of GPT-2, bytes has the 256 bytes of UTF-8 as its tokens.
+    """A vocabulary: gpt2 is the byte-pair encoding of GPT-2, bytes the 256 bytes of UTF-8; others come from files.
 
-    Text is only ever text, so that no document can forge the boundary between documents: under gpt2 a literal
-    "<|endoftext|>" becomes ordinary tokens; under bytes, where byte 0 ends a document, a text with a NUL is refused.
+    Text is only ever text, so that no document can forge the boundary between documents: a literal "<|endoftext|>"
+    becomes ordinary tokens; under bytes, where byte 0 ends a document, a text with a NUL is refused.
+
+    Args:
+        source: gpt2, bytes, or a file that `encodings.describe` understands.
+
+    Attributes:
+        name: gpt2, bytes, or that of the description.
+        description: None for those that come with the package.
 
     Raises:
-        UserError: the vocabulary's file is damaged.
+        UserError: the file is missing or damaged, or its library is not installed.
     """
 
-    def __init__(self, name: TokenizerName) -> None:
-        self.eot = VOCABULARIES[name].eot
-        self._gpt2: Any = _gpt2(WORDS) if name == "gpt2" else None
+    def __init__(self, source: str | Path) -> None:
+        self.name = str(source)
+        self.description: Description | None = None
+        if self.name not in VOCABULARIES:
+            self.description = describe(source)
+            self.name = str(self.description.name) if self.description else "gpt2"
+
+    @classmethod
+    def find(cls, wanted: str, *folders: str | Path) -> "Tokenizer":
+        """The vocabulary that data.tokenizer names, from the first of the folders (a run's, a corpus's) that has it.
+
+        Raises UserError where none of them does.
+        """
+        if wanted in VOCABULARIES:
+            return cls(wanted)
+        for folder in map(Path, folders):
+            if (folder / DESCRIPTION).is_file() and (found := cls(folder / DESCRIPTION)).reference == wanted:
+                return found
+        raise UserError(
+            f"the tokenizer {wanted} is in none of {', '.join(map(str, folders))}; copy {DESCRIPTION} and the file "
+            f"beside it there from the prepared corpus or the run's folder"
+        )
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Size, end-of-text token and hash."""
+        if self.description is None:
+            return VOCABULARIES[self.name]
+        special = self.description.special_tokens
+        if self._hugging_face:
+            special = {t.content: i for i, t in self._engine.get_added_tokens_decoder().items() if t.special}
+            size = max(self._engine.get_vocab(with_added_tokens=True).values()) + 1
+        else:
+            size = self._engine.n_vocab
+        eot = end_of(special, self.description.end_of_text, self.description.path)
+        return Vocabulary(size, eot, self.description.sha256(eot))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, the special ones included."""
+        return self.vocabulary.size
+
+    @property
+    def eot(self) -> int:
+        """The token that ends every document."""
+        return self.vocabulary.eot
+
+    @property
+    def hash(self) -> str:
+        """sha256 hex of what defines the vocabulary."""
+        return self.vocabulary.sha256
+
+    @property
+    def reference(self) -> str:
+        """What data.tokenizer says of it."""
+        return reference(self.name, self.hash)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of token ids: little-endian uint16 up to 65,536 tokens, then uint32."""
+        return np.dtype(dtype_of(self.vocab_size))
+
+    def save(self, folder: Path) -> None:
+        """Keep a copy in a folder, for `find`; those that come with the package need none."""
+        if self.description is not None:
+            self.description.save(folder)
 
     def objection(self, text: str) -> str | None:
         """Why this vocabulary cannot hold `text`, in a few words; None where it can."""
-        return "NUL character" if self._gpt2 is None and "\0" in text else None
+        if self.name == "bytes":
+            return "NUL character" if "\0" in text else None
+        if self.description and not self._hugging_face and len(text) > LONGEST_BLANK:
+            return "white space without end" if re.search(f"{BLANK}{{{LONGEST_BLANK},}}", text) else None
+        return None
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids of a text: 1-D, of `dtype`, without the end-of-text token."""
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of texts without an objection: a 1-D uint16 array per text, without the end-of-text token.
+        """Token ids of texts without an objection: a 1-D array of `dtype` per text, without the end-of-text token.
 
-        All cores share the work: tiktoken releases Python's lock while it encodes.
+        All cores share the work: the libraries release Python's lock while they encode.
         """
+        if self._hugging_face:
+            encoded = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [np.array(one.ids, dtype=self.dtype) for one in encoded]
         threads = len(os.sched_getaffinity(0))
         # Several runs of texts a thread, so that one long text does not leave the other threads idle.
         size = max(1, len(texts) // (8 * threads))
@@ -57,31 +138,53 @@ class Tokenizer:
             return [ids for run in pool.map(lambda run: [self._encode(text) for text in run], runs) for ids in run]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, the end-of-text token as <|endoftext|> or NUL; incomplete UTF-8 becomes U+FFFD."""
+        """The text of token ids, the end-of-text token as it is written, or NUL; incomplete UTF-8 becomes U+FFFD."""
         whole = [int(i) for i in ids]
-        return self._gpt2.decode(whole) if self._gpt2 else bytes(whole).decode("utf-8", errors="replace")
+        if self.name == "bytes":
+            return bytes(whole).decode("utf-8", errors="replace")
+        return self._engine.decode(whole, **({"skip_special_tokens": False} if self._hugging_face else {}))
+
+    @property
+    def _hugging_face(self) -> bool:
+        return self.description is not None and self.description.path.suffix == ".json"
+
+    @cached_property
+    def _engine(self) -> Any:
+        """What encodes: a `tiktoken.Encoding` or a `tokenizers.Tokenizer`."""
+        if self.description is None:
+            return _gpt2(WORDS)
+        if self._hugging_face:
+            return read_hugging_face(self.description.path)
+        import tiktoken
+
+        path, pattern, special = self.description.path, self.description.pattern, self.description.special_tokens
+        ranks = read_ranks(path)
+        try:
+            return tiktoken.Encoding(self.name, pat_str=pattern or WORDS, mergeable_ranks=ranks, special_tokens=special)
+        except ValueError as error:
+            raise UserError(f"{path}: its pattern is no regular expression that tiktoken reads: {error}") from None
 
     def _encode(self, text: str) -> np.ndarray:
-        if self._gpt2 is None:
-            return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint16)
-        if len(text) <= LONGEST_BLANK:
-            return _ids(self._gpt2, text)
+        if self.name == "bytes":
+            return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(self.dtype)
+        if self.description or len(text) <= LONGEST_BLANK:
+            return self._ids(self._engine, text)
         # A word ends before white space. Of a run, all but the last character is one word; at the end of the text, all.
         parts, done = [], 0
         for run in re.finditer(f"{BLANK}{{{LONGEST_BLANK},}}", text):
             end = run.end() - (run.end() < len(text))
-            parts += [_ids(self._gpt2, text[done : run.start()]), _ids(self._one_word, text[run.start() : end])]
+            parts += [self._ids(self._engine, text[done : run.start()])]
+            parts += [self._ids(self._one_word, text[run.start() : end])]
             done = end
-        return np.concatenate([*parts, _ids(self._gpt2, text[done:])])
+        return np.concatenate([*parts, self._ids(self._engine, text[done:])])
 
     @cached_property
     def _one_word(self) -> Any:
         return _gpt2(ALL)
 
-
-def _ids(encoding: Any, text: str) -> np.ndarray:
-    # No special token allowed and none forbidden: the meaning of `encode_ordinary`, but into an array (uint32).
-    return encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=()).astype(np.uint16)
+    def _ids(self, encoding: Any, text: str) -> np.ndarray:
+        # No special token allowed and none forbidden: the meaning of `encode_ordinary`, but into an array (uint32).
+        return encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=()).astype(self.dtype)
 
 
 def _gpt2(pattern: str) -> Any:
@@ -92,19 +195,11 @@ def _gpt2(pattern: str) -> Any:
     import tiktoken
 
     vocabulary = VOCABULARIES["gpt2"]
-    data = resources.files("mup_lightning.data").joinpath("vocabulary", RANK_FILE).read_bytes()
+    file = resources.files("mup_lightning.data").joinpath("vocabulary", RANK_FILE)
     return tiktoken.Encoding(
         "mup_lightning_gpt2",
         pat_str=pattern,
-        mergeable_ranks=read_ranks(data, vocabulary.sha256),
+        mergeable_ranks=read_ranks(file, vocabulary.sha256),
         special_tokens={"<|endoftext|>": vocabulary.eot},
         explicit_n_vocab=vocabulary.size,
     )
-
-
-def read_ranks(data: bytes, sha256: str) -> dict[bytes, int]:
-    """Parse a rank file, each line a base64 token and its rank. Raises UserError if its sha256 differs."""
-    if (found := hashlib.sha256(data).hexdigest()) != sha256:
-        raise UserError(f"{RANK_FILE} is damaged: its sha256 is {found}, expected {sha256}; install the package again")
-    pairs = (line.split() for line in data.splitlines() if line)
-    return {base64.b64decode(token): int(rank) for token, rank in pairs}

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mup_lightning.config import identity as identities
 from mup_lightning.config.schema import Config, ScheduleConfig, leaves
+from mup_lightning.data.encodings import DESCRIPTION, describe
 from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
 from mup_lightning.files import FAILING_DISK, OneWriter, make_folder, read_json, write_atomic, write_json, yaml_text
@@ -122,7 +123,7 @@ class RunFolder:
         return found if files else None
 
     def open(self, config: Config, start: Checkpoint | None) -> None:
-        """Save the resolved configuration; that of a resumed run does not replace the first one.
+        """Save the resolved configuration; that of a resumed run does not replace the first one. And the tokenizer.
 
         Where a run goes back to an older checkpoint of its own, the later ones are set aside. What the process before
         it was killed too early to delete is deleted.
@@ -131,6 +132,9 @@ class RunFolder:
         if file.exists():
             file = self.path / f"config.resumed_at_{start.step if start else 0:08d}.yaml"
         write_atomic(file, yaml_text(plain(config)))
+        own = Path(config.data.path) / DESCRIPTION
+        if own.is_file() and (tokenizer := describe(own)):
+            tokenizer.save(self.path)
         if start and self.owns(start) and (aside := checkpoints.set_aside(self.checkpoints, start.step)):
             print(
                 f"note: the run is made anew from step {start.step} on; its later checkpoints are kept as "

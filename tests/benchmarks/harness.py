@@ -17,7 +17,7 @@ import cpuinfo
 import psutil
 
 from mup_lightning import tables
-from mup_lightning.config.schema import TokenizerName
+from mup_lightning.config.data import TokenizerName
 from mup_lightning.versions import versions
 
 OTHERS = "other programs (cores)"

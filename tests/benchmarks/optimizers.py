@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import torch
 
+from mup_lightning.config.data import VOCABULARIES
 from mup_lightning.config.model import ModelConfig
-from mup_lightning.config.schema import VOCABULARIES
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer

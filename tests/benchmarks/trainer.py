@@ -18,10 +18,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mup_lightning.config.data import VOCABULARIES, DataConfig
 from mup_lightning.config.model import ModelConfig
-from mup_lightning.config.schema import VOCABULARIES, Config, DataConfig, RunConfig, TrainerConfig
+from mup_lightning.config.schema import Config, RunConfig, TrainerConfig
 from mup_lightning.data.prepare import unigram_loss
-from mup_lightning.data.shards import DTYPE, Manifest, SplitWriter
+from mup_lightning.data.shards import Manifest, SplitWriter
 from mup_lightning.model.gpt2 import build
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from tests.benchmarks.harness import Case, Settings, Turn
@@ -39,7 +40,7 @@ def corpus_for(settings: Settings) -> Iterator[str]:
         generator, manifest = np.random.default_rng(0), Manifest.begin("synthetic", settings.tokenizer)
         for split, tokens in (("train", 1_000_000), ("val", settings.tokens + 1)):
             writer = SplitWriter(folder, split, tokens, manifest.splits[split])
-            writer.append(generator.integers(size, size=tokens).astype(DTYPE))
+            writer.append(generator.integers(size, size=tokens))
             writer.close_shard()
         manifest.unigram_loss = unigram_loss(folder, manifest.splits, size)
         manifest.save(folder)

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mup_lightning.config.data import VOCABULARIES
 from mup_lightning.config.load import build_config, merge, word
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
+from mup_lightning.files import write_json
 from mup_lightning.optim.registry import SECTIONS
 from mup_lightning.training.run import plain
+from mup_lightning.typed import Raw
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -113,3 +116,26 @@ def test_presets_are_files_of_a_subfolder_of_recipes(monkeypatch, tmp_path):
     assert word("mine", "first") == [Path("recipes/mine/first.yaml")]
     with pytest.raises(UserError, match=rf"presets are looked for in {tmp_path}/recipes$"):
         word("size", "xl")
+
+
+def test_the_vocabulary_of_a_corpus(tmp_path):
+    """tokenizer=corpus takes it from the manifest; a resolved configuration needs no corpus, and no other will do."""
+    write_json(tmp_path / "manifest.json", {"tokenizer": "mine", "vocab_size": 70_300, "vocab_hash": "a" * 64})
+    asked = {"data.path": str(tmp_path), "data.tokenizer": "corpus"}
+    config = build_config([asked])
+    assert (config.data.tokenizer, config.model.vocab_size) == (f"mine:{'a' * 64}", 70_300)
+    again = Config.from_plain(asdict(config) | {"data": asdict(config.data) | {"path": "nowhere"}})
+    assert again.model.vocab_size == 70_300
+    for changes, message in (
+        ({"model.vocab_size": 7}, "model.vocab_size is 7, but data.tokenizer mine:a+ has 70300 tokens"),
+        ({"data.tokenizer": f"mine:{'b' * 64}"}, f"data.tokenizer is mine:b+, but {tmp_path} was prepared with mine:a"),
+        ({"data.path": "nowhere"}, "data.tokenizer is corpus, which is looked up .* none at nowhere: no manifest"),
+        ({"data.tokenizer": "gpt3"}, "data.tokenizer is gpt3; expected gpt2, bytes, or corpus"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_config([asked | {key: Raw(value) for key, value in changes.items()}])
+    write_json(
+        tmp_path / "manifest.json",
+        {"tokenizer": "gpt2", "vocab_size": 50257, "vocab_hash": VOCABULARIES["gpt2"].sha256},
+    )
+    assert build_config([asked]).data.tokenizer == "gpt2"

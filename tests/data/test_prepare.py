@@ -171,7 +171,7 @@ def test_unchanged_files_are_not_read_again(make_card, tmp_path, monkeypatch):
     card = make_card(documents(40))
     first = run(card, tmp_path / "out")
     monkeypatch.setattr(sources_module, "file_sha256", None)
-    monkeypatch.setattr(prepare_module, "Tokenizer", None)
+    monkeypatch.setattr(Tokenizer, "encode_batch", None)
     assert run(card, tmp_path / "out") == first
 
 

@@ -113,3 +113,14 @@ def test_unigram_loss_by_hand(make_corpus):
     train, val = expected_tokens(100).tolist(), expected_tokens(30).tolist()
     by_hand = -sum(np.log((train.count(v) + 1) / (100 + 256)) for v in val) / 30
     assert unigram_loss(folder, Manifest.load(folder).splits, 256) == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_a_corpus_of_an_earlier_version_is_read(corpus):
+    """Its splits do not say the length of their text."""
+    path = corpus / "manifest.json"
+    manifest = read_json(path, "a manifest")
+    for split in manifest["splits"].values():
+        assert split.pop("text_bytes") == 0
+    write_json(path, manifest)
+    assert Manifest.load(corpus).splits["val"].text_bytes is None
+    assert len(TokenStore.open(corpus, "train")) == 1000

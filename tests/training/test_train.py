@@ -1,6 +1,7 @@
 """Training as a whole: against a plain loop, across parametrizations, and what it leaves behind."""
 
 import json
+import random
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,13 +13,17 @@ import yaml
 from mup_lightning.cli.main import main
 from mup_lightning.config.load import build_config
 from mup_lightning.data.shards import TokenStore
+from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_json
 from mup_lightning.studies.sweep import grid as grid_module
 from mup_lightning.training import train as train_module
+from mup_lightning.training.finished import evaluate
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import RunFolder
 from mup_lightning.training.train import train
+from tests.conftest import WORDS
+from tests.data.test_tokenizer import byte_level
 from tests.training.reference import assert_same_training, train_plainly, weights_of
 
 
@@ -156,6 +161,30 @@ def test_gradients_of_any_size_are_clipped(tiny, scale, wanted):
     module._clip(module.hybrid.param_groups)
     assert float(module.gradient_norm) == pytest.approx(scale, rel=1e-4)
     assert float(torch.cat([p.grad.double().flatten() for p in parameters]).norm()) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_run_knows_its_tokenizer(tiny, tmp_path):
+    """Its folder has a copy; it is measured on corpora of the same vocabulary alone, wherever they were prepared."""
+    words = [" ".join(random.Random(i).choices(WORDS, k=60)) for i in range(80)]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in words))
+    card = "name: own\nlicence: none\nsource: {kind: jsonl, files: docs.jsonl}\nvalidation: {fraction: 0.2}\n"
+    (tmp_path / "card.yaml").write_text(card)
+    for name, size in (("a", 300), ("b", 301)):
+        byte_level(tmp_path / f"{name}.json", size)
+        words = ["data", "prepare", str(tmp_path / "card.yaml"), "--tokenizer", str(tmp_path / f"{name}.json")]
+        assert main([*words, "--out", str(tmp_path / name), "--quiet"]) == 0
+    (tmp_path / "a.json").unlink()
+    config = tiny(**{"data.path": str(tmp_path / "a"), "data.tokenizer": "corpus", "trainer.max_steps": 4})
+    result = train(config)
+    folder = Path(config.run.root) / config.run.name
+    assert result.validation_loss is not None
+    kept = Tokenizer.find(config.data.tokenizer, folder)
+    assert (kept.vocab_size, kept.name) == (300, "a")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert evaluate(folder, str(tmp_path / "moved"))["validation_loss"] == pytest.approx(result.validation_loss)
+    for path in (str(tmp_path / "b"), config.data.path):
+        with pytest.raises(UserError, match=r"another vocabulary: tokenizer 'b:|no prepared corpus at"):
+            evaluate(folder, path)
 
 
 def test_a_run_folder_that_holds_another_run_is_refused(tiny):
