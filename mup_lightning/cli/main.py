@@ -42,8 +42,11 @@ submit: run a training, or a sweep as an array, on a SLURM cluster
   mup-lightning submit size=xl strategy=ddp nodes=4 --slurm.gpus 8 --slurm.time 12:00:00 run=xl --dry
   mup-lightning submit --sweep recipes/experiment/FILE.yaml --tasks 8 --slurm.gpus 1
 export: write a checkpoint's weights as a plain Hugging Face GPT-2 or Llama, or as they are
-  cli.verbs:export(cli.verbs:ExportSettings)
+  training.export:run(training:ExportSettings)
   mup-lightning export runs/nano-muon_kimi-mup --out exported
+generate: text that a model makes of a prompt
+  training.generate:run(training:GenerateSettings)
+  mup-lightning generate runs/nano-muon_kimi-mup --prompt "It is a truth" --temperature 0.8
 recipe: how every hyper-parameter scales with width and depth
   cli.verbs:recipe(cli.verbs:RecipeSettings)
   mup-lightning recipe --optimizer adamw

@@ -43,23 +43,6 @@ class EvaluateSettings(Typed, prefix="--"):
 
 
 @dataclass
-class ExportSettings(Typed, prefix="--"):
-    """Write the weights of a checkpoint, whatever strategy saved it, into a folder.
-
-    Attributes:
-        checkpoint: a checkpoint's folder, or a run's folder (its newest checkpoint).
-        out: folder, which is made and must not exist.
-        format: hf: a plain Hugging Face GPT-2 or Llama with multipliers folded in, for
-            AutoModelForCausalLM.from_pretrained(FOLDER);
-            plain: this package's own parameters in one safetensors file, with configuration and multipliers.
-    """
-
-    checkpoint: Path
-    out: Path
-    format: Literal["hf", "plain"] = "hf"
-
-
-@dataclass
 class PlanSettings(Typed, prefix="--"):
     """Prints every parameter's values, operations, tokens and GPU memory; needs neither GPU nor data.
 
@@ -176,13 +159,6 @@ def evaluate(settings: EvaluateSettings) -> None:
 
     found = evaluate(settings.checkpoint, settings.data, batch=settings.batch, val_tokens=settings.val_tokens)
     _print(found, settings.json)
-
-
-def export(settings: ExportSettings) -> None:
-    """Write a checkpoint's weights for use elsewhere."""
-    from mup_lightning.training.finished import export
-
-    print(export(settings.checkpoint, settings.out, settings.format))
 
 
 def plan(settings: PlanSettings, config: Config) -> None:

@@ -57,6 +57,14 @@ def settings(folder: Path) -> dict[str, Any]:
             raise UserError(f"a key is missing or has another type: {error}; expected a {kind}'s") from None
 
 
+def end_of_text(folder: Path) -> int | None:
+    """The id of the token that ends texts, the first where there are several; None: the folder does not say."""
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        if file.is_file() and (found := read_json(file, "a Hugging Face model's").get("eos_token_id")) is not None:
+            return int(found[0] if isinstance(found, list) else found)
+    return None
+
+
 def check(model: ModelConfig) -> None:
     """Raise UserError for settings that contradict those of `model.weights`. The context may be shorter than theirs."""
     for key, theirs in settings(Path(model.weights or "")).items():

@@ -66,6 +66,14 @@ class Tokenizer:
             f"beside it there from the prepared corpus or the run's folder"
         )
 
+    @classmethod
+    def of_model(cls, folder: Path, eot: int | None) -> "Tokenizer":
+        """The vocabulary of a Hugging Face model's folder, whose texts end with the token `eot`, if it is known."""
+        found = cls(folder / "tokenizer.json")
+        if found.description and eot is not None:
+            found.description.end_of_text = found.engine.id_to_token(eot)
+        return found
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """Size, end-of-text token and hash."""
@@ -73,10 +81,10 @@ class Tokenizer:
             return VOCABULARIES[self.name]
         special = self.description.special_tokens
         if self._hugging_face:
-            special = {t.content: i for i, t in self._engine.get_added_tokens_decoder().items() if t.special}
-            size = max(self._engine.get_vocab(with_added_tokens=True).values()) + 1
+            special = {t.content: i for i, t in self.engine.get_added_tokens_decoder().items() if t.special}
+            size = max(self.engine.get_vocab(with_added_tokens=True).values()) + 1
         else:
-            size = self._engine.n_vocab
+            size = self.engine.n_vocab
         eot = end_of(special, self.description.end_of_text, self.description.path)
         return Vocabulary(size, eot, self.description.sha256(eot))
 
@@ -128,7 +136,7 @@ class Tokenizer:
         All cores share the work: the libraries release Python's lock while they encode.
         """
         if self._hugging_face:
-            encoded = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
+            encoded = self.engine.encode_batch_fast(list(texts), add_special_tokens=False)
             return [np.array(one.ids, dtype=self.dtype) for one in encoded]
         threads = len(os.sched_getaffinity(0))
         # Several runs of texts a thread, so that one long text does not leave the other threads idle.
@@ -142,15 +150,17 @@ class Tokenizer:
         whole = [int(i) for i in ids]
         if self.name == "bytes":
             return bytes(whole).decode("utf-8", errors="replace")
-        return self._engine.decode(whole, **({"skip_special_tokens": False} if self._hugging_face else {}))
+        return self.engine.decode(whole, **({"skip_special_tokens": False} if self._hugging_face else {}))
 
     @property
     def _hugging_face(self) -> bool:
         return self.description is not None and self.description.path.suffix == ".json"
 
     @cached_property
-    def _engine(self) -> Any:
-        """What encodes: a `tiktoken.Encoding` or a `tokenizers.Tokenizer`."""
+    def engine(self) -> Any:
+        """What encodes: a `tiktoken.Encoding` or a `tokenizers.Tokenizer`; None: bytes need none."""
+        if self.name == "bytes":
+            return None
         if self.description is None:
             return _gpt2(WORDS)
         if self._hugging_face:
@@ -168,15 +178,15 @@ class Tokenizer:
         if self.name == "bytes":
             return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(self.dtype)
         if self.description or len(text) <= LONGEST_BLANK:
-            return self._ids(self._engine, text)
+            return self._ids(self.engine, text)
         # A word ends before white space. Of a run, all but the last character is one word; at the end of the text, all.
         parts, done = [], 0
         for run in re.finditer(f"{BLANK}{{{LONGEST_BLANK},}}", text):
             end = run.end() - (run.end() < len(text))
-            parts += [self._ids(self._engine, text[done : run.start()])]
+            parts += [self._ids(self.engine, text[done : run.start()])]
             parts += [self._ids(self._one_word, text[run.start() : end])]
             done = end
-        return np.concatenate([*parts, self._ids(self._engine, text[done:])])
+        return np.concatenate([*parts, self._ids(self.engine, text[done:])])
 
     @cached_property
     def _one_word(self) -> Any:

@@ -20,6 +20,7 @@ from mup_lightning.config.model import ModelConfig
 from mup_lightning.config.schema import leaves
 from mup_lightning.errors import UserError
 from mup_lightning.model import taps
+from mup_lightning.model.cache import Cache
 from mup_lightning.model.layers import Block, make_norm, rotation
 from mup_lightning.model.loss import cross_entropy, soft_cap
 from mup_lightning.model.parameters import Declaration, ParameterInfo, collect, initialise, norm
@@ -60,9 +61,16 @@ class GPT2(nn.Module):
             info = self.parameter_info[name]
             initialise(parameter, info, recipe.of(info).init_std, seed)
 
-    def features(self, tokens_BT: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
-        """(B, T) tokens -> (B, T, C) features before the output matrix, times the output multiplier."""
-        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    def features(
+        self, tokens_BT: torch.Tensor, recorder: taps.Recorder | None = None, cache: Cache | None = None
+    ) -> torch.Tensor:
+        """(B, T) tokens -> (B, T, C) features before the output matrix, times the output multiplier.
+
+        With a cache the tokens follow those that it has seen, and are seen by it.
+        """
+        T, start = tokens_BT.shape[1], cache.length if cache else 0
+        kept = cache.grow(T) if cache else [None] * self.config.depth
+        positions_T = torch.arange(start, start + T, device=tokens_BT.device)
         x_BTC, turn_2TR = self.token(tokens_BT), None
         if self.position is not None:
             x_BTC = x_BTC + self.position(positions_T)
@@ -71,8 +79,8 @@ class GPT2(nn.Module):
         x_BTC = self.dropout(x_BTC * self.multipliers.input)
         if recorder is not None:
             recorder.feature(taps.EMBEDDING, None, x_BTC)
-        for block in self.blocks:
-            x_BTC = block(x_BTC, recorder, turn_2TR)
+        for block, kv_2BGSD in zip(self.blocks, kept, strict=True):
+            x_BTC = block(x_BTC, recorder, turn_2TR, kv_2BGSD)
         x_BTC = self.final_norm(x_BTC)
         if recorder is not None:
             recorder.feature(taps.FINAL_NORM, None, x_BTC)
@@ -80,7 +88,11 @@ class GPT2(nn.Module):
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """(B, T) tokens -> (B, T, vocab_size) logits, with all multipliers, without the vocabulary's padding."""
-        logits_BTV = self.features(tokens_BT) @ self.output_matrix.t()
+        return self.logits(self.features(tokens_BT))
+
+    def logits(self, features_BTC: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) `features` -> (B, T, vocab_size) logits."""
+        logits_BTV = features_BTC @ self.output_matrix.t()
         return soft_cap(logits_BTV, self.config.logit_cap)[..., : self.vocab_size]
 
     def loss(self, window_BT1: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:

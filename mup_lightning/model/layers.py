@@ -1,7 +1,7 @@
 """One Transformer block and its two residual branches, each under the same multiplier.
 
 Shapes: B batch, T positions, C width, H heads, D head dimension (C = H·D), R = D/2 pairs of its channels, G heads of
-keys and values (H without sharing), F hidden units (F = mlp_ratio·C).
+keys and values (H without sharing), S positions with those before them, F hidden units (F = mlp_ratio·C).
 """
 
 from collections.abc import Callable
@@ -85,9 +85,14 @@ class Attention(nn.Module):
             result |= {"q_gain": gain, "k_gain": gain}
         return result
 
-    def forward(self, x_BTC: torch.Tensor, turn_2TR: torch.Tensor | None = None) -> torch.Tensor:
-        """Causal self-attention; head h takes the keys and values of head h·G/H. `turn_2TR` is RoPE's `rotation`."""
-        C = x_BTC.shape[2]
+    def forward(
+        self, x_BTC: torch.Tensor, turn_2TR: torch.Tensor | None = None, kv_2BGSD: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Causal self-attention; head h takes the keys and values of head h·G/H. `turn_2TR` is RoPE's `rotation`.
+
+        `kv_2BGSD` has the keys and values of earlier positions, and takes those of x as its last T.
+        """
+        T, C = x_BTC.shape[1:]
         if self.q is not None and self.kv is not None:
             parts = (self.q(x_BTC), *self.kv(x_BTC).split(self.kv_dim, dim=2))
         else:
@@ -98,11 +103,18 @@ class Attention(nn.Module):
             q_BTHD, k_BTGD = rms_norm(q_BTHD, self.q_gain), rms_norm(k_BTGD, self.k_gain)
         if turn_2TR is not None:
             q_BTHD, k_BTGD = rotate(q_BTHD, turn_2TR), rotate(k_BTGD, turn_2TR)
+        k_BGSD, v_BGSD, seen_TS = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2), None
+        if kv_2BGSD is not None:
+            kv_2BGSD[0, :, :, -T:], kv_2BGSD[1, :, :, -T:] = k_BGSD, v_BGSD
+            k_BGSD, v_BGSD = kv_2BGSD
+            S = k_BGSD.shape[2]
+            seen_TS = torch.ones(T, S, dtype=torch.bool, device=x_BTC.device).tril(S - T) if 1 < T < S else None
         y_BHTD = F.scaled_dot_product_attention(
             q_BTHD.transpose(1, 2),
-            k_BTGD.transpose(1, 2),
-            v_BTGD.transpose(1, 2),
-            is_causal=True,
+            k_BGSD,
+            v_BGSD,
+            attn_mask=seen_TS,
+            is_causal=k_BGSD.shape[2] == T,
             scale=self.scale,
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.kv_dim < C,
@@ -160,11 +172,15 @@ class Block(nn.Module):
         return first | norm(self.mlp_norm, "mlp_norm", Role.HIDDEN_BIAS)
 
     def forward(
-        self, x_BTC: torch.Tensor, recorder: taps.Recorder | None = None, turn_2TR: torch.Tensor | None = None
+        self,
+        x_BTC: torch.Tensor,
+        recorder: taps.Recorder | None = None,
+        turn_2TR: torch.Tensor | None = None,
+        kv_2BGSD: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Both branches; `turn_2TR` is RoPE's `rotation`."""
+        """Both branches; `turn_2TR` and `kv_2BGSD` are those of `Attention`."""
         before_BTC = x_BTC if self.parallel else None
-        branch_BTC = self.attention(self.attention_norm(x_BTC), turn_2TR)
+        branch_BTC = self.attention(self.attention_norm(x_BTC), turn_2TR, kv_2BGSD)
         if recorder is not None:
             recorder.feature(taps.ATTENTION, self.layer, branch_BTC)
             recorder.feature(taps.ATTENTION_SCALED, self.layer, branch_BTC, self.multiplier)

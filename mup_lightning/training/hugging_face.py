@@ -11,6 +11,7 @@ A plain Hugging Face model takes the multipliers folded into its weights:
 Nothing is lost: both compute the same function, up to rounding. The way back divides by the same factors.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from safetensors.torch import load_file
 
 from mup_lightning.config import imported
 from mup_lightning.config.model import ModelConfig
+from mup_lightning.data.tokenizer import Tokenizer
+from mup_lightning.data.tokenizer_json import tokenizer_json
 from mup_lightning.errors import UserError
-from mup_lightning.model.gpt2 import GPT2
-
-END_OF_TEXT = 50256
-"""GPT-2's only special token."""
+from mup_lightning.model.gpt2 import GPT2, build
+from mup_lightning.spectral.base import RecipeConfig
+from mup_lightning.spectral.recipe import derive
 
 COMMON = {"layer_norm": True, "qk_norm": False, "parallel": False, "logit_cap": None}
 NEEDS: dict[str, dict[str, Any]] = {
@@ -78,27 +80,40 @@ def architecture(config: ModelConfig) -> str:
     return name
 
 
-def description(model: GPT2) -> Any:
-    """The model's shape and switches as a transformers.GPT2Config or LlamaConfig.
+def descriptions(model: GPT2, tokenizer: Tokenizer) -> dict[str, str]:
+    """The content of every file but the weights: name -> JSON.
+
+    The end-of-text token stands between documents, and so both ends a text and begins one; it pads, too.
 
     Raises:
-        UserError: neither can express a switch, which is named, or transformers is not installed.
+        UserError: neither GPT-2 nor Llama has a switch, which is named, or transformers is not installed.
     """
-    config, name = model.config, architecture(model.config)
+    architecture(model.config)
     try:
-        from transformers import GPT2Config, LlamaConfig
+        from transformers import GenerationConfig
     except ImportError:
         raise UserError(
             "exporting to Hugging Face needs transformers, which is not installed: pip install "
             "'mup-lightning[export]', or export the parameters as they are: --format plain"
         ) from None
-    special = END_OF_TEXT if model.vocab_size > END_OF_TEXT else None
-    common: dict[str, Any] = {
-        "vocab_size": model.vocab_size,
-        "tie_word_embeddings": config.tied,
-        "bos_token_id": special,
-        "eos_token_id": special,
+    text, end = tokenizer_json(tokenizer)
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.context}
+    about |= {"clean_up_tokenization_spaces": False, "bos_token": end, "eos_token": end, "pad_token": end}
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot)
+    return {
+        "config.json": description(model, special).to_json_string(),
+        "generation_config.json": GenerationConfig(**special).to_json_string(),
+        "tokenizer.json": text,
+        "tokenizer_config.json": json.dumps(about, indent=1) + "\n",
     }
+
+
+def description(model: GPT2, special: dict[str, int]) -> Any:
+    """The model's shape and switches, and its special tokens, as a transformers.GPT2Config or LlamaConfig."""
+    from transformers import GPT2Config, LlamaConfig
+
+    config, name = model.config, architecture(model.config)
+    common: dict[str, Any] = special | {"vocab_size": model.vocab_size, "tie_word_embeddings": config.tied}
     if name == "GPT-2":
         return GPT2Config(
             architectures=["GPT2LMHeadModel"],
@@ -171,6 +186,19 @@ def weights(model: GPT2) -> dict[str, torch.Tensor]:
     """The content of model.safetensors: name -> float32 tensor, with all multipliers folded in."""
     found = {name: torch.cat([view * factor for view, factor in parts]) for name, parts in pieces(model).items()}
     return {name: (tensor.t() if TRANSPOSED.match(name) else tensor).contiguous() for name, tensor in found.items()}
+
+
+def read(folder: Path) -> tuple[GPT2, Tokenizer]:
+    """The model of a Hugging Face folder, in evaluation mode on the CPU, and its tokenizer.
+
+    Raises UserError where `load` does, or there is no tokenizer.json that can be read.
+    """
+    config = ModelConfig(**imported.settings(folder))
+    tokenizer = Tokenizer.of_model(folder, imported.end_of_text(folder))
+    model = build(config, derive(RecipeConfig(parametrization="sp"), config.width, config.depth), 0, device="meta")
+    model.to_empty(device="cpu")
+    load(model, folder)
+    return model.eval(), tokenizer
 
 
 @torch.no_grad()

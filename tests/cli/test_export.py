@@ -1,18 +1,25 @@
 """A trained model leaves as a plain Hugging Face GPT-2 or Llama."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from mup_lightning.cli.main import main
 from mup_lightning.config.schema import Config
+from mup_lightning.data.tokenizer import Tokenizer
+from mup_lightning.files import file_sha256
+from mup_lightning.training import hugging_face
 from mup_lightning.training.checkpoint import find
 from mup_lightning.training.finished import load_model
 from mup_lightning.training.tensors import Shards
 from mup_lightning.training.train import train
+from tests.data.test_tokenizer import byte_fallback
 from tests.families import LLAMA, model
 
 FOLDS = {"recipe.base_width": 8, "recipe.base_depth": 1, "recipe.input_multiplier": 3.0, "recipe.init_std": 0.2}
@@ -29,22 +36,24 @@ def trained(tiny, **changes):
     "changes",
     [
         {},
+        {"recipe.parametrization": "sp"},
         {"model.tied": False},
+        {"model.tied": False, "recipe.parametrization": "sp"},
         {"model.bias": False},
         {"model.attention_scale": "1/d"},
         {"model.activation": "relu", "model.mlp_ratio": 2},
         {"model.activation": "silu", "model.kv_heads": 2},  # as many as heads, in a matrix of their own
         model(LLAMA),
+        model(LLAMA) | {"recipe.parametrization": "sp"},
         model(LLAMA | {"tied": False, "attention_scale": "1/d"}),
         model(LLAMA | {"heads": 4, "kv_heads": 1, "rope_base": 100.0, "bias": True}),
         model(LLAMA | {"heads_per_kv": 1, "activation": "gelu"}),
     ],
 )
-def test_hugging_face_computes_the_same_function(tiny, tmp_path, changes):
-    from transformers import AutoModelForCausalLM
-
+def test_hugging_face_computes_the_same_function(tiny, tmp_path, changes, capsys):
     path = trained(tiny, **changes)
-    assert main(["export", path, "--out", str(tmp_path / "hf")]) == 0
+    assert main(["export", path, "--out", str(tmp_path / "hf"), "--verify"]) == 0
+    assert "the same in transformers: 16 logits within" in capsys.readouterr().out
     theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert type(theirs).__name__ == ("LlamaForCausalLM" if "model.position" in changes else "GPT2LMHeadModel")
     assert not report["missing_keys"]
@@ -58,9 +67,93 @@ def test_hugging_face_computes_the_same_function(tiny, tmp_path, changes):
     torch.testing.assert_close(hers, mine, atol=2e-5, rtol=0)
 
 
+@pytest.fixture
+def exported(tiny, tmp_path):
+    """A folder, and nothing of ours that made it."""
+    assert main(["export", trained(tiny), "--out", str(tmp_path / "hf")]) == 0
+    return tmp_path / "hf"
+
+
+def test_the_folder_is_whole(exported):
+    """In a Python that cannot import this package, without a network."""
+    program = """
+import sys
+sys.modules["mup_lightning"] = None
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained(sys.argv[1]), AutoModelForCausalLM.from_pretrained(sys.argv[1])
+assert type(tokenizer).__module__.startswith("transformers.")
+batch = tokenizer(["né", "the cat"], padding=True, return_tensors="pt")
+assert batch["input_ids"].tolist() == [[110, 195, 169, 0, 0, 0, 0], list(b"the cat")], batch
+assert tokenizer.model_max_length == model.config.max_position_embeddings == 16
+config = model.generation_config
+assert config.bos_token_id == config.eos_token_id == config.pad_token_id == tokenizer.pad_token_id == 0
+made = model.generate(**tokenizer("the", return_tensors="pt"), max_new_tokens=5, do_sample=False)
+assert tokenizer.decode(made[0]).startswith("the")
+"""
+    offline = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "HF_HOME": str(exported / "none")}
+    subprocess.run([sys.executable, "-c", program, exported], env=os.environ | offline, check=True)
+    sums = (exported / "SHA256SUMS").read_text().splitlines()
+    names = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+    assert {line.split("  ")[1] for line in sums} == names
+    assert all(file_sha256(exported / line.split("  ")[1]) == line.split("  ")[0] for line in sums)
+
+
+def test_a_tokenizer_of_ones_own_goes_along(tiny, corpus, tmp_path):
+    file = byte_fallback(tmp_path / "llama.json")
+    words = ["data", "prepare", str(corpus.parent / "card.yaml"), "--tokenizer", str(file), "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "own")]) == 0
+    path = trained(tiny, **{"data.path": str(tmp_path / "own"), "data.tokenizer": "corpus"}, **model(LLAMA))
+    assert main(["export", path, "--out", str(tmp_path / "hf"), "--verify"]) == 0
+    assert (tmp_path / "hf" / "tokenizer.json").read_bytes() == file.read_bytes()
+    config = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert config["eos_token_id"] == Tokenizer(file).eot == 2
+    assert main(["generate", str(tmp_path / "hf"), "--prompt", "the", "--tokens", "3"]) == 0
+
+
+FAULTS = {
+    "a weight": ("weights", lambda found: found | {"transformer.ln_f.bias": found["transformer.ln_f.bias"] + 1e-3}),
+    "the end of the text": (
+        "descriptions",
+        lambda found: found | {"generation_config.json": found["generation_config.json"].replace(": 0", ": 1")},
+    ),
+    "the vocabulary": (
+        "descriptions",
+        lambda found: found | {"tokenizer.json": found["tokenizer.json"].replace('"a":97,"b":98', '"b":97,"a":98')},
+    ),
+}
+SAID = {
+    "a weight": "logits up to",
+    "the end of the text": "a text ends with token 0, but with {1} there",
+    "the vocabulary": "has the tokens [73, 116",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_transformers_reads_otherwise_is_not_exported(tiny, tmp_path, monkeypatch, capsys, fault):
+    path, (name, spoil) = trained(tiny), FAULTS[fault]
+    right = getattr(hugging_face, name)
+    monkeypatch.setattr(hugging_face, name, lambda *arguments: spoil(right(*arguments)))
+    assert main(["export", path, "--out", str(tmp_path / "hf"), "--verify"]) == 1
+    said = capsys.readouterr().err
+    assert "error: --verify: transformers makes something else of it, so nothing was written: " in said
+    assert SAID[fault] in said
+    assert said.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["runs"]
+
+
+def test_generated_text_that_differs_is_not_exported(tiny, tmp_path, monkeypatch, capsys):
+    path = trained(tiny)
+    monkeypatch.setattr("mup_lightning.training.export.generate", lambda *_, **__: iter([1, 2, 3]))
+    assert main(["export", path, "--out", str(tmp_path / "hf"), "--verify"]) == 1
+    assert "greedily generated text differs from the token 1 on" in capsys.readouterr().err
+
+
 def test_plain_is_every_parameter_as_it_is(tiny, tmp_path, capsys):
     path = trained(tiny)
-    assert main(["export", path, "--out", str(tmp_path / "plain"), "--format", "plain"]) == 0
+    plain = ["export", path, "--out", str(tmp_path / "plain"), "--format", "plain"]
+    assert main([*plain, "--verify"]) == 1
+    assert "cannot read --format plain; leave one out" in capsys.readouterr().err
+    assert main(plain) == 0
     assert "28 tensors" in capsys.readouterr().out
     tensors = load_file(tmp_path / "plain" / "model.safetensors")
     shards = Shards(find(tmp_path / "runs" / "tiny").path)
