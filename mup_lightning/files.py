@@ -118,7 +118,7 @@ def write_sums(folder: Path, sums: dict[str, str]) -> None:
 def differs(path: Path) -> bool:
     """Whether a file is not the one that SHA256SUMS in its folder speaks of; False where there is none."""
     sums = path.with_name("SHA256SUMS")
-    lines = _read(sums, "lines of sha256sum").splitlines() if sums.is_file() else []
+    lines = read_text(sums, "lines of sha256sum").splitlines() if sums.is_file() else []
     known = [line.split("  ")[0] for line in lines if line.endswith(f"  {path.name}")]
     return bool(known) and known != [file_sha256(path)]
 
@@ -130,7 +130,7 @@ def read_json(path: Path, expected: str) -> Any:
     what makes it.
     """
     try:
-        value = json.loads(_read(path, expected))
+        value = json.loads(read_text(path, expected))
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; expected {expected}") from None
     if isinstance(value, dict) and (known := value.pop(_OWN_HASH, None)) and known != _hash(_canonical(value)):
@@ -161,7 +161,7 @@ def read_yaml(path: Path, expected: str) -> Any:
     Raises UserError where it cannot be read, is not UTF-8, not YAML, not what `yaml_text` made, or has a key twice, and
     says what was `expected`.
     """
-    text = _read(path, expected)
+    text = read_text(path, expected)
     first, _, rest = text.partition("\n")
     if (known := re.fullmatch(r"# sha256 of the rest.*: ([0-9a-f]{64})", first)) and known[1] != _hash(rest):
         raise UserError(
@@ -175,7 +175,8 @@ def read_yaml(path: Path, expected: str) -> Any:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; expected {expected}") from None
 
 
-def _read(path: Path, expected: str) -> str:
+def read_text(path: Path, expected: str) -> str:
+    """The contents of a file in UTF-8. Raises UserError, with what was `expected`, where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -33,8 +33,8 @@ from mup_lightning.studies.sweep.results import read_trials
 from mup_lightning.studies.sweep.run import run_trials
 from mup_lightning.studies.sweep.spec import load
 from mup_lightning.studies.transfer.losses import read_losses
+from mup_lightning.training.evaluate import evaluate
 from mup_lightning.training.export import export
-from mup_lightning.training.finished import evaluate
 from mup_lightning.training.run import RunFolder, plain
 from mup_lightning.training.train import train
 from tests.conftest import tiny_config, write_corpus

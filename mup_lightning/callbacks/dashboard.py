@@ -62,6 +62,7 @@ def panels(trainer: TrainerConfig, branch_depth: int, *, forecast: bool = False)
     learning = {
         "training loss, nats per token: falls": "train/loss$",
         "validation loss, nats per token: falls too": "validation/loss$",
+        "bits per byte, which compares vocabularies: training and validation": "(train|validation)/bits_per_byte$",
         "learning rate over its peak: up in the warm-up, then down": "train/lr_factor$",
     }
     if forecast:

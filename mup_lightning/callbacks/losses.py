@@ -1,5 +1,6 @@
-"""Training and validation loss over all processes, as curves and on the progress bar."""
+"""Training and validation loss over all processes, per token and per byte, as curves and on the progress bar."""
 
+import math
 import os
 import sys
 import time
@@ -15,27 +16,46 @@ from mup_lightning.callbacks.throughput import Throughput
 Saved = dict[str, Any]
 """Lightning's part of a checkpoint."""
 
-KEY, VALIDATION_KEY = "step_losses", "validation_loss"
-"""Keys in it of the losses since the last point, and of the validation loss."""
+KEY, BYTES_KEY = "step_losses", "step_bytes"
+"""Keys in it of the losses since the last point, and of the bytes of their targets."""
+
+VALIDATION_KEY, VALIDATION_BITS_KEY = "validation_loss", "validation_bits_per_byte"
+"""Keys in it of what was measured in its step."""
+
+
+def bits_per_byte(nats: float, text: float) -> float:
+    """The loss of a text of so many bytes, which is comparable across tokenizers: nats / (ln 2 x bytes).
+
+    All tokens predicted count, and so do the bytes that they stand for. End-of-text tokens have none; what they cost
+    counts, as a part of what it takes to code the documents.
+    """
+    return nats / (math.log(2) * text)
 
 
 class Losses(StepCallback):
-    """Logs the mean loss since the last point, the schedule's factor and the tokens seen.
+    """Logs the mean loss since the last point, per token and per byte, the schedule's factor and the tokens seen.
 
-    Losses stay on the device until a point, or a checkpoint, is due: every so many steps, and when the run is stopped.
-    Checkpoints hold the losses since the last point, so a resumed run logs the same points. `new` are the losses that
-    were brought to the host in this step, nats per token, each of them once.
+    Losses and bytes stay on the device until a point, or a checkpoint, is due: every so many steps, and when the run is
+    stopped. Checkpoints hold those since the last point, so a resumed run logs the same points. `new` are the losses
+    that were brought to the host in this step, nats per token, each of them once.
     """
 
     def __init__(self, every: int, save_every: int, tokens_per_step: int) -> None:
         self.every, self.save_every, self.tokens_per_step = every, save_every, tokens_per_step
         self.new: list[float] = []
         self._known: list[float] = []
+        self._bytes: list[float] = []
         self._local: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have the bytes of every token at hand."""
+        self._token_bytes = trainer.datamodule.token_bytes.to(pl_module.device)  # type: ignore[attr-defined]
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Keep the step's loss, and log at a point; runs before the callbacks that read `new`."""
-        self._local.append(module.step_loss())
+        text = sum(self._token_bytes[batch["tokens"][:, 1:]].sum() for _, batch in module.micro_losses)
+        # In float64 the sum of a few float32 values is exact, so the order of the processes does not matter.
+        self._local.append(torch.stack([module.step_loss().double(), text]))
         at_point, before = due(step, self.every, trainer.max_steps), len(self._known)
         self.new = []
         # A checkpoint must not be saved before its losses have been judged.
@@ -49,55 +69,62 @@ class Losses(StepCallback):
                 "train/lr_factor": group["lr"] / group["initial_lr"],
                 "train/tokens": float(step * self.tokens_per_step),
             }
+            if len(self._bytes) == len(self._known):
+                nats = math.fsum(self._known) * self.tokens_per_step
+                values["train/bits_per_byte"] = bits_per_byte(nats, trainer.world_size * math.fsum(self._bytes))
             log(trainer, values, step)
-            self._known = []
+            self._known, self._bytes = [], []
 
     def _exchanged(self, trainer: pl.Trainer) -> list[float]:
         """Every step's loss since the last point, the mean over all processes, which call this together."""
         if self._local:
-            # In float64 the sum of a few float32 values is exact, so the order of the processes does not matter.
-            local = torch.stack(self._local).double()
-            self._known += trainer.strategy.reduce(local, reduce_op="mean").tolist()
+            losses, text = trainer.strategy.reduce(torch.stack(self._local, 1), reduce_op="mean").tolist()
+            self._known += losses
+            self._bytes += text
             self._local = []
         return self._known
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Add the losses since the last point; every process is here, and one of them writes."""
-        checkpoint[KEY] = list(self._exchanged(trainer))
+        checkpoint[KEY], checkpoint[BYTES_KEY] = list(self._exchanged(trainer)), list(self._bytes)
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
-        """Take them up again; checkpoints of early versions have none."""
-        self._known = list(checkpoint.get(KEY, []))
+        """Take them up again; checkpoints of early versions have none, or no bytes."""
+        self._known, self._bytes = list(checkpoint.get(KEY, [])), list(checkpoint.get(BYTES_KEY, []))
 
 
 class Validation(StepCallback):
-    """Measures the validation loss every `every` steps and after the last, by the module's `validation_loss`.
+    """Measures the validation loss every `every` steps and after the last, by the module's `validation_sums`.
 
     Not Lightning's validation loop, whose place in the epoch would have to be saved with every checkpoint. A checkpoint
     holds the loss that was measured in its step: a run that is killed after its last one still ends with a result.
-    Throughput is paused meanwhile. `last` is the newest loss that this process measured; None before the first.
+    Throughput is paused meanwhile. `last` is the newest loss that this process measured, and `bits_per_byte` the same
+    by the bytes of the text; None before the first.
     """
 
     def __init__(self, every: int, throughput: Throughput) -> None:
         self.every, self.throughput = every, throughput
         self.last: float | None = None
+        self.bits_per_byte: float | None = None
         self._measured_in = 0
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Measure where it is due."""
         if due(step, self.every, trainer.max_steps):
             with self.throughput.paused():
-                self.last = module.validation_loss()
+                nats, tokens, text = module.validation_sums()
+            self.last, self.bits_per_byte = nats / tokens, bits_per_byte(nats, text)
             self._measured_in = step
-            log(trainer, {"validation/loss": self.last}, step)
+            log(trainer, {"validation/loss": self.last, "validation/bits_per_byte": self.bits_per_byte}, step)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
-        """Add the loss of this step."""
-        checkpoint[VALIDATION_KEY] = self.last if self._measured_in == trainer.global_step else None
+        """Add what was measured in this step."""
+        measured = (self.last, self.bits_per_byte) if self._measured_in == trainer.global_step else (None, None)
+        checkpoint[VALIDATION_KEY], checkpoint[VALIDATION_BITS_KEY] = measured
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Take it up again; checkpoints of early versions have none."""
-        self.last = checkpoint.get(VALIDATION_KEY)
+        self.last, self.bits_per_byte = checkpoint.get(VALIDATION_KEY), checkpoint.get(VALIDATION_BITS_KEY)
 
 
 class ProgressBar(StepCallback):

@@ -22,6 +22,7 @@ class WatchedModule(Protocol):
     gradient_norm: torch.Tensor
     noise_sequences: int
     noise_square: torch.Tensor
+    micro_losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
     @property
     def device(self) -> torch.device:
@@ -32,8 +33,8 @@ class WatchedModule(Protocol):
         """Mean loss of this process's share of the current step, 0-dim, on the device."""
         ...
 
-    def validation_loss(self) -> float:
-        """Mean loss over the validation tokens, the same on all processes."""
+    def validation_sums(self) -> tuple[float, float, float]:
+        """Over the validation tokens, the same on all processes: nats, tokens, and bytes of their text."""
         ...
 
 

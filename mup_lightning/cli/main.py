@@ -22,9 +22,10 @@ TABLE = """
 train: train a model, or continue a run
   cli.verbs:train(Config)
   mup-lightning train size=base optimizer=adamw steps=200 run=first --model.dropout 0.1
-evaluate: validation loss of a checkpoint on a prepared corpus
+evaluate: loss, perplexity and bits per byte of a model on a corpus, or its accuracy in multiple choice
   cli.verbs:evaluate(cli.verbs:EvaluateSettings)
   mup-lightning evaluate runs/nano-muon_kimi-mup/checkpoints/step_00000300 --json
+  mup-lightning evaluate exported/nano-muon_kimi-mup --task questions.jsonl
 sweep: run a grid of configurations into one table of results
   studies.sweep.run:run(studies.sweep.spec:SweepSettings)
   mup-lightning sweep experiment=lr_width --set trainer.max_steps=200

@@ -25,21 +25,33 @@ from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed
 
 @dataclass
 class EvaluateSettings(Typed, prefix="--"):
-    """Validation loss of a checkpoint on a prepared corpus.
+    """Loss, perplexity and bits per byte of a model on a prepared corpus, or its answers to a file of questions.
 
     Attributes:
-        checkpoint: a checkpoint's folder, or a run's folder (its newest checkpoint).
+        checkpoint: a checkpoint's folder, a run's folder (its newest checkpoint), or that of a Hugging Face GPT-2 or
+            Llama, such as an export.
         data: folder of a prepared corpus; null: the one that the run was trained on.
-        batch: windows in one forward pass.
-        val_tokens: only the first this many tokens; null: all.
+        task: JSONL of multiple-choice questions in place of a corpus, with the keys ctx, endings, label (HellaSwag's)
+            or query, choices, gold.
+        batch: windows, or choices, in one forward pass.
+        val_tokens: only the first this many tokens of the corpus; null: all.
+        context: tokens of a window; null: as many as the model was trained on.
         json: print JSON, not YAML.
     """
 
     checkpoint: Path
     data: str | None = None
+    task: Path | None = None
     batch: PositiveInt = 8
     val_tokens: PositiveInt | None = None
+    context: PositiveInt | None = None
     json: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a corpus and questions."""
+        super().__post_init__()
+        if self.task and (self.data or self.val_tokens):
+            raise UserError(f"--task {self.task} takes the place of a corpus; leave --data and --val-tokens out")
 
 
 @dataclass
@@ -153,11 +165,15 @@ def _train(config: Config, *, first: bool) -> int:
 
 
 def evaluate(settings: EvaluateSettings) -> None:
-    """Print the validation loss of a checkpoint."""
+    """Print how good a model is."""
     tune_allocator()
-    from mup_lightning.training.finished import evaluate
+    from mup_lightning.training.evaluate import answer, evaluate
 
-    found = evaluate(settings.checkpoint, settings.data, batch=settings.batch, val_tokens=settings.val_tokens)
+    path, batch, context = settings.checkpoint, settings.batch, settings.context
+    if settings.task:
+        found = answer(path, settings.task, batch=batch, context=context)
+    else:
+        found = evaluate(path, settings.data, batch=batch, val_tokens=settings.val_tokens, context=context)
     _print(found, settings.json)
 
 

@@ -1,6 +1,7 @@
 """Batches for Lightning: the next batch depends only on the number of finished optimizer steps."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from mup_lightning.config.data import DataConfig
 from mup_lightning.data.sampler import accumulation_steps, sample_id, samples_in, validation_batches
 from mup_lightning.data.shards import TokenStore, check_vocabulary, manifest_hash
+from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 
 Batch = dict[str, torch.Tensor]
@@ -98,6 +100,11 @@ class TokenDataModule(pl.LightningDataModule):
         place = (config.sequences, self.rank, self.world_size)
         self.batches = MicroBatches(self.train_store, self.context, self.seed, *place)
         samples_in(self.val_store, self.context, config.val_tokens)
+
+    @cached_property
+    def token_bytes(self) -> torch.Tensor:
+        """Bytes of text that each token id stands for; see `Tokenizer.lengths`."""
+        return torch.from_numpy(Tokenizer(self.config.tokenizer).lengths)
 
     @property
     def finished_steps(self) -> int:

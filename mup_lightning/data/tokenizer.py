@@ -174,6 +174,15 @@ class Tokenizer:
         except ValueError as error:
             raise UserError(f"{path}: its pattern is no regular expression that tiktoken reads: {error}") from None
 
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Bytes of text that each token id stands for: int64, (vocab_size,); the end-of-text token has none."""
+        found = np.ones(256, np.int64)
+        if self._gpt2:
+            found = np.array([len(self._gpt2.decode_single_token_bytes(i)) for i in range(self._gpt2.n_vocab)])
+        found[self.eot] = 0
+        return found
+
     def _encode(self, text: str) -> np.ndarray:
         if self.name == "bytes":
             return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(self.dtype)

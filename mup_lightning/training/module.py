@@ -183,14 +183,14 @@ class GPT2Module(pl.LightningModule):
         """Mean loss of this process's share of the current step, 0-dim, on the device."""
         return torch.stack([loss for loss, _ in self.micro_losses]).mean()
 
-    def validation_loss(self) -> float:
-        """Mean loss over the validation tokens. Each process takes its share of the windows; one exchange adds up."""
-        windows = self.trainer.datamodule.val_windows()  # type: ignore[attr-defined]
+    def validation_sums(self) -> tuple[float, float, float]:
+        """`loss_sums` of the validation tokens. Each process takes its share of the windows; one exchange adds up."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         with self._autocast():
             # Through this module rather than the model: ZeRO-3 gathers the weights in its forward pass.
-            sums = loss_sums(self.model, windows, self.device, self)
-        total = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        return float(total[0] / total[1])
+            sums = loss_sums(self.model, data.val_windows(), data.token_bytes, self.device, self)
+        nats, tokens, text = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return nats, tokens, text
 
     def _not_finite(self) -> str:
         """What is not finite, in which step, and the tokens of the first bad micro-batch, or of the whole step."""
@@ -211,6 +211,7 @@ class GPT2Module(pl.LightningModule):
 def loss_sums(
     model: GPT2,
     batches: Iterable[torch.Tensor],
+    token_bytes: torch.Tensor,
     device: torch.device,
     loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -219,20 +220,23 @@ def loss_sums(
     Args:
         model: left in the mode (training or not) that it came in.
         batches: (b, T + 1) int64 windows; b may be 0.
+        token_bytes: (vocab_size,) int64, the bytes of text that each token stands for.
         device: where the model is.
         loss: mean loss of a batch; None: the model's own.
 
     Returns:
-        (2,) float64: the sum of the losses in nats, and the number of tokens predicted; to be added up over processes.
+        (3,) float64: the sum of the losses in nats, the number of tokens predicted, which are all but each window's
+        first, and the bytes of their text; to be added up over processes.
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
     for window_BT1 in batches:
         tokens = window_BT1.shape[0] * (window_BT1.shape[1] - 1)
         mean = (loss or model.loss)(window_BT1.to(device))
         if tokens:  # a process that has run out of windows takes part in the forward pass only
             sums[0] += mean.double() * tokens
             sums[1] += tokens
+            sums[2] += token_bytes[window_BT1[:, 1:]].sum()
     model.train(was_training)
     return sums

@@ -41,6 +41,7 @@ class Result:
         tensorboard: folder of the event files; None where nothing was kept.
         versions: of the packages that computed it, and the git revision.
         noise_scale: the gradient noise scale at the end, tokens; None where it is unknown.
+        bits_per_byte: of the validation text, where the validation loss is not None.
     """
 
     finished: bool
@@ -56,6 +57,7 @@ class Result:
     tensorboard: str | None
     versions: dict[str, str | None]
     noise_scale: float | None = None
+    bits_per_byte: float | None = None
 
 
 class RunFolder:

@@ -107,6 +107,7 @@ def _train(
         tensorboard=str(folder.tensorboard) if keep else None,
         versions=versions(),
         noise_scale=noise.tokens,
+        bits_per_byte=validation.bits_per_byte if done >= steps else None,
     )
     if writes:
         folder.save_result(result)
@@ -150,6 +151,7 @@ def after(config: Config, result: Result) -> str:
         margin = result.unigram_loss - result.validation_loss
         comparison = f"{abs(margin):.4f} nats {'better' if margin > 0 else 'WORSE'} than word frequencies alone"
         lines.append(f"  validation loss  {result.validation_loss:.4f} nats per token, {comparison}")
+        lines += [f"  bits per byte    {result.bits_per_byte:.4f}"] if result.bits_per_byte is not None else []
     elif result.finished:
         lines.append("  every step was done already; mup-lightning evaluate measures the validation loss")
     else:

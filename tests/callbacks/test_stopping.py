@@ -71,7 +71,7 @@ def test_no_exchange_of_a_step_waits_for_ever_but_validation_and_saving_do(tiny,
     monkeypatch.setenv(signals.VARIABLE, "3")
     monkeypatch.setattr(signals, "_deadline", None)
     exchanges = Exchanges()
-    monkeypatch.setattr(GPT2Module, "validation_loss", exchanges.noted("validation", GPT2Module.validation_loss))
+    monkeypatch.setattr(GPT2Module, "validation_sums", exchanges.noted("validation", GPT2Module.validation_sums))
     monkeypatch.setattr(saving.checkpoints, "seal", exchanges.noted("saving", saving.checkpoints.seal))
     train(tiny(**{"trainer.log_every": 1, "trainer.spectral_norms_every": 3}), callbacks=[exchanges])
     later = [(where, for_ever) for step, where, for_ever in exchanges.seen if step > 2]

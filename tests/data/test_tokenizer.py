@@ -53,6 +53,8 @@ def test_round_trip(name):
     texts = ["", " ", "naïve café — 東京 🙂\r\n\ttabs", "x" * 5000, "\n" * 300, *[f"text {i}" for i in range(500)]]
     encoded = tokenizer.encode_batch(texts)
     assert [tokenizer.decode(ids) for ids in encoded] == texts
+    assert [tokenizer.lengths[ids].sum() for ids in encoded] == [len(text.encode()) for text in texts]
+    assert (tokenizer.lengths.shape, tokenizer.lengths[tokenizer.eot]) == ((VOCABULARIES[name].size,), 0)
     assert all(ids.dtype == np.uint16 and (ids.size == 0 or ids.max() < VOCABULARIES[name].size) for ids in encoded)
 
 

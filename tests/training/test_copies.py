@@ -8,7 +8,7 @@ import pytest
 
 from mup_lightning.errors import UserError
 from mup_lightning.training import checkpoint as checkpoints
-from mup_lightning.training.finished import evaluate
+from mup_lightning.training.evaluate import evaluate
 from mup_lightning.training.run import RunFolder
 from mup_lightning.training.train import train
 from tests.training.test_writers import Hook, tree
