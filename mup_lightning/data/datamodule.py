@@ -1,7 +1,6 @@
 """Batches for Lightning: the next batch depends only on the number of finished optimizer steps."""
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
@@ -72,11 +71,12 @@ class TokenDataModule(pl.LightningDataModule):
     A batch is a dict: `tokens` int64 (micro_batch, context + 1), inputs and targets offset by one, and `counters` int64
     (micro_batch,), the samples' places in the run. Give the Trainer `use_distributed_sampler=False`, `max_steps`, and
     `accumulate_grad_batches=accumulation_steps(batch_size, micro_batch, world_size)`; one "epoch" is the whole run of
-    `max_steps` optimizer steps. `seed` is that of the sample order.
+    `max_steps` optimizer steps. `seed` is that of the sample order. `token_bytes` is `Tokenizer.lengths` as a tensor.
     """
 
     train_store: TokenStore
     val_store: TokenStore
+    token_bytes: torch.Tensor
     batches: MicroBatches
 
     def __init__(self, config: DataConfig, context: int, seed: int, max_steps: int) -> None:
@@ -96,15 +96,11 @@ class TokenDataModule(pl.LightningDataModule):
             self.train_store = TokenStore.open(config.path, "train", config.verify)
             check_vocabulary(self.train_store.manifest, config.tokenizer)
             self.val_store = TokenStore.open(config.path, "val", config.verify)
+            self.token_bytes = torch.from_numpy(Tokenizer.find(config.tokenizer, config.path).lengths)
             self._opened = True
         place = (config.sequences, self.rank, self.world_size)
         self.batches = MicroBatches(self.train_store, self.context, self.seed, *place)
         samples_in(self.val_store, self.context, config.val_tokens)
-
-    @cached_property
-    def token_bytes(self) -> torch.Tensor:
-        """Bytes of text that each token id stands for; see `Tokenizer.lengths`."""
-        return torch.from_numpy(Tokenizer(self.config.tokenizer).lengths)
 
     @property
     def finished_steps(self) -> int:

@@ -1,9 +1,11 @@
 """Text to token ids and back. tiktoken and tokenizers are imported only when a vocabulary of theirs is used."""
 
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -176,12 +178,33 @@ class Tokenizer:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Bytes of text that each token id stands for: int64, (vocab_size,); the end-of-text token has none."""
-        found = np.ones(256, np.int64)
-        if self._gpt2:
-            found = np.array([len(self._gpt2.decode_single_token_bytes(i)) for i in range(self._gpt2.n_vocab)])
-        found[self.eot] = 0
+        """Bytes of text that each token id stands for: int64, (vocab_size,); the end-of-text token has none.
+
+        Where the vocabulary puts a blank before every text, that token has -1: it is what the next text has too many.
+        """
+        found = np.ones(self.vocab_size, np.int64)
+        if self.name != "bytes":
+            found[:] = [self._length(token) for token in range(self.vocab_size)]
+        found[self.eot] = 1 - found[self.encode("a")].sum()
         return found
+
+    def _length(self, token: int) -> int:
+        if not self._hugging_face:
+            with suppress(KeyError):  # of an id without a token
+                return len(self._engine.decode_single_token_bytes(token))
+            return 0
+        text = self._engine.id_to_token(token) or ""
+        if self._byte_level and token not in self._added:  # which writes every byte as a character
+            return len(text)
+        return 1 if re.fullmatch(r"<0x[0-9A-F]{2}>", text) else len(text.replace("▁", " ").encode())
+
+    @cached_property
+    def _added(self) -> Any:
+        return self._engine.get_added_tokens_decoder()
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        return '"ByteLevel"' in json.dumps(json.loads(self._engine.to_str())["decoder"])
 
     def _encode(self, text: str) -> np.ndarray:
         if self.name == "bytes":

@@ -10,12 +10,16 @@ from tqdm import tqdm
 
 from mup_lightning.callbacks.losses import bits_per_byte
 from mup_lightning.config import imported
-from mup_lightning.config.schema import VOCABULARIES, Config
+from mup_lightning.config.data import VOCABULARIES, DataConfig
+from mup_lightning.config.model import ModelConfig
+from mup_lightning.config.schema import Config
 from mup_lightning.data.sampler import validation_batches
 from mup_lightning.data.shards import TokenStore, check_vocabulary
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2, build
+from mup_lightning.spectral.base import RecipeConfig
+from mup_lightning.spectral.recipe import derive
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training import hugging_face, questions
 from mup_lightning.training.finished import load_model
@@ -24,12 +28,13 @@ from mup_lightning.training.module import loss_sums
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be measured: where it is, its step (None: it does not say), its configuration, its weights."""
+    """A model to be measured: where it is, its step and data (None: it does not say), its weights, its tokenizer."""
 
     path: Path
     step: int | None
-    config: Config
+    data: DataConfig | None
     model: GPT2
+    tokenizer: Tokenizer
 
     @classmethod
     def open(cls, path: Path) -> "Subject":
@@ -41,28 +46,24 @@ class Subject:
             checkpoint = checkpoints.find(path)
             checkpoints.verify(checkpoint)
             config = Config.from_plain(checkpoint.config)
-            return cls(checkpoint.path, checkpoint.step, config, load_model(checkpoint, config))
+            tokenizer = Tokenizer.find(config.data.tokenizer, checkpoint.path.parents[1], config.data.path)
+            return cls(checkpoint.path, checkpoint.step, config.data, load_model(checkpoint, config), tokenizer)
         shape = imported.settings(path)
         known = {vocabulary.size: name for name, vocabulary in VOCABULARIES.items()}
         if shape["vocab_size"] not in known:
             texts = (f"{size} ({name})" for size, name in known.items())
             raise UserError(f"the model in {path} has {shape['vocab_size']} tokens; expected {' or '.join(texts)}")
-        config = Config.from_plain(
-            {
-                "model": shape,
-                "recipe": {"parametrization": "sp"},
-                "data": {"tokenizer": known[shape["vocab_size"]], "path": "-"},
-            }
-        )
-        model = build(config.model, config.derive(), 0, device="meta").to_empty(device="cpu")
+        own = ModelConfig(**shape)
+        recipe = derive(RecipeConfig(parametrization="sp"), own.width, own.depth)
+        model = build(own, recipe, 0, device="meta").to_empty(device="cpu")
         for parameter in model.parameters():  # the vocabulary's padding is in no file
             parameter.data.zero_()
         hugging_face.load(model, path)
-        return cls(path, None, config, model.eval())
+        return cls(path, None, None, model.eval(), Tokenizer(known[shape["vocab_size"]]))
 
     def context(self, asked: int | None) -> int:
         """Tokens of a window: as many as the model was trained on, or `asked`. Raises UserError for more."""
-        own = self.config.model.context
+        own = self.model.config.context
         if asked and asked > own:
             raise UserError(f"--context is {asked}, but the model in {self.path} knows {own} positions; expected fewer")
         return asked or own
@@ -99,15 +100,15 @@ def evaluate(
         UserError: see `Subject.open`; or the corpus is not named, has another vocabulary, or is too short.
     """
     subject = Subject.open(path)
-    own = subject.config.data
-    if data is None and subject.step is None:
+    own = subject.data
+    if data is None and own is None:
         raise UserError(f"{path} does not say what it was trained on; name a prepared corpus: --data FOLDER")
-    folder = data or own.path
-    store = TokenStore.open(folder, "val", verify=own.verify)
-    check_vocabulary(store.manifest, own.tokenizer)
+    folder = data or own.path  # type: ignore[union-attr]
+    store = TokenStore.open(folder, "val", verify=own is None or own.verify)
+    check_vocabulary(store.manifest, subject.tokenizer.reference)
     device = best_device()
     batches = validation_batches(store, subject.context(context), batch, val_tokens=val_tokens)
-    token_bytes = torch.from_numpy(Tokenizer(own.tokenizer).lengths)
+    token_bytes = torch.from_numpy(subject.tokenizer.lengths)
     shown = tqdm(list(batches), desc="evaluating", disable=None)
     nats, tokens, text = loss_sums(subject.model.to(device), shown, token_bytes, device).tolist()
     loss = nats / tokens
@@ -119,7 +120,7 @@ def evaluate(
         "bits_per_byte": bits_per_byte(nats, text),
         "tokens": int(tokens),
         "bytes": int(text),
-        "run_val_tokens": own.val_tokens,
+        "run_val_tokens": own and own.val_tokens,
     }
 
 
@@ -139,9 +140,9 @@ def answer(path: Path, task: Path, *, batch: int = 8, context: int | None = None
         UserError: see `Subject.open`, `questions.read` and `questions.accuracy`.
     """
     subject = Subject.open(path)
-    tokenizer = Tokenizer(subject.config.data.tokenizer)
-    asked = questions.read(task, tokenizer)
-    found = questions.accuracy(subject.model.to(best_device()), tokenizer, asked, batch, subject.context(context))
+    asked = questions.read(task, subject.tokenizer)
+    model, context = subject.model.to(best_device()), subject.context(context)
+    found = questions.accuracy(model, subject.tokenizer, asked, batch, context)
     return subject.name | {"task": str(task), **found}
 
 

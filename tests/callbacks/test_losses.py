@@ -36,7 +36,7 @@ def test_a_point_is_the_mean_since_the_last_one_and_a_resume_changes_none(tiny, 
     changes = {"trainer.log_every": 4, "trainer.checkpoint_every": 6, "trainer.feature_norms_every": 0}
     straight = train(tiny(**changes), callbacks=[listener], progress=False)
     assert set(exchanges) == {4, 6, 8, 10}
-    both = [{step: value for step, value in read_scalars(Path(straight.tensorboard))[tag]} for tag in TAGS]
+    both = [dict(read_scalars(Path(straight.tensorboard))[tag]) for tag in TAGS]
     curve = both[0]
     assert list(curve) == [4, 8, 10]
     for last, steps in ((4, range(1, 5)), (8, range(5, 9)), (10, range(9, 11))):

@@ -158,6 +158,8 @@ def test_a_vocabulary_from_a_file(tmp_path, file, end):
         assert ids.size == 0 or ids.max() < tokenizer.vocab_size
         assert tokenizer.encode(text).tolist() == ids.tolist()
     assert len(encoded[0]) < len(LINES[0])  # merges are used
+    for text, ids in zip(texts, encoded, strict=True):
+        assert tokenizer.lengths[ids].sum() + tokenizer.lengths[tokenizer.eot] * bool(text) == len(text.encode())
     for copy in ("run", "moved"):
         tokenizer.save(tmp_path / copy)
         tokenizer = Tokenizer.find(tokenizer.reference, tmp_path, tmp_path / copy)

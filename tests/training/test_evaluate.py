@@ -57,7 +57,7 @@ def scored(folder, context=16):
     store = TokenStore.open(folder / "corpus", "val")
     tokens = store.windows([0], len(store))[0]
     targets = tokens[1 : (len(tokens) - 1) // context * context + 1]
-    encoding = Tokenizer("gpt2")._gpt2
+    encoding = Tokenizer("gpt2")._engine
     text = encoding.decode_bytes([token for token in targets.tolist() if token != 50256])
     assert 50256 in targets
     assert len(text) > len(text.decode(errors="ignore")) + 100
@@ -81,7 +81,7 @@ def test_a_run_and_its_export_have_the_same_bits_per_byte(folder, runs, name, ca
     for key in ("validation_loss", "bits_per_byte"):
         assert there[key] == pytest.approx(here[key], rel=1e-6)
     shorter = evaluate(folder / f"hf-{name}", str(folder / "corpus"), context=5, val_tokens=50)
-    assert (shorter["tokens"], shorter["bytes"]) == (50, len(Tokenizer("gpt2")._gpt2.decode_bytes(targets[:50])))
+    assert (shorter["tokens"], shorter["bytes"]) == (50, len(Tokenizer("gpt2")._engine.decode_bytes(targets[:50])))
 
 
 ALONE = """

@@ -18,7 +18,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.files import read_json
 from mup_lightning.studies.sweep import grid as grid_module
 from mup_lightning.training import train as train_module
-from mup_lightning.training.finished import evaluate
+from mup_lightning.training.evaluate import evaluate
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import RunFolder
 from mup_lightning.training.train import train
