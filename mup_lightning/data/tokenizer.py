@@ -191,20 +191,20 @@ class Tokenizer:
     def _length(self, token: int) -> int:
         if not self._hugging_face:
             with suppress(KeyError):  # of an id without a token
-                return len(self._engine.decode_single_token_bytes(token))
+                return len(self.engine.decode_single_token_bytes(token))
             return 0
-        text = self._engine.id_to_token(token) or ""
+        text = self.engine.id_to_token(token) or ""
         if self._byte_level and token not in self._added:  # which writes every byte as a character
             return len(text)
         return 1 if re.fullmatch(r"<0x[0-9A-F]{2}>", text) else len(text.replace("▁", " ").encode())
 
     @cached_property
     def _added(self) -> Any:
-        return self._engine.get_added_tokens_decoder()
+        return self.engine.get_added_tokens_decoder()
 
     @cached_property
     def _byte_level(self) -> bool:
-        return '"ByteLevel"' in json.dumps(json.loads(self._engine.to_str())["decoder"])
+        return '"ByteLevel"' in json.dumps(json.loads(self.engine.to_str())["decoder"])
 
     def _encode(self, text: str) -> np.ndarray:
         if self.name == "bytes":

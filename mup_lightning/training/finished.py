@@ -1,61 +1,30 @@
-"""A finished checkpoint: its model, and its validation loss on a corpus."""
+"""What was trained, as it is used: a model in evaluation mode, its tokenizer, and what is known of both."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from tqdm import tqdm
-
+from mup_lightning.config.data import DataConfig
 from mup_lightning.config.schema import Config
-from mup_lightning.data.sampler import validation_batches
-from mup_lightning.data.shards import TokenStore, check_vocabulary
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training import hugging_face
-from mup_lightning.training.module import loss_sums
 from mup_lightning.training.tensors import Shards
 
 
-def evaluate(path: Path, data: str | None = None, *, batch: int = 8, val_tokens: int | None = None) -> dict[str, Any]:
-    """Validation loss of a checkpoint.
+@dataclass(frozen=True)
+class Finished:
+    """A model in evaluation mode on the CPU, its tokenizer, its folder; of a run's also the step, and its data."""
 
-    Args:
-        path: a checkpoint's folder, or a run's folder, whose newest checkpoint is meant.
-        data: folder of a prepared corpus; None: the one that the run was trained on.
-        batch: windows in one forward pass.
-        val_tokens: only the first this many validation tokens; None: all.
-
-    Returns:
-        "checkpoint", "step", "data", "validation_loss" and "unigram_loss" (nats per token), "tokens" (predicted), and
-        "run_val_tokens": how many validation tokens the run itself was measured on; None: all.
-
-    Raises:
-        UserError: the checkpoint is damaged, or the corpus has another vocabulary or is too short.
-    """
-    checkpoint = checkpoints.find(path)
-    checkpoints.verify(checkpoint)
-    config = Config.from_plain(checkpoint.config)
-    folder = data or config.data.path
-    store = TokenStore.open(folder, "val", verify=config.data.verify)
-    check_vocabulary(store.manifest, config.data.tokenizer)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(checkpoint, config).to(device)
-    batches = validation_batches(store, config.model.context, batch, val_tokens=val_tokens)
-    total, tokens = loss_sums(model, tqdm(list(batches), desc="evaluating", disable=None), device).tolist()
-    return {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.step,
-        "data": str(folder),
-        "validation_loss": total / tokens,
-        "unigram_loss": store.manifest.unigram_loss,
-        "tokens": int(tokens),
-        "run_val_tokens": config.data.val_tokens,
-    }
+    model: GPT2
+    tokenizer: Tokenizer
+    path: Path
+    step: int | None = None
+    data: DataConfig | None = None
 
 
-def open_model(path: Path) -> tuple[GPT2, Tokenizer]:
-    """A model in evaluation mode on the CPU, and its tokenizer.
+def open_model(path: Path) -> Finished:
+    """Read a model for use.
 
     Args:
         path: a run's folder, whose newest checkpoint is meant, a checkpoint's, or a Hugging Face GPT-2's or Llama's.
@@ -64,11 +33,12 @@ def open_model(path: Path) -> tuple[GPT2, Tokenizer]:
         UserError: it is none of them, damaged, or a Hugging Face model that has no counterpart here.
     """
     if (path / "config.json").is_file():
-        return hugging_face.read(path)
+        return Finished(*hugging_face.read(path), path)
     checkpoint = checkpoints.find(path)
     checkpoints.verify(checkpoint)
     config = Config.from_plain(checkpoint.config)
-    return load_model(checkpoint, config), tokenizer_of(checkpoint, config)
+    tokenizer = tokenizer_of(checkpoint, config)
+    return Finished(load_model(checkpoint, config), tokenizer, checkpoint.path, checkpoint.step, config.data)
 
 
 def tokenizer_of(checkpoint: checkpoints.Checkpoint, config: Config) -> Tokenizer:

@@ -112,7 +112,8 @@ def run(settings: GenerateSettings) -> None:
         text.encode()
     except UnicodeError:
         raise UserError("the prompt is not UTF-8 text") from None
-    model, tokenizer = open_model(settings.model)
+    found = open_model(settings.model)
+    model, tokenizer = found.model, found.tokenizer
     if (objection := tokenizer.objection(text)) or not text:
         raise UserError(f"the prompt {f'has a {objection}' if objection else 'is empty'}; expected text")
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -183,7 +183,7 @@ def test_a_run_knows_its_tokenizer(tiny, tmp_path):
     (tmp_path / "a").rename(tmp_path / "moved")
     assert evaluate(folder, str(tmp_path / "moved"))["validation_loss"] == pytest.approx(result.validation_loss)
     for path in (str(tmp_path / "b"), config.data.path):
-        with pytest.raises(UserError, match=r"another vocabulary: tokenizer 'b:|no prepared corpus at"):
+        with pytest.raises(UserError, match=r"another vocabulary, b:|no prepared corpus at"):
             evaluate(folder, path)
 
 
