@@ -8,6 +8,8 @@ from mup_lightning.config.data import DataConfig
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.base import RecipeConfig
+from mup_lightning.spectral.families import FAMILIES
+from mup_lightning.spectral.horizon import UNCONFIRMED, beyond
 from mup_lightning.spectral.recipe import Recipe, derive
 from mup_lightning.spectral.roles import Role, Side
 from mup_lightning.typed import (
@@ -216,10 +218,20 @@ class Config(Typed):
         )
 
     def over_time(self) -> list[str]:
-        """What recipe.time_rule does in this run, and what speaks against it, in lines."""
-        sizes = {"width": self.model.width, "depth": self.model.depth}
-        sizes |= {"batch": self.tokens_per_step, "tokens": self.scaled_tokens}
-        return self.recipe.over_time(sizes, self.derive().values[Role.HIDDEN].over_time)
+        """What recipe.time_rule does in this run, and what speaks against it, in lines; none where it is none."""
+        recipe, batch, tokens = self.recipe, self.tokens_per_step, self.scaled_tokens
+        if not (recipe.base_batch and recipe.base_tokens):
+            return []
+        factors = self.derive().values[Role.HIDDEN].over_time
+        on = ", ".join(f"{name.replace('_', ' ')} x {factor:.4g}" for name, factor in factors.items())
+        times = f"batch {batch / recipe.base_batch:.4g} x and tokens {tokens / recipe.base_tokens:.4g} x"
+        lines = [f"time rule {recipe.time_rule}, {times} the base's: {on}"]
+        sizes = {"width": self.model.width, "depth": self.model.depth, "batch": batch, "tokens": tokens}
+        if recipe.law and (outside := beyond(recipe.law, sizes)):
+            lines.append(outside)
+        if recipe.time_rule == "sde" and FAMILIES[recipe.optimizer].whole_matrix:
+            lines.append(f"{recipe.optimizer}: {UNCONFIRMED}")
+        return lines
 
 
 WHOLE = ("recipe.law",)

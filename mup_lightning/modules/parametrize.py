@@ -169,7 +169,12 @@ def parametrize(
     }
     of_all = replace(solved(2, None), exactly=lambda info: recipes[info.name].of(info))
     multipliers = _multipliers(module, traced, conclusions, {k: solved(k, None) for k in (1, 2)})
-    groups = _groups(module, conclusions, of_all, rules or {})
+    for name, one in conclusions.items():
+        if RULES[one.values.rule].whole_matrix and len(one.info.shape) != 2:
+            odd = f"{one.values.rule} steps matrices, and {name} has {len(one.info.shape)} sides"
+            raise UserError(f"{odd}; choose an optimizer that steps elements, such as adamw")
+    infos = {name: one.info for name, one in conclusions.items()}
+    groups = make_groups(dict(module.named_parameters()), infos, of_all, rules or {})
     _rescale(module, base, twins, conclusions, config.init_std)
     for name, (factor, place) in multipliers.items():
         owner, scale = module.get_submodule(name), _Scale(factor)
@@ -230,17 +235,6 @@ def _multipliers(
                 raise UserError(f"{name} is no module's own; put the product with it into a module, such as nn.Linear")
             found[use.module] = (recipes[2].multipliers.output, "input")
     return found
-
-
-def _groups(module: nn.Module, conclusions: Mapping[str, Conclusion], recipe: Recipe, rules: Overrides) -> list[Group]:
-    named = dict(module.named_parameters())
-    for name, found in conclusions.items():
-        if RULES[found.values.rule].whole_matrix and len(found.info.shape) != 2:
-            raise UserError(
-                f"{found.values.rule} steps matrices, and {name} has {len(found.info.shape)} sides; choose an "
-                f"optimizer that steps elements, such as adamw"
-            )
-    return make_groups(named, {name: found.info for name, found in conclusions.items()}, recipe, rules)
 
 
 @torch.no_grad()

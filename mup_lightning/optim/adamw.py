@@ -4,38 +4,29 @@ The arithmetic is torch's own fused kernel, one pass over memory for all paramet
 faster than torch's default.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch.optim.adamw import adamw
 
 from mup_lightning.optim.rule import Group, Item, Rule
-from mup_lightning.typed import NonNegativeFloat, Typed, UnitInterval
+from mup_lightning.typed import NonNegativeFloat, UnitInterval
 
 
 class AdamW(Rule):
-    """State of a parameter: `step` (0-dim float32), `exp_avg` and `exp_avg_sq` of its shape."""
+    """State of a parameter: `step` (0-dim float32), `exp_avg` and `exp_avg_sq` of its shape.
+
+    Attributes:
+        beta1: decay of the gradient's moving average.
+        beta2: decay of the squared gradient's moving average.
+        eps: base value of ε, which the recipe scales; null: recipe.eps.
+    """
 
     name = "adamw"
     like_parameter = ("exp_avg", "exp_avg_sq")
+    chunks_made = 0  # the kernel is fused
 
-    @dataclass
-    class Options(Typed, prefix="rules.adamw."):
-        """AdamW.
-
-        Attributes:
-            beta1: decay of the gradient's moving average.
-            beta2: decay of the squared gradient's moving average.
-            eps: base value of ε, which the recipe scales; null: recipe.eps.
-        """
-
-        beta1: UnitInterval = 0.9
-        beta2: UnitInterval = 0.95
-        eps: NonNegativeFloat | None = None
-
-    def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
-        """None: the kernel is fused."""
-        return 0
+    beta1: UnitInterval = 0.9
+    beta2: UnitInterval = 0.95
+    eps: NonNegativeFloat | None = None
 
     def start(self, group: Group, item: Item) -> None:
         """The kernel counts in a tensor."""

@@ -8,58 +8,42 @@
 The decays are the paper's 1 - β. At the first step A = sign(G), up to ε. Own code, because torch has no Adan.
 """
 
-from dataclasses import dataclass
-
 import torch
 
-from mup_lightning.optim.rule import Group, Item, Rule, chunks, move
-from mup_lightning.typed import NonNegativeFloat, Typed, UnitInterval
+from mup_lightning.optim.rule import Group, Rule, State
+from mup_lightning.typed import NonNegativeFloat, UnitInterval
 
 
 class Adan(Rule):
-    """State of a parameter: `step` (steps done), and three averages and the previous gradient of its shape."""
+    """State of a parameter: `step` (steps done), and three averages and the previous gradient of its shape.
+
+    Attributes:
+        beta1: decay of the gradient's moving average.
+        beta2: decay of the moving average of the gradient's change.
+        beta3: decay of the squared gradient's moving average.
+        eps: base value of ε, which the recipe scales; null: recipe.eps.
+    """
 
     name = "adan"
     like_parameter = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_gradient")
     counted = True
+    chunks_made = 3  # the change, the direction and its size
 
-    @dataclass
-    class Options(Typed, prefix="rules.adan."):
-        """Adan.
+    beta1: UnitInterval = 0.98
+    beta2: UnitInterval = 0.92
+    beta3: UnitInterval = 0.99
+    eps: NonNegativeFloat | None = None
 
-        Attributes:
-            beta1: decay of the gradient's moving average.
-            beta2: decay of the moving average of the gradient's change.
-            beta3: decay of the squared gradient's moving average.
-            eps: base value of ε, which the recipe scales; null: recipe.eps.
-        """
-
-        beta1: UnitInterval = 0.98
-        beta2: UnitInterval = 0.92
-        beta3: UnitInterval = 0.99
-        eps: NonNegativeFloat | None = None
-
-    def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
-        """A chunk of the change, and one of the direction and its size each."""
-        return 3 * super().scratch(group, items, device)
-
-    def step(self, group: Group, items: list[Item]) -> None:
-        """Chunk by chunk, so that only a chunk of a direction exists at a time."""
+    def direction(self, group: Group, state: State, *chunk: torch.Tensor) -> torch.Tensor:
+        """See `Rule`."""
+        G, M, V, N, previous = chunk
         beta1, beta2, beta3 = group["beta1"], group["beta2"], group["beta3"]
-        for item in items:
-            if item.state["step"] == 0:
-                item.state["previous_gradient"].copy_(item.gradient)
-            item.state["step"] += 1
-            first, second, third = (1.0 - beta ** item.state["step"] for beta in (beta1, beta2, beta3))
-            averages = (item.state[key] for key in self.like_parameter)
-            for weight, G, M, V, N, previous in chunks(item.parameter, item.gradient, *averages):
-                change = torch.sub(G, previous)
-                previous.copy_(G)
-                M.lerp_(G, 1.0 - beta1)
-                V.lerp_(change, 1.0 - beta2)
-                ahead = change.mul_(beta2).add_(G)
-                N.mul_(beta3).addcmul_(ahead, ahead, value=1.0 - beta3)
-                direction = torch.mul(M, 1.0 / first, out=ahead).add_(V, alpha=beta2 / second)
-                direction.div_((N / third).sqrt_().add_(group["eps"]))
-                move(group, weight, direction)
-                del change, ahead, direction  # or the next ones would be made before these are freed
+        first, second, third = (1.0 - beta ** state["step"] for beta in (beta1, beta2, beta3))
+        change = torch.zeros_like(G) if state["step"] == 1 else torch.sub(G, previous)
+        previous.copy_(G)
+        M.lerp_(G, 1.0 - beta1)
+        V.lerp_(change, 1.0 - beta2)
+        ahead = change.mul_(beta2).add_(G)
+        N.mul_(beta3).addcmul_(ahead, ahead, value=1.0 - beta3)
+        A = torch.mul(M, 1.0 / first, out=ahead).add_(V, alpha=beta2 / second)
+        return A.div_((N / third).sqrt_().add_(group["eps"]))

@@ -54,15 +54,11 @@ def make_groups(
                 for option, factor in values.scaled.items()
                 for base in [recipe.eps if options[option] is None else options[option]]
             }
-            averages = {option: _decay(option, name, options[option], p) for option, p in values.powers.items()}
+            averages = {option: options[option] ** power for option, power in values.powers.items()}
+            if still := [option for option, decay in averages.items() if decay >= 1.0]:
+                long = f"{still[0]} of {name} comes out as 1 for so long a run"  # an average that never moves
+                raise UserError(f"{long}; lower its base value, or raise the batch")
             groups[key] = {"params": [], "infos": [], **common, **options, **scaled, **averages}
         groups[key]["params"].append(parameter)
         groups[key]["infos"].append(info)
     return list(groups.values())
-
-
-def _decay(option: str, name: str, base: float, power: float) -> float:
-    """An average's decay over its share of the run. Raises UserError where rounding makes it 1: it would never move."""
-    if (decay := base**power) < 1.0:
-        return decay
-    raise UserError(f"{option} of {name} comes out as 1 for so long a run; lower its base value, or raise the batch")

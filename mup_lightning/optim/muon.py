@@ -8,41 +8,36 @@ Own code, because torch.optim.Muon computes in bfloat16 alone (30 times slower o
 a fused QKV for one matrix, and scales by √max(1, n_out/n_in), which is not the form that the recipe is derived for.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from mup_lightning.optim.newton_schulz import Coefficient, Iterations, operations, orthogonalise, scratch
-from mup_lightning.optim.rule import Group, Item, Rule, batches, empty_batch, move, split_blocks, split_items
+from mup_lightning.optim.rule import Group, Item, Rule, batches, move, split_blocks, split_items
 from mup_lightning.spectral.roles import ParameterInfo
-from mup_lightning.typed import Typed, UnitInterval
+from mup_lightning.typed import UnitInterval
 
 
 class Muon(Rule):
-    """State of a parameter: `momentum` of its shape. The scale is 1."""
+    """State of a parameter: `momentum` of its shape. The scale is 1.
+
+    Attributes:
+        momentum: decay of the gradient's accumulation.
+        nesterov: look one step ahead along the momentum.
+        steps: Newton-Schulz iterations.
+        coefficients: a, b, c of one iteration X <- aX + b(XXᵀ)X + c(XXᵀ)²X.
+        per_head: queries, keys and values are orthogonalised head by head, with rates derived for that.
+        dtype: of the iteration; auto is bfloat16 on GPU and float32 on CPU, where bfloat16 is slow.
+    """
 
     name = "muon"
 
-    @dataclass
-    class Options(Typed, prefix="rules.muon."):
-        """Muon and Muon-Kimi.
-
-        Attributes:
-            momentum: decay of the gradient's accumulation.
-            nesterov: look one step ahead along the momentum.
-            steps: Newton-Schulz iterations.
-            coefficients: a, b, c of one iteration X <- aX + b(XXᵀ)X + c(XXᵀ)²X.
-            per_head: queries, keys and values are orthogonalised head by head, with rates derived for that.
-            dtype: of the iteration; auto is bfloat16 on GPU and float32 on CPU, where bfloat16 is slow.
-        """
-
-        momentum: UnitInterval = 0.95
-        nesterov: bool = True
-        steps: Iterations = 5
-        coefficients: tuple[Coefficient, Coefficient, Coefficient] = (3.4445, -4.7750, 2.0315)
-        dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-        per_head: bool = False
+    momentum: UnitInterval = 0.95
+    nesterov: bool = True
+    steps: Iterations = 5
+    coefficients: tuple[Coefficient, Coefficient, Coefficient] = (3.4445, -4.7750, 2.0315)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    per_head: bool = False
 
     def blocks(self, group: Group, info: ParameterInfo) -> int:
         """Those of the model, or every head's."""
@@ -96,13 +91,11 @@ def iteration_dtype(name: str, device: torch.device, own: torch.dtype) -> torch.
 
 
 def _sources(group: Group, batch: list[Item]) -> torch.Tensor:
-    """Update M and return what is to be orthogonalised, (b, r, s)."""
-    sources = empty_batch(batch, torch.promote_types(batch[0].parameter.dtype, torch.float32))
-    for item, source in zip(batch, split_items(sources, batch), strict=True):
-        momentum = item.state["momentum"].mul_(group["momentum"]).add_(item.gradient)
-        M, G = split_blocks(momentum, item.blocks), split_blocks(item.gradient, item.blocks)
+    """Update M and return what is to be orthogonalised, (b, r, s) in memory of its own."""
+    sources = []
+    for item in batch:
+        source = item.state["momentum"].mul_(group["momentum"]).add_(item.gradient)
         if group["nesterov"]:
-            torch.add(G, M, alpha=group["momentum"], out=source)
-        else:
-            source.copy_(M)
-    return sources
+            source = torch.add(item.gradient, source, alpha=group["momentum"])
+        sources.append(split_blocks(source, item.blocks))
+    return torch.cat(sources).to(torch.promote_types(sources[0].dtype, torch.float32))

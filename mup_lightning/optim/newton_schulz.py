@@ -3,8 +3,6 @@
 X <- aX + b(XXᵀ)X + c(XXᵀ)²X drives every singular value towards 1 (Jordan et al. 2024, "Muon"). With Muon's
 coefficients (3.4445, -4.7750, 2.0315) five steps leave them between about 0.7 and 1.2: fast, and as good for training.
 
-All work is done in the batch's own memory and in at most twice as much again, however many the steps.
-
 Shapes: b matrices in a batch, r rows, s columns; n the shorter side.
 """
 
@@ -58,15 +56,16 @@ def operations(rows: int, columns: int, steps: int) -> int:
 def scratch(items: list[Item], dtype: torch.dtype, device: torch.device) -> int:
     """Bytes made at most while the matrices of float32 items are iterated on, batch by batch.
 
-    X and its next value, and the Gram matrices that have no room in the latter: one, or two where three steps at a time
-    are done on matrices of 1:2 to 1:3 (see `iterate`). In bfloat16 the float32 source next to X is as much as all that.
+    X and its next value next to two Gram matrices, or to four where three steps at a time are done (see `iterate`). In
+    bfloat16 the sources in float32, collected in a batch, may be more.
     """
     most = 0
     for batch in batches(items, device):
         numel = sum(item.parameter.numel() for item in batch)
         short, long = sorted(batch[0].block_shape)
-        grams = 2 if 2 * short <= long < 3 * short else 1
-        most = max(most, 6 * numel if dtype == torch.bfloat16 else 4 * (2 * numel + grams * numel * short // long))
+        half = dtype == torch.bfloat16
+        grams = numel * short // long * (4 if 2 * short <= long and not half else 2)
+        most = max(most, (2 if half else 4) * (2 * numel + grams), 8 * numel if half else 0)
     return most
 
 
@@ -95,62 +94,31 @@ def norms(matrices_brs: torch.Tensor) -> torch.Tensor:
 def iterate(matrices_brs: torch.Tensor, coefficients: Sequence[Coefficients]) -> torch.Tensor:
     """One step X <- aX + b(XXᵀ)X + c(XXᵀ)²X for each (a, b, c), in the matrices' own dtype.
 
-    Where one side is at least twice the other, three steps at a time are done on the small Gram matrix XXᵀ alone:
-    a third less work at 1:4, and as accurate in float32 (in bfloat16 it would not be).
+    A step is X <- PX with P = aI + bA + cA², A = XXᵀ; where X is tall, X <- XPᵀ and A = XᵀX. Where one side is at least
+    twice the other, three steps at a time are done on A alone, as A <- PAP, and the P multiply up: a third less work at
+    1:4, and as accurate in float32 (in bfloat16 it would not be).
 
     Args:
         matrices_brs: (b, r, s), spectral norms at most 1; overwritten.
         coefficients: a, b, c of each step.
-
-    Returns:
-        (b, r, s), in the memory of the argument or in new memory.
     """
-    rows, columns = matrices_brs.shape[-2:]
-    short, long = sorted((rows, columns))
-    X = matrices_brs.reshape(-1, rows, columns)
-    spare = torch.empty_like(X)
-    narrow = 2 * short <= long and X.dtype != torch.bfloat16
-    size = _ROUND if narrow else 1
-    # Those of a round's two or four Gram matrices that do not fit into `spare`; the first never goes there.
-    own = [X.new_empty(X.shape[0], short, short) for _ in range(2 if narrow and long < 3 * short else 1)]
+    X, spare = matrices_brs, torch.empty_like(matrices_brs)
+    tall, (short, long) = X.shape[-2] > X.shape[-1], sorted(X.shape[-2:])
+    size = _ROUND if 2 * short <= long and X.dtype != torch.bfloat16 else 1
     for start in range(0, len(coefficients), size):
-        _round(X, coefficients[start : start + size], spare, own)
-        X, spare = spare, X
-    return X.view(matrices_brs.shape)
-
-
-def _round(X: torch.Tensor, coefficients: Sequence[Coefficients], spare: torch.Tensor, own: list[torch.Tensor]) -> None:
-    """A few steps, from X into `spare`.
-
-    Each is X <- PX with P = aI + bA + cA², A = XXᵀ; so A <- PAP, and the P multiply up. Where X is tall, X <- XPᵀ and
-    A = XᵀX.
-
-    Args:
-        X: (b, r, s), left unchanged.
-        coefficients: a, b, c of each step.
-        spare: memory for the result, which is written last of all: until then it holds Gram matrices.
-        own: memory for (b, n, n), apart from both.
-    """
-    tall = X.shape[1] > X.shape[2]
-    shared = spare.view(-1).split(own[0].numel())[: max(X.shape[1:]) // min(X.shape[1:])]
-    grams = own + [memory.view_as(own[0]) for memory in shared]
-    P, A = grams[:2]
-    torch.bmm(X.mT if tall else X, X if tall else X.mT, out=A)
-    a, b, c = coefficients[-1]
-    if len(coefficients) == 1:
-        torch.baddbmm(A, A, A, beta=b, alpha=c, out=P)
-        torch.baddbmm(X, X if tall else P, P.mT if tall else X, beta=a, out=spare)
-        return
-    product, free = grams[2:4]
-    for step, (first, second, third) in enumerate(coefficients[:-1]):
-        torch.baddbmm(A, A, A, beta=second, alpha=third, out=P)
-        P.diagonal(dim1=-2, dim2=-1).add_(first)
-        torch.bmm(torch.bmm(P, A, out=free), P, out=A)
-        if step == 0:
-            product.copy_(P)
+        *before, (a, b, c) = coefficients[start : start + size]
+        A = X.mT @ X if tall else X @ X.mT
+        product = None
+        for first, second, third in before:
+            P = torch.baddbmm(A, A, A, beta=second, alpha=third)
+            P.diagonal(dim1=-2, dim2=-1).add_(first)
+            A = P @ A @ P
+            product = P if product is None else P @ product
+        P = torch.baddbmm(A, A, A, beta=b, alpha=c)
+        if product is None:
+            torch.baddbmm(X, X if tall else P, P.mT if tall else X, beta=a, out=spare)
         else:
-            torch.bmm(P, product, out=free)
-            product, free = free, product
-    torch.baddbmm(A, A, A, beta=b, alpha=c, out=free)
-    torch.baddbmm(product, free, product, beta=a, out=P)
-    torch.bmm(X if tall else P, P.mT if tall else X, out=spare)
+            P = torch.baddbmm(product, P, product, beta=a)
+            torch.bmm(X if tall else P, P.mT if tall else X, out=spare)
+        X, spare = spare, X
+    return X

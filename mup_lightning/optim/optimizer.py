@@ -53,10 +53,10 @@ class HybridOptimizer(Optimizer):
 
     Args:
         groups: see `groups.make_groups`.
-        check: refuse gradients that are not finite before any rule sees one. That is one pass over them; a caller that
-            has checked them already may leave it out.
 
     Attributes:
+        check: refuse gradients that are not finite before any rule sees one. That is one pass over them; a caller that
+            has checked them already may leave it out.
         held: every parameter by name.
         layouts: flat tensor -> its layout; empty where groups hold the parameters themselves.
         before_update: called in every step when gradients are there, just before weights change. (torch's pre-hooks
@@ -64,9 +64,9 @@ class HybridOptimizer(Optimizer):
         watch: if set, called after every step of whole parameters, in the process that made it.
     """
 
-    def __init__(self, groups: list[Group], *, check: bool = True) -> None:
+    def __init__(self, groups: list[Group]) -> None:
         super().__init__(groups, defaults={})
-        self.check = check
+        self.check = True
         # Recorded before any wrapper flattens them.
         self.held: dict[str, Held] = {
             info.name: Held(parameter, info, RULES[group["rule"]])

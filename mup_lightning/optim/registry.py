@@ -16,38 +16,23 @@ Overrides = Mapping[str, Mapping[str, Any]]
 """Section -> option -> value: what differs from the rules' defaults, as `Config.rules` holds it."""
 
 
-def _find_rules() -> dict[str, Rule]:
-    """The rule of every family: a subclass of `Rule` of that name, in a module of this package named after a family."""
-    for name in FAMILIES:
-        if find_spec(f"{__package__}.{name}"):
-            import_module(f"{__package__}.{name}")
-    found: dict[str, Rule] = {}
-    classes = Rule.__subclasses__()
-    while classes:
-        kind = classes.pop()
-        found[kind.name] = kind()
-        classes += kind.__subclasses__()
-    return {name: found[name] for name in FAMILIES}
+for _name in FAMILIES:
+    if find_spec(f"{__package__}.{_name}"):
+        import_module(f"{__package__}.{_name}")
 
-
-RULES: dict[str, Rule] = _find_rules()
-"""Every update rule by name, in the order of `FAMILIES`."""
+RULES: dict[str, Rule] = {name: Rule.known[name]() for name in FAMILIES}
+"""Every update rule by name, in the order of `FAMILIES`; each is in a module of this package named after a family."""
 
 SECTIONS: dict[str, Rule] = {rule.section: rule for rule in RULES.values()}
 """Section of the options -> a rule that has them."""
 
 
 def options_in_force(rules: Overrides, section: str) -> dict[str, Any]:
-    """All options of a rule: its defaults, and what was set.
+    """All options of a section's rule: its defaults, and what was set.
 
-    Args:
-        rules: what was set, of any rules.
-        section: of the rule.
-
-    Raises:
-        UserError: an option is unknown, or has a value that defines no update.
+    Raises UserError where an option is unknown, or has a value that defines no update.
     """
-    return asdict(build(SECTIONS[section].Options, rules.get(section, {}), f"rules.{section}."))
+    return asdict(build(type(SECTIONS[section]), rules.get(section, {}), f"rules.{section}."))
 
 
 def used_sections(optimizer: str) -> list[str]:

@@ -9,12 +9,13 @@ Shapes: k blocks of one parameter (3 for a fused QKV), b matrices in a batch, r 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, dataclass_transform
 
 import torch
 
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.roles import ParameterInfo
+from mup_lightning.typed import Typed
 
 State = dict[str, Any]
 """What a rule keeps for one parameter: tensors and numbers by name."""
@@ -59,29 +60,37 @@ class Item:
         return self.parameter.shape[0] // self.blocks, self.parameter.shape[1]
 
 
-class Rule:
-    """An update rule. Stateless itself: all state is in the items, so one optimizer can hold many rules.
+@dataclass_transform()
+@dataclass(eq=False)
+class Rule(Typed):
+    """An update rule. All state is in the items, so one optimizer can hold many rules.
+
+    A rule's fields are its options: dataclass fields, with types that say which values define an update, at their
+    defaults. Those that a run uses are entries of the rule's groups. A rule that needs estimates of the Hessian's
+    diagonal has an option hessian_every, the steps between two of them, and is `counted`.
 
     Attributes:
         name: the rule's, as in `FAMILIES` and in a group's "rule".
         section: where its options are in the configuration, `rules.SECTION`; its name unless it shares another's.
         like_parameter: names of the tensors in a parameter's state that have its shape and start at zero.
         counted: whether a parameter's state counts its steps, as "step".
-        Options: dataclass of what can be set, with types that say which values define an update. Its fields become
-            entries of the rule's groups. A rule that needs estimates of the Hessian's diagonal has an option
-            hessian_every, the steps between two of them, and is `counted`.
+        chunks_made: what a step of an elementwise rule makes at a time beside weights and states, in chunks.
     """
 
     name: ClassVar[str]
     section: ClassVar[str]
     like_parameter: ClassVar[tuple[str, ...]] = ("momentum",)
     counted: ClassVar[bool] = False
-    Options: ClassVar[type]
+    chunks_made: ClassVar[int] = 1
+    known: ClassVar[dict[str, type["Rule"]]] = {}
 
     def __init_subclass__(cls) -> None:
-        """A subclass with options of its own has a section of its own."""
-        if "Options" in vars(cls):
+        """Register a rule; one with options of its own has a section of its own."""
+        super().__init_subclass__()
+        if cls.__annotations__:
             cls.section = cls.name
+        cls._prefix = f"rules.{cls.section}."
+        cls.known[cls.name] = dataclass(eq=False)(cls)
 
     @property
     def whole_matrix(self) -> bool:
@@ -98,14 +107,12 @@ class Rule:
 
     def operations(self, group: Group, rows: int, columns: int) -> int | None:
         """Floating-point operations of one step of a (rows, columns) matrix; None where they matter but are unknown."""
-        return None if self.whole_matrix else 0
+        return None if self.whole_matrix or "hessian_every" in group else 0
 
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
-        """Bytes that a step of float32 items makes at most, beyond weights, gradients and states.
-
-        This default is that of a rule that works in `chunks` and makes one direction at a time.
-        """
-        return 4 * min(max(item.parameter.numel() for item in items), _CHUNK.get(device.type, _ELSEWHERE))
+        """Bytes that a step of float32 items makes at most, beyond weights, gradients and states."""
+        chunk = min(max(item.parameter.numel() for item in items), _CHUNK.get(device.type, _ELSEWHERE))
+        return 4 * chunk * self.chunks_made
 
     def start(self, group: Group, item: Item) -> None:
         """Fill in the state of a parameter before its first step; its tensors say how much memory the rule needs."""
@@ -115,7 +122,19 @@ class Rule:
             item.state[name] = torch.zeros_like(item.parameter)
 
     def step(self, group: Group, items: list[Item]) -> None:
-        """One step of all the items, in place; their states are filled in."""
+        """One step of all the items, in place; their states are filled in.
+
+        This default is that of an elementwise rule. It goes chunk by chunk, so that no direction ever exists whole.
+        """
+        for item in items:
+            if self.counted:
+                item.state["step"] += 1
+            states = (item.state[name] for name in self.like_parameter)
+            for weight, *chunk in chunks(item.parameter, item.gradient, *states):
+                move(group, weight, self.direction(group, item.state, *chunk))
+
+    def direction(self, group: Group, state: State, *chunk: torch.Tensor) -> torch.Tensor:
+        """A of a chunk: of the gradient and of the states `like_parameter`, which are updated."""
         raise NotImplementedError
 
     def update(self, group: Group, items: list[Item]) -> None:
@@ -132,10 +151,7 @@ def move(group: Group, weight: torch.Tensor, direction: torch.Tensor, scale: flo
 
 
 def chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Views of the same rows of tensors of one shape, as many rows as fit a chunk but at least one.
-
-    An elementwise rule goes through them so that no direction ever exists whole.
-    """
+    """Views of the same rows of tensors of one shape, as many rows as fit a chunk but at least one."""
     first = tensors[0]
     rows = max(1, _CHUNK.get(first.device.type, _ELSEWHERE) // max(1, first[0].numel()))
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
@@ -162,12 +178,6 @@ def batches(items: list[Item], device: torch.device | None = None) -> list[list[
         size = max(1, most // max(item.parameter.numel() for item in same))
         result += [same[start : start + size] for start in range(0, len(same), size)]
     return result
-
-
-def empty_batch(items: list[Item], dtype: torch.dtype) -> torch.Tensor:
-    """Uninitialised memory for all blocks of a batch, (b, r, s)."""
-    first = split_blocks(items[0].parameter, items[0].blocks)
-    return first.new_empty(sum(item.blocks for item in items), *first.shape[1:], dtype=dtype)
 
 
 def split_items(matrices_b: torch.Tensor, items: list[Item]) -> tuple[torch.Tensor, ...]:

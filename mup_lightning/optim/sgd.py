@@ -8,42 +8,32 @@ The arithmetic is torch's own fused kernel. Decay is decoupled because the recip
 momentum both kinds are the same.
 """
 
-from dataclasses import dataclass
-
-import torch
 from torch.optim.sgd import sgd
 
 from mup_lightning.errors import UserError
 from mup_lightning.optim.rule import Group, Item, Rule
-from mup_lightning.typed import Typed, UnitInterval
+from mup_lightning.typed import UnitInterval
 
 
 class SGD(Rule):
-    """State of a parameter: `momentum` of its shape; none where the momentum is 0."""
+    """State of a parameter: `momentum` of its shape; none where the momentum is 0.
+
+    Attributes:
+        momentum: decay of the gradient's accumulation; 0: none.
+        nesterov: look one step ahead along the momentum.
+    """
 
     name = "sgd"
+    chunks_made = 0  # the kernel is fused
 
-    @dataclass
-    class Options(Typed, prefix="rules.sgd."):
-        """SGD.
+    momentum: UnitInterval = 0.9
+    nesterov: bool = False
 
-        Attributes:
-            momentum: decay of the gradient's accumulation; 0: none.
-            nesterov: look one step ahead along the momentum.
-        """
-
-        momentum: UnitInterval = 0.9
-        nesterov: bool = False
-
-        def __post_init__(self) -> None:
-            """Raise UserError for Nesterov without momentum."""
-            super().__post_init__()
-            if self.nesterov and not self.momentum:
-                raise UserError("rules.sgd.nesterov is true, but rules.sgd.momentum is 0; expected a momentum above 0")
-
-    def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
-        """None: the kernel is fused."""
-        return 0
+    def __post_init__(self) -> None:
+        """Raise UserError for Nesterov without momentum."""
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise UserError("rules.sgd.nesterov is true, but rules.sgd.momentum is 0; expected a momentum above 0")
 
     def start(self, group: Group, item: Item) -> None:
         """A momentum of zero, where there is one."""

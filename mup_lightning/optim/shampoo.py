@@ -14,13 +14,12 @@ Own code, because torch has no Shampoo.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 
 from mup_lightning.errors import UserError
 from mup_lightning.optim.rule import Group, Item, Rule, State, split_blocks
-from mup_lightning.typed import NonNegativeFloat, PositiveInt, Typed, UnitInterval
+from mup_lightning.typed import NonNegativeFloat, PositiveInt, UnitInterval
 
 SIDES = ("left", "right")
 
@@ -33,31 +32,26 @@ class Shampoo(Rule):
 
     `step` (steps done), `momentum` of its shape, `left` and `left_root` (k, r, r), `right` and `right_root` (k, s, s);
     `exponent` where `in_units` says so.
+
+    Attributes:
+        beta1: decay of the gradient's moving average.
+        beta2: decay of the preconditioners' moving averages.
+        precondition_every: steps from one inverse root to the next.
+        max_dimension: sides longer than this are not preconditioned.
+        correct_bias: of the gradient's average, as Adam does; arXiv 2603.00541 (eq. 22) corrects L and R alone, so
+            that its steps begin 1 - beta1 as large.
+        eps: base value of ε, which the recipe scales; null: recipe.eps.
     """
 
     name = "shampoo"
     counted = True
 
-    @dataclass
-    class Options(Typed, prefix="rules.shampoo."):
-        """Shampoo.
-
-        Attributes:
-            beta1: decay of the gradient's moving average.
-            beta2: decay of the preconditioners' moving averages.
-            precondition_every: steps from one inverse root to the next.
-            max_dimension: sides longer than this are not preconditioned.
-            correct_bias: of the gradient's average, as Adam does; arXiv 2603.00541 (eq. 22) corrects L and R alone, so
-                that its steps begin 1 - beta1 as large.
-            eps: base value of ε, which the recipe scales; null: recipe.eps.
-        """
-
-        beta1: UnitInterval = 0.95
-        beta2: UnitInterval = 0.95
-        precondition_every: PositiveInt = 1
-        max_dimension: PositiveInt = 20000
-        correct_bias: bool = True
-        eps: NonNegativeFloat | None = None
+    beta1: UnitInterval = 0.95
+    beta2: UnitInterval = 0.95
+    precondition_every: PositiveInt = 1
+    max_dimension: PositiveInt = 20000
+    correct_bias: bool = True
+    eps: NonNegativeFloat | None = None
 
     def cost(self, rows: int, columns: int) -> float:
         """Two eigendecompositions."""

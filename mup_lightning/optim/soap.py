@@ -12,13 +12,11 @@ authors' too. A side longer than max_dimension keeps its own basis.
 Own code, because torch has no SOAP.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from mup_lightning.optim.rule import Group, Item, Rule, State, move, split_blocks
 from mup_lightning.optim.shampoo import SIDES, accumulate, in_units, start_sides
-from mup_lightning.typed import PositiveFloat, PositiveInt, Typed, UnitInterval
+from mup_lightning.typed import PositiveFloat, PositiveInt, UnitInterval
 
 
 class SOAP(Rule):
@@ -26,37 +24,32 @@ class SOAP(Rule):
 
     `step` (steps done), `exp_avg` of its shape, `exp_avg_sq` of its shape but in the eigenbasis, `left` and
     `left_basis` (k, r, r), `right` and `right_basis` (k, s, s); `exponent` where `in_units` says so.
+
+    Attributes:
+        beta1: decay of the gradient's moving average.
+        beta2: decay of the squared gradient's and the preconditioners' moving averages.
+        eps: base value of Adam's ε, in the eigenbasis; the recipe scales it.
+        precondition_every: steps from one refresh of the eigenbasis to the next.
+        max_dimension: sides longer than this keep their own basis.
     """
 
     name = "soap"
     like_parameter = ("exp_avg", "exp_avg_sq")
     counted = True
 
-    @dataclass
-    class Options(Typed, prefix="rules.soap."):
-        """SOAP.
-
-        Attributes:
-            beta1: decay of the gradient's moving average.
-            beta2: decay of the squared gradient's and the preconditioners' moving averages.
-            eps: base value of Adam's ε, in the eigenbasis; the recipe scales it.
-            precondition_every: steps from one refresh of the eigenbasis to the next.
-            max_dimension: sides longer than this keep their own basis.
-        """
-
-        beta1: UnitInterval = 0.95
-        beta2: UnitInterval = 0.95
-        eps: PositiveFloat = 1e-8
-        precondition_every: PositiveInt = 10
-        max_dimension: PositiveInt = 10000
+    beta1: UnitInterval = 0.95
+    beta2: UnitInterval = 0.95
+    eps: PositiveFloat = 1e-8
+    precondition_every: PositiveInt = 10
+    max_dimension: PositiveInt = 10000
 
     def cost(self, rows: int, columns: int) -> float:
         """Two QR decompositions."""
         return rows**3 + columns**3
 
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
-        """Three float32 squares of the longer side (QR), and after them two rotated matrices."""
-        return max(max(12 * item.blocks * max(item.block_shape) ** 2, 8 * item.parameter.numel()) for item in items)
+        """Three float32 squares of the longer side (QR), and before them as many rotated matrices."""
+        return max(12 * max(item.blocks * max(item.block_shape) ** 2, item.parameter.numel()) for item in items)
 
     def start(self, group: Group, item: Item) -> None:
         """Averages of zero, and memory for the bases."""
@@ -82,18 +75,16 @@ class SOAP(Rule):
 
 
 def _move(group: Group, item: Item, G_krs: torch.Tensor, eps: float) -> None:
-    """Step V and the weight, with at most two matrices of the weight's size for the rotations."""
+    """Step V and the weight."""
     state, t = item.state, item.state["step"] - 1
     V_krs, M_krs, W_krs = (
         split_blocks(tensor, item.blocks) for tensor in (state["exp_avg_sq"], state["exp_avg"], item.parameter)
     )
-    rotated, spare = _rotate(state, G_krs, *(torch.empty_like(G_krs) for _ in range(2)))
+    rotated = _rotate(state, G_krs)
     V_krs.mul_(group["beta2"]).addcmul_(rotated, rotated, value=1.0 - group["beta2"])
-    rotated, spare = _rotate(state, M_krs, rotated, spare)
-    rotated.div_(torch.sqrt(V_krs, out=spare).add_(eps))
-    rotated, _ = _rotate(state, rotated, spare, rotated, back=True)
+    rotated = _rotate(state, M_krs) / V_krs.sqrt().add_(eps)
     correction = (1.0 - group["beta2"] ** t) ** 0.5 / (1.0 - group["beta1"] ** t)
-    move(group, W_krs, rotated, correction)
+    move(group, W_krs, _rotate(state, rotated, back=True), correction)
 
 
 def _take_bases(state: State) -> None:
@@ -104,32 +95,13 @@ def _take_bases(state: State) -> None:
             state[side + "_basis"].copy_(torch.linalg.eigh(state[side].to(wide)).eigenvectors.flip(-1))
 
 
-def _rotate(
-    state: State, X_krs: torch.Tensor, first: torch.Tensor, second: torch.Tensor, *, back: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Q_Lᵀ X Q_R, or back: Q_L X Q_Rᵀ.
-
-    Args:
-        state: with the bases of sides that are not too long.
-        X_krs: left unchanged, unless its memory is `second`.
-        first: memory of X's size.
-        second: likewise, which may be X's own.
-        back: see above.
-
-    Returns:
-        The result, in one of the two memories, and the other one.
-    """
-    if "left" not in state and "right" not in state:
-        return first.copy_(X_krs), second
+def _rotate(state: State, X_krs: torch.Tensor, *, back: bool = False) -> torch.Tensor:
+    """Q_Lᵀ X Q_R, or back: Q_L X Q_Rᵀ, with the bases of sides that are not too long."""
     if "left" in state:
-        basis = state["left_basis"]
-        X_krs = torch.bmm(basis if back else basis.mT, X_krs, out=first)
-        first, second = second, first
+        X_krs = (state["left_basis"] if back else state["left_basis"].mT) @ X_krs
     if "right" in state:
-        basis = state["right_basis"]
-        X_krs = torch.bmm(X_krs, basis.mT if back else basis, out=first)
-        first, second = second, first
-    return second, first
+        X_krs = X_krs @ (state["right_basis"].mT if back else state["right_basis"])
+    return X_krs
 
 
 def _refresh(state: State, V_krs: torch.Tensor) -> None:

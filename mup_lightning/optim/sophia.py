@@ -22,63 +22,54 @@ Shapes: N tokens, C width, V padded vocabulary, K tokens in a chunk.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from mup_lightning.model.loss import default_chunk, soft_cap
 from mup_lightning.model.parameters import stable_seed
-from mup_lightning.optim.rule import Group, Item, Rule, chunks, move
-from mup_lightning.typed import PositiveFloat, PositiveInt, Typed, UnitInterval
+from mup_lightning.optim.rule import Group, Item, Rule, State
+from mup_lightning.typed import PositiveFloat, PositiveInt, UnitInterval
 
 
 class Sophia(Rule):
-    """State of a parameter: `step` (steps done), `momentum` and `hessian` of its shape."""
+    """State of a parameter: `step` (steps done), `momentum` and `hessian` of its shape.
+
+    Attributes:
+        beta1: decay of the gradient's moving average.
+        beta2: decay of the Hessian's moving average, per estimate.
+        rho: size of the Hessian in the denominator (the paper's gamma): the larger, the fewer entries are clipped.
+            A base value, which the recipe scales so that the clipped share stays.
+        hessian_every: steps from one estimate of the Hessian to the next.
+        eps: least denominator; a base value, which the recipe scales.
+    """
 
     name = "sophia"
     like_parameter = ("momentum", "hessian")
     counted = True
 
-    @dataclass
-    class Options(Typed, prefix="rules.sophia."):
-        """Sophia.
-
-        Attributes:
-            beta1: decay of the gradient's moving average.
-            beta2: decay of the Hessian's moving average, per estimate.
-            rho: size of the Hessian in the denominator (the paper's gamma): the larger, the fewer entries are clipped.
-                A base value, which the recipe scales so that the clipped share stays.
-            hessian_every: steps from one estimate of the Hessian to the next.
-            eps: least denominator; a base value, which the recipe scales.
-        """
-
-        beta1: UnitInterval = 0.965
-        beta2: UnitInterval = 0.99
-        rho: PositiveFloat = 0.05
-        hessian_every: PositiveInt = 10
-        eps: PositiveFloat = 1e-12
-
-    def operations(self, group: Group, rows: int, columns: int) -> int | None:
-        """The estimates of the Hessian are not counted."""
-        return None
+    beta1: UnitInterval = 0.965
+    beta2: UnitInterval = 0.99
+    rho: PositiveFloat = 0.05
+    hessian_every: PositiveInt = 10
+    eps: PositiveFloat = 1e-12
 
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
         """Before some steps an estimate of the Hessian: a second gradient, and its square."""
         return 8 * sum(item.parameter.numel() for item in items)
 
     def step(self, group: Group, items: list[Item]) -> None:
-        """Chunk by chunk, so that only a chunk of a direction exists at a time."""
+        """Take in new estimates of the Hessian first."""
         for item in items:
-            state = item.state
-            state["step"] += 1
             if item.hessian is not None:
-                state["hessian"].lerp_(item.hessian, 1.0 - group["beta2"])
-            for weight, G, M, h in chunks(item.parameter, item.gradient, state["momentum"], state["hessian"]):
-                M.lerp_(G, 1.0 - group["beta1"])
-                size = h.mul(group["rho"]).clamp_min_(group["eps"])
-                direction = torch.div(M, size, out=size).clamp_(-1.0, 1.0)
-                move(group, weight, direction)
-                del size, direction  # or the next ones would be made before these are freed
+                item.state["hessian"].lerp_(item.hessian, 1.0 - group["beta2"])
+        super().step(group, items)
+
+    def direction(self, group: Group, state: State, *chunk: torch.Tensor) -> torch.Tensor:
+        """See `Rule`."""
+        G, M, h = chunk
+        M.lerp_(G, 1.0 - group["beta1"])
+        size = h.mul(group["rho"]).clamp_min_(group["eps"])
+        return torch.div(M, size, out=size).clamp_(-1.0, 1.0)
 
 
 def estimate(

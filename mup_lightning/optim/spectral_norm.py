@@ -7,6 +7,8 @@ many singular values next to the largest. No vector has to be kept between calls
 Shapes: b matrices in a batch, r rows, s columns, n the smaller side.
 """
 
+import math
+
 import torch
 from torch.nn.utils import get_total_norm
 
@@ -69,23 +71,15 @@ def largest_singular_values(W_brs: torch.Tensor, squarings: int = 8) -> torch.Te
 
 
 def spectral_norms(tensors: list[torch.Tensor]) -> list[float]:
-    """‖X‖₂ of matrices, and the length of vectors, to 1e-4 or better. Equal shapes are computed together.
+    """‖X‖₂ of matrices, and the length of vectors, to 1e-4 or better.
 
     Raises:
         FloatingPointError: a tensor holds a NaN or an infinity.
     """
-    result = [0.0] * len(tensors)
-    by_shape: dict[torch.Size, list[int]] = {}
-    for place, tensor in enumerate(tensors):
-        by_shape.setdefault(tensor.shape, []).append(place)
-    for places in by_shape.values():
-        X_brs = torch.stack([tensors[place] for place in places])
-        values_b = largest_singular_values(X_brs if X_brs.ndim == 3 else X_brs[:, :, None], squarings=12)
-        if values_b.isnan().any():
-            raise FloatingPointError("a step is not finite")
-        for place, value in zip(places, values_b.tolist(), strict=True):
-            result[place] = value
-    return result
+    norms = [float(largest_singular_values(X.reshape(1, len(X), -1), squarings=12)) for X in tensors]
+    if any(map(math.isnan, norms)):
+        raise FloatingPointError("a step is not finite")
+    return norms
 
 
 def total_norm(tensors: list[torch.Tensor]) -> torch.Tensor:

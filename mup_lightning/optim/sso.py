@@ -14,14 +14,13 @@ Own code, because torch has no SSO, and pytorch_optimizer's leaves out R and the
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from mup_lightning.optim.newton_schulz import Iterations, iterate, norms, scratch, units
-from mup_lightning.optim.rule import Group, Item, Rule, batches, empty_batch, split_blocks, split_items
+from mup_lightning.optim.rule import Group, Item, Rule, batches, split_blocks, split_items
 from mup_lightning.optim.spectral_norm import leading
-from mup_lightning.typed import PositiveFloat, Typed, UnitInterval
+from mup_lightning.typed import PositiveFloat, UnitInterval
 
 POLAR_EXPRESS = (
     (8.2051, -22.9019, 16.4607),
@@ -37,31 +36,27 @@ POLAR_EXPRESS = (
 
 
 class SSO(Rule):
-    """State of a parameter: `momentum` of its shape."""
+    """State of a parameter: `momentum` of its shape.
+
+    Attributes:
+        momentum: decay of the gradient's moving average.
+        radius: of the step and the sphere, in units of sqrt(n_out / n_in).
+        sphere: the sphere's radius over the step's; the recipe scales it (of the output matrix, with the width).
+        steps: Newton-Schulz iterations of one orthogonalisation.
+        tolerance: how far from tangent to the sphere a step may be, |<u v^T, direction>|.
+    """
 
     name = "sso"
 
-    @dataclass
-    class Options(Typed, prefix="rules.sso."):
-        """Spectral Sphere Optimizer.
-
-        Attributes:
-            momentum: decay of the gradient's moving average.
-            radius: of the step and the sphere, in units of sqrt(n_out / n_in).
-            sphere: the sphere's radius over the step's; the recipe scales it (of the output matrix, with the width).
-            steps: Newton-Schulz iterations of one orthogonalisation.
-            tolerance: how far from tangent to the sphere a step may be, |<u v^T, direction>|.
-        """
-
-        momentum: UnitInterval = 0.9
-        radius: PositiveFloat = 1.0
-        sphere: PositiveFloat = 1.0
-        steps: Iterations = 8
-        tolerance: PositiveFloat = 2e-4
+    momentum: UnitInterval = 0.9
+    radius: PositiveFloat = 1.0
+    sphere: PositiveFloat = 1.0
+    steps: Iterations = 8
+    tolerance: PositiveFloat = 2e-4
 
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
-        """That of Newton-Schulz; W's power iteration (a copy and two Gram matrices) comes before, and takes no more."""
-        return scratch(items, torch.float32, device)
+        """That of Newton-Schulz, and M as one batch; W's power iteration comes before, and takes no more."""
+        return scratch(items, torch.float32, device) * 3 // 2
 
     def step(self, group: Group, items: list[Item]) -> None:
         """Matrices of equal shape are solved as one batch."""
@@ -73,9 +68,9 @@ class SSO(Rule):
 
 def _update(group: Group, batch: list[Item]) -> None:
     wide = torch.promote_types(batch[0].parameter.dtype, torch.float32)
-    norm_b11, u_br1, v_bs1 = leading(_weights(batch, wide))
-    momenta = [split_blocks(item.state["momentum"], item.blocks) for item in batch]
-    phi_brs = tangent(momenta, u_br1, v_bs1, group["steps"], group["tolerance"])
+    norm_b11, u_br1, v_bs1 = leading(torch.cat([split_blocks(item.parameter, item.blocks) for item in batch]).to(wide))
+    M_brs = torch.cat([split_blocks(item.state["momentum"], item.blocks) for item in batch]).to(wide)
+    phi_brs = tangent(M_brs, u_br1, v_bs1, group["steps"], group["tolerance"])
     radius_b11 = group["radius"] * _side_ratios(batch, norm_b11) ** 0.5
     decay = 1.0 - group["lr"] * group["weight_decay"]
     factor_b11 = torch.where(norm_b11 > 0, group["sphere"] * radius_b11 / norm_b11, 1.0) * decay
@@ -84,24 +79,16 @@ def _update(group: Group, batch: list[Item]) -> None:
         split_blocks(item.parameter, item.blocks).mul_(factor).sub_(move)
 
 
-def _weights(batch: list[Item], dtype: torch.dtype) -> torch.Tensor:
-    """A copy of a batch's weights, (b, r, s)."""
-    weights = empty_batch(batch, dtype)
-    for item, weight in zip(batch, split_items(weights, batch), strict=True):
-        weight.copy_(split_blocks(item.parameter, item.blocks))
-    return weights
-
-
 def _side_ratios(items: list[Item], like: torch.Tensor) -> torch.Tensor:
     """n_out/n_in of each matrix in a batch, as (b, 1, 1)."""
-    _, rows, columns = split_blocks(items[0].parameter, items[0].blocks).shape
+    rows, columns = items[0].block_shape
     ratio = rows / columns
     ratios = [1 / ratio if item.transposed else ratio for item in items for _ in range(item.blocks)]
     return like.new_tensor(ratios)[:, None, None]
 
 
 def tangent(
-    momenta: list[torch.Tensor], u_br1: torch.Tensor, v_bs1: torch.Tensor, steps: int, tolerance: float
+    M_brs: torch.Tensor, u_br1: torch.Tensor, v_bs1: torch.Tensor, steps: int, tolerance: float
 ) -> torch.Tensor:
     """Φ = msign(M/‖M‖_F + λΘ) of each matrix, (b, r, s), with Θ = u vᵀ and λ such that |⟨Θ, Φ⟩| <= tolerance.
 
@@ -109,25 +96,20 @@ def tangent(
     of Θ, or of low rank.
 
     Args:
-        momenta: M, in chunks of (k, r, s) that make up the batch.
+        M_brs: of any size.
         u_br1: of norm 1 or 0.
         v_bs1: likewise.
         steps: of Newton-Schulz.
         tolerance: see above.
     """
     coefficients = [*POLAR_EXPRESS, *[POLAR_EXPRESS[-1]] * (steps - len(POLAR_EXPRESS))][:steps]
-    blocks = [len(momentum) for momentum in momenta]
-    unit_b11 = torch.cat([units(momentum) for momentum in momenta])
-    in_units = zip(momenta, unit_b11.split(blocks), strict=True)
-    norm_b11 = torch.cat([norms(momentum / unit) for momentum, unit in in_units])
+    M_brs = M_brs / units(M_brs)
+    norm_b11 = norms(M_brs)
 
     def sign(multiplier_b: torch.Tensor) -> torch.Tensor:
         multiplier_b11 = multiplier_b[:, None, None]
         bound_b11 = 1.0 + multiplier_b11.abs()
-        X_brs = norm_b11.new_empty(len(norm_b11), *momenta[0].shape[1:])
-        for momentum, unit, X in zip(momenta, unit_b11.split(blocks), X_brs.split(blocks), strict=True):
-            torch.div(momentum, unit, out=X)
-        X_brs.div_(norm_b11 * bound_b11)
+        X_brs = M_brs / (norm_b11 * bound_b11)
         X_brs.baddbmm_(u_br1 * (multiplier_b11 / bound_b11), v_bs1.mT)  # Θ itself is never made
         return iterate(X_brs, coefficients)
 

@@ -29,10 +29,8 @@ def submit_training(config: Config, slurm: SlurmConfig, *, dry: bool) -> None:
     config.run.resume = "auto"
     folder, trainer = Path(config.run.root) / config.run.name / "slurm", config.trainer
     command = shlex.join([str(_program()), "train", "-c", str(folder / "config.yaml")])
-    text = f"""{_head(slurm, folder / "%j.log", slurm.job or config.run.name.replace("/", "-"), "USR1")}
-#SBATCH --nodes={trainer.nodes}
-#SBATCH --ntasks-per-node={trainer.devices}
-{_setup(slurm)}
+    name, processes = slurm.job or config.run.name.replace("/", "-"), f"--ntasks-per-node={trainer.devices}"
+    text = f"""{_head(slurm, folder / "%j.log", name, "USR1", f"--nodes={trainer.nodes}", processes)}
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
 # This script runs on the first node too, so that it can ask for a port that is free there.
 export MASTER_PORT=$({shlex.quote(sys.executable)} -c "{FREE_PORT}")
@@ -66,11 +64,8 @@ def submit_sweep(sweep: Path, command: list[str], slurm: SlurmConfig, *, out: Pa
     """
     _plain_names({"--out": str(out)})
     folder = out / "slurm"
-    text = f"""{_head(slurm, folder / "%A_%a.log", slurm.job or f"sweep-{out.name}", "TERM")}
-#SBATCH --array=1-{tasks}
-#SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
-{_setup(slurm)}
+    array = (f"--array=1-{tasks}", "--nodes=1", "--ntasks-per-node=1")
+    text = f"""{_head(slurm, folder / "%A_%a.log", slurm.job or f"sweep-{out.name}", "TERM", *array)}
 status=0
 srun{_cpus(slurm)} {shlex.join([str(_program()), *command])} --shard "$SLURM_ARRAY_TASK_ID/{tasks}" || status=$?
 
@@ -160,8 +155,8 @@ def _plain_names(names: dict[str, str]) -> None:
             raise UserError(f"{what} is {name!r}; a job needs a name without blanks, quotes, backslashes and %")
 
 
-def _head(slurm: SlurmConfig, log: Path, name: str, signal: str) -> str:
-    """The #SBATCH lines that all jobs have; `signal` is sent before the time limit."""
+def _head(slurm: SlurmConfig, log: Path, name: str, signal: str, *more: str) -> str:
+    """The #SBATCH lines, with `more`, and the site's own shell lines; `signal` is sent before the time limit."""
     asked = {
         "--gres": f"{slurm.gres}:{slurm.gpus}" if slurm.gpus else None,
         "--cpus-per-task": slurm.cpus,
@@ -177,12 +172,8 @@ def _head(slurm: SlurmConfig, log: Path, name: str, signal: str) -> str:
         "--signal": f"{signal}@{slurm.signal_seconds}",
     }
     options = [f"{option}={value}" for option, value in asked.items() if value is not None]
-    return "\n".join(["#!/bin/bash", *(f"#SBATCH {option}" for option in [*options, "--requeue", *slurm.extra])])
-
-
-def _setup(slurm: SlurmConfig) -> str:
-    """The site's own shell lines."""
-    return "".join(f"\n{line}" for line in slurm.setup)
+    options = [f"#SBATCH {option}" for option in [*options, *more, "--requeue", *slurm.extra]]
+    return "\n".join(["#!/bin/bash", *options, "", *slurm.setup])
 
 
 def _cpus(slurm: SlurmConfig) -> str:

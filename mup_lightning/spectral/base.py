@@ -1,12 +1,11 @@
 """What is tuned on a base model, and what the base is: the section `recipe` of the configuration."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.families import FAMILIES
-from mup_lightning.spectral.horizon import FITTED, UNCONFIRMED, Law, TimeRule, beyond, read_law
+from mup_lightning.spectral.horizon import FITTED, Law, TimeRule, read_law
 from mup_lightning.spectral.roles import LABELS, Role
 from mup_lightning.typed import NonNegativeFloat, PositiveFloat, PositiveInt, Typed, unknown_key
 
@@ -141,21 +140,3 @@ class RecipeConfig(Typed, prefix="recipe."):
         if self.law and (self.law.optimizer, self.law.value) != (self.optimizer, "recipe.lr"):
             of = f"the law of {self.time_rule} is of {self.law.value} for {self.law.optimizer}"
             raise UserError(f"{of}; expected one of recipe.lr for {self.optimizer}")
-
-    def over_time(self, sizes: Mapping[str, float], factors: Mapping[str, float]) -> list[str]:
-        """What the time_rule does, and what speaks against it, in lines; none where it is none.
-
-        Args:
-            sizes: of the model and its run, by axis.
-            factors: due to batch and horizon, by what they are on.
-        """
-        if not (self.base_batch and self.base_tokens):
-            return []
-        times = f"batch {sizes['batch'] / self.base_batch:.4g} x and tokens {sizes['tokens'] / self.base_tokens:.4g} x"
-        on = ", ".join(f"{name.replace('_', ' ')} x {factor:.4g}" for name, factor in factors.items())
-        lines = [f"time rule {self.time_rule}, {times} the base's: {on}"]
-        if self.law and (outside := beyond(self.law, sizes)):
-            lines.append(outside)
-        if self.time_rule == "sde" and FAMILIES[self.optimizer].whole_matrix:
-            lines.append(f"{self.optimizer}: {UNCONFIRMED}")
-        return lines

@@ -121,15 +121,12 @@ def read_law(rule: str) -> Law | None:
         return build(Law, content, "law.")
 
 
-def fitted(law: Law) -> Horizon:
-    """The rates of a law, and decay over the same share of the run. All else stays as it was in the law's runs."""
+def horizon_of(rule: str, law: Law | None) -> Horizon:
+    """What a time_rule adds. Of a law: rates, and decay over the same share of the run; all else is as in its runs."""
+    if law is None:
+        return SDE if rule == "sde" else NONE
     powers = [Fraction(found.estimate if (found := law.exponents[axis]) else 0) for axis in ("batch", "tokens")]
     return Horizon(update=B ** powers[0] * T ** powers[1], removed=B / T)
-
-
-def horizon_of(rule: str, law: Law | None) -> Horizon:
-    """What a time_rule adds, with its law where it is fitted."""
-    return fitted(law) if law else SDE if rule == "sde" else NONE
 
 
 def refuse_unfitted(law: Law, ratios: Ratios) -> None:

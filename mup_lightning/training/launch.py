@@ -162,7 +162,9 @@ def start_all(config: Config) -> int:
         for process in running:
             process.send_signal(number)
 
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _is_heard(number)]
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        heard.append(signal.SIGHUP)
     previous = {number: signal.signal(number, pass_on) for number in heard}
     with tempfile.TemporaryDirectory(prefix="mup-lightning-") as folder, _reserved_port() as port:
         try:
@@ -182,11 +184,6 @@ def start_all(config: Config) -> int:
                 process.wait()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def _is_heard(number: signal.Signals) -> bool:
-    """Whether a signal means anything here: nohup has SIGHUP ignored."""
-    return number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
 
 
 def _variables(rank: int, count: int, port: int) -> dict[str, str]:

@@ -94,7 +94,8 @@ class Workload:
         config = RecipeConfig(optimizer=cast(Any, rule), lr=LR, eps=FAMILIES[rule].base_eps)
         recipe = derive(config, self.width, self.depth)
         named = dict(zip(self.blocks, parameters, strict=True))
-        optimizer = HybridOptimizer(make_groups(named, self.model.parameter_info, recipe, options or {}), check=False)
+        optimizer = HybridOptimizer(make_groups(named, self.model.parameter_info, recipe, options or {}))
+        optimizer.check = False
         return Contender(parameters, self.draws, optimizer)
 
     def theirs(self, make: Make) -> Contender:

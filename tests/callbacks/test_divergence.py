@@ -95,11 +95,10 @@ def test_spikes_between_two_points_are_logged_and_reported(spiky, capsys):
     ("changes", "message", "step", "saved"),
     [
         ({"trainer.checkpoint_every": 5}, r"3 of the last 10 steps .*stop is 3\..*step 14", 15, [5, 10]),
-        ({"trainer.checkpoint_every": 5, "trainer.log_every": 20}, "step 14; above", 15, [5, 10]),
         # At the next point, some of the steps with spikes have left the window.
         ({"trainer.log_every": 20, "trainer.spike_window": 8, "trainer.spike_stop": 2}, r"2 of .* 8 .* 9;", 12, [4, 8]),
     ],
-    ids=["at a point", "before a checkpoint", "small window"],
+    ids=["at a point", "before a checkpoint, in a small window"],
 )
 def test_repeated_spikes_end_the_run_before_a_checkpoint_holds_the_damage(spiky, changes, message, step, saved):
     config = spiky({8, 9, 14}, **{"trainer.spike_stop": 3, **changes})
@@ -109,10 +108,9 @@ def test_repeated_spikes_end_the_run_before_a_checkpoint_holds_the_damage(spiky,
     assert sorted(path.name for path in RunFolder(config).checkpoints.iterdir()) == [f"step_{n:08d}" for n in saved]
 
 
-@pytest.mark.parametrize("every", [4, 7])
-def test_a_resume_changes_nothing(spiky, every):
-    """The checkpoint, at step 15 or 10, lies between two points of the curves, among spikes."""
-    changes = {"trainer.log_every": every, "trainer.checkpoint_every": 5, "trainer.spike_stop": 4}
+def test_a_resume_changes_nothing(spiky):
+    """The checkpoint, at step 10, lies between two points of the curves, among spikes."""
+    changes = {"trainer.log_every": 7, "trainer.checkpoint_every": 5, "trainer.spike_stop": 4}
     steps = {8, 9, 13, 14}
     straight = spiky(steps, **changes, **{"run.name": "straight"})
     cut = spiky(steps, **{**changes, "trainer.spike_stop": 3})

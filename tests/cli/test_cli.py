@@ -1,6 +1,5 @@
 """The command line: help, errors, and the recipes that ship."""
 
-import codecs
 import io
 import subprocess
 import sys
@@ -31,13 +30,6 @@ def compose(*files):
 SHAPES = {"base": (256, 4), "small": (768, 12), "medium": (1024, 24), "large": (1280, 36), "xl": (1600, 48)}
 
 
-def test_the_sizes_are_all_there():
-    assert names("size") == sorted([*SHAPES, "nano"])
-    for size, shape in SHAPES.items():
-        model = compose("gpt2", f"size/{size}").model
-        assert (model.width, model.depth, model.context, model.head_dim) == (*shape, 1024, 64)
-
-
 @pytest.mark.parametrize(
     ("size", "optimizer"),
     [("nano", name) for name in names("optimizer")] + [(name, "muon_kimi") for name in names("size")],
@@ -46,6 +38,8 @@ def test_every_preset_parses_and_builds_on_the_meta_device(size, optimizer):
     for strategy in names("strategy"):
         config = compose("gpt2", f"size/{size}", f"optimizer/{optimizer}", f"strategy/{strategy}")
         assert (config.recipe.optimizer, config.trainer.strategy) == (optimizer, strategy)
+    shape = (config.model.width, config.model.depth)
+    assert (size == "nano") or (*shape, config.model.context, config.model.head_dim) == (*SHAPES[size], 1024, 64)
     model, built = build_training(config, device="meta")
     parameters = [p for group in built.param_groups for p in group["params"]]
     assert len(parameters) == len(list(model.parameters()))
@@ -76,19 +70,12 @@ def test_a_flag_needs_no_value_and_a_list_may_be_repeated():
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (
-            "train --model.widht 3",
-            1,
-            "unknown option model.widht; did you mean model.width? mup-lightning train",
-        ),
+        ("train --model.widht 3", 1, "unknown option model.widht; did you mean model.width? mup-lightning train"),
         ("train stpes=5", 1, "unknown option stpes; did you mean steps?"),
-        ("train --model.width x", 1, "model.width is x; expected a whole number from 1 to 1,000,000"),
         ("train --model.width", 1, "--model.width needs a value"),
         ("train adamw", 1, "unexpected argument 'adamw'"),
         ("train size=xll", 1, "there is no recipes/size/xll.yaml; size can be: base large medium nano small xl"),
-        ("train -c nowhere.yaml", 1, "nowhere.yaml cannot be read: No such file or directory"),
         ("plan --gpus 1,x", 1, "--gpus is 1,x; expected a list, each whole number of at least 1"),
-        ("submit --slurm.foo 3", 1, "unknown option slurm.foo; did you mean slurm."),
         ("submit --sweep x.yaml", 1, "--sweep needs --tasks N"),
         ("submit --tasks 2", 1, "--tasks, --out, --workers and --set belong to a sweep"),
         ("submit --sweep x.yaml --tasks 2 steps=3", 1, "--sweep takes no keys of a configuration"),
@@ -153,26 +140,17 @@ def printed(monkeypatch, encoding, *words):
     return status, *(stream.text() for stream in streams)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself_in_ascii(monkeypatch, verb):
-    status, text, error = printed(monkeypatch, "ascii", *verb.split(), "--help")
-    assert (status, error) == (0, "")
-    assert "\\" not in text  # every sign is spelt
-    assert len(text) >= len(printed(monkeypatch, "utf-8", *verb.split(), "--help")[1])
-
-
-def test_results_and_errors_in_ascii(tmp_path, monkeypatch):
+def test_help_results_and_errors_in_ascii(monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     for words, said in (
+        *((f"{verb} --help", "example:") for verb in VERBS),
         ("recipe --diff completep", "alpha"),
-        ("recipe", "Factors"),
-        ("plan size=nano", "GPU"),
-        ("report transfer docs/results/lr_width.csv", "+-"),
         ("report best docs/results/lr_width_adamw.csv", "best recipe.lr"),
     ):
-        status, text, _ = printed(monkeypatch, "ascii", *words.split())
-        assert status in (0, 3, 4)
+        status, text, error = printed(monkeypatch, "ascii", *words.split())
+        assert (status, error) == (0, "")
         assert said in text
+        assert "\\" not in text  # every sign is spelt
     assert printed(monkeypatch, "latin-1", "recipe", "--diff", "completep")[0] == 0
     status, _, error = printed(monkeypatch, "ascii", "data", "show", "naïve-東-\udcff")
     assert (status, error.count("\n")) == (1, 1)
@@ -184,7 +162,6 @@ def test_results_and_errors_in_ascii(tmp_path, monkeypatch):
 
 def test_all_signs_that_the_package_writes_are_spelt():
     signs = {sign for file in PACKAGE.rglob("*.py") for sign in file.read_text(encoding="utf-8") if not sign.isascii()}
-    codecs.lookup_error("spelt")
     assert len(signs) > 20
     assert not [sign for sign in signs if "\\" in sign.encode("ascii", "spelt").decode()]
     assert "x̂ᵀ ≤ √λ² ± 1₀…".encode("ascii", "spelt").decode() == "x^^T <= sqrt lambda^2 +- 1_0..."

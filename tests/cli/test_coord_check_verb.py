@@ -56,15 +56,13 @@ def test_one_check_and_its_files(argv, tmp_path, capsys):
     assert (tmp_path / "check" / "coordinates.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_exit_status_is_the_verdict_of_what_was_asked_for(argv, tmp_path, capsys):
+def test_the_exit_status_is_the_verdict_of_what_was_asked_for(argv, tmp_path):
     """SP alone, since it was asked for; with bands of nothing no exponent can stay inside."""
     bands = [item for band in ("growth_at_init", "feature_band", "change_band") for item in (f"--{band}", "1e-9")]
     code = main([*argv, *bands, "--recipe.parametrization", "sp"])
     found = json.loads((tmp_path / "check" / "coordinates.json").read_text())["findings"]
     assert [one["of"] for one in found] == [["sp"]]
     assert code == {"FAIL": 3, "UNCLEAR": 4}[found[0]["verdict"]]
-    assert main([*argv, "--alone", "--recipe.optimizer", "sgd", "--recipe.lr", "1e34"]) == 4
-    assert "UNCLEAR: training diverges at the smallest size already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,14 @@ TINY = ["--widths", "16,32,64", "--depths", "1,2,4", "--seeds", "2", "--steps", 
 
 def test_one_of_ours(tmp_path, capsys):
     out = tmp_path / "deep" / "muon"
-    assert main(["probe", "--optimizer", "muon", "--quick", "--out", str(out)]) == 0
-    printed = capsys.readouterr()
-    assert "muon steps as its family declares: all 12 exponents lie in their bands" in printed.out
+    assert main(["probe", "--optimizer", "muon", "--quick", "--out", str(out), "--json"]) == 0
+    short = json.loads(capsys.readouterr().out)
     assert (out / "probe.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((out / "probe.json").read_text())
     assert result["findings"][0]["verdict"] == "PASS"
     assert result["versions"]["torch"].startswith("2.")
     assert result["settings"]["widths"] == [32, 64, 128]
     assert len(result["runs"]) == 5 * 4
-
-    assert main(["probe", "--optimizer", "muon", "--quick", "--out", str(out), "--json"]) == 0
-    short = json.loads(capsys.readouterr().out)
     assert short["findings"] == result["findings"]
     assert "runs" not in short
 
@@ -86,9 +82,6 @@ def test_all_writes_one_table_and_ctrl_c_loses_one_probe_alone(tmp_path, monkeyp
     assert (tmp_path / "soap" / "probe.png").exists()
     assert not (tmp_path / "adamw").exists()
 
-    monkeypatch.setattr(Subject, "__init__", real)
-    assert main(["probe", "--all", *TINY, "--out", str(tmp_path)]) == 3
-
 
 @pytest.mark.parametrize(
     ("argv", "message"),
@@ -97,14 +90,11 @@ def test_all_writes_one_table_and_ctrl_c_loses_one_probe_alone(tmp_path, monkeyp
         (["--optimizer", "torch.optim:LBFGS"], "needs a closure"),
         (["--optimizer", "muon", "--widths", "64,32,16"], "--widths is 64,32,16; expected at least three"),
         (["--optimizer", "muon", "--arguments", '{"steps": 0}'], "rules.muon.steps is 0"),
-        (["--optimizer", "lion", "--arguments", '{"eps": 1}'], "unknown option rules.lion.eps"),
         (["--optimizer", "soap", "--arguments", '{"beta3": 1}'], "unknown option rules.soap.beta3; did you mean"),
-        (["--optimizer", "muon", "--out", "FILE"], "is not a folder; expected one"),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path, argv, message, capsys):
-    (tmp_path / "file").write_text("x")
-    assert main(["probe", *(str(tmp_path / "file") if word == "FILE" else word for word in argv)]) == 1
+    assert main(["probe", "--out", str(tmp_path / "out"), *argv]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error

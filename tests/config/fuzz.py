@@ -26,44 +26,8 @@ from tests.conftest import tiny_config, write_corpus
 
 INTEGERS = (-1, 0, 1, 2, 3, 4, 7, 8, 16, 31, 32, 64, 100, 1000, 2**31, 2**63, 10**30)
 FLOATS = (-1.0, -0.0, 0.0, 1e-320, 1e-300, 1e-30, 1e-8, 1e-3, 0.1, 0.5, 0.999999999999, 1.0, 2.0, 30.0, 1e10, 1e300)
-TEXTS = (
-    "",
-    ".",
-    "..",
-    "a b",
-    "ü",
-    "\0",
-    "x" * 300,
-    "~",
-    "{}",
-    "null",
-    "off",
-    "1e-3",
-    "-",
-    "a/b",
-    "/",
-    "last",
-    "[1",
-    "&",
-)
-OTHER = (
-    None,
-    True,
-    False,
-    math.nan,
-    math.inf,
-    -math.inf,
-    [],
-    {},
-    [1],
-    {"a": 1},
-    [[]],
-    {"lr": -1},
-    b"x",
-    1,
-    0.5,
-    "text",
-)
+TEXTS = ["a b", "", *". .. ü \0 ~ {} null off 1e-3 - a/b / last [1 &".split(" "), "x" * 300]
+OTHER = [None, True, False, math.nan, math.inf, -math.inf, [], {}, [1], {"a": 1}, [[]], {"lr": -1}, b"x", 0.5, "text"]
 SIZES = {"model.width": 32, "model.depth": 2, "model.context": 16, "model.mlp_ratio": 4, "data.batch_size": 8}
 """Options that set what a step costs -> the most that is trained."""
 
@@ -103,7 +67,7 @@ def all_options() -> dict[str, Any]:
 
     found = {option.key: option.hint for option in options(Config)}
     for section, rule in SECTIONS.items():
-        found |= {f"rules.{section}.{option.key}": option.hint for option in options(rule.Options)}
+        found |= {f"rules.{section}.{option.key}": option.hint for option in options(type(rule))}
     return found
 
 

@@ -8,10 +8,7 @@ and on the strategy: one rule of each kind is trained under all strategies, the 
 import pytest
 import torch
 
-from mup_lightning.config.schema import Config
 from mup_lightning.optim.registry import RULES
-from mup_lightning.spectral.roles import Role
-from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.train import train
 from tests import families
 from tests.distributed.conftest import STEPS, STRATEGIES
@@ -33,10 +30,8 @@ SETTINGS = {
 }
 AT_TWO = [(rule, strategy) for rule in WITNESSES for strategy in STRATEGIES]
 AT_TWO += [(rule, s) for n, rule in enumerate(OTHERS) for s in ("ddp", f"zero{1 + n % 2}")]
-AT_FOUR = [("sophia", "zero1"), *(("muon_kimi", strategy) for strategy in ("ddp", "zero1", "zero3"))]
-BF16 = [(rule, strategy) for rule in ("adamw", "muon_kimi") for strategy in STRATEGIES]
+AT_FOUR = [("sophia", "zero1"), *(("muon_kimi", strategy) for strategy in ("ddp", "zero3"))]
 LLAMA = families.model(families.LLAMA | {"qk_norm": True, "qk_gain": True}) | {"rules.muon.per_head": True}
-OF_LLAMA = [(rule, strategy) for rule in ("adamw", "muon_kimi") for strategy in STRATEGIES]
 # Sophia runs the compiled blocks a second time, for its estimate of the Hessian.
 ONE_BLOCK, BFLOAT16 = {"model.depth": 1}, {"trainer.precision": "bf16"}
 COMPILED = [("sophia", "ddp"), ("adamw", "zero0"), ("muon_kimi", "zero1"), ("adamw", "zero2"), ("muon_kimi", "zero3")]
@@ -56,8 +51,8 @@ def settings(config_of):
 @pytest.fixture(scope="module")
 def by_two(settings, two):
     """Name of a run of two processes -> its last checkpoint, or the error."""
-    special = [(case, "llama", LLAMA) for case in OF_LLAMA]
-    special += [(case, "bf16", BFLOAT16) for case in BF16]
+    special = [(("muon_kimi", strategy), "llama", LLAMA) for strategy in STRATEGIES]
+    special += [(("muon_kimi", strategy), "bf16", BFLOAT16) for strategy in STRATEGIES]
     special += [(case, "compiled", ONE_BLOCK | {"trainer.compile": "on"}) for case in COMPILED]
     special += [(("adamw", strategy), "exploding", {"recipe.lr": 1e30}) for strategy in STRATEGIES]
     return two.train(
@@ -98,11 +93,11 @@ def test_two_processes_train_what_one_does(by_two, alone, rule, strategy):
             assert (theirs[name].flatten().double() - value.flatten().double()).abs().max() < 1e-4, (quantity, name)
 
 
-@pytest.mark.parametrize(("rule", "strategy"), OF_LLAMA)
-def test_two_processes_train_the_llama_that_one_does(by_two, alone, rule, strategy):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_train_the_llama_that_one_does(by_two, alone, strategy):
     """Matrices of many shapes, stacked in pairs or by heads, and gains of one head."""
-    found, wanted = weights_of(by_two[f"llama-{rule}-{strategy}"]), weights_of(alone(rule, "llama", **LLAMA))
-    assert_same_training(found, wanted, bound=5e-6)
+    wanted = weights_of(alone("muon_kimi", "llama", **LLAMA))
+    assert_same_training(weights_of(by_two[f"llama-muon_kimi-{strategy}"]), wanted, bound=5e-6)
 
 
 @pytest.mark.parametrize(("rule", "strategy"), AT_FOUR)
@@ -110,14 +105,14 @@ def test_four_processes_train_what_one_does(by_four, alone, rule, strategy):
     assert_same_training(weights_of(by_four[f"four-{rule}-{strategy}"]), weights_of(alone(rule)), bound=5e-6)
 
 
-@pytest.mark.parametrize(("rule", "strategy"), BF16)
-def test_bf16_is_the_same_mathematics_under_every_strategy(by_two, alone, rule, strategy):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_bf16_is_the_same_mathematics_under_every_strategy(by_two, alone, strategy):
     """Weights are float32 and products bf16, the same ones: what differs is the order in which gradients are added.
 
     Where that tips a product over to the next bf16 number, it costs what rounding to bf16 costs anyway. Both runs lie
     as far from float32 as that takes them; so over all weights they lie at most twice as far from each other.
     """
-    folder = by_two[f"bf16-{rule}-{strategy}"]
+    folder, rule = by_two[f"bf16-muon_kimi-{strategy}"], "muon_kimi"
     found, wanted, exact = (weights_of(path) for path in (folder, alone(rule, "bf16", **BFLOAT16), alone(rule)))
     assert all(weight.dtype == torch.float32 for weight in found.values())
     # DeepSpeed's own bf16 takes one step too many at stage 0.
@@ -130,24 +125,6 @@ def test_bf16_is_the_same_mathematics_under_every_strategy(by_two, alone, rule, 
 
     assert distance(wanted, exact) > 0
     assert distance(found, wanted) < 2 * distance(wanted, exact)
-
-
-SIZES = {"muon": 1.0, "muon_kimi": 0.2 * 128**0.5, "sso": 2.0}
-
-
-@pytest.mark.parametrize(("rule", "strategy"), [case for case in AT_TWO if case[0] in SIZES])
-def test_the_updates_are_orthogonal(by_two, rule, strategy):
-    """The singular values of A = -ΔW/η - λW are those that the rule promises for a (128, 32) matrix."""
-    after = by_two[f"fp32-{rule}-{strategy}"]
-    old, new = (
-        weights_of(folder)["blocks.1.mlp.up.weight"].view(128, 32).double()
-        for folder in (after.with_name(f"step_{STEPS - 1:08d}"), after)
-    )
-    config = Config.from_plain(checkpoints.read(after).config)
-    values = config.derive().values[Role.HIDDEN]
-    found = torch.linalg.svdvals((new - old) / values.lr + values.weight_decay * old) / SIZES[rule]
-    assert found.max() < 1.25
-    assert found.quantile(0.1) > 0.65  # Newton-Schulz lifts what is below a hundredth of the largest not all the way
 
 
 @pytest.mark.parametrize(("rule", "strategy"), COMPILED)

@@ -20,7 +20,7 @@ def covered(layout, numbers):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_parameters_one_after_another(world_size):
+def test_every_element_is_held_once(world_size):
     numbers, offsets, offset = {"a": 7, "b": 1, "c": 12}, {}, 0
     for name, count in numbers.items():
         offsets[name] = (offset, count)
@@ -28,14 +28,9 @@ def test_parameters_one_after_another(world_size):
     layout = contiguous(offsets, -(-offset // world_size), world_size)
     assert covered(layout, numbers)
     assert {name: sum(counts) for name, counts in layout.held.items()} == numbers
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_every_parameter_cut(world_size):
-    numbers = {"a": 7, "b": 1, "c": 12}
-    layout = each_cut(numbers, world_size)
-    assert covered(layout, numbers)
-    assert layout.ranks[0][0].length == -(-7 // world_size)
+    each = each_cut(numbers, world_size)
+    assert covered(each, numbers)
+    assert each.ranks[0][0].length == -(-7 // world_size)
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 7])

@@ -50,30 +50,25 @@ def spectral_alone(config_of):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_gradient_norms_are_those_of_one_process(together, alone, strategy):
-    tags = {f"{TAG}{clipped}{rule}" for clipped in ("", "/after_clipping") for rule in ("", "/adamw", "/muon_kimi")}
-    assert {tag for tag in alone if tag.startswith(TAG)} == tags
-    for tag in tags:
-        assert together[strategy][tag] == pytest.approx(alone[tag], rel=1e-5), tag
+def test_curves_are_those_of_one_process(together, alone, strategy):
+    """Of the noise scale, all processes make the second pass, and the first one's counts: the same sequences."""
+    found = together[strategy]
+    norms = {f"{TAG}{clipped}{rule}" for clipped in ("", "/after_clipping") for rule in ("", "/adamw", "/muon_kimi")}
+    noise = {tag for tag in alone if tag.startswith(NOISE)}
+    assert {tag for tag in alone if tag.startswith(TAG)} == norms
+    assert {f"{NOISE}variance", f"{NOISE}gradient_square"} <= noise == {tag for tag in found if NOISE in tag}
+    for tags, steps, bound in ((norms, [4, 6], 1e-5), (noise, [2, 4, 6], 1e-4), ({"train/loss"}, [4, 6], 1e-6)):
+        for tag in tags:
+            assert list(alone[tag]) == steps, tag
+            assert found[tag] == pytest.approx(alone[tag], rel=bound), tag
+    assert found["train/loss_spikes"] == alone["train/loss_spikes"]
     assert any(alone[TAG][step] > 0.96 for step in alone[TAG])  # clipped in earnest
     assert all(alone[f"{TAG}/after_clipping"][step] < 0.951 for step in alone[TAG])
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_noise_scale_is_that_of_one_process(together, alone, strategy):
-    """The second pass is made by all processes, and the first one's counts: the same sequences as alone."""
-    tags = {tag for tag in alone if tag.startswith(NOISE)}
-    assert {f"{NOISE}variance", f"{NOISE}gradient_square"} <= tags == {t for t in together[strategy] if NOISE in t}
-    for tag in tags:
-        assert list(alone[tag]) == [2, 4, 6]
-        assert together[strategy][tag] == pytest.approx(alone[tag], rel=1e-4), tag
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_losses_are_the_means_of_all_processes(together, alone, strategy):
-    assert list(alone["train/loss"]) == [4, 6]
-    assert together[strategy]["train/loss"] == pytest.approx(alone["train/loss"], rel=1e-6)
-    assert together[strategy]["train/loss_spikes"] == alone["train/loss_spikes"]
+    # Rates count the tokens and the peaks of all: 6N + 12·L·n·T with N = 256·32 + 2·(12·32² + 13·32) + 2·32.
+    flops = 6 * (256 * 32 + 2 * (12 * 32**2 + 13 * 32) + 2 * 32) + 12 * 2 * 32 * 16
+    for step, speed in found["train/tokens_per_second"].items():
+        assert speed * found["train/step_seconds"][step] == pytest.approx(8 * 16, rel=1e-5)
+        assert found["train/mfu"][step] == pytest.approx(flops * speed / (2 * PEAK), rel=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero3"])
@@ -84,16 +79,6 @@ def test_a_resume_between_points_changes_no_curve(together, strategy):
         assert again[tag] == straight[tag], tag
     for part in ("variance", "gradient_square"):  # means over all measurements, those before the checkpoint too
         assert again[f"{NOISE}{part}"] == {step: straight[f"{NOISE}{part}"][step] for step in (4, 6)}
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_rates_count_the_tokens_and_the_peaks_of_all_processes(together, strategy):
-    curves = together[strategy]
-    # 6N + 12·L·n·T with N = 256·32 + 2·(12·32² + 13·32) + 2·32
-    flops = 6 * (256 * 32 + 2 * (12 * 32**2 + 13 * 32) + 2 * 32) + 12 * 2 * 32 * 16
-    for step, speed in curves["train/tokens_per_second"].items():
-        assert speed * curves["train/step_seconds"][step] == pytest.approx(8 * 16, rel=1e-5)
-        assert curves["train/mfu"][step] == pytest.approx(flops * speed / (2 * PEAK), rel=1e-5)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -20,12 +20,8 @@ def gpt2(width, depth):
 def llama(width, depth):
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            **{
-                "vocab_size": 64,
-                "hidden_size": width,
-                "num_hidden_layers": depth,
-                "num_attention_heads": width // HEAD,
-            },
+            **{"vocab_size": 64, "hidden_size": width, "num_hidden_layers": depth},
+            **{"num_attention_heads": width // HEAD},
             **{"num_key_value_heads": max(1, width // HEAD // 2), "intermediate_size": 3 * width},
             **{"max_position_embeddings": 16, "bos_token_id": None, "eos_token_id": None},
         )

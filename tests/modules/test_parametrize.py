@@ -32,7 +32,7 @@ def parametrized(name, shape, base=(32, 2), **options):
 
 
 @pytest.mark.parametrize("name", BUILD)
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon_kimi"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon_kimi"])
 def test_roles_and_values_are_those_of_the_recipe(name, optimizer):
     """Width x 4 and depth x 4, by what a reader of each module would say of its parameters."""
     values = OPTIONS | {"optimizer": optimizer, "weight_decay": 0.1}
@@ -172,14 +172,9 @@ def test_the_init_is_the_bases_in_the_recipes_scale():
     torch.manual_seed(1)
     base, model = ResidualMLP(32, 2), ResidualMLP(512, 2)
     parametrize(model, base=base, example=torch.randn(4, 24), **OPTIONS)
-    for name, power in {
-        "first.weight": 0,
-        "blocks.0.1.weight": -0.5,
-        "blocks.1.3.weight": -0.5,
-        "last.weight": 0,
-    }.items():
+    for name in ("first.weight", "blocks.0.1.weight", "blocks.1.3.weight", "last.weight"):
         ratio = model.get_parameter(name).std().item() / base.get_parameter(name).std().item()
-        assert ratio == pytest.approx(16**power, rel=0.05), name
+        assert ratio == pytest.approx(1 / 4 if "blocks" in name else 1, rel=0.05), name
     assert (model.norm.weight == 1).all()
     assert (model.norm.bias == 0).all()
 
@@ -265,10 +260,8 @@ def test_what_cannot_be_told_is_refused(fault):
     ("change", "message"),
     [
         ({"base": Odd(16, "unused")}, "the base has spare, and the module nothing like it"),
-        ({"module": Odd(32, "unused")}, "the module has spare, and base nothing like it"),
         ({"base": Odd(32, "")}, "no side differs between base and module"),
         ({"declare": {"first.*": "in"}}, "declared as 'in'; expected one of input, hidden"),
-        ({"base_width": 64}, "base_width is not for parametrize"),
         ({"branch_depth": 1}, "branch_depth is not for parametrize"),
         ({"optimizer": "adamx"}, r"recipe\.optimizer is 'adamx'; expected one of"),
         ({"weight_decya": 0.1}, r"unknown option recipe\.weight_decya; did you mean recipe\.weight_decay"),

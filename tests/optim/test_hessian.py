@@ -26,14 +26,14 @@ def test_its_mean_is_the_diagonal_of_the_hessian():
         labels = sample_labels(features, weight, VOCABULARY, torch.rand(TOKENS, generator=generator))
         return cross_entropy(features, weight, labels, VOCABULARY)[0]
 
-    mean = sum(estimate([loss_fn], [weight], TOKENS)[0] for _ in range(4000)) / 4000
+    mean = sum(estimate([loss_fn], [weight], TOKENS)[0] for _ in range(1000)) / 1000
 
     def exact_loss(w):
         return torch.nn.functional.cross_entropy(features @ w[:VOCABULARY].t(), torch.zeros(TOKENS, dtype=torch.long))
 
     hessian = torch.autograd.functional.hessian(exact_loss, weight.detach())
     diagonal = hessian.reshape(PADDED * WIDTH, -1).diagonal().reshape(PADDED, WIDTH)
-    assert np.linalg.norm(mean - diagonal) < 0.05 * np.linalg.norm(diagonal)
+    assert np.linalg.norm(mean - diagonal) < 0.1 * np.linalg.norm(diagonal)
     assert not mean[VOCABULARY:].any()
 
 

@@ -51,7 +51,7 @@ NONSENSE |= {type(None): [], tuple: [[1.0, 2.0], [float("inf"), 1.0, 1.0], 3]}
 CASES = [
     (section, key, value)
     for section, rule in SECTIONS.items()
-    for key, default in vars(rule.Options()).items()
+    for key, default in vars(rule).items()
     for value in NONSENSE[type(default)]
 ]
 
@@ -68,12 +68,13 @@ def resolved(rules, optimizer):
     return config.rules
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_options_in_force_are_the_defaults_and_what_was_set(section):
-    defaults = vars(SECTIONS[section].Options())
-    assert options_in_force({}, section) == defaults
-    as_yaml = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
-    assert resolved({section: as_yaml}, "adamw") == {"adamw": vars(SECTIONS["adamw"].Options()), section: defaults}
+def test_options_in_force_are_the_defaults_and_what_was_set_of_the_run_s_own_sections_and_those_named():
+    adamw, muon = (vars(SECTIONS[name]) for name in ("adamw", "muon"))
+    lion = {"beta1": 0.5, "beta2": 0.99}
+    assert resolved({"lion": {"beta1": 0.5}}, "lion") == {"lion": lion}
+    as_yaml = {"coefficients": list(muon["coefficients"])}
+    found = resolved({"lion": {"beta1": 0.5}, "muon": as_yaml}, "muon_kimi")
+    assert list(found.items()) == [("muon", muon), ("adamw", adamw), ("lion", lion)]
 
 
 @pytest.mark.parametrize(
@@ -91,8 +92,3 @@ def test_options_in_force_are_the_defaults_and_what_was_set(section):
 def test_what_is_wrong_with_options_is_said_in_one_line(rules, message):
     with pytest.raises(UserError, match=message):
         resolved(rules, "adamw")
-
-
-def test_sections_in_force_are_those_of_the_run_and_those_that_were_set():
-    assert list(resolved({"lion": {"beta1": 0.5}}, "muon_kimi")) == ["muon", "adamw", "lion"]
-    assert resolved({"lion": {"beta1": 0.5}}, "lion") == {"lion": {"beta1": 0.5, "beta2": 0.99}}

@@ -93,12 +93,6 @@ def test_norms_of_the_smallest_and_largest_numbers(scale):
     assert total_norm([torch.zeros(3)]) == 0
     assert total_norm([*tensors, torch.tensor([torch.inf])]) == torch.inf
     assert total_norm([*tensors, torch.tensor([torch.nan])]).isnan()
-
-
-def test_norms_of_matrices_and_vectors_keep_their_order():
-    tensors = [normal(5), normal(3, 4), torch.zeros(2, 2), normal(3, 4, seed=1)]
-    wanted = [float(tensors[0].norm()), exact(tensors[1]), 0.0, exact(tensors[3])]
-    assert spectral_norms(tensors) == pytest.approx(wanted, rel=1e-5)
     with pytest.raises(FloatingPointError):
         spectral_norms([torch.full((2, 2), torch.nan)])
 

@@ -84,27 +84,19 @@ LLAMA = {f"model__{key}": value for key, value in families.LLAMA.items()} | {"mo
 def test_a_llama_by_hand():
     """Width 1024, 16 heads, 4 of keys and values: n²(1 + 1/2 + 1 + 3 · 3.5) in a block, no vectors but gains."""
     n, L, V, T = 1024, 24, 50304, 1024
-    shape = {
-        "model__width": n,
-        "model__depth": L,
-        "model__head_size": 64,
-        "model__heads_per_kv": 4,
-        "model__tied": False,
-    }
-    found = plan(configure(**LLAMA | shape, recipe__optimizer="adamw", trainer__spectral_norms_every=0), (8,))
+    shape = LLAMA | {"model__width": n, "model__depth": L, "model__head_size": 64, "model__heads_per_kv": 4}
+    shape |= {"model__tied": False, "recipe__optimizer": "adamw"}
+    found = plan(configure(**shape), (8,))
     block = (1 + 2 / 4 + 1 + 3 * 3.5) * n * n
     N = 2 * V * n + L * (block + 2 * n) + n
-    assert found.parameter_count == N == sum(math.prod(p.shape) for p in found.parameters)
+    assert found.parameter_count == N
     assert found.flops.convention_per_token == 6 * (N - V * n) + 12 * L * n * T
     assert found.flops.matmul_per_token == 6 * (L * block + V * n) + 7 * n * (T + 1) * L
-    zero = found.memory
-    assert [m.weights for m in zero] == [4 * N, 4 * N, 4 * N, 4 * N / 8]
-    assert [m.optimizer for m in zero] == [8 * N] + [12 * N / 8] * 3
     kv = next(p for p in found.parameters if p.name == "blocks.0.attention.kv.weight")
     # Base (256, 4) has one head of keys and values, this one four: m grows as n, so all is as for any hidden matrix.
     assert (kv.shape, kv.lr) == ((512, n), pytest.approx(2**-7 / 4))
     # A single head of keys and values at every width: σ² ∝ m/n², ε ∝ 1/(m·L).
-    shared = plan(configure(**LLAMA | shape | {"model__kv_heads": 1}, recipe__optimizer="adamw"))
+    shared = plan(configure(**shape | {"model__kv_heads": 1}))
     kv = next(p for p in shared.parameters if p.name == "blocks.0.attention.kv.weight")
     assert (kv.shape, kv.lr, kv.init_std) == ((128, n), pytest.approx(2**-7 / 4), pytest.approx(0.02 / 4))
     assert kv.eps == pytest.approx(1e-16 / 6)
@@ -114,12 +106,7 @@ CASES = [
     {},
     {"recipe__optimizer": "adamw", "recipe__branch_depth": 1, "recipe__weight_decay": 0.1},
     {"recipe__parametrization": "sp", "recipe__weight_decay": 0.1, "recipe__decay_vectors": False},
-    {
-        "model__tied": False,
-        "recipe__aux_lr_factor": 0.3,
-        "recipe__weight_decay": 0.2,
-        "recipe__residual_multiplier": 3.0,
-    },
+    {"model__tied": False, "recipe__aux_lr_factor": 0.3, "recipe__residual_multiplier": 3.0},
     {"model__bias": False, "recipe__gpt2_residual_init": True, "recipe__output_multiplier": 2.0},
     {"model__layer_norm": False, "recipe__input_multiplier": 2.0},
     *(LLAMA | more for more in ({}, {"recipe__optimizer": "adamw", "model__qk_norm": True, "model__qk_gain": True})),

@@ -1,4 +1,4 @@
-"""Real processes: two of them in step, Ctrl-C, and kill -9."""
+"""Real processes: two of them in step, Ctrl-C, and whatever the environment says."""
 
 import json
 import os
@@ -69,14 +69,13 @@ def test_two_processes_that_the_program_starts_train_what_one_does_and_one_speak
     assert_same_training(weights_of(result["checkpoint"]), weights_of(alone.checkpoint))
 
 
-def test_interrupted_and_killed_runs_resume_bit_identically(tiny, tmp_path):
-    """Ctrl-C saves and leaves; kill -9 costs the steps since the last checkpoint. Neither changes a number."""
-    long = {"trainer.max_steps": 300, "trainer.checkpoint_every": 25, "trainer.keep_checkpoints": 9}
+def test_an_interrupted_run_saves_and_resumes_bit_identically(tiny, tmp_path):
+    """Ctrl-C; what is killed in other ways is in `tests.distributed.kills`."""
+    long = {"trainer.max_steps": 150, "trainer.checkpoint_every": 25, "trainer.keep_checkpoints": 9}
     long |= {"trainer.validate_every": 0, "model.dropout": 0.1}
     straight = train(tiny(**long, **{"run.name": "straight"}))
     config = tiny(**long)
-    folder, last = RunFolder(config), ("--run.resume", "last")
-
+    folder = RunFolder(config)
     process = start(config, tmp_path)
     wait_for(folder.checkpoints / "step_00000025", process)
     process.send_signal(signal.SIGINT)
@@ -84,15 +83,9 @@ def test_interrupted_and_killed_runs_resume_bit_identically(tiny, tmp_path):
     assert code == 130, err
     assert "stopped by a signal" in out
     assert "resume=last" in out
-    stopped = max(path.name for path in folder.checkpoints.glob("step_*"))
+    assert not (folder.checkpoints / "step_00000150").exists()
 
-    process = start(config, tmp_path, *last)
-    wait_for(folder.checkpoints / f"step_{(int(stopped[5:]) // 25 + 2) * 25:08d}", process)
-    process.kill()
-    finish(process)
-    assert not (folder.checkpoints / "step_00000300").exists()
-
-    code, out, err = finish(start(config, tmp_path, *last))
+    code, out, err = finish(start(config, tmp_path, "--run.resume", "last"))
     assert code == 0, err
     resumed = json.loads(folder.result_file.read_text())
     assert resumed["validation_loss"] == straight.validation_loss
