@@ -22,36 +22,23 @@ LEAST_SPREAD = 0.01
 """Smallest spread, as a share of the level."""
 
 
-class RunningLevel:
-    """Level and spread of the last losses by ranks, so that spikes among them hardly move either.
+def spike_limit(window: deque[float], sigmas: float) -> float:
+    """What the next loss must exceed to be a spike, by the last ones; infinity before half of the window is there.
 
-    A loss is a spike if it exceeds level + sigmas x spread. The level is the median of the newer half of the window, so
-    it follows a falling loss. The spread is that of the differences between neighbours, which do not contain the trend:
-    1.4826 times their median absolute deviation, over √2 because a difference of two values scatters √2 as much as
-    each; but at least 1 % of the level. Spikes enter the window like every loss: a few are outvoted, while a loss that
-    stays high becomes the level within a quarter of the window. None is judged before half of the window is there.
+    That is level + sigmas x spread, both by ranks, so that spikes among the last losses hardly move either. The level
+    is the median of the newer half of the window, so it follows a falling loss. The spread is that of the differences
+    between neighbours, which do not contain the trend: 1.4826 times their median absolute deviation, over √2 because a
+    difference of two values scatters √2 as much as each; but at least 1 % of the level. A few spikes are outvoted,
+    while a loss that stays high becomes the level within a quarter of the window.
     """
-
-    def __init__(self, window: int, sigmas: float) -> None:
-        self.sigmas = sigmas
-        self.losses: deque[float] = deque(maxlen=window)
-
-    def limit(self) -> float | None:
-        """What the next loss must exceed to be a spike; None while too few are known."""
-        losses = list(self.losses)
-        if len(losses) < max(2, (self.losses.maxlen or 0) // 2):
-            return None
-        level = median(losses[len(losses) // 2 :])
-        changes = [after - before for before, after in pairwise(losses)]
-        usual = median(changes)
-        spread = MAD * median(abs(change - usual) for change in changes) / math.sqrt(2)
-        return level + self.sigmas * max(spread, LEAST_SPREAD * abs(level))
-
-    def exceeded(self, loss: float) -> float | None:
-        """Judge a loss by those before it, then remember it: the limit where the loss is a spike, else None."""
-        limit = self.limit()
-        self.losses.append(loss)
-        return limit if limit is not None and loss > limit else None
+    losses = list(window)
+    if len(losses) < max(2, (window.maxlen or 0) // 2):
+        return math.inf
+    level = median(losses[len(losses) // 2 :])
+    changes = [after - before for before, after in pairwise(losses)]
+    usual = median(changes)
+    spread = MAD * median(abs(change - usual) for change in changes) / math.sqrt(2)
+    return level + sigmas * max(spread, LEAST_SPREAD * abs(level))
 
 
 class Divergence(StepCallback):
@@ -62,7 +49,7 @@ class Divergence(StepCallback):
 
     def __init__(self, losses: Losses, trainer: TrainerConfig) -> None:
         self.losses, self.every, self.stop, self.spikes = losses, trainer.log_every, trainer.spike_stop, 0
-        self.level = RunningLevel(trainer.spike_window, trainer.spike_sigmas)
+        self.sigmas, self._window = trainer.spike_sigmas, deque[float](maxlen=trainer.spike_window)
         self._recent: deque[bool] = deque(maxlen=trainer.spike_window)
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
@@ -70,9 +57,10 @@ class Divergence(StepCallback):
         found: list[tuple[int, float, float]] = []
         enough = False
         for number, loss in enumerate(self.losses.new, start=step - len(self.losses.new) + 1):
-            limit = self.level.exceeded(loss)
-            self._recent.append(limit is not None)
-            if limit is not None:
+            limit = spike_limit(self._window, self.sigmas)
+            self._window.append(loss)
+            self._recent.append(loss > limit)
+            if loss > limit:
                 found.append((number, loss, limit))
                 # Counted after every spike: by the next point some of these steps may have left the window.
                 enough = 0 < self.stop <= sum(self._recent)
@@ -94,12 +82,12 @@ class Divergence(StepCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's part of a checkpoint."""
-        return {"spikes": self.spikes, "losses": list(self.level.losses), "recent": list(self._recent)}
+        return {"spikes": self.spikes, "losses": list(self._window), "recent": list(self._recent)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.spikes = state_dict["spikes"]
-        self.level.losses.extend(state_dict["losses"])
+        self._window.extend(state_dict["losses"])
         self._recent.extend(state_dict["recent"])
 
 

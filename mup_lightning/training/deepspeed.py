@@ -4,7 +4,7 @@ DeepSpeed sees float32 everywhere: with precision bf16 the forward pass runs und
 So all strategies are the same mathematics, and none of the traps of DeepSpeed's own bf16 mode applies.
 
 Three things are added to it: the optimizer learns where its parameters have gone (`layouts`), gradients are reduced in
-the same order on all processes (`InOrder`), and a step whose gradients are not finite ends the run.
+the same order on all processes (`reduce_in_order`), and a step whose gradients are not finite ends the run.
 """
 
 import logging
@@ -80,9 +80,9 @@ class ZeROStrategy(DeepSpeedStrategy):
             for flat, layout in layouts(wrapped, names, self.stage, self.world_size):
                 hybrid.set_layout(flat, layout)
             groups = wrapped.fp16_groups if self.stage == 3 else wrapped.bit16_groups
-            ClipInUnits(wrapped, [units[names[id(group[0])]] for group in groups])
+            clip_in_units(wrapped, [units[names[id(group[0])]] for group in groups])
         if self.stage > 1:
-            InOrder(wrapped, list(model.parameters()))
+            reduce_in_order(wrapped, list(model.parameters()))
         return engine, wrapped
 
     def backward(
@@ -174,8 +174,8 @@ def _check(flat: torch.Tensor, expected: dict[Fragment, torch.Tensor]) -> None:
             )
 
 
-class ClipInUnits:
-    """Makes DeepSpeed clip by the norm of gradients in the units of their groups; see `GPT2Module._clip`.
+def clip_in_units(wrapped: Any, units: list[float]) -> None:
+    """Make DeepSpeed clip by the norm of gradients in the units of their groups; see `GPT2Module._clip`.
 
     DeepSpeed takes the norm of each group of gradients, and then hands the total to the function that clips a group.
     The norm that it reports stays the plain one.
@@ -184,28 +184,24 @@ class ClipInUnits:
         wrapped: DeepSpeed's optimizer of stage 1, 2 or 3; two of its methods are replaced.
         units: of each of its groups, in order.
     """
+    norms: list[torch.Tensor] = []
+    norm_of, clip = wrapped.get_grad_norm_direct, wrapped.unscale_and_clip_grads
 
-    def __init__(self, wrapped: Any, units: list[float]) -> None:
-        self._units = units
-        self._norms: list[torch.Tensor] = []
-        self._norm, self._clip = wrapped.get_grad_norm_direct, wrapped.unscale_and_clip_grads
-        if any(unit != 1.0 for unit in units):
-            wrapped.get_grad_norm_direct, wrapped.unscale_and_clip_grads = self._measure, self._clip_in_units
+    def measure(*arguments: Any, **options: Any) -> torch.Tensor:
+        if len(norms) == len(units):
+            norms.clear()  # of the step before
+        norms.append(norm_of(*arguments, **options))
+        return norms[-1]
 
-    def _measure(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        """The norm of the next group."""
-        if len(self._norms) == len(self._units):
-            self._norms.clear()  # of the step before
-        self._norms.append(self._norm(*arguments, **options))
-        return self._norms[-1]
+    def clip_by_all(group: Any, total_norm: Any) -> None:
+        clip(group, torch.linalg.vector_norm(torch.stack(norms) / norms[0].new_tensor(units)))
 
-    def _clip_in_units(self, group: Any, total_norm: Any) -> None:
-        norms = torch.stack(self._norms)
-        self._clip(group, torch.linalg.vector_norm(norms / norms.new_tensor(self._units)))
+    if any(unit != 1.0 for unit in units):
+        wrapped.get_grad_norm_direct, wrapped.unscale_and_clip_grads = measure, clip_by_all
 
 
-class InOrder:
-    """Makes DeepSpeed reduce gradients in the backward order of the parameters, whatever order they arrive in.
+def reduce_in_order(wrapped: Any, parameters: list[torch.Tensor]) -> None:
+    """Make DeepSpeed reduce gradients in the backward order of the parameters, whatever order they arrive in.
 
     At stages 2 and 3 DeepSpeed (0.19.8) puts gradients into buckets as the backward pass makes them, and adds up the
     processes' buckets element by element. A compiled block hands out all its gradients at once, in an order that
@@ -218,26 +214,25 @@ class InOrder:
         wrapped: DeepSpeed's optimizer of stage 2 or 3; two of its methods are replaced.
         parameters: of the model, in the order of the forward pass.
     """
+    order = {id(parameter): place for place, parameter in enumerate(reversed(parameters))}
+    waiting: dict[int, tuple[Any, ...]] = {}
+    reduce = wrapped.reduce_ready_partitions_and_remove_grads
+    finish = wrapped.overlapping_partition_gradients_reduce_epilogue
+    coming = 0
 
-    def __init__(self, wrapped: Any, parameters: list[torch.Tensor]) -> None:
-        self._order = {id(parameter): place for place, parameter in enumerate(reversed(parameters))}
-        self._waiting: dict[int, tuple[Any, ...]] = {}
-        self._next = 0
-        self._reduce = wrapped.reduce_ready_partitions_and_remove_grads
-        self._finish = wrapped.overlapping_partition_gradients_reduce_epilogue
-        wrapped.reduce_ready_partitions_and_remove_grads = self._arrived
-        wrapped.overlapping_partition_gradients_reduce_epilogue = self._end
+    def arrived(parameter: torch.Tensor, *more: Any) -> None:
+        nonlocal coming
+        waiting[order[id(parameter)]] = (parameter, *more)
+        while coming in waiting:
+            reduce(*waiting.pop(coming))
+            coming += 1
 
-    def _arrived(self, parameter: torch.Tensor, *more: Any) -> None:
-        """A parameter's gradient is there."""
-        self._waiting[self._order[id(parameter)]] = (parameter, *more)
-        while self._next in self._waiting:
-            self._reduce(*self._waiting.pop(self._next))
-            self._next += 1
+    def end() -> None:
+        nonlocal coming
+        for place in sorted(waiting):
+            reduce(*waiting.pop(place))
+        coming = 0
+        finish()
 
-    def _end(self) -> None:
-        """The backward pass is over."""
-        for place in sorted(self._waiting):
-            self._reduce(*self._waiting.pop(place))
-        self._next = 0
-        self._finish()
+    wrapped.reduce_ready_partitions_and_remove_grads = arrived
+    wrapped.overlapping_partition_gradients_reduce_epilogue = end

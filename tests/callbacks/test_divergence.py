@@ -3,11 +3,12 @@
 import math
 import random
 import re
+from collections import deque
 
 import numpy as np
 import pytest
 
-from mup_lightning.callbacks.divergence import RunningLevel
+from mup_lightning.callbacks.divergence import spike_limit
 from mup_lightning.errors import Diverged
 from mup_lightning.studies.features import read_scalars
 from mup_lightning.training.module import GPT2Module
@@ -20,47 +21,49 @@ def noise(count, level=3.0, spread=0.05, seed=0):
     return [level + chance.gauss(0.0, spread) for _ in range(count)]
 
 
+def judged(losses, window=100):
+    """Of each loss, whether it is a spike, and what it would have had to exceed."""
+    seen, found = deque(maxlen=window), []
+    for loss in losses:
+        limit = spike_limit(seen, 6.0)
+        found.append((loss > limit, limit))
+        seen.append(loss)
+    return found
+
+
 def test_level_and_spread_are_those_of_numpy():
-    meter = RunningLevel(window=40, sigmas=6.0)
     losses = noise(90)
-    for place, loss in enumerate(losses):
-        if place >= 20:
-            last = np.array(losses[max(0, place - 40) : place])
-            changes = np.diff(last)
-            spread = 1.4826 * np.median(np.abs(changes - np.median(changes))) / 2**0.5
-            assert meter.limit() == pytest.approx(np.median(last[len(last) // 2 :]) + 6.0 * spread, rel=1e-12)
+    for place, (spike, limit) in enumerate(judged(losses, window=40)):
+        last = np.array(losses[max(0, place - 40) : place])
+        changes = np.diff(last)
+        assert not spike
+        if place < 20:
+            assert limit == math.inf
         else:
-            assert meter.limit() is None
-        assert not meter.exceeded(loss)
+            spread = 1.4826 * np.median(np.abs(changes - np.median(changes))) / 2**0.5
+            assert limit == pytest.approx(np.median(last[len(last) // 2 :]) + 6.0 * spread, rel=1e-12)
 
 
 def test_spikes_do_not_move_the_level_but_a_loss_that_stays_high_becomes_it():
-    meter = RunningLevel(window=100, sigmas=6.0)
-    assert not any(meter.exceeded(loss) for loss in noise(100))
-    limit = meter.limit()
-    # A fifth of the window: a mean and a standard deviation would be far off by now.
-    assert all(meter.exceeded(1000.0) for _ in range(20))
-    assert meter.limit() < limit + 0.2
-
-    meter = RunningLevel(window=50, sigmas=6.0)
-    judged = [meter.exceeded(loss) is not None for loss in noise(50) + noise(100, level=5.0)]
-    assert all(judged[50:62])
-    assert not any(judged[65:])
+    """A fifth of the window: a mean and a standard deviation would be far off by then."""
+    found = judged([*noise(100), *[1000.0] * 20, 3.0])
+    assert [spike for spike, _ in found] == [False] * 100 + [True] * 20 + [False]
+    assert found[-1][1] < found[100][1] + 0.2
+    found = [spike for spike, _ in judged(noise(50) + noise(100, level=5.0), window=50)]
+    assert all(found[50:62])
+    assert not any(found[65:])
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.05])
 @pytest.mark.parametrize("step", [60, 120, 300])
 def test_a_loss_that_falls_fast_neither_spikes_nor_hides_a_spike(step, spread):
     """Back to where training began. The spread of the losses themselves would allow it at steps 60 to 120."""
-    meter = RunningLevel(window=100, sigmas=6.0)
     falling = [6.0 + 4.9 * math.exp(-t / 40) + n for t, n in enumerate(noise(step, 0.0, spread))]
-    assert not any(meter.exceeded(loss) for loss in falling)
-    assert meter.exceeded(10.8)
+    assert [spike for spike, _ in judged([*falling, 10.8])] == [False] * step + [True]
 
 
 def test_a_loss_without_noise_does_not_spike_by_a_trifle():
-    meter = RunningLevel(window=10, sigmas=6.0)
-    assert [bool(meter.exceeded(loss)) for loss in (*[2.0] * 10, 2.11, 2.13)] == [False] * 11 + [True]
+    assert [spike for spike, _ in judged([*[2.0] * 10, 2.11, 2.13], window=10)] == [False] * 11 + [True]
 
 
 @pytest.fixture

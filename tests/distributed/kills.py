@@ -120,59 +120,48 @@ def one(work: Work, folder: Path, rank: int, port: int, fatal: int) -> int:
         os._exit(code)
 
 
-class Kills:
-    """Kills work, and counts what came of it.
+def kill(root: Path, chance: random.Random, name: str, work: Work, quota: int, bar: tqdm) -> Counter[str]:
+    """Kill work this often, in several folders, and print what was lost.
 
-    Attributes:
-        recovered: work -> kills after which the same command ended in the same result.
-        at_operations: kills just before a change of files.
-        waiting: kills after which the other process waited for the dead one.
-        lost: what did not recover, in words.
+    Counts the kills that "recovered": the same command ended in the same result; those "at operations", just before a
+    change of files; and those after which the other process was "waiting" for the dead one.
     """
 
-    def __init__(self, root: Path, seed: int) -> None:
-        self.root, self.chance = root, random.Random(seed)
-        self.recovered = Counter[str]()
-        self.at_operations = self.waiting = 0
-        self.lost: list[str] = []
+    def folder(which: str) -> Path:
+        made = root / f"{name}-{which}"
+        made.mkdir()
+        work.before(made)
+        return made
 
-    def kill(self, name: str, work: Work, quota: int, bar: tqdm) -> None:
-        """Kill work this often, in several folders."""
-        straight = self.folder(name, "straight", work)
-        _, took, operations = live(work, straight)
-        wanted, killed, number = work.left(straight), 0, 0
-        while killed < quota:
-            number += 1
-            folder = self.folder(name, str(number), work)
-            deaths, over = 0, False
-            for _ in range(min(self.chance.randint(1, 4), quota - killed)):
-                rank = self.chance.choice([0, 0, 1]) if work.processes > 1 else 0
-                moment = {"operation": self.chance.randint(1, max(1, operations // (1 + deaths)))}
-                if rank or self.chance.random() < 0.4:
-                    moment = {"seconds": self.chance.uniform(0.02, took)}
-                dead, lived_on, _ = live(work, folder, rank, **moment)
-                if over := not dead or work.over(folder):
-                    break
-                deaths += 1
-                self.at_operations += "operation" in moment
-                self.waiting += lived_on > PATIENCE
-            killed += deaths
-            bar.update(deaths)
-            try:
-                if not over:
-                    live(work, folder)
-                assert not (differing := difference(work.left(folder), wanted)), f"another result: {differing}"
-                self.recovered[name] += deaths
-                shutil.rmtree(folder)
-            except (AssertionError, OSError) as error:
-                self.lost.append(f"{name}: {str(error)[:3000]}")
-
-    def folder(self, name: str, which: str, work: Work) -> Path:
-        """A new folder, ready for the work's first start."""
-        folder = self.root / f"{name}-{which}"
-        folder.mkdir()
-        work.before(folder)
-        return folder
+    straight, counts = folder("straight"), Counter[str]()
+    _, took, operations = live(work, straight)
+    wanted, killed, number = work.left(straight), 0, 0
+    while killed < quota:
+        number += 1
+        own = folder(str(number))
+        deaths, over = 0, False
+        for _ in range(min(chance.randint(1, 4), quota - killed)):
+            rank = chance.choice([0, 0, 1]) if work.processes > 1 else 0
+            moment = {"operation": chance.randint(1, max(1, operations // (1 + deaths)))}
+            if rank or chance.random() < 0.4:
+                moment = {"seconds": chance.uniform(0.02, took)}
+            dead, lived_on, _ = live(work, own, rank, **moment)
+            if over := not dead or work.over(own):
+                break
+            deaths += 1
+            counts.update({"at operations": "operation" in moment, "waiting": lived_on > PATIENCE})
+        killed += deaths
+        bar.update(deaths)
+        try:
+            if not over:
+                live(work, own)
+            assert not (differing := difference(work.left(own), wanted)), f"another result: {differing}"
+            counts["recovered"] += deaths
+            shutil.rmtree(own)
+        except (AssertionError, OSError) as error:
+            tqdm.write(f"{name}: {str(error)[:3000]}")
+    print(f"{name:<22} {counts['recovered']:>3} of {quota:>3} recovered", flush=True)
+    return counts
 
 
 def shares(kills: int, works: dict[str, Work]) -> Counter[str]:
@@ -198,18 +187,15 @@ def main(kills: int, seed: int, only: str) -> bool:
         (root / "finished").mkdir()
         live(works.pop("a run to continue"), root / "finished")
         quotas = shares(kills, {name: work for name, work in works.items() if name.startswith(only)})
-        done = Kills(root, seed)
+        chance, done = random.Random(seed), Counter[str]()
         with tqdm(total=kills, desc="kills", disable=None) as bar:
             for name, quota in quotas.items():
-                done.kill(name, works[name], quota, bar)
-                print(f"{name:<22} {done.recovered[name]:>3} of {quota:>3} recovered", flush=True)
-    print(*done.lost, sep="\n")
-    recovered = sum(done.recovered.values())
+                done += kill(root, chance, name, works[name], quota, bar)
     print(
-        f"{recovered} of {kills} kills recovered, {done.at_operations} of them just before a change of files; "
-        f"{done.waiting} times the other process waited for the dead one and was killed too"
+        f"{done['recovered']} of {kills} kills recovered, {done['at operations']} of them just before a change of "
+        f"files; {done['waiting']} times the other process waited for the dead one and was killed too"
     )
-    return recovered == kills
+    return done["recovered"] == kills
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mup_lightning.training.deepspeed import InOrder
+from mup_lightning.training.deepspeed import reduce_in_order
 
 
 @pytest.mark.parametrize("order", ["any", "backward"])
@@ -18,7 +18,7 @@ def test_every_backward_pass_has_the_same_order(order, missing):
         overlapping_partition_gradients_reduce_epilogue=lambda: told.append("end"),
     )
     parameters = [torch.zeros(1) for _ in range(8)]
-    InOrder(wrapped, parameters)
+    reduce_in_order(wrapped, parameters)
     wanted = [place for place in reversed(range(8)) if place not in missing]
     for seed in range(3):
         told.clear()
