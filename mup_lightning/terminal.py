@@ -5,29 +5,9 @@ import io
 import sys
 import unicodedata
 
-SIGNS = {
-    "·": "*",
-    "⊙": "*",
-    "×": "x",
-    "✗": "x",
-    "±": "+-",
-    "−": "-",
-    "–": "-",
-    "…": "...",
-    "→": "->",
-    "∂": "d",
-    "λ": "lambda",
-    "√": "sqrt ",
-    "∏": "prod ",
-    "∝": "~",
-    "≈": "~",
-    "≠": "!=",
-    "≤": "<=",
-    "≥": ">=",
-    "‖": "||",
-    "⟨": "<",
-    "⟩": ">",
-}
+SIGNS = {sign[0]: sign[1:] for sign in "·* ⊙* ×x ✗x ±+- −- –- …... →-> ∂d λlambda ∝~ ≈~ ≠!= ≤<= ≥>= ‖|| ⟨< ⟩>".split()}
+SIGNS |= {"√": "sqrt ", "∏": "prod "}
+"""Sign -> its spelling."""
 
 
 def spell_signs() -> None:
