@@ -78,12 +78,13 @@ def test_it_is_measured_with_the_weights_of_the_step(tiny, tied):
 
 
 def test_it_changes_nothing_and_survives_a_resume(tiny):
-    """With dropout, and with Sophia's estimate, which draws numbers in a pass of its own."""
+    """With dropout, and with Sophia's estimate, which draws numbers in a pass of its own; nor do other monitors."""
     changes = {"model.dropout": 0.1, "trainer.max_steps": 8}
     changes |= {"recipe.optimizer": "sophia", "rules.sophia.hessian_every": 1}
+    monitors = [f"trainer.{what}_every" for what in ("noise_scale", "spectral_norms", "feature_norms")]
     listeners, results = [Listener(), Listener()], []
     for every, listener in zip((0, 2), listeners, strict=True):
-        own = {"trainer.noise_scale_every": every, "run.name": f"every-{every}"}
+        own = dict.fromkeys(monitors, every) | {"run.name": f"every-{every}"}
         results.append(train(tiny(**changes, **own), callbacks=[listener], progress=False))
     assert listeners[0].losses == listeners[1].losses
     assert (results[0].noise_scale is None, results[0].validation_loss) == (True, results[1].validation_loss)

@@ -1,6 +1,5 @@
 """Time and speed, on a clock that the test winds."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +8,6 @@ import torch
 from mup_lightning.callbacks import throughput as module
 from mup_lightning.callbacks.throughput import Throughput, measured_peak
 from mup_lightning.config.schema import TrainerConfig
-from mup_lightning.plan.plan import plan
-from mup_lightning.studies.features import read_scalars
-from mup_lightning.training.train import train
 
 
 @pytest.fixture
@@ -43,27 +39,6 @@ def test_points_are_of_the_interval_and_of_the_mean_without_the_first_step_and_p
     ):
         assert {step: values[f"train/{tag}"] for step, values in logged.items()} == pytest.approx(wanted), tag
     assert (throughput.steps, throughput.seconds) == (5, pytest.approx(10.0))
-
-
-def test_a_run_logs_mfu_by_its_flops_and_the_given_peak(tiny):
-    config = tiny(**{"trainer.peak_flops": 1e12, "trainer.log_every": 1})
-    result = train(config, progress=False)
-    curves = {tag: dict(curve) for tag, curve in read_scalars(Path(result.tensorboard)).items()}
-    speeds = curves["train/tokens_per_second"]
-    assert list(speeds) == list(range(2, 11))  # the first step is warm-up
-    # 6N + 12·L·n·T: 35,328 parameters without the table of positions, depth 2, width 32, context 16.
-    parameters = plan(config).parameter_count - 16 * 32
-    assert parameters == 256 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32
-    for step, speed in speeds.items():
-        wanted = (6 * parameters + 12 * 2 * 32 * 16) * speed / 1e12
-        assert curves["train/mfu"][step] == pytest.approx(wanted, rel=1e-5)
-        assert speed * curves["train/step_seconds"][step] == pytest.approx(8 * 16, rel=1e-5)
-    assert curves["train/tokens_per_second/mean"][10] == pytest.approx(result.tokens_per_second, rel=1e-6)
-
-    off = train(tiny(**{"trainer.peak_flops": "off", "run.name": "off"}), progress=False)
-    tags = read_scalars(Path(off.tensorboard)).keys()
-    assert "train/mfu" not in tags
-    assert "train/step_seconds" in tags
 
 
 def test_the_measured_peak_is_what_a_product_takes(monkeypatch, clock):
