@@ -5,7 +5,7 @@ import sys
 from collections import deque
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import ClassVar
 
 import lightning.pytorch as pl
 from tqdm import tqdm
@@ -47,6 +47,8 @@ class Divergence(StepCallback):
     `trainer.spike_stop` spikes within the window end the run; `spikes` are those so far, over all resumes.
     """
 
+    saved: ClassVar = {"spikes": "spikes", "losses": "_window", "recent": "_recent"}
+
     def __init__(self, losses: Losses, trainer: TrainerConfig) -> None:
         self.losses, self.every, self.stop, self.spikes = losses, trainer.log_every, trainer.spike_stop, 0
         self.sigmas, self._window = trainer.spike_sigmas, deque[float](maxlen=trainer.spike_window)
@@ -79,16 +81,6 @@ class Divergence(StepCallback):
                 f"continue regardless, resume without trainer.spike_stop",
                 step,
             )
-
-    def state_dict(self) -> dict[str, Any]:
-        """For Lightning's part of a checkpoint."""
-        return {"spikes": self.spikes, "losses": list(self._window), "recent": list(self._recent)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self.spikes = state_dict["spikes"]
-        self._window.extend(state_dict["losses"])
-        self._recent.extend(state_dict["recent"])
 
 
 def _describe(spikes: list[tuple[int, float, float]]) -> str:

@@ -3,7 +3,7 @@
 import sys
 from collections import deque
 from statistics import fmean
-from typing import Any
+from typing import ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,6 +23,8 @@ class BesideForecast(StepCallback):
     of the forecast's curve, after the warm-up; without a curve the final loss is a level line, and only the validation
     loss at the end is judged. `inside` says whether the last judged loss was in the interval.
     """
+
+    saved: ClassVar = {"window": "window", "inside": "inside"}
 
     def __init__(self, forecast: Forecast, losses: Losses, validation: Validation, trainer: TrainerConfig) -> None:
         self.forecast, self.losses, self.validation, self.every = forecast, losses, validation, trainer.log_every
@@ -50,15 +52,6 @@ class BesideForecast(StepCallback):
             loss = self.validation.last
             where = "inside" if made.low <= loss <= made.high else "OUTSIDE"
             _say(trainer, f"validation loss {loss:.4f}; the forecast was {made}: {where}", step)
-
-    def state_dict(self) -> dict[str, Any]:
-        """For Lightning's part of a checkpoint."""
-        return {"window": list(self.window), "inside": self.inside}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self.window.extend(state_dict["window"])
-        self.inside = state_dict["inside"]
 
 
 def _say(trainer: pl.Trainer, text: str, step: int) -> None:

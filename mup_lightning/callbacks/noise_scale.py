@@ -16,7 +16,7 @@ steps; well above, hardly any.
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -38,6 +38,8 @@ class NoiseScale(StepCallback):
     biased, and some are negative. Which sequences are measured depends on data.batch_size and data.micro_batch alone,
     so every strategy finds the same. Checkpoints hold the measurements. Nothing that is trained depends on it.
     """
+
+    saved: ClassVar = {"found": "_found"}
 
     def __init__(self, config: Config) -> None:
         size = config.data.batch_size
@@ -77,14 +79,6 @@ class NoiseScale(StepCallback):
         values = {"gradient_square": square, "variance": trace, "batch": float(self.batch)}
         found = values if self.tokens is None else values | {"tokens": self.tokens}
         log(trainer, {f"noise_scale/{name}": value for name, value in found.items()}, step)
-
-    def state_dict(self) -> dict[str, Any]:
-        """For Lightning's part of a checkpoint."""
-        return {"found": list(self._found)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict`; a checkpoint of an early version has none, and the averages begin anew."""
-        self._found.extend((square, trace) for square, trace in state_dict["found"])
 
 
 def estimate(small: float, large: float, small_square: float, large_square: float) -> tuple[float, float]:

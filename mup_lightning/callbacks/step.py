@@ -2,9 +2,10 @@
 
 import signal
 import time
+from collections import deque
 from collections.abc import Mapping
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import lightning.pytorch as pl
 import torch
@@ -39,13 +40,31 @@ class WatchedModule(Protocol):
 
 
 class StepCallback(pl.Callback):
-    """Turns micro-batch hooks into step hooks. Steps are counted from 1: `step` is the one begun or just finished."""
+    """Turns micro-batch hooks into step hooks. Steps are counted from 1: `step` is the one begun or just finished.
+
+    `saved`: key -> attribute, a number or a deque, that Lightning's part of a checkpoint holds.
+    """
+
+    saved: ClassVar[dict[str, str]] = {}
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Before the first micro-batch of an optimizer step."""
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """After the optimizer and the schedule have stepped: the only place where a state may be saved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `saved`."""
+        values = {key: getattr(self, name) for key, name in self.saved.items()}
+        return {key: list(value) if isinstance(value, deque) else value for key, value in values.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`; a checkpoint of an early version has none, and what is saved begins anew."""
+        for key, name in self.saved.items():
+            if isinstance(own := getattr(self, name), deque):
+                own.extend(state_dict[key])
+            else:
+                setattr(self, name, state_dict[key])
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -28,7 +28,6 @@ class Held:
         rule: that steps it.
         flat: ZeRO's flat tensor that has taken its place in its group; None where the group holds the tensor itself.
         owner: rank of the process that steps it and keeps its state; None: all of them do, each what it holds.
-        hessian: estimate of the Hessian's diagonal for the coming step, where its rule wants one.
     """
 
     tensor: torch.Tensor
@@ -36,7 +35,11 @@ class Held:
     rule: Rule
     flat: torch.Tensor | None = None
     owner: int | None = None
-    hessian: torch.Tensor | None = None
+
+    @property
+    def stepped(self) -> torch.Tensor:
+        """What its group holds: itself, or the flat tensor."""
+        return self.tensor if self.flat is None else self.flat
 
     @property
     def cost(self) -> float:
@@ -77,6 +80,8 @@ class HybridOptimizer(Optimizer):
         self.before_update: Callable[[], None] | None = None
         self.watch: Watch | None = None
         self._assigned = False
+        # Estimates of the Hessian's diagonal for the coming step, by the tensors that are stepped.
+        self._hessians: dict[torch.Tensor, torch.Tensor] = {}
 
     def set_layout(self, flat: torch.Tensor, layout: Layout) -> None:
         """Record the layout of a flat tensor, which has taken the place of a group's parameters."""
@@ -134,7 +139,7 @@ class HybridOptimizer(Optimizer):
         rule, layout = RULES[group["rule"]], self.layouts[flat]
         assert flat.grad is not None
         if not rule.whole_matrix:
-            rule.update(group, [Item(flat, flat.grad, self.state[flat], hessian=self._flat_hessian(layout, flat))])
+            rule.update(group, [Item(flat, flat.grad, self.state[flat], hessian=self._hessians.pop(flat, None))])
             return
 
         def update(weights: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> None:
@@ -148,10 +153,9 @@ class HybridOptimizer(Optimizer):
         owners = {name: self.held[name].owner or 0 for name in layout.held}
         update_at_owners(layout, owners, flat, flat.grad, update)
 
-    @staticmethod
-    def _item(group: Group, held: Held, parameter: torch.Tensor, gradient: torch.Tensor, state: State) -> Item:
-        """A whole parameter for its rule; takes the estimate of the Hessian out of `held`."""
-        hessian, held.hessian = held.hessian, None
+    def _item(self, group: Group, held: Held, parameter: torch.Tensor, gradient: torch.Tensor, state: State) -> Item:
+        """A whole parameter for its rule."""
+        hessian = self._hessians.pop(held.tensor, None)
         return Item(parameter, gradient, state, held.rule.blocks(group, held.info), held.info.transposed, hessian)
 
     def _update(self, group: Group, infos: list[ParameterInfo], items: list[Item]) -> None:
@@ -209,8 +213,7 @@ class HybridOptimizer(Optimizer):
         for group in self.param_groups:
             for info in group["infos"] if "hessian_every" in group else ():
                 held = self.held[info.name]
-                state = self.state.get(held.tensor if held.flat is None else held.flat, {})
-                if state.get("step", 0) % group["hessian_every"] == 0:
+                if self.state.get(held.stepped, {}).get("step", 0) % group["hessian_every"] == 0:
                     due[info.name] = held.tensor
         return due
 
@@ -221,22 +224,14 @@ class HybridOptimizer(Optimizer):
             FloatingPointError: an estimate holds a NaN or an infinity; none was taken.
         """
         self._refuse_not_finite({f"the estimate of the Hessian of {name}": t for name, t in estimates.items()})
-        for name, estimate in estimates.items():
-            self.held[name].hessian = estimate
-
-    def _flat_hessian(self, layout: Layout, flat: torch.Tensor) -> torch.Tensor | None:
-        """The estimates of the Hessian's diagonal for this process's partition, if they were given."""
-        members = [self.held[name] for name in layout.held]
-        if all(held.hessian is None for held in members):
-            return None
-        partition = torch.zeros_like(flat)
-        for fragment in layout.ranks[rank_and_world()[0]]:
-            diagonal = self.held[fragment.name].hessian
-            assert diagonal is not None
-            fragment.of_flat(partition).copy_(fragment.of_whole(diagonal.flatten()))
-        for held in members:
-            held.hessian = None
-        return partition
+        rank, _ = rank_and_world()
+        for held, estimate in ((self.held[name], estimate) for name, estimate in estimates.items()):
+            if held.flat is None:
+                self._hessians[held.tensor] = estimate
+                continue
+            partition = self._hessians.setdefault(held.flat, torch.zeros_like(held.flat))
+            for fragment in self.layouts[held.flat].pieces[held.info.name][rank]:
+                fragment.of_flat(partition).copy_(fragment.of_whole(estimate.flatten()))
 
     def _gradients(self) -> dict[str, torch.Tensor]:
         """Every gradient that is there, by what it is of."""
@@ -270,9 +265,9 @@ class HybridOptimizer(Optimizer):
         missing = [
             held.info.name
             for held in map(self.held.__getitem__, self.wants_hessian())
-            if held.hessian is None
+            if held.stepped not in self._hessians
             and (held.flat is not None or held.tensor.grad is not None)
-            and id(held.tensor if held.flat is None else held.flat) in stepped
+            and id(held.stepped) in stepped
         ]
         if missing:
             raise RuntimeError(

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mup_lightning.errors import UserError
 from tests.benchmarks.harness import Settings
+from tests.distributed.launch import as_torchrun
 
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Maps every large tensor on its own, so that the kernel's high-water mark counts exactly what is alive."""
@@ -51,21 +51,14 @@ def measure(
     Raises:
         UserError: one failed; with its last words. The others are ended.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     variables = {key: value for key, value in os.environ.items() if not key.startswith(_ALLOCATOR)}
     variables |= {"OMP_NUM_THREADS": str(settings.threads), "CUDA_VISIBLE_DEVICES": ""} | (environment or {})
-    if processes > 1:
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-        variables |= {"LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "bench"}
     name = f"{function.__module__}:{function.__qualname__}"
     with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as folder:
         answers = [Path(folder) / f"{rank}.json" for rank in range(processes)]
         running = []
         try:
-            for rank, answer in enumerate(answers):
-                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+            for answer, own in zip(answers, as_torchrun(processes), strict=True):
                 words = json.dumps([asdict(settings), arguments])
                 with answer.with_suffix(".err").open("wb") as errors:
                     command = [sys.executable, "-m", __name__, name, words, str(answer)]

@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tests.distributed.launch import as_torchrun
 from tests.distributed.work import Work, all_work
 
 PATIENCE = 3
@@ -53,13 +53,11 @@ def live(work: Work, folder: Path, rank: int = -1, operation: int = 0, seconds: 
         Whether it was killed; the seconds that the others lived on, or all of them took; its operations, if it lived.
     """
     begin = time.monotonic()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    variables = as_torchrun(work.processes)
     count = folder / f"operations_{max(rank, 0)}"
     pids = [
-        os.fork() or one(work, folder, number, port, operation if number == rank else 0)
-        for number in range(work.processes)
+        os.fork() or one(work, folder, number, own, operation if number == rank else 0)
+        for number, own in enumerate(variables)
     ]
     status: dict[int, int] = {}
     end = begin + 900
@@ -85,7 +83,7 @@ def live(work: Work, folder: Path, rank: int = -1, operation: int = 0, seconds: 
     return False, took, int(count.read_text())
 
 
-def one(work: Work, folder: Path, rank: int, port: int, fatal: int) -> int:
+def one(work: Work, folder: Path, rank: int, variables: dict[str, str], fatal: int) -> int:
     """A forked process: works, and never returns."""
     log = os.open(folder / f"log_{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -96,9 +94,7 @@ def one(work: Work, folder: Path, rank: int, port: int, fatal: int) -> int:
             from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
             rank_zero_only.rank = rank  # as when it is imported in a process of this rank
-            size = {"WORLD_SIZE": work.processes, "LOCAL_WORLD_SIZE": work.processes, "GROUP_RANK": 0}
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
-            os.environ |= {key: str(value) for key, value in (size | place).items()} | {"TORCHELASTIC_RUN_ID": "kills"}
+            os.environ |= variables
 
         def counted(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal done

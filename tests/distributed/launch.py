@@ -13,6 +13,17 @@ from pathlib import Path
 from mup_lightning.files import read_json, write_json
 
 
+def as_torchrun(count):
+    """The variables by which torchrun's processes on this machine find each other; there are none for one process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    common |= {"GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "tests"}
+    every = [common | {"RANK": rank, "LOCAL_RANK": rank} if count > 1 else {} for rank in range(count)]
+    return [{name: str(value) for name, value in variables.items()} for variables in every]
+
+
 class Together:
     """Some processes; a context that ends them.
 
@@ -24,14 +35,9 @@ class Together:
     def __init__(self, count, folder):
         self.folder, self.batches = folder, 0
         folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "GROUP_RANK": "0"}
-        common |= {"LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "tests", "OMP_NUM_THREADS": "1"}
         self.processes = []
-        for rank in range(count):
-            environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for rank, variables in enumerate(as_torchrun(count)):
+            environment = os.environ | variables | {"OMP_NUM_THREADS": "1"}
             with self.log(rank).open("w") as log:
                 command = [sys.executable, "-m", __name__, str(folder / str(rank))]
                 pipes = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}

@@ -118,7 +118,7 @@ def test_many_parameters_are_as_one_at_a_time(rule):
 
 
 @pytest.mark.parametrize("rule", MATRIX_RULES)
-@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-24, 1e-20, 1e-13, 1e13, 1e20, 1e30, 1e36])
+@pytest.mark.parametrize("scale", [1e-38, 1e-24, 1e-13, 1e20, 1e36])
 def test_steps_of_matrix_rules_do_not_depend_on_the_size_of_gradients(rule, scale):
     """Also where squares vanish or overflow in float32: as in float64 at size 1, with ε in the gradients' units."""
     w, *grads = (conditioned(x) for x in normal(24, 8, count=5))

@@ -29,28 +29,19 @@ def muon_like(matrix):
 
 CASES = {
     "gaussian": normal(512, 512),
-    "gaussian, wide": normal(128, 512),
     "gaussian, tall": normal(2000, 200),
     "orthogonalised noise": muon_like(normal(384, 384)),
-    "orthogonalised, slow decay": muon_like(with_values(torch.logspace(0, -4, 256), 256)),
     "all equal": with_values(torch.ones(300), 600),
     "slow decay": with_values(torch.arange(1, 301).float() ** -0.3, 400),
-    "linear decay": with_values(torch.linspace(1, 0, 300), 300),
     "two close ones": with_values(torch.tensor([1.0, 0.999, *[0.5] * 98]), 100),
     "signs": torch.sign(normal(300, 20) @ normal(20, 300, seed=1)),
     "rank 1": normal(200, 1) @ normal(1, 100, seed=1),
     "rank 3": normal(200, 3) @ normal(3, 300, seed=1),
-    "rank 40": normal(200, 40) @ normal(40, 300, seed=1),
     "one entry": torch.zeros(200, 100).index_put_((torch.tensor(7), torch.tensor(90)), torch.tensor(-3.0)),
-    "small": normal(48, 100),
     "smaller": normal(5, 3),
     "one number": torch.tensor([[-2.5]]),
     "an embedding": normal(5000, 100),
-    "an embedding, of rank 3": normal(5000, 3) @ normal(3, 100, seed=1),
     "an embedding, huge": normal(2000, 100) * 1e30,
-    "an embedding, tiny, wide": normal(20, 1000) * 1e-30,
-    "huge": normal(100, 100) * 1e30,
-    "tiny": normal(100, 100) * 1e-30,
 }
 
 
@@ -84,7 +75,7 @@ def test_zero_is_zero_and_what_is_not_finite_is_nan(rows):
     assert float(found[3]) == pytest.approx(exact(matrices[3]), rel=0.01)
 
 
-@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-24, 1e-20, 1.0, 1e18, 1e30, 1e36])
+@pytest.mark.parametrize("scale", [1e-38, 1e-24, 1.0, 1e18, 1e36])
 def test_norms_of_the_smallest_and_largest_numbers(scale):
     tensors = [normal(40, 20) * scale, normal(30) * scale]
     wanted = [exact(tensors[0]), float(tensors[1].double().norm())]
