@@ -62,7 +62,7 @@ def corpus(tmp_path_factory):
 
 def tiny_config(corpus, root, **changes):
     """The configuration of a run that takes about a second, in a folder `root`; changes: {"section.key": value}."""
-    from mup_lightning.config.schema import Config
+    from mup_lightning.config.load import build_config
 
     values = {
         "model": {"width": 32, "depth": 2, "heads": 2, "context": 16},
@@ -78,13 +78,7 @@ def tiny_config(corpus, root, **changes):
         },
         "run": {"root": str(root), "name": "tiny"},
     }
-    for key, value in changes.items():
-        *sections, name = key.split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[name] = value
-    return Config.from_plain(values)
+    return build_config([values, changes])
 
 
 @pytest.fixture

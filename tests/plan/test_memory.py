@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mup_lightning.config.load import build_config
 from mup_lightning.config.model import ModelConfig
-from mup_lightning.config.schema import Config
 from mup_lightning.model.gpt2 import build
 from mup_lightning.model.parameters import ParameterInfo
 from mup_lightning.optim.registry import RULES, options_in_force
@@ -20,11 +20,7 @@ from tests.plan.peak import measure
 
 
 def configure(**changes):
-    values = {}
-    for key, value in changes.items():
-        section, name = key.split("__")
-        values.setdefault(section, {})[name] = value
-    return Config.from_plain(values)
+    return build_config([{key.replace("__", "."): value for key, value in changes.items()}])
 
 
 def kept_by_a_block(model, half):
