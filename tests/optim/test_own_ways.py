@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from mup_lightning.errors import UserError
-from mup_lightning.optim.sso import root
 from mup_lightning.spectral.roles import Role
 from tests.optim.references import REFERENCES
 from tests.optim.test_rules import hessian, normal, optimizer, run, step
@@ -117,31 +116,6 @@ def test_momentum_nesterov_and_bfloat16_are_switches():
     assert 1e-6 < np.abs(plain - run("muon_kimi", w, grads, options={"dtype": "bfloat16"})[0]).max() < 0.02
     _, stepper = run("sgd", w, grads, options={"momentum": 0.0})
     assert not any(stepper.state.values())
-
-
-TARGETS = torch.tensor([0.3, -0.7, 40.0, 0.0, 1e-5], dtype=torch.float64)
-STEEPNESS = torch.tensor([1.0, 3.0, 0.1, 1.0, 1e4], dtype=torch.float64)
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: torch.tanh(STEEPNESS * (x - TARGETS)),
-        lambda x: torch.expm1(9 * (x - 0.9)),
-        lambda x: (x - 0.3) ** 3,
-    ],
-    ids=["far and near and steep", "one end that would stay", "flat"],
-)
-def test_roots_are_found_in_few_evaluations(function):
-    calls = []
-
-    def counted(x):
-        calls.append(x)
-        return function(x)
-
-    found = root(counted, torch.zeros(5, dtype=torch.float64), 1e-9)
-    assert function(found).abs().max() <= 1e-9
-    assert len(calls) < 25
 
 
 @pytest.mark.parametrize("rule", ["muon", "muon_kimi"])
