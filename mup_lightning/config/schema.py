@@ -177,7 +177,10 @@ class Config(Typed):
     def __post_init__(self) -> None:
         """Take the vocabulary's size from the tokenizer. Raises UserError where the two contradict each other."""
         super().__post_init__()
-        tokens = self.data.tokens(self.model.vocab_size)
+        eot = self.model.end_of_text if self.model.document_mask else 0
+        tokens, end = self.data.vocabulary(self.model.vocab_size, eot)
+        if self.model.document_mask and eot is None:
+            self.model.end_of_text = end
         if self.model.vocab_size is None:
             self.model.vocab_size = tokens
         elif self.model.vocab_size != tokens:
@@ -234,8 +237,8 @@ class Config(Typed):
         return lines
 
 
-WHOLE = ("recipe.law",)
-"""Keys whose mapping is one value, the contents of a file: a later layer replaces all of it."""
+WHOLE = ("recipe.law", "data.path")
+"""Keys whose mapping is one value, such as the contents of a file: a later layer replaces all of it."""
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -82,7 +82,11 @@ class GPT2Module(pl.LightningModule):
         recorder, self.recorder = self.recorder, None
         # Recording would be compiled anew, and differently: a measured step runs uncompiled.
         with self._autocast(), torch.compiler.set_stance("force_eager" if recorder else "default"):
-            loss = self.model.loss(batch["tokens"], recorder)
+            mixed, inputs_BT = len(self.config.data.sources) > 1, batch["tokens"][:, 1:]
+            losses_BT = torch.empty(inputs_BT.shape, device=inputs_BT.device) if mixed else None
+            loss = self.model.loss(batch["tokens"], recorder, losses_BT)
+        if losses_BT is not None:
+            batch = batch | {"losses": losses_BT.mean(1)}
         self.micro_losses.append((loss.detach(), batch))
         return loss
 
@@ -183,12 +187,20 @@ class GPT2Module(pl.LightningModule):
         """Mean loss of this process's share of the current step, 0-dim, on the device."""
         return torch.stack([loss for loss, _ in self.micro_losses]).mean()
 
-    def validation_sums(self) -> tuple[float, float, float]:
-        """`loss_sums` of the validation tokens. Each process takes its share of the windows; one exchange adds up."""
+    def source_losses(self) -> torch.Tensor:
+        """(2, sources) float64 of this process's part of a mixture's step: its sequences' losses, and their number."""
+        sums = torch.zeros(2, len(self.config.data.sources), dtype=torch.float64, device=self.device)
+        for _, batch in self.micro_losses:
+            rows = torch.stack((batch["losses"], torch.ones_like(batch["losses"]))).double()
+            sums.index_add_(1, batch["sources"], rows)
+        return sums
+
+    def validation_sums(self, source: int = 0) -> tuple[float, float, float]:
+        """`loss_sums` of a source's validation tokens. Each process takes its share of them; one exchange adds up."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         with self._autocast():
             # Through this module rather than the model: ZeRO-3 gathers the weights in its forward pass.
-            sums = loss_sums(self.model, data.val_windows(), data.token_bytes, self.device, self)
+            sums = loss_sums(self.model, data.val_windows(source=source), data.token_bytes, self.device, self)
         nats, tokens, text = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         return nats, tokens, text
 
