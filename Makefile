@@ -38,8 +38,7 @@ setup: $(VENV)/.run ## make the virtual environment and install pinned dependenc
 data: $(VENV)/.run ## tokenise the corpus of CARD
 	@$(MUP) data prepare $(call q,$(CARD)) tokenizer=$(TOKENIZER) $(call q,out=$(DATA)) $(call given,CARD TOKENIZER)
 train: $(VENV)/.run ## train SIZE with OPT; RESUME=last continues
-	@$(MUP) config $(training) > /dev/null
-	@$(if $(CORPUS),$(MAKE) --no-print-directory $(CORPUS))
+	@$(MUP) config $(training) > /dev/null $(if $(CORPUS),&& $(MAKE) --no-print-directory $(CORPUS))
 	@$(MUP) train $(training)
 submit: STRATEGY ?= $(if $(filter-out 0 1,$(NODES) $(GPUS) $(DEVICES)),ddp)
 submit: $(VENV)/.run $(if $(EXPERIMENT),,$(CORPUS)) ## train on a SLURM cluster: NODES= GPUS= DRY=1; a sweep: EXPERIMENT= TASKS=
@@ -61,6 +60,8 @@ coord-check: $(VENV)/.run $(firstword $(AUSTEN)) ## do features keep their size 
 	  $(addprefix -c ,$(CONFIG)) $(call given,OPT CONFIG)
 coord-table: $(VENV)/.run $(firstword $(AUSTEN)) ## coordinate checks of all optimizers over width and depth (hours), and one table
 	@$(MUP) coord-check --all recipes/experiment/coordinates.yaml $(call given)
+gpu-check: $(VENV)/.run ## is training right on this machine's GPUs, how fast is it, and what memory does it take? 8 minutes
+	@$(MUP) gpu-check $(call given)
 evaluate: $(VENV)/.run ## validation loss of RUN's newest checkpoint
 	@$(MUP) evaluate $(call q,runs/$(RUN)) $(call given,RUN SIZE MODEL OPT PARAM)
 export: $(VENV)/.export ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2 or Llama
@@ -86,7 +87,6 @@ format: $(VENV)/.lint ## reformat the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 clean: ## remove prepared corpora and caches; runs and the virtual environment stay
 	@rm -rf data/prepared .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
-
 corpus: $(VENV)/.run ; @$(MUP) data prepare $(call q,$(CARD)) --tokenizer $(TOKENIZER) --out $(call q,$(DATA)) > /dev/null
 data/prepared/austen-%/manifest.json: data/austen.yaml | $(VENV)/.run
 	@$(MUP) data prepare $< --tokenizer $* --out $(@D) && touch $@

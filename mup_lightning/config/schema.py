@@ -66,7 +66,8 @@ class TrainerConfig(Typed, prefix="trainer."):
     Attributes:
         max_steps: optimizer steps of the run.
         strategy: single (one process); ddp (one process per device, gradients averaged); zero0 to zero3 (DeepSpeed: as
-            ddp; then optimizer states, gradients, weights are sharded over the processes, each with the ones before).
+            ddp; then optimizer states, gradients, weights are sharded over the processes, each with the ones before);
+            fsdp (FSDP2, which shards all of them).
         devices: processes per node: GPUs, or CPU processes.
         nodes: machines.
         accelerator: auto takes GPUs where there are any.
@@ -91,7 +92,7 @@ class TrainerConfig(Typed, prefix="trainer."):
     """
 
     max_steps: PositiveInt = 1221
-    strategy: Literal["single", "ddp", "zero0", "zero1", "zero2", "zero3"] = "single"
+    strategy: Literal["single", "ddp", "zero0", "zero1", "zero2", "zero3", "fsdp"] = "single"
     devices: PositiveInt = 1
     nodes: PositiveInt = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -113,8 +114,8 @@ class TrainerConfig(Typed, prefix="trainer."):
 
     @property
     def zero_stage(self) -> int:
-        """Of ZeRO; 0 under single and ddp, too."""
-        return int(self.strategy[-1]) if self.strategy.startswith("zero") else 0
+        """What is sharded, by ZeRO's stages: 0 under single and ddp, 3 under fsdp."""
+        return 3 if self.strategy == "fsdp" else int(self.strategy[-1]) if self.strategy.startswith("zero") else 0
 
     def __post_init__(self) -> None:
         """Raise UserError for values that contradict each other."""

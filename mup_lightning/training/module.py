@@ -121,6 +121,8 @@ class GPT2Module(pl.LightningModule):
         # Where nothing is clipped, squares that overflow in float32 would do so in the optimizer's state too.
         length = total_norm if self.config.trainer.gradient_clip > 0 else get_total_norm
         norms = torch.stack([length(of_unit) for of_unit in gradients.values()])
+        if getattr(self.trainer.strategy, "shards_gradients", False):
+            norms = self.trainer.strategy.reduce(norms.square(), reduce_op="sum").sqrt()
         self.see_gradient_norm(torch.linalg.vector_norm(norms))
         if self.config.trainer.gradient_clip > 0:
             relative = torch.linalg.vector_norm(norms / norms.new_tensor(list(gradients)))
@@ -154,6 +156,7 @@ class GPT2Module(pl.LightningModule):
                 list(wanting.values()),
                 self.config.data.batch_size * context,
                 lambda gradient: reduce(gradient, reduce_op="mean"),
+                getattr(self.trainer.strategy, "gradient", torch.autograd.grad),
             )
         self.hybrid.give_hessian(dict(zip(wanting, diagonals, strict=True)))
 
@@ -163,10 +166,18 @@ class GPT2Module(pl.LightningModule):
         After the estimate of the Hessian, for which it would move the generator of dropout. Every process takes part,
         with sequences of its own: ZeRO-3 gathers the weights for all of them.
         """
-        window = self.micro_losses[0][1]["tokens"][: self.noise_sequences]
-        with self._autocast(), torch.compiler.set_stance("force_eager"):
-            square = gradient_square(partial(self, window), self.parameters())
-        mine = square if self.global_rank == 0 else torch.zeros_like(square)
+        window, strategy = self.micro_losses[0][1]["tokens"][: self.noise_sequences], self.trainer.strategy
+        first = self.global_rank == 0
+        with self._autocast(), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            if differentiate := getattr(strategy, "gradient", None):  # it takes the mean over the processes
+                share = self.trainer.world_size if first else 0
+                shards = differentiate(
+                    self(window) * share, [held.tensor for held in self.hybrid.held.values()], whole=False
+                )
+                mine = torch.stack([shard.double().square().sum() for shard in shards]).sum()
+            else:
+                square = gradient_square(partial(self, window), self.parameters())
+                mine = square if first else torch.zeros_like(square)
         self.noise_square = self.trainer.strategy.reduce(mine, reduce_op="sum")
 
     def forward(self, window_BT1: torch.Tensor, uniforms_N: torch.Tensor | None = None) -> torch.Tensor:
