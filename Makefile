@@ -38,7 +38,8 @@ setup: $(VENV)/.run ## make the virtual environment and install pinned dependenc
 data: $(VENV)/.run ## tokenise the corpus of CARD
 	@$(MUP) data prepare $(call q,$(CARD)) tokenizer=$(TOKENIZER) $(call q,out=$(DATA)) $(call given,CARD TOKENIZER)
 train: $(VENV)/.run ## train SIZE with OPT; RESUME=last continues
-	@$(MUP) config $(training) > /dev/null $(if $(CORPUS),&& $(MAKE) --no-print-directory $(CORPUS))
+	@$(MUP) config $(training) > /dev/null
+	@$(if $(CORPUS),$(MAKE) --no-print-directory $(CORPUS))
 	@$(MUP) train $(training)
 submit: STRATEGY ?= $(if $(filter-out 0 1,$(NODES) $(GPUS) $(DEVICES)),ddp)
 submit: $(VENV)/.run $(if $(EXPERIMENT),,$(CORPUS)) ## train on a SLURM cluster: NODES= GPUS= DRY=1; a sweep: EXPERIMENT= TASKS=
@@ -56,8 +57,7 @@ probe: $(VENV)/.run ## measure whether optimizer OPT steps as its family declare
 assumptions: $(VENV)/.run $(firstword $(AUSTEN)) ## measure over depth what the recipe's theory assumes; OPT=NAME,.. checks other optimizers
 	@$(MUP) assumptions $(call given)
 coord-check: $(VENV)/.run $(firstword $(AUSTEN)) ## do features keep their size as the model grows? AXIS=width|depth|both PARAM= BRANCH_DEPTH= LN=0
-	@$(MUP) coord-check optimizer=$(OPT) experiment=coord_check $(if $(filter both,$(AXIS)),model.depth=4) \
-	  $(addprefix -c ,$(CONFIG)) $(call given,OPT CONFIG)
+	@$(MUP) coord-check optimizer=$(OPT) experiment=coord_check $(if $(filter both,$(AXIS)),model.depth=4) $(addprefix -c ,$(CONFIG)) $(call given,OPT CONFIG)
 coord-table: $(VENV)/.run $(firstword $(AUSTEN)) ## coordinate checks of all optimizers over width and depth (hours), and one table
 	@$(MUP) coord-check --all recipes/experiment/coordinates.yaml $(call given)
 gpu-check: $(VENV)/.run ## is training right on this machine's GPUs, how fast is it, and what memory does it take? 8 minutes

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from mup_lightning import tables
-from mup_lightning.config.schema import TokenizerName
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, write_atomic, write_json
 from mup_lightning.studies.gpu import GpuCheckSettings
@@ -87,7 +86,7 @@ def _prepare(settings: GpuCheckSettings) -> Place:
     from mup_lightning.data.card import load_card
     from mup_lightning.data.prepare import prepare
 
-    tokenizer: TokenizerName = "bytes" if settings.rehearse else "gpt2"
+    tokenizer = "bytes" if settings.rehearse else "gpt2"
     corpus = settings.out / f"corpus-{tokenizer}"
     prepare(load_card(Path("data/austen.yaml")), corpus, tokenizer, progress=False)
     return Place(settings.out, str(corpus), tokenizer, settings.rehearse)
