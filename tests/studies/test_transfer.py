@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mup_lightning.cli.main import main
@@ -28,19 +29,16 @@ def test_exact_parabolas_give_their_own_optima(tmp_path):
 
 def test_the_published_tables():
     """Optima, slopes and regrets by numpy alone."""
-    file = Path(__file__).parents[2] / "docs" / "results" / "published_losses.json"
-    keys = {"parametrization": "parametrization", "axis": "axis", "optimizer": "optimizer", "value": "hyperparameter"}
-    report, laid = to_dict(transfer(read_losses(file))), 0
-    for table in json.loads(file.read_text())["tables"].values():
-        (group,) = [
-            group
-            for group in report["groups"]
-            if all(group[own] == table[theirs] for own, theirs in keys.items())
-            and group["layer_norm"] == str(table["layernorm"])
-        ]
-        grid = table["log2_values"]
-        losses = {size: np.array(own, dtype=float) for size, own in table["validation_loss"].items()}  # null: nan
-        for size, own in losses.items():
+    file, laid = Path(__file__).parents[2] / "docs" / "results" / "published_losses.csv", 0
+    report = to_dict(transfer(read_losses(file)))
+    rows = pd.read_csv(file, dtype={"size": str, "layer_norm": str})
+    keys = ["parametrization", "axis", "optimizer", "value", "layer_norm"]
+    assert rows["table"].nunique() == rows.groupby(keys).ngroups == len(report["groups"]) == 16
+    for key, table in rows.groupby(keys):
+        (group,) = [group for group in report["groups"] if tuple(group[name] for name in keys) == key]
+        losses = table.pivot(index="size", columns="log2_value", values="loss")  # nan: diverged
+        grid = losses.columns.to_numpy()
+        for size, own in zip(losses.index, losses.to_numpy(), strict=True):
             i = int(np.nanargmin(own))
             assert group["best_loss"][size] == own[i]
             around = own[max(0, i - 1) : i + 2]
@@ -48,11 +46,11 @@ def test_the_published_tables():
                 a, b, _ = np.polyfit(grid[i - 1 : i + 2], around, 2)
                 assert group["optimum"][size] == pytest.approx(-b / (2 * a), abs=1e-6)
                 laid += 1
-        x = np.log2([int(size) for size in losses])
+        x = np.log2([int(size) for size in group["optimum"]])
         assert group["slope"] == pytest.approx(np.polyfit(x, list(group["optimum"].values()), 1)[0])
-        tuned = grid.index(group["best_value"][min(losses, key=int)])
-        largest = losses[max(losses, key=int)]
-        assert group["regret"] == pytest.approx(largest[tuned] - np.nanmin(largest))
+        smallest, largest = (end(losses.index, key=int) for end in (min, max))
+        tuned = losses.loc[largest, group["best_value"][smallest]]
+        assert group["regret"] == pytest.approx(tuned - losses.loc[largest].min())
     assert laid > 70
     comparison = next(own for own in report["comparisons"] if own["axis"] == "width" and own["value"] == "lr")
     assert comparison["best_loss"]["4096"] == {"SP": 3.516, "recipe, k ≥ 2": 3.446}
@@ -262,3 +260,46 @@ def test_sizes_of_all_kinds(tmp_path):
     assert sp["verdict"].startswith("cannot tell: fewer than two sizes trained; ")
     assert (sp["slope"], sp["slope_ci"]) == (None, None)
     assert both["slope"] == pytest.approx(-0.1)
+
+
+OPTIMA = (-6.0, -6.6, -7.5, -6.4)
+PREDICTED = -6.7 - 2 * 0.75  # the line through the first three has its mean at the second size, and slope -0.75
+
+
+def test_the_metrics_of_exact_parabolas(tmp_path):
+    """Curvature 0.04 everywhere: a power of two off costs 0.04 on the mean of both sides."""
+    group = report(tmp_path, curves(SIZES, OPTIMA))
+    residuals = np.linalg.lstsq(np.stack([np.ones(4), np.arange(4)], axis=1), np.array(OPTIMA), rcond=None)[1]
+    assert group["law_fit_error"] == pytest.approx((residuals[0] / 4) ** 0.5)
+    assert group["robustness"] == {str(size): pytest.approx(0.04) for size in SIZES}
+    # The best value tried at the largest size is -6, off by 0.4.
+    assert group["asymptotic_penalty"] == pytest.approx(0.04 * ((PREDICTED + 6.4) ** 2 - 0.4**2))
+
+
+def test_the_penalty_is_against_the_best_parametrization(tmp_path):
+    better = [(*row[:5], row[5] - 0.5) for row in curves(SIZES, (-7,) * 4, name="mup")]
+    sp, mup = groups(write(tmp_path / "table.csv", [*curves(SIZES, OPTIMA, name="sp"), *better]))
+    assert mup["asymptotic_penalty"] == pytest.approx(0)
+    assert sp["asymptotic_penalty"] == pytest.approx(0.5 + 0.04 * (PREDICTED + 6.4) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("optima", "lost", "error", "robust", "penalty", "printed"),
+    [
+        ((-7, -7.4), None, None, 0.04, 0.0, "law-fit error -, asymptotic penalty 0.000 nats"),
+        ((-7.4, -7.4), None, None, 0.04, 0.0, "asymptotic penalty 0.000 nats"),
+        ((-7, -7, -7, -9.6), None, True, None, 0.04 * (2.6**2 - 0.4**2), "asymptotic penalty 0.264 nats"),
+        ((-7, -8, -9, -7), -10, True, 0.04, None, "asymptotic penalty diverges\n"),
+        ((-7, -8.5, -9.8, -7), None, True, 0.04, None, "asymptotic penalty -\n"),
+        ((-7, -7, -7, -7), -8, True, None, 0.0, "diverges\nlaw-fit error 0.000 powers of two"),
+    ],
+)
+def test_the_metrics_of_what_was_lost_or_not_tried(tmp_path, optima, lost, error, robust, penalty, printed):
+    rows = curves(SIZES[: len(optima)], optima)
+    rows = [(*row[:5], "") if row[2] == SIZES[-1] and row[3] == lost else row for row in rows]
+    group = report(tmp_path, rows)
+    largest = list(group["robustness"].values())[-1]
+    assert (group["law_fit_error"] is None) == (error is None)
+    assert largest == (robust and pytest.approx(robust))
+    assert group["asymptotic_penalty"] == (penalty if penalty is None else pytest.approx(penalty, abs=1e-9))
+    assert printed in text(transfer(read_losses(tmp_path / "table.csv")))

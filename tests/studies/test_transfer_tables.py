@@ -1,7 +1,5 @@
 """Tables that the transfer report reads, however they were written, and what it refuses, each in one line."""
 
-import json
-
 import pytest
 
 from mup_lightning.cli.main import main
@@ -14,12 +12,6 @@ from tests.studies.tables import COLUMNS, SAVED, SIZES, curves, groups, write
 ROW = ("mup", "width", 64, -7, 0, 3.0)
 HEAD = ",".join(COLUMNS) + "\n"
 TWO = curves((64, 128), (-7, -7))
-
-
-def published(loss):
-    table = {"optimizer": "x", "parametrization": "SP", "axis": "width", "hyperparameter": "lr", "layernorm": True}
-    losses = {"64": [loss, 3.0, 3.1], "128": [3.0, 2.9, 3.0]}
-    return json.dumps({"tables": {"t": table | {"log2_values": [-8, -7, -6], "validation_loss": losses}}})
 
 
 @pytest.mark.parametrize(
@@ -60,8 +52,6 @@ def test_options_that_make_no_sense(tmp_path, capsys, options, message):
          "size: expected models whose width and depth grow together"),
         ("t.csv", [(*ROW[:5], ""), (*ROW[:2], 128, -7, 0, "")], "no run has a loss, all 2 diverged"),
         ("t.csv", [ROW, ROW, (*ROW[:2], 128, *ROW[3:])], "row 3 has size 64, 2^-7, seed 0 again (before: "),
-        ("t.json", published("three"), "size 64, 2^-8: loss is 'three'; expected nats per token"),
-        ("t.json", "[1]", "is not a table of losses"),
     ],
 )  # fmt: skip
 def test_what_is_no_table_is_refused_in_one_line(tmp_path, capsys, name, content, message):
@@ -147,11 +137,6 @@ def test_a_family_of_which_nothing_trained_is_drawn_empty(tmp_path, capsys):
     assert main(["report", "transfer", str(path), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "transfer_width-sgd.png").stat().st_size > 1000
     assert "every value that was tried diverged" in capsys.readouterr().out
-
-
-def test_a_nan_in_the_published_tables_is_a_divergence(tmp_path):
-    (tmp_path / "t.json").write_text(published(float("nan")))
-    assert groups(tmp_path / "t.json")[0]["diverged"] == {"64": [-8.0]}
 
 
 def over_time(batches=((1024, 800), (2048, 400), (4096, 200))):

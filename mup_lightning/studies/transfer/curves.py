@@ -63,6 +63,23 @@ class Curve:
         """The other values, ascending."""
         return [float(value) for value in self.values[~np.isfinite(self.means)]]
 
+    def at(self, value: float) -> float | None:
+        """Mean loss at log2 of a base value: by a parabola through the three nearest that were tried.
+
+        Infinite where the value, or one next to it, is lost; None outside of what was tried.
+        """
+        grid, near = self.values, np.isclose(self.values, value)
+        if near.any():
+            return float(self.means[near][0])
+        if not grid[0] < value < grid[-1]:
+            return None
+        above = int(np.searchsorted(grid, value))
+        if not np.isfinite(self.means[above - 1 : above + 1]).all():
+            return math.inf
+        trained = np.isfinite(self.means)
+        three = sorted(np.flatnonzero(trained), key=lambda i: abs(grid[i] - value))[:3]
+        return float(np.polyval(np.polyfit(grid[three], self.means[three], len(three) - 1), value))
+
     @property
     def difference_ses(self) -> Array:
         """Standard error of the difference of each two means, nats; 0 where nothing is known."""

@@ -1,4 +1,4 @@
-"""Reads tables of losses: results.csv of a sweep, any CSV with the same columns, or the published losses (JSON)."""
+"""Reads tables of losses: results.csv of a sweep, or any CSV with the same columns."""
 
 import codecs
 import csv
@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from mup_lightning.errors import UserError
-from mup_lightning.files import differs, read_json
+from mup_lightning.files import differs
 
 COLUMNS = ("parametrization", "axis", "size", "log2_value", "seed", "loss")
 """Columns that every table has."""
@@ -45,17 +45,9 @@ def read_table(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """Read a CSV file as text, however it was saved.
 
     Spreadsheets write a byte order mark, other line ends, semicolons or tabs with decimal commas, UTF-16, and blank
-    rows and columns.
-
-    Args:
-        path: the file, or the folder whose results.csv it is.
-        needed: columns that the table must have.
-
-    Returns:
-        Text cells, numbers with a decimal point. The index names each row for messages: "PATH, row 2".
-
-    Raises:
-        UserError: it cannot be read, is not a table, lacks a column or has one twice, or has no rows.
+    rows and columns. `path` may be the folder whose results.csv is meant, and `needed` are columns that must be there.
+    Returns text cells, numbers with a decimal point; the index names each row for messages: "PATH, row 2". Raises
+    UserError where it cannot be read, is not a table, lacks a column or has one twice, or has no rows.
     """
     path = path / "results.csv" if path.is_dir() else path
     try:
@@ -86,16 +78,9 @@ def read_table(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
 
 
 def numbers(table: pd.DataFrame, column: str, expected: str, *, empty: bool = False) -> pd.Series:
-    """A column of a text table as numbers.
+    """A column of a text table as numbers; with `empty`, cells that are empty, nan or infinite become NaN.
 
-    Args:
-        table: see `read_table`.
-        column: its name.
-        expected: what a cell should hold, for the message.
-        empty: accept cells that are empty, nan or infinite; they become NaN.
-
-    Raises:
-        UserError: naming the row, the cell and what was expected.
+    Raises UserError naming the row, the cell and what was `expected`.
     """
     text = table[column].str.strip()
     found = pd.to_numeric(text, errors="coerce").astype(float)
@@ -110,14 +95,9 @@ def numbers(table: pd.DataFrame, column: str, expected: str, *, empty: bool = Fa
 def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """Read a table of losses, one run a row.
 
-    Rows at value 0, which has no logarithm, are left out with a note.
+    Rows at value 0, which has no logarithm, are left out with a note. Raises UserError as `read_table`, or where a cell
+    is not what its column holds. Returns the table's own columns as text, with these replaced or added:
 
-    Args:
-        path: results.csv of a sweep or its folder, another CSV file, or the published losses as JSON.
-        needed: columns that the table must have.
-
-    Returns:
-        The table's own columns as text, with these replaced or added:
         settings: tuple of (column, text) pairs that a run shares with those it is compared with: all of `SETTINGS` and
             of the options that vary, except axis, size and value; over the batch, the tokens of the run in place of its
             steps. Width, depth and k are in one spelling (2 for 2.0).
@@ -127,11 +107,8 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
         loss: nats per token; NaN where the run diverged.
         steps: done; NaN where the table does not say.
         corpus, config_hash: empty where the table does not say.
-
-    Raises:
-        UserError: as `read_table`, or a cell is not what its column holds.
     """
-    table = _published(path) if path.suffix == ".json" else read_table(path, needed)
+    table = read_table(path, needed)
     if "value" in table and (zero := (table["log2_value"] == "") & (table["value"] != "")).any():
         if zero.all():
             raise UserError(f"{path} has only runs at value 0; expected values above 0")
@@ -155,15 +132,9 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
 
 
 def refuse_different(runs: pd.DataFrame, families: Sequence[Hashable], columns: Sequence[str]) -> None:
-    """Refuse to compare losses of different texts, or after different numbers of steps.
+    """Raise UserError for losses of different texts, or after different numbers of steps.
 
-    Args:
-        runs: see `read_losses`.
-        families: equal for runs that are compared.
-        columns: what they must agree in, where the table says.
-
-    Raises:
-        UserError: naming what differs.
+    `families` are equal for runs that are compared, and must agree in these columns where the table says.
     """
     trained = runs.assign(family=families)[runs["loss"].notna()]
     for column in columns:
@@ -178,11 +149,7 @@ def refuse_different(runs: pd.DataFrame, families: Sequence[Hashable], columns: 
 
 
 def refuse_twice(runs: pd.DataFrame) -> None:
-    """Refuse two runs of one size, value and seed, and two shapes at one place, such as 64x4 and 128x2.
-
-    Raises:
-        UserError: naming both rows, or both shapes.
-    """
+    """Raise UserError for two runs of one size, value and seed, or two shapes at one place, such as 64x4 and 128x2."""
     for sizes in runs.groupby("position")["size"].unique():
         if len(sizes) > 1:
             raise UserError(
@@ -205,47 +172,18 @@ def options(table: pd.DataFrame) -> list[str]:
     return [column for column in table if "." in column and column not in _REPEATED]
 
 
-def _published(path: Path) -> pd.DataFrame:
-    """The published losses as a table; the index names the place of each loss for messages.
-
-    Raises:
-        UserError: it is not such a file.
-    """
-    expected = "the published losses, as docs/results/published_losses.json has them, or a .csv"
-    try:
-        rows = {
-            f"{path}, {name}, size {size}, 2^{value}": {
-                "parametrization": table["parametrization"],
-                "axis": table["axis"],
-                "size": size,
-                "log2_value": str(value),
-                "seed": "",
-                "loss": "" if loss is None else str(loss),
-                "optimizer": table["optimizer"],
-                "value": table["hyperparameter"],
-                "layer_norm": str(table["layernorm"]),
-            }
-            for name, table in read_json(path, expected)["tables"].items()
-            for size, losses in table["validation_loss"].items()
-            for value, loss in zip(table["log2_values"], losses, strict=True)
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a table of losses; expected {expected}") from None
-    return pd.DataFrame(list(rows.values()), index=list(rows), dtype=object)
-
-
 def _settings(row: dict[str, str], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """What separates groups of runs; see `read_losses`."""
     varies = {row.get("value"), row["axis"]} | _VARY.get(row["axis"], set())
     own = {key: row[key] for key in columns if row[key] and key not in varies}
     if row["axis"] == "batch" and (steps := number(row.get("trainer.max_steps", ""))) > 0:
         own["tokens"] = f"{steps * number(row['size']):.15g}"
-    return tuple((key, _spelling(text) if key in SETTINGS else text) for key, text in own.items())
+    return tuple((key, spelling(text) if key in SETTINGS else text) for key, text in own.items())
 
 
-def _spelling(text: str) -> str:
+def spelling(value: object) -> str:
     """One spelling of every number, such as 2 for the 2.0 of a column that pandas has saved; other text as it is."""
-    return f"{value:.15g}" if math.isfinite(value := number(text)) else text
+    return f"{found:.15g}" if math.isfinite(found := number(str(value))) else str(value)
 
 
 def number(text: str) -> float:

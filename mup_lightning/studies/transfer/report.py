@@ -16,7 +16,6 @@ from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, make_folder, write_json
 from mup_lightning.studies.transfer import losses, verdict
 from mup_lightning.studies.transfer.curves import curves_of
-from mup_lightning.studies.transfer.metrics import asymptotic_penalty, law_fit_error, robustness
 from mup_lightning.studies.transfer.verdict import Group, bounded_slope, families, transfer
 from mup_lightning.typed import NonNegativeFloat, PositiveFloat, Typed
 
@@ -62,7 +61,7 @@ class TransferSettings(BestSettings, prefix="--"):
 
     Attributes:
         results: results.csv of a sweep or its folder; or a .csv with the columns parametrization, axis, size,
-            log2_value, seed, loss (empty: diverged); or the published losses (.json).
+            log2_value, seed, loss (empty: diverged).
         json: print JSON.
         markdown: print tables in Markdown.
         out: folder for figures and transfer.json; null: none.
@@ -109,7 +108,7 @@ def text(found: Sequence[Group]) -> str:
     for family in families(found):
         parts.append(f"== {family[0].title} ==")
         for one in family:
-            error, penalty = law_fit_error(one), asymptotic_penalty(one, family)
+            error, penalty = one.law_fit_error, one.penalty(family)
             metrics = f"law-fit error {_shown(error, ' powers of two')}, asymptotic penalty {_shown(penalty, ' nats')}"
             parts.append(f"{one.label}: {one.verdict}\n{_table(one)}\n{metrics}")
         if len(family) > 1:
@@ -131,7 +130,7 @@ def _table(found: Group) -> str:
             ends = best.plateau if len(best.plateau) > 1 else (best.best_value,)
             tried = " to ".join(f"2^{value:g}" for value in dict.fromkeys((ends[0], ends[-1])))
             cells = [f"{best.value:.2f}{error}{mark}", tried, f"{best.loss:.3f}"]
-        columns.append([curve.size, *cells, str(cost), _shown(robustness(found, curve))])
+        columns.append([curve.size, *cells, str(cost), _shown(found.robustness(curve))])
     return tables.text(list(zip(*columns, strict=True)))
 
 
@@ -178,8 +177,7 @@ def _group(found: Group, family: Sequence[Group]) -> dict[str, Any]:
     slope, optima, largest = found.slope, found.optima, found.regrets[-1]
     best = {curve.size: found.at(curve.size) for curve in found.curves}
     regrets = dict(zip(best, found.regrets, strict=True))
-    robust = {curve.size: robustness(found, curve) for curve in found.curves}
-    penalty = asymptotic_penalty(found, family)
+    robust = {curve.size: found.robustness(curve) for curve in found.curves}
     return found.settings | {
         "axis": found.axis,
         "label": found.label,
@@ -208,9 +206,9 @@ def _group(found: Group, family: Sequence[Group]) -> dict[str, Any]:
         "noise": found.noise.between_seeds,
         "noise_paired": found.noise.residual,
         "verdict": found.verdict,
-        "law_fit_error": law_fit_error(found),
+        "law_fit_error": found.law_fit_error,
         "robustness": {size: _finite(lost) for size, lost in robust.items()},
-        "asymptotic_penalty": _finite(penalty),
+        "asymptotic_penalty": _finite(found.penalty(family)),
     }
 
 

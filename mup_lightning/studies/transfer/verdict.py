@@ -1,9 +1,10 @@
 """From a table of losses to one sentence a group: does the best value of the small model serve the large one?"""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from mup_lightning import tables
@@ -74,6 +75,42 @@ class Group:
     def at(self, size: str) -> Optimum | None:
         """The optimum of a size; None where nothing trained."""
         return next((best for best in self.optima if best.size == size), None)
+
+    # Law-fit error, robustness and penalty: docs/method/transfer.md defines them. The names are those of Kalra &
+    # Barkeshli 2026 (arXiv 2605.21486), the definitions ours; no verdict rests on them.
+
+    @property
+    def law_fit_error(self) -> float | None:
+        """RMS distance of the optima, powers of two, from the power law in size that fits them; None below three."""
+        if len(self.optima) < 3:
+            return None
+        x, y = np.array([(best.position, best.value) for best in self.optima]).T
+        return float(np.sqrt(np.mean((y - np.polyval(np.polyfit(x, y, 1), x)) ** 2)))
+
+    def robustness(self, curve: Curve) -> float | None:
+        """Nats lost at a size where the best value tried is off by one power of two, the mean of either way.
+
+        Infinite where such a value is lost; None where it was not tried.
+        """
+        if (best := self.at(curve.size)) is None:
+            return None
+        below, above = (curve.at(best.best_value + side) for side in (-1.0, 1.0))
+        return None if below is None or above is None else (below + above) / 2 - best.loss
+
+    def penalty(self, family: Sequence["Group"]) -> float | None:
+        """Nats at the largest size with the value that the smaller ones predict, above the best that a family has.
+
+        The prediction is the smaller sizes' optima continued by a power law; of a single one, its optimum as it is.
+        Infinite where the predicted value is lost; None where it lies outside of what was tried.
+        """
+        curve, smaller = self.curves[-1], [best for best in self.optima if best.size != self.curves[-1].size]
+        if not smaller:
+            return None
+        x, y = np.array([(best.position, best.value) for best in smaller]).T
+        loss = curve.at(float(np.polyval(np.polyfit(x, y, min(1, len(x) - 1)), curve.position)))
+        lowest = min((best.loss for one in family if (best := one.at(curve.size))), default=math.inf)
+        # A parabola between the values tried may fall below all of them: no credit is given for that.
+        return None if loss is None else max(loss, min(curve.trained.values(), default=math.inf)) - lowest
 
 
 def transfer(
