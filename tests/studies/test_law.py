@@ -11,7 +11,7 @@ from mup_lightning.files import write_json
 from mup_lightning.spectral.horizon import AXES, read_law
 from mup_lightning.studies.scaling import student_t
 from mup_lightning.studies.transfer.curves import Noise
-from mup_lightning.studies.transfer.estimate import Optimum, regress
+from mup_lightning.studies.transfer.estimate import Optimum, regress_optima
 from mup_lightning.studies.transfer.law import cells_of, fit, text
 from mup_lightning.studies.transfer.losses import read_losses
 from tests.studies.tables import COLUMNS, write
@@ -89,7 +89,7 @@ def test_regressions_cover_the_truth(tmp_path):
             y = errors * chance.normal(size=len(errors)) + scatter * chance.normal(size=len(errors))
             plain = Optimum("", 0, 0, 0, 0, 0, 0, 0, (), 0, False)
             optima = [replace(plain, value=value, se=se) for value, se in zip(y, known, strict=True)]
-            model = regress(optima, design, Noise(0.01, 0.01, dof), weighted=True)
+            model = regress_optima(optima, design, Noise(0.01, 0.01, dof), weighted=True)
             errors_of = [model.error(of) for of in np.eye(5)] + [model.error(target, 1.0)]
             off = [*model.coefficients, target @ model.coefficients - scatter * chance.normal()]
             inside.append([abs(o) <= student_t(d) * se for o, (se, d) in zip(off, errors_of, strict=True)])

@@ -11,7 +11,7 @@ import pytest
 from mup_lightning.cli.main import main
 from mup_lightning.config.load import build_config
 from mup_lightning.optim.schedule import warmup_steps
-from mup_lightning.studies.sweep.run import Summary
+from mup_lightning.studies.sweep import run as sweep_run
 from mup_lightning.studies.sweep.spec import load
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.verdict import transfer
@@ -167,9 +167,9 @@ def test_the_grid_grows_where_a_value_as_good_as_the_best_is_the_last(corpus, tm
 
     def run(trials, *_):
         values.update(trial.config.recipe.lr for trial in trials)
-        return Summary(finished=len(trials))
+        return 0
 
-    monkeypatch.setattr(tune, "run_trials", run)
+    monkeypatch.setattr(tune, "run_all_trials", run)
     monkeypatch.setattr(tune, "ROUNDS", 2)
     monkeypatch.setattr(tune, "groups_of", lambda *_: found)
     monkeypatch.setattr("mup_lightning.studies.tune.target.against", lambda *_: (0.0, ""))
@@ -180,7 +180,7 @@ def test_the_grid_grows_where_a_value_as_good_as_the_best_is_the_last(corpus, tm
 
 
 def test_a_second_tune_in_a_folder_comes_back_later(corpus, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tune, "run_trials", lambda trials, *_: Summary(finished=len(trials) - 2))
+    monkeypatch.setattr(sweep_run, "run_trials", lambda trials, *_: sweep_run.Summary(finished=len(trials) - 2))
     arguments = ["--sweep", proxies(tmp_path), "--out", str(tmp_path / "out")]
     assert main(["tune", *options(corpus), *arguments]) == 1
     assert "is not complete: repeat this command once the other process has ended" in capsys.readouterr().out

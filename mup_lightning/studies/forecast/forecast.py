@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from mup_lightning.config.forecast import CURVE_POINTS, Forecast, Point
 from mup_lightning.config.schema import Config
-from mup_lightning.data.mixture import Corpora
+from mup_lightning.data.shards import Manifest, manifest_hash
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, write_json
 from mup_lightning.optim.schedule import warmup_steps
 from mup_lightning.plan.plan import plan
+from mup_lightning.studies import style
 from mup_lightning.studies.forecast import ForecastSettings
-from mup_lightning.studies.forecast.figure import draw
 from mup_lightning.studies.forecast.ladder import Ladder, read_ladder
 from mup_lightning.studies.forecast.law import Cell, Law, fit, model_size
 from mup_lightning.studies.scaling import student_t
@@ -53,16 +56,16 @@ def forecast(ladder: Ladder, law: Law, target: Config, parameters: int, tokens: 
     Raises UserError where the target's corpus is another than the ladder's, or the ladder says nothing of its size.
     """
     caveats, corpus = list(ladder.caveats), ladder.corpus
-    corpora = None
+    manifest = None
     with suppress(UserError):  # the corpus need not be on this machine
-        corpora = Corpora(target.data)
-    if corpora is not None:
-        corpus = corpora.hash
+        manifest = Manifest.load(Path(target.data.path))
+    if manifest is not None:
+        corpus = manifest_hash(manifest)
         if ladder.corpus not in ("", corpus):
             raise UserError(
-                f"{target.data.said} is another corpus than the ladder's; losses on the two cannot be compared"
+                f"{target.data.path} is another corpus than the ladder's; losses on the two cannot be compared"
             )
-        if (epochs := corpora.epochs(tokens)) > MOST_EPOCHS:
+        if (epochs := tokens / manifest.splits["train"].tokens) > MOST_EPOCHS:
             caveats.append(f"the target reads its corpus {epochs:.1f} times, and the law is one of new text")
     if law.at_bounds:
         caveats.append("E or an exponent is at its bound: the ladder does not show how the loss levels off; add sizes")
@@ -111,7 +114,7 @@ def check(cells: Sequence[Cell]) -> tuple[dict[str, float], float]:
     loss, low, high = law.predict(last.size, last.tokens)
     found = {"N": last.size, "tokens": last.tokens, "flops": last.flops, "times": last.flops / others[-1].flops}
     found |= {"predicted": loss, "actual": last.loss, "miss_percent": 100 * (loss / last.loss - 1)}
-    if not law.left:
+    if not law.around.left:
         return found, 1.0
     miss, end = math.log(last.loss / loss), high if last.loss > loss else low
     return found | {"low": low, "high": high}, max(1.0, miss / math.log(end / loss))
@@ -175,3 +178,47 @@ def text(result: Forecast, ladder: Ladder, law: Law) -> str:
     if not result.curve:
         lines.append("curve     none: the ladder has no training curves of two sizes; TensorBoard shows the end alone")
     return "\n".join([*lines, *(f"warning: {caveat}" for caveat in result.caveats)])
+
+
+def draw(result: Forecast, cells: Sequence[Cell], law: Law, file: Path) -> Path:
+    """Draw the cells, the law through them and on to the target with its band, and the largest as predicted."""
+    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+    ax = figure.subplots()
+    sizes = sorted({cell.size for cell in cells})
+    for number, size in enumerate(sizes):
+        own = sorted((cell for cell in cells if cell.size == size), key=lambda cell: cell.tokens)
+        color: Any = style.STEPS(number / max(1, len(sizes) - 1))
+        shape = f"{own[0].width} x {own[0].depth}"
+        flops, losses = [cell.flops for cell in own], [cell.loss for cell in own]
+        ax.errorbar(flops, losses, [cell.spread for cell in own], fmt="o", color=color, markersize=5, label=shape)
+        if len(own) > 1:
+            tokens = np.geomspace(own[0].tokens, own[-1].tokens, 40)
+            fitted = [law.predict(size, count)[0] for count in tokens]
+            ax.plot(6 * own[0].parameters * tokens, fitted, color=color, linewidth=1.2)
+    target = (result.target_size, result.tokens, 6.0 * result.parameters * result.tokens)
+    whole = law.direction is not None  # one line: then the law is drawn along all of it
+    places = [(cell.size, cell.tokens, cell.flops) for cell in (cells if whole else cells[-1:])]
+    logs = np.log(sorted([*places, target], key=lambda place: place[2]))
+    share = np.linspace(0, len(logs) - 1, 25 * (len(logs) - 1) + 1)
+    size_X, tokens_X, flops_X = (np.exp(np.interp(share, range(len(logs)), column)) for column in logs.T)
+    both = zip(size_X, tokens_X, strict=True)
+    loss_X, low_X, high_X = np.array([law.predict(*place, widen=result.widened) for place in both]).T
+    color = style.SERIES[2]
+    ax.plot(flops_X, loss_X, "-" if whole else "--", color=color, linewidth=1.2, label="law, 95 % of single runs")
+    ax.fill_between(flops_X, low_X, high_X, color=color, alpha=0.13, linewidth=0)
+    if held := result.held_out:
+        middle = held["predicted"]
+        ends = [[middle - held["low"]], [held["high"] - middle]] if "low" in held else None
+        label = f"the largest from the others: {held['miss_percent']:+.1f} %"
+        ax.errorbar(held["flops"], middle, ends, fmt="D", color="black", mfc="none", capsize=3, label=label)
+    ends = [[result.loss - result.low], [result.high - result.loss]]
+    label = f"target: {result.loss:.3f}, 95 % from {result.low:.3f} to {result.high:.3f}"
+    ax.errorbar(target[2], result.loss, ends, fmt="*", color=style.SERIES[0], markersize=13, capsize=4, label=label)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(numticks=12))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel("training FLOPs (6 x parameters x tokens)")
+    ax.set_ylabel("validation loss, nats per token")
+    ax.legend(frameon=False, fontsize=8.5, title="width x depth")
+    style.decorate(ax)
+    return style.save(figure, file)

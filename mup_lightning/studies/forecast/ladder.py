@@ -53,8 +53,6 @@ def read_ladder(places: Sequence[Path], target: Config) -> Ladder:
     tables, records = [], dict[str, Record]()
     for place in places:
         table = losses.read_losses(place, NEEDED)
-        if lacking := [column for column in NEEDED if column not in table]:
-            raise UserError(f"{place} lacks the columns {', '.join(lacking)}; expected the results of a sweep")
         sizes = {name: losses.numbers(table, name, "a number above 0") for name in ("width", "depth", "parameters")}
         tables.append(table.assign(**sizes, tokens=losses.numbers(table, "tokens", "a number above 0", empty=True)))
         folder = place if place.is_dir() else place.parent
@@ -87,14 +85,10 @@ def read_ladder(places: Sequence[Path], target: Config) -> Ladder:
             continue
         if found.edge and len(curve.values) > 1:
             caveats.append(f"at {curve.size} the best value is the last one tried: its loss may be too high")
-        se = float(np.sqrt((curve.root[curve.values == found.best_value] ** 2).sum()))
         cell = Cell(
-            width=int(first["width"]),
-            depth=int(first["depth"]),
-            parameters=int(first["parameters"]),
-            tokens=int(first["tokens"]),
+            **{side: int(first[side]) for side in ("width", "depth", "parameters", "tokens")},
             loss=found.loss,
-            se=se,
+            se=float(np.linalg.norm(curve.root[curve.values == found.best_value])),
             spread=noise.between_seeds or 0.0,
             dof=noise.dof,
             log2_value=found.best_value,
@@ -133,18 +127,19 @@ def _alike(runs: pd.DataFrame, records: Mapping[str, Record], target: Config) ->
             f"recipe.{name}": row.get(name, "") for name in ("optimizer", "parametrization", "branch_depth")
         }
         said |= {key: row[key] for key in columns if row[key] != ""} | known.get(row["config_hash"], {})
-        settings.append({key: _text(value) for key, value in said.items() if value != "" and key != row.get("value")})
+        said = {key: losses.spelling(value) for key, value in said.items() if value != "" and key != row.get("value")}
+        settings.append(said)
     caveats = []
     keep = np.ones(len(runs), dtype=bool)
     for key in sorted({key for own in settings for key in own}):
         if key.startswith(_SCALE) and not (key in columns and key.startswith("rules.")):
             continue
         try:
-            wanted = _text(theirs[key] if key in theirs else look_up(target, key))
+            wanted = losses.spelling(theirs[key] if key in theirs else look_up(target, key))
         except UserError:  # a column of a key that is no more
             continue
         values = {own.get(key, wanted) for own, kept in zip(settings, keep, strict=True) if kept}
-        words = f"{key} is {' and '.join(sorted(values))} in the ladder, {wanted or 'null'} in the target"
+        words = f"{key} is {' and '.join(sorted(values))} in the ladder, {wanted} in the target"
         if wanted in values:
             keep &= [own.get(key, wanted) == wanted for own in settings]
         elif len(values) > 1 or key in _SAME:
@@ -157,9 +152,3 @@ def _alike(runs: pd.DataFrame, records: Mapping[str, Record], target: Config) ->
     if len({size for size, kept in zip(batch, keep, strict=True) if kept}) > 1:
         caveats.append("batch sizes differ in the ladder: at equal N and D the best one counts")
     return runs.assign(batch=batch, planned=steps)[keep], caveats
-
-
-def _text(value: Any) -> str:
-    """One spelling of each value, as of 2 and 2.0."""
-    number = losses.number(str(value))
-    return f"{number:.15g}" if np.isfinite(number) else "" if value is None else str(value)

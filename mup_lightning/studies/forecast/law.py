@@ -1,6 +1,6 @@
 """L(N, D) = E + A N^-α + B D^-β (Hoffmann et al. 2022, approach 3), fitted to a ladder of small models.
 
-Shapes: C cells of the ladder, S fits at once, K sizes that vary (N, D or one of them), P = 1 + 2K parameters.
+Shapes: C cells of the ladder, K sizes that vary (N, D or one of them), P = 1 + 2K parameters.
 """
 
 import math
@@ -9,16 +9,21 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from mup_lightning.errors import UserError
-from mup_lightning.studies.transfer.curves import Array
+from mup_lightning.studies.scaling import student_t
+from mup_lightning.studies.transfer.curves import Array, Noise
+from mup_lightning.studies.transfer.estimate import Regression, regress
 
-DRAWS = 400
 _HUBER = 1e-3
 """Residual of a log loss, beyond which a cell counts linearly (Hoffmann et al.); at least twice the noise."""
 
 _EXPONENTS = 0.02, 2.0
 """Bounds of α and β."""
+
+_AT_BOUND = 1e-3
+"""How close E, in nats, or an exponent is to a bound that holds it: the solver comes near, and never there."""
 
 _ON_THE_LINE = 0.1
 """How far the target's log N and log D may be from the line that they keep to in a ladder of one direction."""
@@ -70,17 +75,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Law:
-    """A fitted law, and fits to redrawn losses, which say how sure it is.
+    """A fitted law.
 
     Attributes:
         sizes: which of N and D are in it. Where they vary together, or only one does, N alone or D alone stands for
             both: L = E + A N^-α, with E and A those of this ladder's D.
         centre: K means of their logs; `theta` has the terms' logs there.
         theta: P of the fit: E, K logs of terms, K exponents.
-        draws: DRAWS x P of the fits to redrawn losses.
-        sigma: DRAWS standard deviations of one run's log loss around the law.
-        misfit: the standard deviation of a cell around the law, beyond its noise, as a share of the loss.
-        left: cells less parameters; 0: the misfit is unknown, and the interval is that of the noise alone.
+        around: the log losses as a linear model of `theta`, which says how sure it is.
+        spread: variance of one run's log loss between seeds.
         origin: means of log N and log D.
         direction: per unit of the first size's log, that of log N and log D; None where both are free.
     """
@@ -88,10 +91,8 @@ class Law:
     sizes: tuple[str, ...]
     centre: Array
     theta: Array
-    draws: Array
-    sigma: Array
-    misfit: float
-    left: int
+    around: Regression
+    spread: float
     origin: Array
     direction: Array | None
 
@@ -107,9 +108,15 @@ class Law:
         return found
 
     @property
+    def misfit(self) -> float:
+        """The standard deviation of a cell around the law, beyond its noise, as a share of the loss."""
+        return math.sqrt(self.around.misfit)
+
+    @property
     def at_bounds(self) -> bool:
         """Whether E is 0, or an exponent as small or as large as is allowed."""
-        return bool(self.theta[0] == 0 or np.isin(self.theta[1 + len(self.sizes) :], _EXPONENTS).any())
+        exponents = self.theta[1 + len(self.sizes) :, None]
+        return bool(self.theta[0] < _AT_BOUND or (np.abs(exponents - _EXPONENTS) < _AT_BOUND).any())
 
     def predict(self, size: float, tokens: float, widen: float = 1.0) -> tuple[float, float, float]:
         """The loss of one run, and the ends of its 95 % prediction interval, `widen` times as far away.
@@ -121,13 +128,10 @@ class Law:
             on = self.origin + self.direction * ((place - self.origin) @ self.direction)
             if np.abs(on - place).max() > _ON_THE_LINE:
                 raise UserError(self._off(size, tokens, on))
-        x = place[["ND".index(name) for name in self.sizes]] - self.centre
-        middle = float(np.log(_losses(self.theta[None], x[None]))[0, 0])
-        chance = np.random.default_rng(1).standard_normal(len(self.draws))
-        drawn = np.log(_losses(self.draws, x[None]))[:, 0] + self.sigma * chance
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        ends = middle - widen * max(0.0, middle - low), middle + widen * max(0.0, high - middle)
-        return math.exp(middle), math.exp(ends[0]), math.exp(ends[1])
+        (middle,), (slope_P,) = _logs(self.theta, place[None, ["ND".index(name) for name in self.sizes]] - self.centre)
+        se, dof = self.around.error(slope_P, 1.0, self.spread)
+        half = widen * student_t(dof) * se
+        return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
 
     def _off(self, size: float, tokens: float, on: Array) -> str:
         """Why nothing is known of a size off the ladder's line; `on` is the nearest place on it, in logs."""
@@ -148,10 +152,9 @@ class Law:
 def fit(cells: Sequence[Cell], *, exact: bool = False) -> Law:
     """Fit the law by Huber's loss on log losses, from a grid of starts.
 
-    The interval is a parametric bootstrap: every cell's loss is redrawn by its noise between seeds, and by the misfit
-    common to all that the residuals leave beyond the noise; the variance of a draw is that of an estimate with these
-    degrees of freedom (Welch and Satterthwaite). `exact` allows as many cells as parameters. Raises UserError where
-    cells are too few, of one size, or do not fall.
+    How sure it is follows from the cells' noise between seeds, and from the misfit common to all that the residuals
+    leave beyond it, by the law's slopes around the fit (`estimate.regress`). `exact` allows as many cells as
+    parameters. Raises UserError where cells are too few, of one size, or do not fall.
     """
     logs_C2 = np.log([[cell.size, cell.tokens] for cell in cells])
     y_C = np.log([cell.loss for cell in cells])
@@ -178,71 +181,35 @@ def fit(cells: Sequence[Cell], *, exact: bool = False) -> Law:
             raise UserError(
                 f"losses rise with {what} in this ladder, and the law only falls: train longer, or tune better"
             )
-    known_C = np.array([cell.se / cell.loss for cell in cells])
-    delta = max(_HUBER, 2 * float(known_C.mean()))
-    starts = _starts(y_C, len(sizes))
-    found = _solve(x_CK, np.tile(y_C, (len(starts), 1)), starts, delta)
-    theta = found[np.argmin(_cost(np.log(_losses(found, x_CK)) - y_C, delta))]
-    fitted_C = np.log(_losses(theta[None], x_CK))[0]
-    left, noise = len(cells) - needed, float((known_C**2).mean())
-    misfit = max(0.0, float(((fitted_C - y_C) ** 2).sum()) / left - noise) if left else 0.0
-    errors = noise**2 / cells[0].dof + (misfit**2 / left if left else 0.0)
-    chance, dof = np.random.default_rng(0), (noise + misfit) ** 2 / errors if errors else math.inf
-    scale_S = np.sqrt(dof / chance.chisquare(dof, DRAWS)) if math.isfinite(dof) else np.ones(DRAWS)
-    errors_SC = scale_S[:, None] * np.sqrt(known_C**2 + misfit) * chance.standard_normal((DRAWS, len(cells)))
-    draws = _solve(x_CK, fitted_C + errors_SC, np.tile(theta, (DRAWS, 1)), delta)
-    sigma = scale_S * math.sqrt(float(np.mean([cell.spread / cell.loss for cell in cells])) ** 2 + misfit)
-    return Law(sizes, centre, theta, draws, sigma, math.sqrt(misfit), left, origin, direction)
-
-
-def _starts(y_C: Array, count: int) -> Array:
-    """A grid: E as a share of the smallest loss, and exponents; the terms share the rest of the mean loss."""
+    known_C, count = np.array([(cell.se / cell.loss) ** 2 for cell in cells]), len(sizes)
     smallest, mean = math.exp(y_C.min()), math.exp(y_C.mean())
-    grid = product(smallest * np.array([0.3, 0.6, 0.9]), *[(0.1, 0.3, 0.7)] * count)
-    return np.array([[E, *[math.log((mean - E) / count)] * count, *exponents] for E, *exponents in grid])
-
-
-def _losses(theta_SP: Array, x_CK: Array) -> Array:
-    """The S x C losses of S laws."""
-    count = x_CK.shape[1]
-    terms = np.exp(theta_SP[:, None, 1 : 1 + count] - theta_SP[:, None, 1 + count :] * x_CK)
-    return theta_SP[:, :1] + terms.sum(axis=2)
-
-
-def _cost(residuals: Array, delta: float) -> Array:
-    size = np.abs(residuals)
-    return np.where(size <= delta, size**2 / 2, delta * (size - delta / 2)).sum(axis=1)
-
-
-def _solve(x_CK: Array, y_SC: Array, theta_SP: Array, delta: float, rounds: int = 100) -> Array:
-    """Levenberg and Marquardt's method for S problems at once, within the bounds (scipy solves one at a time)."""
-    count = x_CK.shape[1]
-    low, high = np.full_like(theta_SP, -25.0), np.full_like(theta_SP, 25.0)
-    low[:, 0], high[:, 0] = 0.0, np.exp(y_SC.min(axis=1))
-    low[:, 1 + count :], high[:, 1 + count :] = _EXPONENTS
-    theta_SP, damping = np.clip(theta_SP, low, high), np.full(len(theta_SP), 1e-3)
-    cost = _cost(np.log(_losses(theta_SP, x_CK)) - y_SC, delta)
-    for _ in range(rounds):
-        terms = np.exp(theta_SP[:, None, 1 : 1 + count] - theta_SP[:, None, 1 + count :] * x_CK)
-        loss = theta_SP[:, None, :1] + terms.sum(axis=2, keepdims=True)
-        jacobian = np.concatenate([np.ones_like(loss), terms, -x_CK * terms], axis=2) / loss
-        residual = np.log(loss[..., 0]) - y_SC
-        weights = np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-30))
-        gradient = np.einsum("scp,sc->sp", jacobian, weights * residual)
-        held = ((theta_SP <= low) & (gradient > 0)) | ((theta_SP >= high) & (gradient < 0))
-        jacobian = np.where(held[:, None], 0.0, jacobian)
-        normal = np.einsum("scp,sc,scq->spq", jacobian, weights, jacobian)
-        scaled = damping[:, None] * np.einsum("spp->sp", normal) + 1e-14
-        step = np.linalg.solve(
-            normal + scaled[:, None] * np.eye(theta_SP.shape[1]), np.where(held, 0, gradient)[..., None]
+    low = [0.0, *[-25.0] * count, *[_EXPONENTS[0]] * count]
+    high = [smallest, *[25.0] * count, *[_EXPONENTS[1]] * count]
+    found = [
+        least_squares(
+            lambda theta: _logs(theta, x_CK)[0] - y_C,
+            # The terms share what E, a share of the smallest loss, leaves of the mean loss.
+            [share * smallest, *[math.log((mean - share * smallest) / count)] * count, *[exponent] * count],
+            lambda theta: _logs(theta, x_CK)[1],
+            (low, high),
+            loss="huber",
+            f_scale=max(_HUBER, 2 * float(np.sqrt(known_C).mean())),
+            x_scale="jac",
+            **dict.fromkeys(("ftol", "xtol", "gtol"), 1e-12),
         )
-        trial = np.clip(theta_SP - step[..., 0], low, high)
-        new = _cost(np.log(_losses(trial, x_CK)) - y_SC, delta)
-        better = new < cost
-        moved = np.abs(trial - theta_SP).max()
-        theta_SP = np.where(better[:, None], trial, theta_SP)
-        cost = np.where(better, new, cost)
-        damping = np.clip(np.where(better, damping / 10, damping * 4), 1e-12, 1e12)
-        if moved < 1e-6:
-            break
-    return theta_SP
+        for share, exponent in product((0.3, 0.9), (0.1, 0.3, 0.7))
+    ]
+    theta = min(found, key=lambda one: one.cost).x
+    fitted_C, slopes_CP = _logs(theta, x_CK)
+    around = regress(y_C - fitted_C, known_C, slopes_CP, Noise(0.0, 0.0, cells[0].dof))
+    spread = float(np.mean([cell.spread / cell.loss for cell in cells])) ** 2
+    return Law(sizes, centre, theta, around, spread, origin, direction)
+
+
+def _logs(theta: Array, x_CK: Array) -> tuple[Array, Array]:
+    """The C log losses of a law, and their C x P derivatives."""
+    count = x_CK.shape[1]
+    terms_CK = np.exp(theta[1 : 1 + count] - theta[1 + count :] * x_CK)
+    losses_C = theta[0] + terms_CK.sum(axis=1)
+    slopes_CP = np.column_stack([np.ones(len(x_CK)), terms_CK, -x_CK * terms_CK])
+    return np.log(losses_C), slopes_CP / losses_C[:, None]

@@ -2,11 +2,9 @@
 
 FOLDER/trials/HASH.json holds the configuration and the result of a trial. It is written whole, so a trial is finished
 if and only if its file is there. FOLDER/results.csv has a row for each axis of each finished trial of the sweep that
-was run last: rows are appended as trials end, and the table is made anew, in order, when a sweep begins and ends.
+was run last, and is made anew when a sweep begins, and whenever a trial ends.
 """
 
-import contextlib
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,13 +42,9 @@ def trial_file(folder: Path, name: str) -> Path:
 
 
 def read_trials(folder: Path) -> dict[str, Record]:
-    """Hash -> record of every finished trial; of those in results.csv if there is nothing else.
-
-    Raises:
-        UserError: a file is damaged.
-    """
+    """Hash -> record of every finished trial; of those in results.csv if there is nothing else. UserError: damaged."""
     if (folder / "trials").is_dir():
-        return {file.stem: _read_trial(file) for file in (folder / "trials").glob("*.json")}
+        return _add({}, folder)
     if not (folder / "results.csv").exists():
         return {}
     table = read_table(folder / "results.csv", [column for column in COLUMNS if column not in _SINCE])
@@ -58,29 +52,27 @@ def read_trials(folder: Path) -> dict[str, Record]:
     return {row["config_hash"]: {"config": None, "result": row} for row in table.to_dict("records")}
 
 
-def _read_trial(file: Path) -> Record:
+def _add(records: dict[str, Record], folder: Path) -> dict[str, Record]:
+    """The records, with those of files that are not among them."""
     expected = "a trial's result; remove the file, and the sweep runs this trial again"
-    record = read_json(file, expected)
-    if isinstance(record, dict) and "rows" in record:  # of an earlier version
-        record = {"result": record["rows"][0]} | record
-    result = record.get("result") if isinstance(record, dict) else None
-    if not isinstance(result, dict) or not {"loss", "steps", "seconds", "diverged"} <= result.keys():
-        raise UserError(f"{file} is damaged: it has no result; expected {expected}")
-    return record
+    for file in (folder / "trials").glob("*.json"):
+        if file.stem in records:
+            continue
+        record = read_json(file, expected)
+        if isinstance(record, dict) and "rows" in record:  # of an earlier version
+            record = {"result": record["rows"][0]} | record
+        result = record.get("result") if isinstance(record, dict) else None
+        if not isinstance(result, dict) or not {"loss", "steps", "seconds", "diverged"} <= result.keys():
+            raise UserError(f"{file} is damaged: it has no result; expected {expected}")
+        records[file.stem] = record
+    return records
 
 
-def prepare(folder: Path, trials: Sequence[Trial]) -> set[str]:
-    """Make a folder ready for a sweep; a results.csv without its trials (a published one) becomes files of trials.
+def prepare(folder: Path, trials: Sequence[Trial]) -> dict[str, Record]:
+    """Make a folder ready for a sweep of these trials, and return its records, as `read_trials`.
 
-    Args:
-        folder: of the sweep.
-        trials: of the whole sweep.
-
-    Returns:
-        Hashes of finished trials.
-
-    Raises:
-        UserError: the folder cannot be written, or something in it is damaged.
+    A results.csv without its trials (a published one) becomes files of trials. Raises UserError where the folder cannot
+    be written, or something in it is damaged.
     """
     make_folder(folder)
     try:
@@ -92,60 +84,26 @@ def prepare(folder: Path, trials: Sequence[Trial]) -> set[str]:
                 for name, record in records.items():
                     write_json(adopted / f"{name}.json", record)
                 adopted.rename(folder / "trials")
-            _write(folder, trials, records)
+        write_table(folder, trials, records)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}; name another folder (--out)") from error
-    return set(records)
+    return records
 
 
-def write_table(folder: Path, trials: Sequence[Trial]) -> set[str]:
-    """Make results.csv of the files of these trials.
-
-    Returns:
-        Hashes of finished trials.
-    """
+def write_table(folder: Path, trials: Sequence[Trial], records: dict[str, Record]) -> None:
+    """Make results.csv of these trials, after adding to the records those of trials that have ended since."""
     with _lock(folder):
-        records = read_trials(folder)
-        _write(folder, trials, records)
-    return set(records)
-
-
-def append(folder: Path, trial: Trial, trials: Sequence[Trial]) -> None:
-    """Add the rows of a trial that has just been finished to results.csv, the table of `trials`.
-
-    Where another program has saved or removed the table meanwhile, or another sweep has, it is made anew.
-    """
-    record, columns = read_json(trial_file(folder, trial.hash), "a trial's result"), _columns(trial)
-    with _lock(folder), contextlib.suppress(FileNotFoundError), (folder / "results.csv").open("r+b") as file:
-        content = file.read()
-        if content.startswith(f"{','.join(columns)}\n".encode()) and content.endswith(b"\n"):
-            rows = pd.DataFrame(rows_of(trial, record["result"]), columns=columns, dtype=object)
-            more = rows.to_csv(index=False, header=False, lineterminator="\n").encode()
-            try:
-                file.write(more)
-                file.flush()
-            except OSError:  # a full disk: no half a row
-                file.truncate(len(content))
-                raise
-            write_sums(folder, {"results.csv": hashlib.sha256(content + more).hexdigest()})
-            return
-    write_table(folder, trials)
+        known = _add(records, folder)
+        rows = [row for trial in trials if trial.hash in known for row in rows_of(trial, known[trial.hash]["result"])]
+        columns = list(dict.fromkeys([*COLUMNS, *trials[0].varied]))
+        frame = pd.DataFrame(rows, columns=columns, dtype=object).sort_values(_ORDER, key=_numbers)
+        write_atomic(folder / "results.csv", frame.to_csv(index=False, lineterminator="\n"))
+        write_sums(folder, {"results.csv": file_sha256(folder / "results.csv")})
 
 
 def _lock(folder: Path) -> OneWriter:
     """Held while results.csv is written."""
     return OneWriter(folder / "writer.lock", f"the table in {folder}", wait=True)
-
-
-def _write(folder: Path, trials: Sequence[Trial], records: dict[str, Record]) -> None:
-    rows = [row for trial in trials if trial.hash in records for row in rows_of(trial, records[trial.hash]["result"])]
-    frame = pd.DataFrame(rows, columns=_columns(trials[0]), dtype=object).sort_values(_ORDER, key=_numbers)
-    write_atomic(folder / "results.csv", frame.to_csv(index=False, lineterminator="\n"))
-    write_sums(folder, {"results.csv": file_sha256(folder / "results.csv")})
-
-
-def _columns(trial: Trial) -> list[str]:
-    return list(dict.fromkeys([*COLUMNS, *trial.varied]))
 
 
 def _numbers(column: pd.Series) -> pd.Series:

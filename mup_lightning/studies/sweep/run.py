@@ -6,11 +6,13 @@ import signal
 import sys
 import time
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,7 +27,7 @@ from mup_lightning.errors import Busy, Diverged, UserError
 from mup_lightning.files import OneWriter, check_folder, write_json
 from mup_lightning.studies.scaling import six_digits
 from mup_lightning.studies.sweep.grid import Trial, expand, shard
-from mup_lightning.studies.sweep.results import Record, append, prepare, read_trials, trial_file, write_table
+from mup_lightning.studies.sweep.results import Record, prepare, read_trials, trial_file, write_table
 from mup_lightning.studies.sweep.spec import SweepSettings, load
 from mup_lightning.studies.transfer.losses import number
 from mup_lightning.studies.workers import DIED, each, fitting, gpus, threads
@@ -90,7 +92,7 @@ def run_trials(
     """
     whole, total = whole or trials, len(trials)
     known = prepare(folder, whole)
-    if others := len(known - {trial.hash for trial in whole}):
+    if others := len(known.keys() - {trial.hash for trial in whole}):
         print(f"note: results.csv leaves out {others} results in {folder} that are not of this sweep", file=sys.stderr)
     left = [trial for trial in trials if trial.hash not in known]
     summary = Summary(total - len(left))
@@ -110,7 +112,7 @@ def run_trials(
             summary.states[state] += 1
             summary.finished += state in ("ran", "diverged", "finished")
             if state in ("ran", "diverged"):
-                append(folder, trial, whole)
+                write_table(folder, whole, known)
             elif state == "failed":
                 summary.failed.append(f"{trial.label}: {text}")
             tqdm.write(f"[{summary.finished}/{total}] {trial.label}: {text}", file=sys.stderr)
@@ -121,7 +123,8 @@ def run_trials(
         signal.signal(signal.SIGTERM, before)
         bar.close()
     # Workers may have finished trials while the interruption came, and so may other processes.
-    summary.finished = len(write_table(folder, whole) & {trial.hash for trial in trials})
+    write_table(folder, whole, known)
+    summary.finished = len(known.keys() & {trial.hash for trial in trials})
     lines = [f"FAILED {reason}" for reason in summary.failed]
     if summary.failed:
         lines.append(f"the same command tries them again; what the workers printed is in {folder / LOG}")
@@ -133,6 +136,15 @@ def run_trials(
     stopped = f"stopped: {done}; the same command goes on from there"
     print("\n".join([*lines, stopped if summary.interrupted else f"{done}: {table}"]), flush=True)
     return summary
+
+
+def run_all_trials(trials: list[Trial], folder: Path, workers: int | None, keep: str) -> int:
+    """`run_trials` where every result is needed: the exit code is 0 only if there is one of each trial."""
+    summary = run_trials(trials, folder, workers, keep)
+    if summary.exit_code == 0 and summary.finished < len(trials):
+        print(f"{folder} is not complete: repeat this command once the other process has ended", flush=True)
+        return 1
+    return summary.exit_code
 
 
 def how_many(trials: list[Trial], asked: int | None) -> int:
@@ -221,10 +233,10 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
     config = placed(trial, root)
     folder = Path(config.run.root) / config.run.name
     shutil.rmtree(folder, ignore_errors=True)  # what a killed worker has left
-    last = LastLosses(max(1, config.trainer.max_steps // 10), config.trainer.max_steps)
+    seen, max_steps = Losses(), config.trainer.max_steps
     loss, speed, noise, diverged = None, 0.0, None, ""
     try:
-        result = train(config, callbacks=[last], progress=False, keep=keep != "off")
+        result = train(config, callbacks=[seen], progress=False, keep=keep != "off")
     except Diverged as error:
         diverged = error.short
     else:
@@ -235,17 +247,18 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
             loss, diverged = None, f"step {result.steps}: the validation loss is {loss}"
     if keep == "logs":
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    train_loss = float(torch.stack([*last.losses]).mean()) if last.losses else math.nan
+    losses = torch.stack(seen.all).cpu() if seen.all else torch.full((1,), math.nan)
+    train_loss = float(losses[-max(1, max_steps // 10) :].mean())
     return {
         "loss": loss,
         "train_loss": train_loss if math.isfinite(train_loss) else None,
-        "steps": last.steps,
-        "tokens": last.steps * config.tokens_per_step,
+        "steps": seen.steps,
+        "tokens": seen.steps * config.tokens_per_step,
         "seconds": round(time.perf_counter() - begin, 3),
         "tokens_per_second": round(speed, 1),
         "noise_scale": noise and round(noise, 1),
         "diverged": diverged,
-        "curve": six_digits(last.curve()),
+        "curve": six_digits(curve(losses.tolist()[: len(seen.all)], seen.steps, max_steps)),
     }
 
 
@@ -256,25 +269,20 @@ def placed(trial: Trial, root: Path) -> Config:
     return replace(trial.config, run=run, data=replace(trial.config.data, verify=False))
 
 
-class LastLosses(StepCallback):
-    """Keeps the number of steps, the training losses of the last `count` of them, and sums over parts of the run.
+class Losses(StepCallback):
+    """Keeps the training loss of every step, on the device, and how many steps the run has made."""
 
-    All of it stays on the device.
-    """
-
-    def __init__(self, count: int, max_steps: int) -> None:
-        self.steps, self.max_steps = 0, max_steps
-        self.losses: deque[torch.Tensor] = deque(maxlen=count)
-        self._sums: dict[int, tuple[torch.Tensor, int]] = {}
+    def __init__(self) -> None:
+        self.all: list[torch.Tensor] = []
+        self.steps = 0
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """See `StepCallback`."""
-        self.steps, loss = step, module.step_loss()
-        self.losses.append(loss)
-        part = -(-step * CURVE_POINTS // self.max_steps)
-        total, count = self._sums.get(part, (torch.zeros_like(loss), 0))
-        self._sums[part] = (total + loss, count + 1)
+        self.steps = step
+        self.all.append(module.step_loss())
 
-    def curve(self) -> list[float]:
-        """The parts' means, nats per token; fewer than CURVE_POINTS where the run has fewer steps, or diverged."""
-        return [float(total) / count for total, count in self._sums.values()]
+
+def curve(losses: Sequence[float], steps: int, max_steps: int) -> list[float]:
+    """Means of CURVE_POINTS equal parts of a run, of the losses up to `steps`; fewer where there are fewer."""
+    parts = groupby(enumerate(losses, steps - len(losses) + 1), lambda at: -(-at[0] * CURVE_POINTS // max_steps))
+    return [fmean(loss for _, loss in part) for _, part in parts]

@@ -36,6 +36,7 @@ class Optimum:
         best_value: log2 of the best value tried (the middle one if several are equal), with the mean loss there.
         plateau: the best value and its neighbours, without a gap, whose losses cannot be told from its own.
         edge: -1 or +1 where the best value is the smallest or largest tried, so the optimum may lie beyond; else 0.
+        ends: of the values tried, -1 and +1, those that are as good as the best one: beyond them may be better ones.
         cliff: a neighbour is lost, so that there is no parabola: `value` is `best_value`, within half a step.
     """
 
@@ -50,6 +51,7 @@ class Optimum:
     plateau: tuple[float, ...]
     edge: int
     cliff: bool
+    ends: frozenset[int] = frozenset()
 
 
 def optimum(curve: Curve, dof: float) -> Optimum | None:
@@ -77,8 +79,9 @@ def optimum(curve: Curve, dof: float) -> Optimum | None:
     se, shape_se = (math.hypot(se, step * _UNIFORM), 0.0) if edge or cliff else (se, _SHAPE * step)
     half_width = math.hypot(student_t(dof) * se, student_t(math.inf) * shape_se) if se else 0.0
     tied, found = tuple(grid[low_D[0] : high_D[0] + 1].tolist()), (float(grid[best]), float(curve.means[best]))
+    ends = frozenset(end for end, is_tied in ((-1, low_D[0] == 0), (1, high_D[0] == last)) if is_tied)
     value = float(vertices_D[0])
-    return Optimum(curve.size, curve.position, value, se, shape_se, half_width, *found, tied, edge, cliff)
+    return Optimum(curve.size, curve.position, value, se, shape_se, half_width, *found, tied, edge, cliff, ends)
 
 
 def _vertices(grid: Array, losses_DV: Array, ties_VV: Array, errors_V: Array) -> tuple[Array, ...]:
@@ -224,15 +227,21 @@ class Regression:
         return max(found, (math.sqrt(self.plain * spread), float(self.left)), key=lambda e: student_t(e[1]) * e[0])
 
 
-def regress(optima: Sequence[Optimum], design: Array, noise: Noise, *, weighted: bool = False) -> Regression:
-    """Fit a linear model to C optima by ordinary least squares, or weighted by the errors and the misfit of that fit.
+def regress_optima(optima: Sequence[Optimum], design: Array, noise: Noise, *, weighted: bool = False) -> Regression:
+    """The regression of C optima with their errors; see `regress`."""
+    return regress(np.array([o.value for o in optima]), np.array([o.se**2 for o in optima]), design, noise, weighted)
 
-    `design` is X, C x P, of rank P. With as many optima as coefficients the misfit is unknown, and counts as 0.
+
+def regress(y: Array, known: Array, design: Array, noise: Noise, weighted: bool = False) -> Regression:
+    """Fit a linear model by ordinary least squares, or weighted by the errors and the misfit of that fit.
+
+    `y` are C estimates, `known` the variances of their errors, of `noise`, and `design` is X, C x P, of rank P. With as
+    many estimates as coefficients the misfit is unknown, and counts as 0.
     """
-    y, known = np.array([o.value for o in optima]), np.array([o.se**2 for o in optima])
     weights, left = np.ones(len(y)), len(y) - design.shape[1]
     for last in (not weighted, True):
-        solve = np.linalg.solve((design.T * weights) @ design, design.T * weights)
+        roots = np.sqrt(weights)
+        solve = np.linalg.pinv(roots[:, None] * design) * roots
         residual = np.eye(len(y)) - design @ solve
         expected = weights @ residual**2  # of each variance in the weighted sum of squares
         squares = float(weights @ (residual @ y) ** 2)
@@ -254,7 +263,7 @@ def slope_of(optima: Sequence[Optimum], noise: Noise) -> Slope | None:
         return None
     x = np.array([o.position for o in optima])
     x = x - x.mean()
-    line = regress(optima, np.stack([np.ones_like(x), x], axis=1), noise)
+    line = regress_optima(optima, np.stack([np.ones_like(x), x], axis=1), noise)
     mean, slope = line.coefficients.tolist()
     # An optimum at an edge moves the slope in the edge's direction, times the sign of its size's offset from the mean.
     turns = {math.copysign(1.0, xi) * o.edge for xi, o in zip(x, optima, strict=True) if o.edge and xi}

@@ -19,7 +19,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.spectral.horizon import AXES, Estimate, Law
 from mup_lightning.studies.scaling import student_t
 from mup_lightning.studies.transfer.curves import Array, Curve, Noise, curves_of
-from mup_lightning.studies.transfer.estimate import Optimum, Regression, optimum, regress
+from mup_lightning.studies.transfer.estimate import Optimum, Regression, optimum, regress_optima
 from mup_lightning.studies.transfer.losses import number, refuse_twice
 
 FAR = 10.0
@@ -39,14 +39,6 @@ class Cell:
     place: Place
     curve: Curve
     best: Optimum | None
-
-    @property
-    def ends(self) -> set[int]:
-        """Which ends of the values tried, -1 and +1, are as good as the best one: beyond them may be better ones."""
-        if self.best is None:
-            return {-1}
-        first, last = self.curve.values[0], self.curve.values[-1]
-        return {end for end, value in ((-1, first), (1, last)) if value in self.best.plateau}
 
 
 def name(place: Place) -> str:
@@ -173,7 +165,7 @@ class LawFit:
         design = _design([cell.place for cell in star], self.axes, self.middle)
         if not joint or len(star) <= design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
             return []
-        model = regress([cell.best for cell in star if cell.best], design, self.noise, weighted=True)
+        model = regress_optima([cell.best for cell in star if cell.best], design, self.noise, weighted=True)
         found = []
         for cell in joint:
             (of,), best = _design([cell.place], self.axes, self.middle), cell.best
@@ -215,7 +207,7 @@ def fit(cells: Sequence[Cell], noise: Noise) -> LawFit:
         which = f"{len(kept)} optima cannot tell the exponents over {', '.join(axes)} apart, or how sure they are"
         raise UserError(f"{which}; add sizes at which one of these grows alone, or seeds")
     optima = [cell.best for cell in kept if cell.best]
-    model = regress(optima, design, noise, weighted=True)
+    model = regress_optima(optima, design, noise, weighted=True)
     return LawFit(kept, [cell for cell in cells if cell not in kept], axes, middle, model, noise)
 
 

@@ -24,7 +24,7 @@ from mup_lightning.spectral.recipe import exponents
 from mup_lightning.spectral.roles import Role
 from mup_lightning.studies.sweep.grid import Checker, Trial
 from mup_lightning.studies.sweep.results import read_trials
-from mup_lightning.studies.sweep.run import dry_run, how_many, run_trials, speed_of
+from mup_lightning.studies.sweep.run import dry_run, how_many, run_all_trials, speed_of
 from mup_lightning.studies.sweep.spec import Grid, Sweep, load
 from mup_lightning.studies.transfer.figures import draw_law
 from mup_lightning.studies.transfer.law import FAR, Cell, LawFit, Place, cells_of, fit, name, text
@@ -113,9 +113,10 @@ class Design:
     def next(self, cell: Cell, rates: Rates) -> Rates:
         """The rates of a cell, and those that its results call for: beyond the end that is best, or more seeds."""
         more = {rate: set(seeds) for rate, seeds in rates.items()}
-        if cell.ends and not self.rates:
+        ends = cell.best.ends if cell.best else {-1}
+        if ends and not self.rates:
             low, high = min(rates), max(rates)
-            for end in cell.ends:
+            for end in ends:
                 for step in range(1, FURTHER + 1):
                     more[(low if end < 0 else high) + end * step] = {self.seeds[0]}
         elif cell.best:
@@ -173,12 +174,6 @@ def _of(target: Config) -> Place:
     return target.model.width, target.model.depth, target.tokens, target.tokens_per_step
 
 
-def _derived(target: Config) -> dict[str, float]:
-    """Exponents of the base rate by the time rule sde."""
-    lr = exponents(FAMILIES[target.recipe.optimizer], Role.HIDDEN, target.recipe.branch_depth, horizon=SDE).lr
-    return {"tokens": float(lr.tokens), "batch": float(lr.batch)}
-
-
 def run(settings: TuneSettings, target: Config, folder: Path) -> int:
     """Fit the law to a sweep over small models, or to one that exists, and write it with the target's configuration."""
     if (rule := target.recipe.time_rule) != "none":
@@ -202,12 +197,8 @@ def run(settings: TuneSettings, target: Config, folder: Path) -> int:
         trials = design.trials(wanted)
         if {trial.hash for trial in trials} == known:  # nothing more is to be learned, or allowed
             break
-        summary = run_trials(trials, folder, settings.workers, sweep.keep_runs)
-        if summary.exit_code:
-            return summary.exit_code
-        if summary.finished < len(trials):
-            print(f"{folder} is not complete: repeat this command once the other process has ended", flush=True)
-            return 1
+        if code := run_all_trials(trials, folder, settings.workers, sweep.keep_runs):
+            return code
         runs, known = read_losses(folder), {trial.hash for trial in trials}
         cells, noise = cells_of(runs[runs["config_hash"].isin(known)])
         if len(wanted) > 1:
@@ -247,13 +238,14 @@ def _preview(settings: TuneSettings, design: Design, first: Sequence[Trial], fol
 def _conclude(found: LawFit, proxies: Sequence[Config], target: Config, folder: Path, source: Path) -> int:
     """Print the law and what it says of the target; write law.json, its figure, and the target's configuration."""
     base, more = caveats(proxies, target, source, ("trainer.max_steps", "data.batch_size"))
-    place = _of(target)
+    place, recipe = _of(target), target.recipe
+    derived = exponents(FAMILIES[recipe.optimizer], Role.HIDDEN, recipe.branch_depth, horizon=SDE).lr
     value, half_width = found.at(place)
     said = [
         f"log2 of the best recipe.lr at base shape {base}: {found.model.coefficients[0]:.2f} in the middle of the runs",
         "Exponents are relative to the recipe: 0 says, over width and depth, that what it derives is right, and over",
         "tokens and batch that the best rate does not move. The runs were trained under recipe.time_rule none.",
-        text(found, _derived(target)),
+        text(found, {"tokens": float(derived.tokens), "batch": float(derived.batch)}),
         f"at the target, {name(place)}: best 2^{value:.2f}, 95 % between 2^{value - half_width:.2f} and "
         f"2^{value + half_width:.2f}, if the law goes on so far",
     ]

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 from mup_lightning.errors import UserError
 from mup_lightning.studies.scaling import student_t
-from mup_lightning.studies.transfer.estimate import Optimum, Slope
+from mup_lightning.studies.transfer.estimate import Slope
 from mup_lightning.studies.transfer.verdict import TRANSFERS, Group
 from mup_lightning.tables import interval, signed
 
 LARGE_DRIFT = 0.5
 """A drift of more powers of two than this should be looked into before a long run."""
 
-Range = tuple[float, float]
+Interval = tuple[float, float, float]
+"""An estimate, and the ends of its 95 % interval; infinite where they are unknown."""
 
 
 @dataclass(frozen=True)
@@ -24,25 +25,19 @@ class Drift:
     interval reaches from the lowest end of theirs to the highest: the target may do as any of them does.
 
     Attributes:
-        slope: powers of two for each doubling, with its 95 % interval `ends`; infinite where it is unknown in a group.
+        slope: powers of two for each doubling.
         doublings: from the middle of all proxies, those of the other axes included, to the target.
     """
 
     axis: str
-    slope: float
-    ends: Range
+    slope: Interval
     doublings: float
 
     @property
-    def shift(self) -> float:
+    def shift(self) -> Interval:
         """Powers of two, from the proxies to the target, if the drift went on."""
-        return self.slope * self.doublings
-
-    @property
-    def shift_ends(self) -> Range:
-        """The 95 % interval of `shift`."""
-        low, high = sorted(end * self.doublings for end in self.ends) if self.doublings else (0.0, 0.0)
-        return low, high
+        middle, *ends = (side * self.doublings if self.doublings else 0.0 for side in self.slope)
+        return middle, min(ends), max(ends)
 
 
 @dataclass(frozen=True)
@@ -69,11 +64,12 @@ class Prediction:
         return float(f"{2**self.log2:.4g}")
 
     @property
-    def at_target(self) -> Range:
+    def at_target(self) -> tuple[float, float]:
         """log2 of the range in which the target's best value is expected, drifts and their uncertainty included."""
-        below = math.hypot(self.half_width, *(drift.shift - drift.shift_ends[0] for drift in self.drifts))
-        above = math.hypot(self.half_width, *(drift.shift_ends[1] - drift.shift for drift in self.drifts))
-        middle = self.log2 + sum(drift.shift for drift in self.drifts)
+        shifts = [drift.shift for drift in self.drifts]
+        below = math.hypot(self.half_width, *(shift - low for shift, low, _ in shifts))
+        above = math.hypot(self.half_width, *(high - shift for shift, _, high in shifts))
+        middle = self.log2 + sum(shift for shift, _, _ in shifts)
         return middle - below, middle + above
 
     def text(self, base: tuple[int, int], target: tuple[int, int], own: float | None = None) -> str:
@@ -87,9 +83,8 @@ class Prediction:
             f"  at the proxies      best {self._range(low, high)} (95 %)",
         ]
         for drift in self.drifts:
-            known = math.isfinite(drift.ends[0])
-            slope = interval(drift.slope, *drift.ends) if known else signed(drift.slope)
-            shift = interval(drift.shift, *drift.shift_ends) if known else signed(drift.shift)
+            known = math.isfinite(drift.slope[1])
+            slope, shift = (interval(*own) if known else signed(own[0]) for own in (drift.slope, drift.shift))
             to_target = f"{drift.doublings:.1f} doublings to the target: {shift}"
             lines.append(f"  drift over {drift.axis:<8} {slope} powers of two for each doubling; {to_target}")
         lines.append(f"  at {target!s:<16} best {self._range(*self.at_target)}, had the drift gone on so far")
@@ -149,13 +144,8 @@ def _drift(axis: str, useful: Sequence[tuple[Group, Slope]], target: tuple[int, 
             places.append(math.log2(float(fixed)))
     width, depth = (math.log2(side) for side in target)
     place = {"width": width, "depth": depth}.get(axis, (width + depth) / 2)
-    return Drift(axis, sum(s.slope for s in slopes) / len(slopes), (low, high), place - sum(places) / len(places))
-
-
-def ends(group: Group, best: Optimum) -> set[int]:
-    """Which ends of the values tried, -1 and +1, are as good as the best one: beyond them may be better ones."""
-    tried = next(curve.values for curve in group.curves if curve.size == best.size)
-    return {end for end, value in ((-1, tried[0]), (1, tried[-1])) if value in best.plateau}
+    mean = sum(slope.slope for slope in slopes) / len(slopes)
+    return Drift(axis, (mean, low, high), place - sum(places) / len(places))
 
 
 def _caveats(groups: Sequence[Group], drifts: Sequence[Drift], target: tuple[int, int]) -> list[str]:
@@ -169,14 +159,14 @@ def _caveats(groups: Sequence[Group], drifts: Sequence[Drift], target: tuple[int
             sizes = f"{group.axis} {group.optima[-1].size} is no better than {group.optima[0].size}"
             found.append(f"{sizes}: runs this short mislead, for the best value then drifts; train longer")
         for what, where in {
-            "is the last one tried, or cannot be told from it": [o.size for o in group.optima if ends(group, o)],
+            "is the last one tried, or cannot be told from it": [o.size for o in group.optima if o.ends],
             "stands next to one that diverged": [o.size for o in group.optima if o.cliff],
         }.items():
             if where:
                 found.append(f"at {group.axis} {', '.join(where)} the best value {what}")
     for drift in drifts:
-        if abs(drift.shift) > LARGE_DRIFT:
-            led = f"the target's best value would be 2^{drift.shift:+.1f} times this one; a larger proxy would tell"
+        if abs(drift.shift[0]) > LARGE_DRIFT:
+            led = f"the target's best value would be 2^{drift.shift[0]:+.1f} times this one; a larger proxy would tell"
             found.append(f"if the measured drift over {drift.axis} went on, {led}")
     for axis, side in zip(("width", "depth"), target, strict=True):
         if any(len(group.optima) > 1 for group in groups if group.axis in (axis, "both")):

@@ -7,14 +7,14 @@ from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder
 from mup_lightning.studies.sweep.grid import look_up
-from mup_lightning.studies.sweep.run import dry_run, run_trials
+from mup_lightning.studies.sweep.run import dry_run, run_all_trials
 from mup_lightning.studies.sweep.spec import Sweep, load
 from mup_lightning.studies.transfer.figures import draw
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.report import text
 from mup_lightning.studies.transfer.verdict import Group, transfer
 from mup_lightning.studies.tune import FURTHER, ROUNDS, SWEEP, TuneSettings, law
-from mup_lightning.studies.tune.prediction import ends, predict
+from mup_lightning.studies.tune.prediction import predict
 from mup_lightning.studies.tune.proxies import names_values, not_transferred, proxy_trials, results_of
 from mup_lightning.studies.tune.target import caveats, cost_of, write_target
 
@@ -45,14 +45,10 @@ def run(settings: TuneSettings, target: Config) -> int:
         if len(trials) == runs:  # the grid cannot grow any more
             break
         runs = len(trials)
-        summary = run_trials(trials, folder, settings.workers, sweep.keep_runs)
-        if summary.exit_code:
-            return summary.exit_code
-        if summary.finished < runs:
-            print(f"{folder} is not complete: repeat this command once the other process has ended", flush=True)
-            return 1
+        if code := run_all_trials(trials, folder, settings.workers, sweep.keep_runs):
+            return code
         groups = groups_of(folder, sweep.value, {trial.hash for trial in trials})
-        reached = {end for group in groups for best in group.optima for end in ends(group, best)}
+        reached = {end for group in groups for best in group.optima for end in best.ends}
         if names_values(sweep) or not reached:
             break
         below, above = below + FURTHER * (-1 in reached), above + FURTHER * (1 in reached)
