@@ -66,8 +66,7 @@ class TrainerConfig(Typed, prefix="trainer."):
     Attributes:
         max_steps: optimizer steps of the run.
         strategy: single (one process); ddp (one process per device, gradients averaged); zero0 to zero3 (DeepSpeed: as
-            ddp; then optimizer states, gradients, weights are sharded over the processes, each with the ones before);
-            fsdp (FSDP2, which shards all of them).
+            ddp; then optimizer states, gradients, weights are sharded over the processes, each with the ones before).
         devices: processes per node: GPUs, or CPU processes.
         nodes: machines.
         accelerator: auto takes GPUs where there are any.
@@ -92,7 +91,7 @@ class TrainerConfig(Typed, prefix="trainer."):
     """
 
     max_steps: PositiveInt = 1221
-    strategy: Literal["single", "ddp", "zero0", "zero1", "zero2", "zero3", "fsdp"] = "single"
+    strategy: Literal["single", "ddp", "zero0", "zero1", "zero2", "zero3"] = "single"
     devices: PositiveInt = 1
     nodes: PositiveInt = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -114,8 +113,8 @@ class TrainerConfig(Typed, prefix="trainer."):
 
     @property
     def zero_stage(self) -> int:
-        """What is sharded, by ZeRO's stages: 0 under single and ddp, 3 under fsdp."""
-        return 3 if self.strategy == "fsdp" else int(self.strategy[-1]) if self.strategy.startswith("zero") else 0
+        """Of ZeRO; 0 under single and ddp, too."""
+        return int(self.strategy[-1]) if self.strategy.startswith("zero") else 0
 
     def __post_init__(self) -> None:
         """Raise UserError for values that contradict each other."""
@@ -178,10 +177,7 @@ class Config(Typed):
     def __post_init__(self) -> None:
         """Take the vocabulary's size from the tokenizer. Raises UserError where the two contradict each other."""
         super().__post_init__()
-        eot = self.model.end_of_text if self.model.document_mask else 0
-        tokens, end = self.data.vocabulary(self.model.vocab_size, eot)
-        if self.model.document_mask and eot is None:
-            self.model.end_of_text = end
+        tokens = self.data.tokens(self.model.vocab_size)
         if self.model.vocab_size is None:
             self.model.vocab_size = tokens
         elif self.model.vocab_size != tokens:
@@ -238,8 +234,8 @@ class Config(Typed):
         return lines
 
 
-WHOLE = ("recipe.law", "data.path")
-"""Keys whose mapping is one value, such as the contents of a file: a later layer replaces all of it."""
+WHOLE = ("recipe.law",)
+"""Keys whose mapping is one value, the contents of a file: a later layer replaces all of it."""
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

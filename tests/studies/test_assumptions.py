@@ -48,20 +48,6 @@ def group(rule, **options):
     return {"rule": rule, "lr": 0.01, "weight_decay": 0.0, **defaults, **options}
 
 
-def orthogonal(n, seed=0):
-    return torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(seed)).double())[0]
-
-
-def test_orthogonal_weights_and_the_size_of_the_step():
-    """Of W = a·u vᵀ and ΔW = a·u wᵀ with w at right angles to v, the norms are a, a and a·√2."""
-    u, v, w = orthogonal(8)[:3]
-    W, step = 3.0 * torch.outer(u, v), 3.0 * torch.outer(u, w)
-    assert weight_ratios([W, W], [W + step, W + 0.5 * step]) == [
-        pytest.approx((math.sqrt(2) / 2, 1.0)),
-        pytest.approx((math.sqrt(1.25) / 1.5, 0.5)),
-    ]
-
-
 def test_weights_against_numpy():
     generator = np.random.default_rng(0)
     before, after = generator.normal(size=(2, 3, 12, 5))
@@ -128,16 +114,6 @@ def test_alignment_against_a_loop(rule, transposed):
         transposed=transposed,
     )
     assert found == pytest.approx(np.mean(ratios), rel=1e-6)
-
-
-@pytest.mark.parametrize(("same", "ratio"), [(True, 8.0), (False, 1.0)])
-def test_alignment_of_samples_that_agree_and_that_have_nothing_in_common(same, ratio):
-    """SGD: equal samples add up to B times each one's part; samples at right angles leave each other alone."""
-    x = torch.eye(8).double()[:, None, :]
-    delta = torch.randn(8, 1, 5, generator=torch.Generator().manual_seed(0)).double()
-    if same:
-        x, delta = x[:1].expand(8, -1, -1), delta[:1].expand(8, -1, -1)
-    assert alignment(group("sgd"), torch.zeros(5, 8).double(), x, delta) == pytest.approx(ratio)
 
 
 def test_samples_that_cancel_have_no_alignment_and_dead_ones_are_left_out():

@@ -1,7 +1,5 @@
 """`mup-lightning figure`: runs are read from TensorBoard's files, arranged, and drawn."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,11 +158,3 @@ def test_no_feature_norms(make_run: MakeRun) -> None:
     write_events(folder / "tensorboard", {"train/loss": [(1, 3.0)]})
     with pytest.raises(UserError, match=r"no feature norms.*trainer\.feature_norms_every"):
         read_run(folder)
-
-
-def test_drawing_needs_no_torch(make_run: MakeRun) -> None:
-    code = (
-        "import sys; from mup_lightning.cli.main import main; main(sys.argv[1:]); "
-        "sys.exit(' '.join({'torch', 'lightning', 'tensorflow'} & set(sys.modules)) or 0)"
-    )
-    subprocess.run([sys.executable, "-c", code, "figure", str(make_run("first"))], check=True)

@@ -221,20 +221,3 @@ def test_defaults_depend_on_the_optimizer_and_on_quick():
     assert ProbeSettings("adamw", quick=True, widths=[8, 16, 64]).widths == (8, 16, 64)
     every = ProbeSettings(all=True, depths=[1, 2, 3])
     assert (every.of("lion").seeds, every.of("soap").seeds, every.of("soap").depths) == (8, 4, (1, 2, 3))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"depths": [4, 2, 8]}, r"--depths is .*4, 2, 8.; expected at least three"),
-        ({"seeds": 1}, "--seeds is 1; expected at least 2"),
-        ({"steps": 4}, "--steps is 4; expected at least 5"),
-        ({"optimizer": "muonn"}, "--optimizer is 'muonn'; expected .*sgd, adamw"),
-        ({"all": True}, "expected either --optimizer NAME or --all"),
-        ({"optimizer": None}, "expected either --optimizer NAME or --all"),
-        ({"optimizer": None, "all": True, "arguments": {"beta1": 0.5}}, "--arguments goes with --optimizer"),
-    ],
-)
-def test_settings_are_checked(change, message):
-    with pytest.raises(UserError, match=message):
-        settings(**change)

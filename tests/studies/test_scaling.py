@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from mup_lightning.errors import UserError
 from mup_lightning.studies import style
+from mup_lightning.studies.assumptions import AssumptionSettings
+from mup_lightning.studies.coordinates import CheckSettings
+from mup_lightning.studies.probe import ProbeSettings
 from mup_lightning.studies.scaling import (
     Finding,
     Fit,
@@ -16,7 +20,6 @@ from mup_lightning.studies.scaling import (
     lines,
     overall,
     six_digits,
-    student_t,
 )
 from mup_lightning.studies.workers import run_all
 
@@ -79,6 +82,27 @@ def test_the_worst_verdict_is_the_exit_status():
     assert overall([]) is Verdict.PASS
 
 
+@pytest.mark.parametrize(
+    ("study", "values", "message"),
+    [
+        (CheckSettings, {"widths": [64, 128]}, r"--widths is \[64, 128\]; expected at least three numbers"),
+        (CheckSettings, {"ratios": [0.0, 1.0, 2.0]}, "--ratios is .* above 0"),
+        (CheckSettings, {"control_seeds": 1}, "--control-seeds is 1; expected a whole number of at least 2"),
+        (AssumptionSettings, {"steps": 6, "warmup": 6}, "--warmup is 6; expected fewer steps than the 6 of --steps"),
+        (AssumptionSettings, {"optimizer": []}, r"--optimizer is \[\]; expected one or more"),
+        (ProbeSettings, {"optimizer": "sgd", "seeds": 1}, "--seeds is 1; expected at least 2"),
+        (ProbeSettings, {"optimizer": "sgd", "steps": 4}, "--steps is 4; expected at least 5"),
+        (ProbeSettings, {"optimizer": "muonn"}, "--optimizer is 'muonn'; expected .*sgd, adamw"),
+        (ProbeSettings, {"optimizer": "sgd", "all": True}, "expected either --optimizer NAME or --all"),
+        (ProbeSettings, {}, "expected either --optimizer NAME or --all"),
+        (ProbeSettings, {"all": True, "arguments": {"beta1": 0.5}}, "--arguments goes with --optimizer"),
+    ],
+)
+def test_impossible_settings_are_refused(study, values, message):
+    with pytest.raises(UserError, match=message):
+        study(**values)
+
+
 def test_numbers_are_written_with_six_digits():
     assert six_digits({"a": [1 / 3, (123456.7, 1e-9 / 7)]}) == {"a": [0.333333, [123457.0, 1.42857e-10]]}
 
@@ -96,16 +120,6 @@ def test_points_are_drawn_with_their_means_and_a_line_through_their_middle():
     style.share_scale([upper, lower], [16, 32, 64])
     assert upper.get_ylim() == lower.get_ylim()
     assert lower.get_ylim()[1] > 100
-
-
-@pytest.mark.parametrize(("freedom", "wanted"), [(1, 12.7062), (2, 4.30265), (30, 2.04227), (1000, 1.96234)])
-def test_student_t_is_that_of_printed_tables(freedom, wanted):
-    assert student_t(freedom) == pytest.approx(wanted, rel=1e-5)
-
-
-def test_an_exact_power_law_leaves_no_interval():
-    found = fit(WIDTHS, [[3 * n**0.75 for n in WIDTHS], [5 * n**0.75 for n in WIDTHS]])
-    assert (found.exponent, found.low, found.high, found.last) == pytest.approx((0.75,) * 4, abs=1e-9)
 
 
 def test_the_exponent_is_the_mean_of_least_squares_lines():

@@ -226,15 +226,6 @@ def own_gradients(inputs_BTI: torch.Tensor, deltas_BTO: torch.Tensor, *, transpo
     return gradients_BOI.mT if transposed else gradients_BOI
 
 
-def first_steps(
-    group: Group, weight: torch.Tensor, gradients: list[torch.Tensor], *, transposed: bool = False
-) -> list[torch.Tensor]:
-    """ΔW that the group's rule makes of each gradient as its first step, with no momentum or preconditioner yet."""
-    items = [Item(weight.clone(), gradient.contiguous(), {}, 1, transposed) for gradient in gradients]
-    RULES[group["rule"]].update(group, items)
-    return [item.parameter - weight for item in items]
-
-
 def alignment(
     group: Group, weight: torch.Tensor, inputs_BTI: torch.Tensor, deltas_BTO: torch.Tensor, *, transposed: bool = False
 ) -> float:
@@ -250,7 +241,10 @@ def alignment(
     dead). Raises UserError where a first step of this optimizer changes nothing.
     """
     gradients = own_gradients(inputs_BTI, deltas_BTO, transposed=transposed)
-    step, *own = first_steps(group, weight, [gradients.mean(0), *gradients], transposed=transposed)
+    each = (gradients.mean(0), *gradients)
+    items = [Item(weight.clone(), gradient.contiguous(), {}, 1, transposed) for gradient in each]
+    RULES[group["rule"]].update(group, items)
+    step, *own = [item.parameter - weight for item in items]
     own_BOI = torch.stack(own)
     if gradients.any() and not own_BOI.any():
         raise UserError(f"{group['rule']} cannot be checked: its first step changes nothing")

@@ -86,7 +86,9 @@ def conclude(
         raise UserError(f"{nothing} Give it more --steps, or other --arguments")
     proposal, verdict = None if family else propose(name, found, settings.branch_depth), None
     if proposal is None:
-        verdict, why = scaling.conclude(found, lambda line: "{}, {}: {}^".format(*_in_words(line.label)))
+        verdict, why = scaling.conclude(
+            found, lambda of: f"{of.label[0]}, {WINDOWS[of.label[1]]}: {AXES[of.label[2]]}^"
+        )
         sentence = f"{name} {DOES[verdict]}: {why}"
     else:
         known, off = ", ".join(proposal["nearest"]), proposal["off"]
@@ -94,10 +96,6 @@ def conclude(
         sentence = f"{name} steps {unlike if off else f'as declared of {known}; that recipe is proposed'}"
     finding = Finding((name,), verdict, sentence, found)
     return Probe(settings=settings, facts=facts, findings=[finding], runs=runs, proposal=proposal)
-
-
-def _in_words(label: Label) -> Label:
-    return label[0], WINDOWS[label[1]], AXES[label[2]]
 
 
 def _value(label: Label, run: Run) -> dict[Label, float]:
