@@ -58,37 +58,30 @@ def test_an_array_runs_every_configuration_once_even_if_a_task_is_stopped(cluste
     assert rates == ["0.01", "0.02", "0.03", "0.04"]
 
 
-def test_a_cancelled_task_does_not_come_back(cluster, file, tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
-    out = tmp_path / "table"
-    job = submitted(["submit", "--sweep", str(file), "--tasks", "1", "--out", str(out), "--slurm.gpus", "0"])
-    log = out / "slurm" / f"{job}_1.log"
-    cluster.wait("it works", lambda: log.exists() and "worker processes" in log.read_text())
-    cluster.run("scancel", job)
-    cluster.wait("it is gone", lambda: not cluster.run("squeue", "-h"), explain=log.read_text)
-    assert cluster.field(f"{job}_1", "JobState") == "CANCELLED"
-    assert cluster.field(f"{job}_1", "Restarts") == "0"
-
-
-def test_every_task_that_is_stopped_comes_back_alone(cluster, file, tmp_path, monkeypatch):
+def test_every_task_that_is_stopped_comes_back_alone_and_one_that_is_cancelled_does_not(
+    cluster, file, tmp_path, monkeypatch
+):
     """One of the tasks has the number of the whole array as its SLURM_JOB_ID."""
     monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
     program = tmp_path / "program"  # in place of a sweep: waits for TERM, and is done when it comes back
     program.write_text(
         "#!/bin/bash\n[ -z \"$SLURM_RESTART_COUNT\" ] || exit 0\ntrap 'exit 130' TERM\n"
-        "echo job $SLURM_JOB_ID of array $SLURM_ARRAY_JOB_ID\nwhile sleep 0.1; do :; done\n"
+        "echo job $SLURM_JOB_ID of array $SLURM_ARRAY_JOB_ID\nwhile :; do sleep 0.1; done\n"
     )
     program.chmod(0o755)
     monkeypatch.setattr(submit, "_program", lambda: program)
-    out, tasks = tmp_path / "table", [1, 2, 3]
-    job = submitted(["submit", "--sweep", str(file), "--tasks", "3", "--out", str(out), "--slurm.gpus", "0"])
+    out, tasks = tmp_path / "table", [1, 2, 3, 4]
+    job = submitted(["submit", "--sweep", str(file), "--tasks", "4", "--out", str(out), "--slurm.gpus", "0"])
     logs = {task: out / "slurm" / f"{job}_{task}.log" for task in tasks}
     cluster.wait("all run", lambda: all(log.exists() and "of array" in log.read_text() for log in logs.values()))
     assert sum(f"job {job} of array {job}" in log.read_text() for log in logs.values()) == 1
     state = lambda task: cluster.field(f"{job}_{task}", "JobState")  # noqa: E731
-    for task in tasks:
+    for task in tasks[:3]:
         cluster.run("scancel", "--signal=TERM", f"{job}_{task}")
         cluster.wait(
             f"task {task} has come back", lambda task=task: state(task) == "COMPLETED", explain=logs[task].read_text
         )
-        assert [cluster.field(f"{job}_{other}", "Restarts") for other in tasks] == ["1"] * task + ["0"] * (3 - task)
+        assert [cluster.field(f"{job}_{other}", "Restarts") for other in tasks] == ["1"] * task + ["0"] * (4 - task)
+    cluster.run("scancel", f"{job}_4")
+    cluster.wait("it is gone", lambda: not cluster.run("squeue", "-h"), explain=logs[4].read_text)
+    assert (state(4), cluster.field(f"{job}_4", "Restarts")) == ("CANCELLED", "0")
