@@ -21,24 +21,11 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-def broadcast_from_owners(parameters: list[torch.Tensor], owners: list[int]) -> None:
-    """Give every process the values that the owners (ranks) have, in one exchange; all have the same parameters."""
-    rank, world_size = rank_and_world()
-    if world_size == 1 or not parameters:
-        return
-    owned = [[p for p, owner in zip(parameters, owners, strict=True) if owner == peer] for peer in range(world_size)]
-    sizes = [sum(p.numel() for p in theirs) for theirs in owned]
-    # All shares must be equally long: the shorter ones are padded.
-    mine = parameters[0].new_zeros(max(sizes))
-    if owned[rank]:
-        torch.cat([parameter.flatten() for parameter in owned[rank]], out=mine[: sizes[rank]])
-    gathered = mine.new_empty(world_size, max(sizes))
-    dist.all_gather_single(gathered.view(-1), mine)
-    for peer in range(world_size):
-        if peer != rank:
-            arrived = gathered[peer, : sizes[peer]].split([parameter.numel() for parameter in owned[peer]])
-            for parameter, values in zip(owned[peer], arrived, strict=True):
-                parameter.copy_(values.view_as(parameter))
+def broadcast(owned: list[tuple[torch.Tensor, int]]) -> None:
+    """Give every process the values that parameters have at their owners (ranks); all have the same parameters."""
+    if rank_and_world()[1] > 1:
+        for exchange in [dist.broadcast(parameter.detach(), owner, async_op=True) for parameter, owner in owned]:
+            exchange.wait()
 
 
 def update_at_owners(

@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from mup_lightning.distributed.collectives import broadcast_from_owners, rank_and_world, update_at_owners
+from mup_lightning.distributed.collectives import broadcast, rank_and_world, update_at_owners
 from mup_lightning.distributed.layout import Layout, assign
 from mup_lightning.model.parameters import ParameterInfo
 from mup_lightning.optim.registry import RULES
@@ -130,9 +130,7 @@ class HybridOptimizer(Optimizer):
         mine = [(held, parameter) for held, parameter in present if held.owner in (None, rank)]
         items = [self._item(group, held, parameter, parameter.grad, self.state[parameter]) for held, parameter in mine]
         self._update(group, [held.info for held, _ in mine], items)
-        owned = [(parameter, held.owner) for held, parameter in present if held.owner is not None]
-        if owned:
-            broadcast_from_owners([parameter for parameter, _ in owned], [owner for _, owner in owned])
+        broadcast([(parameter, held.owner) for held, parameter in present if held.owner is not None])
 
     def _step_flat(self, group: Group, flat: torch.Tensor) -> None:
         """Step a flat partition of a group, as ZeRO hands it over."""

@@ -5,24 +5,25 @@ optimizer works on a copy of its partition of the weights, although both are flo
 
                 weights   gradients   optimizer     exchange      while stepping
     single      4N        4N          S             -             D
-    ddp, ZeRO 0 4N        4N          E + M/P       4N            the larger of D and 4m(1 + 1/P)
+    ddp, ZeRO 0 4N        4N          E + M/P       4N            D
     ZeRO 1      4N        4N          (4N + S)/P    B             8N/P + D - 4N: other partitions are freed by then
     ZeRO 2      4N        4N/P        (4N + S)/P    B             4N/P + D
     ZeRO 3      4N/P      4N/P        (4N + S)/P    3B            4N/P + B + the larger of 8m/P + D and 16m/P
 
 S is the optimizer's state: E of elementwise rules and M of whole-matrix rules, which one process keeps for each matrix;
-D is what a rule makes while it steps (`Rule.scratch`), and m the elements of its matrices, which travel to their owners
-(`distributed/collectives.py`). Shards are assumed even, but no share of a whole-matrix rule's state is smaller than its
-largest matrix's. B is DeepSpeed's bucket (`ZERO_BUCKET`), or 4N where that is less. The exchange of ddp is its second
-step's, when buckets are rebuilt. Gradients are counted on top of activations, as in all but the first micro-batch.
+D is what a rule makes while it steps (`Rule.scratch`), and m the elements of its matrices, which under ZeRO 1 to 3
+travel to their owners (`distributed/collectives.py`). Shards are assumed even, but no share of a whole-matrix rule's
+state is smaller than its largest matrix's. B is DeepSpeed's bucket (`ZERO_BUCKET`), or 4N where that is less. The
+exchange of ddp is its second step's, when buckets are rebuilt. Gradients are counted on top of activations, as in all
+but the first micro-batch.
 
 Under ZeRO 3 two blocks are gathered in addition to the embeddings: one computing and one fetched ahead. The spectral
 monitor (`trainer.spectral_norms_every`) keeps a copy of all matrices, embeddings and head too, each in one process,
 while a measured step updates them, and a second copy of the one that it measures.
 
 The peak has the larger of activations with exchange, and the last column, never both. On CPU gloo takes a copy of all
-that it gathers: 4m more at stage 0, 4N - 4N/P instead of 4N/P + D at stages 1 and 2 where that is more. Not counted:
-CUDA's context and libraries (about 1 GB), the allocator's fragmentation, buffers of the communication library.
+that it gathers: 4N - 4N/P instead of 4N/P + D at stages 1 and 2 where that is more. Not counted: CUDA's context and
+libraries (about 1 GB), the allocator's fragmentation, buffers of the communication library.
 """
 
 from collections.abc import Mapping
@@ -178,16 +179,14 @@ def _shard(total: int, gpus: int) -> int:
 
 def _step(rule: RuleMemory, gpus: int, zero: int, device: str) -> int:
     """Bytes of one rule, for itself and for the exchange of its matrices (see the module's text)."""
-    matrices, partition = rule.numel if rule.largest else 0, 4 * _shard(rule.numel, gpus)
-    share = _shard(matrices, gpus)
     if not zero:
-        gathered = (2 if device == "cpu" else 1) * 4 * matrices  # gloo makes a copy
-        return max(rule.step, gathered + 4 * share if gpus > 1 else 0)
+        return rule.step
+    partition = 4 * _shard(rule.numel, gpus)
     if zero < 3 or gpus == 1:
         # Most matrices are whole where they are worked on. Gloo copies the weights that it gathers at the end.
         return max(partition + rule.step, 4 * rule.numel - partition if device == "cpu" else 0)
-    whole = 4 * max(share, rule.largest)
-    return partition + max(2 * whole + rule.step, 4 * whole if matrices else 0)
+    whole = 4 * max(_shard(rule.numel, gpus), rule.largest) if rule.largest else 0
+    return partition + max(2 * whole + rule.step, 4 * whole)
 
 
 def activations(model: ModelConfig, sequences: int, half: bool, device: str, *, gathered: bool = False) -> int:

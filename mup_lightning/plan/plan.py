@@ -21,24 +21,6 @@ from mup_lightning.spectral.roles import Role
 
 
 @dataclass(frozen=True)
-class ParameterPlan:
-    """What training would use for one parameter; see `spectral.recipe.Values`.
-
-    `multiplier` is the factor of the forward pass that it sits under; `init_std` is 0 for vectors.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    role: str
-    rule: str
-    multiplier: float
-    init_std: float
-    lr: float
-    weight_decay: float
-    eps: float | None
-
-
-@dataclass(frozen=True)
 class Flops:
     """Floating-point operations of training; a multiply-add is two.
 
@@ -65,6 +47,8 @@ class Plan:
         tokens: trained on in the whole run.
         groups: of the optimizer: roles, counts of tensors and parameters, and the values that they share; of these,
             averages are the decays that follow batch and horizon, and over_time the factors that are due to them.
+        parameters: what training would use for each; multiplier is the factor of the forward pass that it sits under,
+            and init_std is 0 for vectors.
         micro_batch: GPUs -> sequences in a forward pass of each, or None where the batch cannot be divided among them.
         accumulation: GPUs -> forward passes per step on each, or None.
         notes: what the numbers do not say.
@@ -74,7 +58,7 @@ class Plan:
     tokens: int
     flops: Flops
     groups: list[dict[str, Any]]
-    parameters: list[ParameterPlan]
+    parameters: list[dict[str, Any]]
     micro_batch: dict[int, int | None]
     accumulation: dict[int, int | None]
     memory: list[Memory]
@@ -135,15 +119,16 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", mem
     )
 
 
-def _parameters(model: GPT2, groups: list[Group], recipe: Recipe) -> list[ParameterPlan]:
+def _parameters(model: GPT2, groups: list[Group], recipe: Recipe) -> list[dict[str, Any]]:
     m, result = recipe.multipliers, []
     group_of = {info.name: group for group in groups for info in group["infos"]}
     # The final norm has no multiplier of its own.
     multipliers = {Role.INPUT: m.input, Role.OUTPUT: m.output, Role.INPUT_BIAS: 1.0}
     for name, info in model.parameter_info.items():
         group, std = group_of[name], 0.0 if info.role.is_vector else recipe.of(info).init_std
-        numbers = (multipliers.get(info.role, m.residual), std, group["lr"], group["weight_decay"], group.get("eps"))
-        result.append(ParameterPlan(name, info.shape, str(info.role), group["rule"], *numbers))
+        parameter = {"name": name, "shape": info.shape, "role": str(info.role), "rule": group["rule"]}
+        parameter |= {"multiplier": multipliers.get(info.role, m.residual), "init_std": std}
+        result.append(parameter | {key: group.get(key) for key in ("lr", "weight_decay", "eps")})
     return result
 
 
@@ -188,7 +173,7 @@ def screen(config: Config, plan: Plan, gpu_memory: float) -> str:
         values.append(", ".join(f"{name} {_value(decay)}" for name, decay in group["averages"].items()) or "-")
         counts = [str(group["tensors"]), f"{group['parameters']:,}"]
         groups.append([str(number), ", ".join(group["roles"]), *counts, group["rule"], *values])
-    rows = dict.fromkeys((p.role, _value(p.multiplier), _value(p.init_std)) for p in plan.parameters)
+    rows = dict.fromkeys((p["role"], _value(p["multiplier"]), _value(p["init_std"])) for p in plan.parameters)
     roles = [["role", "multiplier", "init std"], *map(list, rows)]
     precision = "fp32" if config.trainer.precision == "fp32" else "bf16"
     title = (
