@@ -57,10 +57,11 @@ probe: $(VENV)/.run ## measure whether optimizer OPT steps as its family declare
 assumptions: $(VENV)/.run $(firstword $(AUSTEN)) ## measure over depth what the recipe's theory assumes; OPT=NAME,.. checks other optimizers
 	@$(MUP) assumptions $(call given)
 coord-check: $(VENV)/.run $(firstword $(AUSTEN)) ## do features keep their size as the model grows? AXIS=width|depth|both PARAM= BRANCH_DEPTH= LN=0
-	@$(MUP) coord-check optimizer=$(OPT) experiment=coord_check $(if $(filter both,$(AXIS)),model.depth=4) \
-	  $(addprefix -c ,$(CONFIG)) $(call given,OPT CONFIG)
+	@$(MUP) coord-check optimizer=$(OPT) experiment=coord_check $(if $(filter both,$(AXIS)),model.depth=4) $(addprefix -c ,$(CONFIG)) $(call given,OPT CONFIG)
 coord-table: $(VENV)/.run $(firstword $(AUSTEN)) ## coordinate checks of all optimizers over width and depth (hours), and one table
 	@$(MUP) coord-check --all recipes/experiment/coordinates.yaml $(call given)
+gpu-check: $(VENV)/.run ## is training right on this machine's GPUs, how fast is it, and what memory does it take? 8 minutes
+	@$(MUP) gpu-check $(call given)
 evaluate: $(VENV)/.run ## validation loss of RUN's newest checkpoint
 	@$(MUP) evaluate $(call q,runs/$(RUN)) $(call given,RUN SIZE MODEL OPT PARAM)
 export: $(VENV)/.export ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2 or Llama
@@ -86,7 +87,6 @@ format: $(VENV)/.lint ## reformat the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 clean: ## remove prepared corpora and caches; runs and the virtual environment stay
 	@rm -rf data/prepared .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
-
 corpus: $(VENV)/.run ; @$(MUP) data prepare $(call q,$(CARD)) --tokenizer $(TOKENIZER) --out $(call q,$(DATA)) > /dev/null
 data/prepared/austen-%/manifest.json: data/austen.yaml | $(VENV)/.run
 	@$(MUP) data prepare $< --tokenizer $* --out $(@D) && touch $@

@@ -126,7 +126,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         raise _MismatchError
     if origin in (Union, UnionType):
         # Null and numbers come before text and mappings.
-        for member in sorted(arguments, key=lambda member: member is str or is_dataclass(member)):
+        for member in sorted(arguments, key=lambda member: _plain(member) is str or is_dataclass(member)):
             with suppress(_MismatchError):
                 return _convert(value, member, key)
         raise _MismatchError
@@ -167,6 +167,11 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             if math.isfinite(number := float(value)):
                 return number
     raise _MismatchError
+
+
+def _plain(hint: Any) -> Any:
+    """A type without its bounds."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def describe(hint: Any) -> str:

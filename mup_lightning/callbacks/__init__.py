@@ -37,7 +37,8 @@ def default_callbacks(
     Raises UserError where run.forecast is not of this run.
     """
     trainer, k = config.trainer, config.recipe.branch_depth
-    losses = Losses(trainer.log_every, trainer.checkpoint_every if keep else 0, throughput.tokens_per_step)
+    save_every, corpora = trainer.checkpoint_every if keep else 0, validation.corpora
+    losses = Losses(trainer.log_every, save_every, throughput.tokens_per_step, corpora)
     found: list[pl.Callback] = [Stopping(), throughput, losses, validation, noise]
     features, spectral = (
         first_step if any(tag.startswith(group) for tag in logged or ()) else None
@@ -58,5 +59,6 @@ def default_callbacks(
         forecast.refuse_other(config, sum(info.numel for info in model.parameter_info.values()), corpus)
         found.append(BesideForecast(forecast, losses, validation, trainer))
     if keep and logged is None:
-        found.append(Dashboard(panels(trainer, k, forecast=config.run.forecast is not None), pages(config, model)))
+        more = {"forecast": config.run.forecast is not None, "mixed": len(corpora.shares) > 1}
+        found.append(Dashboard(panels(trainer, k, **more), pages(config, model)))
     return found

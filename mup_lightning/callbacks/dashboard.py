@@ -57,7 +57,9 @@ class Dashboard(pl.Callback):
                 trainer.logger.experiment.add_text(title, text, global_step=0)
 
 
-def panels(trainer: TrainerConfig, branch_depth: int, *, forecast: bool = False) -> dict[str, Charts]:
+def panels(
+    trainer: TrainerConfig, branch_depth: int, *, forecast: bool = False, mixed: bool = False
+) -> dict[str, Charts]:
     """Category -> panels of what is logged, the same at every depth: TensorBoard merges equal ones of several runs."""
     learning = {
         "training loss, nats per token: falls": "train/loss$",
@@ -65,6 +67,8 @@ def panels(trainer: TrainerConfig, branch_depth: int, *, forecast: bool = False)
         "bits per byte, which compares vocabularies: training and validation": "(train|validation)/bits_per_byte$",
         "learning rate over its peak: up in the warm-up, then down": "train/lr_factor$",
     }
+    if mixed:
+        learning["training and validation loss of each source"] = "(train|validation)/loss/.+"
     if forecast:
         learning["training loss and its forecast: smoothed, between low and high"] = r"(train/loss|forecast/\w+)$"
     stable = {

@@ -12,12 +12,13 @@ from tqdm import tqdm
 
 from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log
 from mup_lightning.callbacks.throughput import Throughput
+from mup_lightning.data.mixture import Corpora
 
 Saved = dict[str, Any]
 """Lightning's part of a checkpoint."""
 
-KEY, BYTES_KEY = "step_losses", "step_bytes"
-"""Keys in it of the losses since the last point, and of the bytes of their targets."""
+KEY, BYTES_KEY, SOURCES_KEY = "step_losses", "step_bytes", "source_losses"
+"""Keys in it of the losses since the last point, of the bytes of their targets, and of their sums by source."""
 
 VALIDATION_KEY, VALIDATION_BITS_KEY = "validation_loss", "validation_bits_per_byte"
 """Keys in it of what was measured in its step."""
@@ -35,13 +36,18 @@ def bits_per_byte(nats: float, text: float) -> float:
 class Losses(StepCallback):
     """Logs the mean loss since the last point, per token and per byte, the schedule's factor and the tokens seen.
 
+    Of a mixture it logs the loss of each source, too.
+
     Losses and bytes stay on the device until a point, or a checkpoint, is due: every so many steps, and when the run is
     stopped. Checkpoints hold those since the last point, so a resumed run logs the same points. `new` are the losses
     that were brought to the host in this step, nats per token, each of them once.
     """
 
-    def __init__(self, every: int, save_every: int, tokens_per_step: int) -> None:
+    def __init__(self, every: int, save_every: int, tokens_per_step: int, corpora: Corpora) -> None:
         self.every, self.save_every, self.tokens_per_step = every, save_every, tokens_per_step
+        self.sources = corpora.names if len(corpora.shares) > 1 else []
+        self._local_sums: list[torch.Tensor] = []
+        self._sums = torch.zeros(2, len(self.sources), dtype=torch.float64)
         self.new: list[float] = []
         self._known: list[float] = []
         self._bytes: list[float] = []
@@ -56,6 +62,8 @@ class Losses(StepCallback):
         text = sum(self._token_bytes[batch["tokens"][:, 1:]].sum() for _, batch in module.micro_losses)
         # In float64 the sum of a few float32 values is exact, so the order of the processes does not matter.
         self._local.append(torch.stack([module.step_loss().double(), text]))
+        if self.sources:
+            self._local_sums.append(module.source_losses())
         at_point, before = due(step, self.every, trainer.max_steps), len(self._known)
         self.new = []
         # A checkpoint must not be saved before its losses have been judged.
@@ -72,8 +80,11 @@ class Losses(StepCallback):
             if len(self._bytes) == len(self._known):
                 nats = math.fsum(self._known) * self.tokens_per_step
                 values["train/bits_per_byte"] = bits_per_byte(nats, trainer.world_size * math.fsum(self._bytes))
+            by_source = zip(self.sources, *self._sums.tolist(), strict=True)
+            values |= {f"train/loss/{name}": loss / count for name, loss, count in by_source if count}
             log(trainer, values, step)
             self._known, self._bytes = [], []
+            self._sums.zero_()
 
     def _exchanged(self, trainer: pl.Trainer) -> list[float]:
         """Every step's loss since the last point, the mean over all processes, which call this together."""
@@ -82,15 +93,22 @@ class Losses(StepCallback):
             self._known += losses
             self._bytes += text
             self._local = []
+        if self._local_sums:
+            self._sums += trainer.strategy.reduce(torch.stack(self._local_sums).sum(0), reduce_op="sum").cpu()
+            self._local_sums = []
         return self._known
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Add the losses since the last point; every process is here, and one of them writes."""
         checkpoint[KEY], checkpoint[BYTES_KEY] = list(self._exchanged(trainer)), list(self._bytes)
+        if self.sources:
+            checkpoint[SOURCES_KEY] = self._sums.tolist()
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Take them up again; checkpoints of early versions have none, or no bytes."""
         self._known, self._bytes = list(checkpoint.get(KEY, [])), list(checkpoint.get(BYTES_KEY, []))
+        if self.sources:
+            self._sums = torch.tensor(checkpoint[SOURCES_KEY], dtype=torch.float64)
 
 
 class Validation(StepCallback):
@@ -99,11 +117,12 @@ class Validation(StepCallback):
     Not Lightning's validation loop, whose place in the epoch would have to be saved with every checkpoint. A checkpoint
     holds the loss that was measured in its step: a run that is killed after its last one still ends with a result.
     Throughput is paused meanwhile. `last` is the newest loss that this process measured, and `bits_per_byte` the same
-    by the bytes of the text; None before the first.
+    by the bytes of the text; None before the first. Of a mixture each source is measured, and its loss is their mean by
+    their shares.
     """
 
-    def __init__(self, every: int, throughput: Throughput) -> None:
-        self.every, self.throughput = every, throughput
+    def __init__(self, every: int, throughput: Throughput, corpora: Corpora) -> None:
+        self.every, self.throughput, self.corpora = every, throughput, corpora
         self.last: float | None = None
         self.bits_per_byte: float | None = None
         self._measured_in = 0
@@ -112,10 +131,14 @@ class Validation(StepCallback):
         """Measure where it is due."""
         if due(step, self.every, trainer.max_steps):
             with self.throughput.paused():
-                nats, tokens, text = module.validation_sums()
-            self.last, self.bits_per_byte = nats / tokens, bits_per_byte(nats, text)
-            self._measured_in = step
-            log(trainer, {"validation/loss": self.last, "validation/bits_per_byte": self.bits_per_byte}, step)
+                sums = [module.validation_sums(source) for source in range(len(self.corpora.shares))]
+            losses, mean = [nats / tokens for nats, tokens, _ in sums], self.corpora.mean
+            self.last, self._measured_in = mean(losses), step
+            self.bits_per_byte = bits_per_byte(self.last, mean([text / tokens for _, tokens, text in sums]))
+            values = {"validation/loss": self.last, "validation/bits_per_byte": self.bits_per_byte}
+            if len(losses) > 1:
+                values |= {f"validation/loss/{name}": own for name, own in zip(self.corpora.names, losses, strict=True)}
+            log(trainer, values, step)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Add what was measured in this step."""

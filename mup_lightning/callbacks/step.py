@@ -34,8 +34,12 @@ class WatchedModule(Protocol):
         """Mean loss of this process's share of the current step, 0-dim, on the device."""
         ...
 
-    def validation_sums(self) -> tuple[float, float, float]:
-        """Over the validation tokens, the same on all processes: nats, tokens, and bytes of their text."""
+    def source_losses(self) -> torch.Tensor:
+        """(2, sources) float64 of this process's part of a mixture's step: its sequences' losses, and their number."""
+        ...
+
+    def validation_sums(self, source: int = 0) -> tuple[float, float, float]:
+        """Over a source's validation tokens, the same on all processes: nats, tokens, and bytes of their text."""
         ...
 
 

@@ -79,6 +79,10 @@ coord-check: whether features keep their size while the model grows, with a verd
 assumptions: measure over depth what the spectral condition assumes
   studies.assumptions.measure:run(studies.assumptions:AssumptionSettings)
   mup-lightning assumptions --network mlp --optimizer sgd,lion --depths 4,16,64,256
+gpu-check: whether training is right on this machine's GPUs, how fast it is, and what memory it takes
+  studies.gpu.check:run(studies.gpu:GpuCheckSettings)
+  mup-lightning gpu-check --sizes small,xl --minutes 5
+  mup-lightning gpu-check --rehearse
 report transfer: whether the best value stays where it is while the model grows
   studies.transfer.report:run(studies.transfer.report:TransferSettings)
   mup-lightning report transfer runs/sweeps/lr_width --out runs/sweeps/lr_width

@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_json
-from mup_lightning.typed import Bound, NonNegativeInt, PositiveInt, Typed
+from mup_lightning.typed import Bound, NonNegativeInt, PositiveFloat, PositiveInt, Typed
 
 
 class Vocabulary(NamedTuple):
@@ -37,12 +38,21 @@ TokenizerName = Annotated[
 ]
 
 
+def _is_name(folder: str) -> bool:
+    return bool(folder) and folder[0] not in "{["  # a mapping that is none
+
+
+Folder = Annotated[str, Bound("the folder of a prepared corpus, such as data/prepared/austen-gpt2", _is_name)]
+Mixture = Annotated[dict[str, PositiveFloat], Bound("several with their weights, {FOLDER: 0.7, FOLDER: 0.3}", bool)]
+
+
 @dataclass
 class DataConfig(Typed, prefix="data."):
     """Which corpus to read and how to batch it.
 
     Attributes:
-        path: folder of a prepared corpus (see `mup-lightning data prepare`).
+        path: folder of a prepared corpus (see `mup-lightning data prepare`), or several, each with its weight: samples
+            come from them in these proportions, whatever their sizes.
         tokenizer: vocabulary the corpus was prepared with: gpt2 (50257 tokens), bytes (256), or corpus, whichever it
             was; config.yaml then says its name and hash.
         batch_size: sequences in one optimizer step, over all processes and accumulation steps.
@@ -54,9 +64,7 @@ class DataConfig(Typed, prefix="data."):
             older than its card or files.
     """
 
-    path: Annotated[str, Bound("the folder of a prepared corpus, such as data/prepared/austen-gpt2", bool)] = (
-        "data/prepared/austen-gpt2"
-    )
+    path: Folder | Mixture = "data/prepared/austen-gpt2"
     tokenizer: TokenizerName = "gpt2"
     batch_size: PositiveInt = 240
     micro_batch: PositiveInt | Literal["auto"] = "auto"
@@ -65,32 +73,47 @@ class DataConfig(Typed, prefix="data."):
     verify: bool = True
 
     @property
+    def sources(self) -> dict[str, Fraction]:
+        """Folder -> its share of the samples, exactly as its weight is written; the shares sum to 1."""
+        if isinstance(self.path, str):
+            return {self.path: Fraction(1)}
+        weights = {folder: Fraction(repr(weight)) for folder, weight in self.path.items()}
+        return {folder: weight / sum(weights.values()) for folder, weight in weights.items()}
+
+    @property
+    def said(self) -> str:
+        """The corpora in words."""
+        shares = (f"{folder} ({float(share):.4g})" for folder, share in self.sources.items())
+        return self.path if isinstance(self.path, str) else ", ".join(shares)
+
+    @property
     def sequences(self) -> int:
         """micro_batch, where auto has been replaced by a number."""
         assert self.micro_batch != "auto", "data.micro_batch auto has not been replaced"
         return self.micro_batch
 
-    def tokens(self, known: int | None) -> int:
-        """Size of the vocabulary, which a run of `known` size need not look up; replaces the tokenizer `corpus`.
+    def vocabulary(self, size: int | None, eot: int | None = 0) -> tuple[int, int]:
+        """Size and end-of-text token; where both are known, they need no look at the corpus.
 
-        Raises UserError where it is looked up in the corpus, and that is missing, or has another vocabulary.
+        Replaces the tokenizer `corpus`. Raises UserError where the corpus is missing, or has another vocabulary.
         """
         if self.tokenizer in VOCABULARIES:
-            return VOCABULARIES[self.tokenizer].size
-        if known is not None and self.tokenizer != "corpus":
-            return known
-        file = Path(self.path) / MANIFEST
+            return VOCABULARIES[self.tokenizer][:2]
+        if size is not None and eot is not None and self.tokenizer != "corpus":
+            return size, eot
+        folder = next(iter(self.sources))
+        file = Path(folder) / MANIFEST
         if not file.is_file():
             raise UserError(
-                f"data.tokenizer is {self.tokenizer}, which is looked up in the corpus, but there is none at "
-                f"{self.path}: no {MANIFEST}; prepare it (mup-lightning data prepare), or set data.path"
+                f"data.tokenizer is {self.tokenizer}, which is looked up in the corpus, but there is none at {folder}: "
+                f"no {MANIFEST}; prepare it (mup-lightning data prepare), or set data.path"
             )
         manifest = read_json(file, "a prepared corpus")
         found = reference(manifest["tokenizer"], manifest["vocab_hash"])
         if self.tokenizer not in ("corpus", found):
-            raise UserError(f"data.tokenizer is {self.tokenizer}, but {self.path} was prepared with {found}")
+            raise UserError(f"data.tokenizer is {self.tokenizer}, but {folder} was prepared with {found}")
         self.tokenizer = found
-        return int(manifest["vocab_size"])
+        return int(manifest["vocab_size"]), int(manifest["eot"])
 
 
 def reference(name: str, sha256: str) -> str:

@@ -17,6 +17,8 @@ def identity(config: Config) -> dict[str, Any]:
     data = asdict(config)
     trainer = {key: data["trainer"][key] for key in ("precision", "gradient_clip")}
     batch = {key: data["data"][key] for key in ("tokenizer", "batch_size")}
+    if len(config.data.sources) > 1:
+        batch["mixture"] = [str(share) for share in config.data.sources.values()]
     model = {key: value for key, value in data["model"].items() if key != "loss_chunk"}
     plain = {key: data[key] for key in ("recipe", "rules", "schedule", "seed")}
     mup, recipe = config.recipe.parametrization == "mup", plain["recipe"]
@@ -62,6 +64,9 @@ ADDED: dict[str, Any] = {
     "model.z_loss": 0.0,
     "model.norm_eps": 1e-5,
     "model.weights": None,
+    "model.document_mask": False,
+    "model.end_of_text": None,
+    "data.mixture": None,
     "recipe.base": {},
     "recipe.decay_gains": True,
     "recipe.scale_clip": False,

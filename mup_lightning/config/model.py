@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from mup_lightning.errors import UserError
-from mup_lightning.typed import Bound, NonNegativeFloat, PositiveFloat, Typed, UnitInterval
+from mup_lightning.typed import Bound, NonNegativeFloat, NonNegativeInt, PositiveFloat, Typed, UnitInterval
 
 PAD_VOCABULARY_TO = 64
 """Rows of the embedding are padded to a multiple of this, because matrix units are fastest on aligned sides."""
@@ -49,6 +49,9 @@ class ModelConfig(Typed, prefix="model."):
         logit_cap: logits stay within plus and minus this, softly (Gemma 2's cap · tanh(logits / cap)); null: uncapped.
         z_loss: factor of log²Z in what training minimises, Z being the softmax's denominator: it keeps logits from
             drifting (PaLM's 1e-4). Losses are reported without it.
+        document_mask: attention stays inside a document, and positions begin anew with each: one begins with the
+            end-of-text token before it, which its first token is predicted from.
+        end_of_text: the token that document_mask goes by; null: that of data.tokenizer.
         dropout: probability, on the embeddings' sum, the attention weights and both branches.
         weights: folder of a Hugging Face GPT-2 or Llama whose weights training starts from, so that both compute the
             same function, whatever multipliers the recipe has; weights=FOLDER takes its shape over, too.
@@ -79,6 +82,8 @@ class ModelConfig(Typed, prefix="model."):
     attention_scale: Literal["auto", "1/sqrt(d)", "1/d"] = "auto"
     logit_cap: PositiveFloat | None = None
     z_loss: NonNegativeFloat = 0.0
+    document_mask: bool = False
+    end_of_text: NonNegativeInt | None = None
     dropout: UnitInterval = 0.0
     weights: str | None = None
     loss_chunk: Size | None = None

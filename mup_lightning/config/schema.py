@@ -66,7 +66,8 @@ class TrainerConfig(Typed, prefix="trainer."):
     Attributes:
         max_steps: optimizer steps of the run.
         strategy: single (one process); ddp (one process per device, gradients averaged); zero0 to zero3 (DeepSpeed: as
-            ddp; then optimizer states, gradients, weights are sharded over the processes, each with the ones before).
+            ddp; then optimizer states, gradients, weights are sharded over the processes, each with the ones before);
+            fsdp (FSDP2, which shards all of them).
         devices: processes per node: GPUs, or CPU processes.
         nodes: machines.
         accelerator: auto takes GPUs where there are any.
@@ -91,7 +92,7 @@ class TrainerConfig(Typed, prefix="trainer."):
     """
 
     max_steps: PositiveInt = 1221
-    strategy: Literal["single", "ddp", "zero0", "zero1", "zero2", "zero3"] = "single"
+    strategy: Literal["single", "ddp", "zero0", "zero1", "zero2", "zero3", "fsdp"] = "single"
     devices: PositiveInt = 1
     nodes: PositiveInt = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -113,8 +114,8 @@ class TrainerConfig(Typed, prefix="trainer."):
 
     @property
     def zero_stage(self) -> int:
-        """Of ZeRO; 0 under single and ddp, too."""
-        return int(self.strategy[-1]) if self.strategy.startswith("zero") else 0
+        """What is sharded, by ZeRO's stages: 0 under single and ddp, 3 under fsdp."""
+        return 3 if self.strategy == "fsdp" else int(self.strategy[-1]) if self.strategy.startswith("zero") else 0
 
     def __post_init__(self) -> None:
         """Raise UserError for values that contradict each other."""
@@ -177,7 +178,10 @@ class Config(Typed):
     def __post_init__(self) -> None:
         """Take the vocabulary's size from the tokenizer. Raises UserError where the two contradict each other."""
         super().__post_init__()
-        tokens = self.data.tokens(self.model.vocab_size)
+        eot = self.model.end_of_text if self.model.document_mask else 0
+        tokens, end = self.data.vocabulary(self.model.vocab_size, eot)
+        if self.model.document_mask and eot is None:
+            self.model.end_of_text = end
         if self.model.vocab_size is None:
             self.model.vocab_size = tokens
         elif self.model.vocab_size != tokens:
@@ -234,8 +238,8 @@ class Config(Typed):
         return lines
 
 
-WHOLE = ("recipe.law",)
-"""Keys whose mapping is one value, the contents of a file: a later layer replaces all of it."""
+WHOLE = ("recipe.law", "data.path")
+"""Keys whose mapping is one value, such as the contents of a file: a later layer replaces all of it."""
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mup_lightning.config.data import DataConfig
-from mup_lightning.data.sampler import accumulation_steps, sample_id, samples_in, validation_batches
-from mup_lightning.data.shards import TokenStore, check_vocabulary, manifest_hash
+from mup_lightning.data.mixture import Corpora, Samples
+from mup_lightning.data.sampler import accumulation_steps, samples_in, validation_batches
+from mup_lightning.data.shards import TokenStore, check_vocabulary
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 
@@ -18,29 +19,23 @@ Batch = dict[str, torch.Tensor]
 
 
 class MicroBatches(Dataset[Batch]):
-    """The micro-batches of one process by their number in the run: `dataset[number]` is a pure function.
+    """The micro-batches of one process by their number in the run: `dataset[number]` is a pure function."""
 
-    Raises UserError where the split is shorter than one sample.
-    """
-
-    def __init__(
-        self, store: TokenStore, context: int, seed: int, micro_batch: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.store, self.context, self.seed = store, context, seed
+    def __init__(self, samples: Samples, micro_batch: int, rank: int = 0, world_size: int = 1) -> None:
+        self.samples = samples
         self.micro_batch, self.rank, self.world_size = micro_batch, rank, world_size
-        self.n_samples = samples_in(store, context)
 
     def __getitem__(self, number: int) -> Batch:
-        """`tokens` (micro_batch, context + 1) and `counters` (micro_batch,), both int64.
+        """`tokens` (micro_batch, context + 1), `counters` and `sources` (micro_batch,), all int64.
 
         Micro-batches (outer) and ranks (inner) run through the counters in order, so a step's global batch is the same
         whatever the world size and the accumulation.
         """
         first = (number * self.world_size + self.rank) * self.micro_batch
         counters = np.arange(first, first + self.micro_batch, dtype=np.int64)
-        starts = sample_id(counters, self.seed, self.n_samples) * self.context
-        tokens = self.store.windows(starts, self.context + 1)
-        return {"tokens": torch.from_numpy(tokens), "counters": torch.from_numpy(counters)}
+        sources, tokens = self.samples.windows(counters)
+        arrays = {"tokens": tokens, "counters": counters, "sources": sources}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class RunLoader(DataLoader[Batch]):
@@ -66,16 +61,18 @@ class RunLoader(DataLoader[Batch]):
 
 
 class TokenDataModule(pl.LightningDataModule):
-    """Training batches and validation windows of a prepared corpus.
+    """Training batches and validation windows of a prepared corpus, or of several.
 
-    A batch is a dict: `tokens` int64 (micro_batch, context + 1), inputs and targets offset by one, and `counters` int64
-    (micro_batch,), the samples' places in the run. Give the Trainer `use_distributed_sampler=False`, `max_steps`, and
+    A batch is a dict: `tokens` int64 (micro_batch, context + 1), inputs and targets offset by one; `counters` int64
+    (micro_batch,), the samples' places in the run; `sources`, likewise, the indices of their corpora. Give the Trainer
+    `use_distributed_sampler=False`, `max_steps`, and
     `accumulate_grad_batches=accumulation_steps(batch_size, micro_batch, world_size)`; one "epoch" is the whole run of
     `max_steps` optimizer steps. `seed` is that of the sample order. `token_bytes` is `Tokenizer.lengths` as a tensor.
     """
 
-    train_store: TokenStore
-    val_store: TokenStore
+    corpora: Corpora
+    val_stores: list[TokenStore]
+    samples: Samples
     token_bytes: torch.Tensor
     batches: MicroBatches
 
@@ -93,14 +90,19 @@ class TokenDataModule(pl.LightningDataModule):
         config = self.config
         self.accumulation = accumulation_steps(config.batch_size, config.sequences, self.world_size)
         if not self._opened:
-            self.train_store = TokenStore.open(config.path, "train", config.verify)
-            check_vocabulary(self.train_store.manifest, config.tokenizer)
-            self.val_store = TokenStore.open(config.path, "val", config.verify)
-            self.token_bytes = torch.from_numpy(Tokenizer.find(config.tokenizer, config.path).lengths)
+            self.corpora = Corpora(config)
+            for manifest in self.corpora.manifests.values():
+                check_vocabulary(manifest, config.tokenizer)
+            stores, self.val_stores = (
+                [TokenStore.open(folder, split, config.verify) for folder in self.corpora.shares]
+                for split in ("train", "val")
+            )
+            self.samples = Samples(stores, list(self.corpora.shares.values()), self.context, self.seed)
+            self.token_bytes = torch.from_numpy(Tokenizer.find(config.tokenizer, *config.sources).lengths)
             self._opened = True
-        place = (config.sequences, self.rank, self.world_size)
-        self.batches = MicroBatches(self.train_store, self.context, self.seed, *place)
-        samples_in(self.val_store, self.context, config.val_tokens)
+        self.batches = MicroBatches(self.samples, config.sequences, self.rank, self.world_size)
+        for store in self.val_stores:
+            samples_in(store, self.context, config.val_tokens)
 
     @property
     def finished_steps(self) -> int:
@@ -130,12 +132,10 @@ class TokenDataModule(pl.LightningDataModule):
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
-    def val_windows(self, batch: int | None = None) -> Iterator[torch.Tensor]:
-        """This rank's validation windows in order (see validation_batches), `batch` or micro_batch at a time."""
-        size = batch or self.config.sequences
-        return validation_batches(
-            self.val_store, self.context, size, self.rank, self.world_size, self.config.val_tokens
-        )
+    def val_windows(self, batch: int | None = None, source: int = 0) -> Iterator[torch.Tensor]:
+        """A source's validation windows of this rank (see validation_batches), `batch` or micro_batch at a time."""
+        size, store = batch or self.config.sequences, self.val_stores[source]
+        return validation_batches(store, self.context, size, self.rank, self.world_size, self.config.val_tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """The run's progress in samples, and what the order of samples depends on."""
@@ -143,7 +143,7 @@ class TokenDataModule(pl.LightningDataModule):
             "batch_size": self.config.batch_size,
             "seed": self.seed,
             "context": self.context,
-            "corpus": manifest_hash(self.train_store.manifest),
+            "corpus": self.corpora.hash,
             "consumed_samples": self.finished_steps * self.config.batch_size,
         }
 
@@ -154,12 +154,12 @@ class TokenDataModule(pl.LightningDataModule):
     def describe(self, counters: torch.Tensor) -> str:
         """Describe a batch for error messages: its samples, and the shard and index where each begins."""
         flat, lines = counters.numpy(), []
-        for counter, sample in zip(flat.tolist(), sample_id(flat, self.seed, self.batches.n_samples), strict=True):
-            start = int(sample) * self.context
-            file, index = self.train_store.locate(start)
+        for counter, source, sample in zip(flat.tolist(), *self.samples.places(flat), strict=True):
+            start, store = int(sample) * self.context, self.samples.stores[source]
+            file, index = store.locate(start)
             lines.append(
                 f"counter {counter} (step {counter // self.config.batch_size}): sample {sample}, tokens {start} to "
-                f"{start + self.context}, from token {index} of {self.train_store.path / file}"
+                f"{start + self.context}, from token {index} of {store.path / file}"
             )
         return "\n".join(lines)
 

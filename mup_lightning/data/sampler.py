@@ -6,8 +6,8 @@ A *counter* numbers the samples of a whole run: step s owns the counters [s * ba
 whatever the number of processes. A counter's *sample id* is its place in the shuffled epoch it falls into.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,13 +35,22 @@ def samples_in(store: TokenStore, context: int, val_tokens: int | None = None) -
     return samples if val_tokens is None else min(samples, val_tokens // context)
 
 
-@lru_cache(maxsize=2)  # a batch touches at most two epochs as long as it is smaller than one
 def epoch_permutation(seed: int, epoch: int, n_samples: int) -> np.ndarray:
     """The order of an epoch: a permutation of 0 .. n_samples - 1 (int64, read-only).
 
     Sorting raw Philox output gives a uniform permutation (ties have probability n^2 / 2^65 and are broken by index)
     that, unlike `Generator.permutation`, NumPy guarantees never to change between its versions (NEP 19).
     """
+    return _epochs(seed, n_samples)(epoch)
+
+
+@lru_cache(maxsize=64)  # corpora, of which a run may mix several
+def _epochs(seed: int, n_samples: int) -> Callable[[int], np.ndarray]:
+    # A batch touches at most two epochs of a corpus as long as it is smaller than one.
+    return lru_cache(maxsize=2)(partial(_shuffled, seed, n_samples))
+
+
+def _shuffled(seed: int, n_samples: int, epoch: int) -> np.ndarray:
     raw = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(n_samples)
     order = np.argsort(raw, kind="stable").astype(np.int64, copy=False)
     order.flags.writeable = False

@@ -74,14 +74,20 @@ def contiguous(offsets: dict[str, tuple[int, int]], size: int, world_size: int) 
     return Layout(tuple(ranks))
 
 
-def each_cut(numels: dict[str, int], world_size: int) -> Layout:
-    """Every parameter, in order, cut into equal partitions of its own, as ZeRO 3 does; the last one may be short."""
+def each_cut(rows: dict[str, tuple[int, int]], world_size: int) -> Layout:
+    """Every parameter, in order, cut into equal partitions of its own; the last ones may be short.
+
+    Args:
+        rows: parameter -> its rows and the elements of one, for FSDP, which cuts between rows; for ZeRO 3 every element
+            is a row.
+        world_size: processes.
+    """
     ranks = []
     for rank in range(world_size):
         fragments, offset = [], 0
-        for name, numel in numels.items():
-            size = -(-numel // world_size)
-            length = min(size, numel - rank * size)
+        for name, (count, row) in rows.items():
+            size = -(-count // world_size) * row
+            length = min(size, count * row - rank * size)
             if length > 0:
                 fragments.append(Fragment(name, rank * size, length, offset))
             offset += size

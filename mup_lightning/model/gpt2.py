@@ -21,7 +21,7 @@ from mup_lightning.config.schema import leaves
 from mup_lightning.errors import UserError
 from mup_lightning.model import taps
 from mup_lightning.model.cache import Cache
-from mup_lightning.model.layers import Block, make_norm, rotation
+from mup_lightning.model.layers import Block, documents, make_norm, rotation
 from mup_lightning.model.loss import cross_entropy, soft_cap
 from mup_lightning.model.parameters import Declaration, ParameterInfo, collect, initialise, norm
 from mup_lightning.spectral.recipe import Multipliers, Recipe
@@ -66,21 +66,24 @@ class GPT2(nn.Module):
     ) -> torch.Tensor:
         """(B, T) tokens -> (B, T, C) features before the output matrix, times the output multiplier.
 
-        With a cache the tokens follow those that it has seen, and are seen by it.
+        With a cache the tokens follow those that it has seen, and are seen by it; they are one document.
         """
         T, start = tokens_BT.shape[1], cache.length if cache else 0
         kept = cache.grow(T) if cache else [None] * self.config.depth
-        positions_T = torch.arange(start, start + T, device=tokens_BT.device)
+        positions, mask_B1TT = torch.arange(start, start + T, device=tokens_BT.device), None
+        if self.config.document_mask and not cache:
+            assert self.config.end_of_text is not None, "model.end_of_text has not been filled in"
+            positions, mask_B1TT = documents(tokens_BT, self.config.end_of_text)
         x_BTC, turn_2TR = self.token(tokens_BT), None
         if self.position is not None:
-            x_BTC = x_BTC + self.position(positions_T)
+            x_BTC = x_BTC + self.position(positions)
         else:
-            turn_2TR = rotation(positions_T, self.config.head_dim, self.config.rope_base, x_BTC.dtype)
+            turn_2TR = rotation(positions, self.config.head_dim, self.config.rope_base, x_BTC.dtype)
         x_BTC = self.dropout(x_BTC * self.multipliers.input)
         if recorder is not None:
             recorder.feature(taps.EMBEDDING, None, x_BTC)
         for block, kv_2BGSD in zip(self.blocks, kept, strict=True):
-            x_BTC = block(x_BTC, recorder, turn_2TR, kv_2BGSD)
+            x_BTC = block(x_BTC, recorder, turn_2TR, kv_2BGSD, mask_B1TT)
         x_BTC = self.final_norm(x_BTC)
         if recorder is not None:
             recorder.feature(taps.FINAL_NORM, None, x_BTC)
@@ -95,10 +98,15 @@ class GPT2(nn.Module):
         logits_BTV = features_BTC @ self.output_matrix.t()
         return soft_cap(logits_BTV, self.config.logit_cap)[..., : self.vocab_size]
 
-    def loss(self, window_BT1: torch.Tensor, recorder: taps.Recorder | None = None) -> torch.Tensor:
+    def loss(
+        self,
+        window_BT1: torch.Tensor,
+        recorder: taps.Recorder | None = None,
+        losses_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Mean next-token cross-entropy in nats, 0-dim, of (B, T + 1) int64 tokens: each but the first is a target.
 
-        The recorder, if any, receives the features at every tap.
+        The recorder, if any, receives the features at every tap, and `losses_BT` every token's own loss.
         """
         features_BTC = self.features(window_BT1[:, :-1], recorder)
         loss, rms = cross_entropy(
@@ -110,6 +118,7 @@ class GPT2(nn.Module):
             z_loss=self.config.z_loss,
             chunk=self.config.loss_chunk,
             measure=recorder is not None,
+            losses_N=None if losses_BT is None else losses_BT.view(-1),
         )
         if recorder is not None and rms is not None:
             recorder.rms(taps.LOGITS, None, rms)

@@ -33,16 +33,31 @@ def make_norm(config: ModelConfig) -> nn.Module:
     return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
 
 
-def rotation(positions_T: torch.Tensor, head_dim: int, base: float, dtype: torch.dtype) -> torch.Tensor:
-    """Cosines and sines (2, T, R) of the angles position·base^(-2i/D), i < R, computed in float32."""
-    exponents_R = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
-    angles_TR = torch.outer(positions_T.float(), 1.0 / base**exponents_R)
-    return torch.stack((angles_TR.cos(), angles_TR.sin())).to(dtype)
+def rotation(positions: torch.Tensor, head_dim: int, base: float, dtype: torch.dtype) -> torch.Tensor:
+    """Cosines and sines of the angles position·base^(-2i/D), i < R, computed in float32: (2, T, R), or (2, B, T, R)."""
+    exponents_R = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions.float()[..., None] * (1.0 / base**exponents_R)
+    return torch.stack((angles.cos(), angles.sin())).to(dtype)
+
+
+def documents(tokens_BT: torch.Tensor, end_of_text: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the documents in windows are, each beginning with an end-of-text token, but for the first in a window.
+
+    Returns:
+        Positions in the document (B, T), and the mask (B, 1, T, T): whether a query (T) attends to a key (T), of its
+        own document, and not after it. It takes T² bytes a window, and torch's attention with a mask rather than its
+        causal kernel, which on a GPU is flash attention.
+    """
+    begins_BT = tokens_BT == end_of_text
+    index_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    first_BT = torch.where(begins_BT, index_T, 0).cummax(1).values
+    mask_BTT = (first_BT[:, :, None] == first_BT[:, None, :]) & (index_T[:, None] >= index_T)
+    return index_T - first_BT, mask_BTT[:, None]
 
 
 def rotate(x_BTHD: torch.Tensor, turn_2TR: torch.Tensor) -> torch.Tensor:
     """Turn the pairs of channels (i, i + R) of queries or keys (Su et al. 2021, arXiv 2104.09864; Llama's pairs)."""
-    (first, second), (cos, sin) = x_BTHD.chunk(2, dim=-1), turn_2TR[:, :, None]
+    (first, second), (cos, sin) = x_BTHD.chunk(2, dim=-1), turn_2TR.unsqueeze(-2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHD.dtype)
 
 
@@ -86,11 +101,16 @@ class Attention(nn.Module):
         return result
 
     def forward(
-        self, x_BTC: torch.Tensor, turn_2TR: torch.Tensor | None = None, kv_2BGSD: torch.Tensor | None = None
+        self,
+        x_BTC: torch.Tensor,
+        turn_2TR: torch.Tensor | None = None,
+        kv_2BGSD: torch.Tensor | None = None,
+        mask_B1TT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Causal self-attention; head h takes the keys and values of head h·G/H. `turn_2TR` is RoPE's `rotation`.
+        """Causal self-attention, within what a mask allows; head h takes the keys and values of head h·G/H.
 
-        `kv_2BGSD` has the keys and values of earlier positions, and takes those of x as its last T.
+        `turn_2TR` is RoPE's `rotation`, and `mask_B1TT` that of `documents`. `kv_2BGSD` has the keys and values of
+        earlier positions, and takes those of x as its last T.
         """
         T, C = x_BTC.shape[1:]
         if self.q is not None and self.kv is not None:
@@ -113,8 +133,8 @@ class Attention(nn.Module):
             q_BTHD.transpose(1, 2),
             k_BGSD,
             v_BGSD,
-            attn_mask=seen_TS,
-            is_causal=k_BGSD.shape[2] == T,
+            attn_mask=seen_TS if mask_B1TT is None else mask_B1TT,
+            is_causal=mask_B1TT is None and k_BGSD.shape[2] == T,
             scale=self.scale,
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.kv_dim < C,
@@ -177,10 +197,11 @@ class Block(nn.Module):
         recorder: taps.Recorder | None = None,
         turn_2TR: torch.Tensor | None = None,
         kv_2BGSD: torch.Tensor | None = None,
+        mask_B1TT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Both branches; `turn_2TR` and `kv_2BGSD` are those of `Attention`."""
+        """Both branches; see `Attention.forward`."""
         before_BTC = x_BTC if self.parallel else None
-        branch_BTC = self.attention(self.attention_norm(x_BTC), turn_2TR, kv_2BGSD)
+        branch_BTC = self.attention(self.attention_norm(x_BTC), turn_2TR, kv_2BGSD, mask_B1TT)
         if recorder is not None:
             recorder.feature(taps.ATTENTION, self.layer, branch_BTC)
             recorder.feature(taps.ATTENTION_SCALED, self.layer, branch_BTC, self.multiplier)

@@ -30,6 +30,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     chunk: int | None = None,
     measure: bool = False,
+    losses_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Mean cross-entropy in nats of softmax(logits) over the first `vocab_size` tokens of the vocabulary.
 
@@ -39,16 +40,16 @@ def cross_entropy(
     5); the loss that is returned has not, so that it stays comparable.
 
     Returns the loss (0-dim, float32 or wider) and, asked to `measure` it, the RMS norm of the logits. `chunk` tokens
-    have logits at once; None: `default_chunk`.
+    have logits at once; None: `default_chunk`. `losses_N` is filled with every token's own loss.
     """
     chunk = chunk or default_chunk(weight_VC.shape[0], weight_VC.device)
     if torch.is_grad_enabled() and (features_NC.requires_grad or weight_VC.requires_grad):
         loss, rms = _ChunkedCrossEntropy.apply(
-            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, measure
+            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, measure, losses_N
         )
     else:
         loss, rms, _, _ = _sweep(
-            features_NC, weight_VC, targets_N, vocab_size, cap, 0.0, chunk, grad=False, measure=measure
+            features_NC, weight_VC, targets_N, vocab_size, cap, 0.0, chunk, losses_N, grad=False, measure=measure
         )
     return loss, rms if measure else None
 
@@ -70,9 +71,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         z_loss: float,
         chunk: int,
         measure: bool,
+        losses_N: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         loss, rms, d_features, d_weight = _sweep(
-            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, grad=True, measure=measure
+            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, losses_N, grad=True, measure=measure
         )
         ctx.save_for_backward(d_features, d_weight)
         ctx.mark_non_differentiable(rms)
@@ -83,7 +85,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_features, d_weight = ctx.saved_tensors
         # In place: autograd passes the buffers to .grad, and a copy of the weight's would be as large as the weight.
-        return d_features.mul_(d_loss), d_weight.mul_(d_loss), *(None,) * 6
+        return d_features.mul_(d_loss), d_weight.mul_(d_loss), *(None,) * 7
 
 
 def _sweep(
@@ -94,6 +96,7 @@ def _sweep(
     cap: float | None,
     z_loss: float,
     chunk: int,
+    losses_N: torch.Tensor | None,
     *,
     grad: bool,
     measure: bool,
@@ -134,7 +137,10 @@ def _sweep(
             e_KV = z_KV.sub_(max_K1).exp_()
             total_K1 = e_KV.sum(1, keepdim=True)
             log_z_K1 = total_K1.log() + max_K1
-            loss_sum += (log_z_K1 - target_logit_K1).sum()
+            loss_K1 = log_z_K1 - target_logit_K1
+            loss_sum += loss_K1.sum()
+            if losses_N is not None:
+                losses_N[rows] = loss_K1[:, 0]
             if not grad:
                 continue
             # d(mean loss)/dz = (softmax - onehot)/N, in the logits' own memory.

@@ -21,7 +21,7 @@ batch is split over micro-batches and processes.
 Shapes: N tokens, C width, V padded vocabulary, K tokens in a chunk.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -77,6 +77,7 @@ def estimate(
     parameters: list[torch.Tensor],
     draws: int,
     average: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    differentiate: Callable[[torch.Tensor, list[torch.Tensor]], Sequence[torch.Tensor]] = torch.autograd.grad,
 ) -> list[torch.Tensor]:
     """Estimate the diagonal of the Gauss-Newton matrix. No parameter's .grad is touched.
 
@@ -86,6 +87,7 @@ def estimate(
         parameters: what to differentiate by; the losses must depend on each.
         draws: B, the number of labels in all micro-batches of all processes.
         average: mean of a tensor over the processes; None: there is one.
+        differentiate: a loss by parameters; FSDP has a way of its own.
 
     Returns:
         One tensor of its parameter's shape each, not negative.
@@ -93,7 +95,7 @@ def estimate(
     totals: list[torch.Tensor] = []
     for loss_fn in loss_fns:
         with torch.enable_grad():
-            gradients = list(torch.autograd.grad(loss_fn() / len(loss_fns), parameters))
+            gradients = list(differentiate(loss_fn() / len(loss_fns), parameters))
         totals = [t + g for t, g in zip(totals, gradients, strict=True)] if totals else gradients
     return [(average(total) if average else total).square_().mul_(draws) for total in totals]
 

@@ -92,8 +92,8 @@ def check(config: Config, slurm: SlurmConfig) -> None:
     Raises UserError where the two contradict each other, for what `train` would refuse, and if the run has a job.
     """
     from mup_lightning.data.datamodule import TokenDataModule
+    from mup_lightning.data.mixture import Corpora
     from mup_lightning.data.sampler import accumulation_steps
-    from mup_lightning.data.shards import Manifest
     from mup_lightning.plan.plan import plan
     from mup_lightning.training.run import RunFolder, identity_of, resume_from
     from mup_lightning.training.trainer import resolve_precision
@@ -129,7 +129,7 @@ def check(config: Config, slurm: SlurmConfig) -> None:
     TokenDataModule(checked, config.model.context, config.seed, trainer.max_steps).setup()
     folder = RunFolder(config)
     refuse_second_job(folder.path)
-    resume_from(config, folder, identity_of(config, Manifest.load(data.path)))
+    resume_from(config, folder, identity_of(config, Corpora(data)))
 
 
 def refuse_second_job(folder: Path) -> None:

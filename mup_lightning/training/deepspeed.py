@@ -150,7 +150,7 @@ def layouts(wrapped: Any, names: dict[int, str], stage: int, world_size: int) ->
     rank = torch.distributed.get_rank()
     if stage == 3:
         for flat, group in zip(wrapped.fp32_partitioned_groups_flat, wrapped.fp16_groups, strict=True):
-            layout = each_cut({names[id(parameter)]: parameter.ds_numel for parameter in group}, world_size)
+            layout = each_cut({names[id(parameter)]: (parameter.ds_numel, 1) for parameter in group}, world_size)
             mine = {names[id(parameter)]: parameter.ds_tensor.flatten() for parameter in group}
             _check(flat, {part: mine[part.name][: part.length] for part in layout.ranks[rank]})
             yield flat, layout

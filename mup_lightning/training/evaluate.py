@@ -46,9 +46,10 @@ def evaluate(
     """
     subject = open_model(path)
     own = subject.data
-    if data is None and own is None:
-        raise UserError(f"{path} does not say what it was trained on; name a prepared corpus: --data FOLDER")
-    folder = data or own.path  # type: ignore[union-attr]
+    if data is None and (own is None or len(own.sources) > 1):
+        what = f"was trained on {own.said}" if own else "does not say what it was trained on"
+        raise UserError(f"{path} {what}; name a prepared corpus: --data FOLDER")
+    folder = data or next(iter(own.sources))  # type: ignore[union-attr]
     store = TokenStore.open(folder, "val", verify=own is None or own.verify)
     token_bytes = torch.from_numpy(_tokenizer(store.manifest, folder, subject).lengths)
     device = best_device()

@@ -43,7 +43,7 @@ def open_model(path: Path) -> Finished:
 
 def tokenizer_of(checkpoint: checkpoints.Checkpoint, config: Config) -> Tokenizer:
     """The tokenizer of a run, by its folder's copy, or else its corpus's; raises UserError where neither is there."""
-    return Tokenizer.find(config.data.tokenizer, checkpoint.path.parent.parent, config.data.path)
+    return Tokenizer.find(config.data.tokenizer, checkpoint.path.parent.parent, *config.data.sources)
 
 
 def load_model(checkpoint: checkpoints.Checkpoint, config: Config) -> GPT2:

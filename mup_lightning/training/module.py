@@ -82,7 +82,11 @@ class GPT2Module(pl.LightningModule):
         recorder, self.recorder = self.recorder, None
         # Recording would be compiled anew, and differently: a measured step runs uncompiled.
         with self._autocast(), torch.compiler.set_stance("force_eager" if recorder else "default"):
-            loss = self.model.loss(batch["tokens"], recorder)
+            mixed, inputs_BT = len(self.config.data.sources) > 1, batch["tokens"][:, 1:]
+            losses_BT = torch.empty(inputs_BT.shape, device=inputs_BT.device) if mixed else None
+            loss = self.model.loss(batch["tokens"], recorder, losses_BT)
+        if losses_BT is not None:
+            batch = batch | {"losses": losses_BT.mean(1)}
         self.micro_losses.append((loss.detach(), batch))
         return loss
 
@@ -117,6 +121,8 @@ class GPT2Module(pl.LightningModule):
         # Where nothing is clipped, squares that overflow in float32 would do so in the optimizer's state too.
         length = total_norm if self.config.trainer.gradient_clip > 0 else get_total_norm
         norms = torch.stack([length(of_unit) for of_unit in gradients.values()])
+        if getattr(self.trainer.strategy, "shards_gradients", False):
+            norms = self.trainer.strategy.reduce(norms.square(), reduce_op="sum").sqrt()
         self.see_gradient_norm(torch.linalg.vector_norm(norms))
         if self.config.trainer.gradient_clip > 0:
             relative = torch.linalg.vector_norm(norms / norms.new_tensor(list(gradients)))
@@ -150,6 +156,7 @@ class GPT2Module(pl.LightningModule):
                 list(wanting.values()),
                 self.config.data.batch_size * context,
                 lambda gradient: reduce(gradient, reduce_op="mean"),
+                getattr(self.trainer.strategy, "gradient", torch.autograd.grad),
             )
         self.hybrid.give_hessian(dict(zip(wanting, diagonals, strict=True)))
 
@@ -159,10 +166,18 @@ class GPT2Module(pl.LightningModule):
         After the estimate of the Hessian, for which it would move the generator of dropout. Every process takes part,
         with sequences of its own: ZeRO-3 gathers the weights for all of them.
         """
-        window = self.micro_losses[0][1]["tokens"][: self.noise_sequences]
-        with self._autocast(), torch.compiler.set_stance("force_eager"):
-            square = gradient_square(partial(self, window), self.parameters())
-        mine = square if self.global_rank == 0 else torch.zeros_like(square)
+        window, strategy = self.micro_losses[0][1]["tokens"][: self.noise_sequences], self.trainer.strategy
+        first = self.global_rank == 0
+        with self._autocast(), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            if differentiate := getattr(strategy, "gradient", None):  # it takes the mean over the processes
+                share = self.trainer.world_size if first else 0
+                shards = differentiate(
+                    self(window) * share, [held.tensor for held in self.hybrid.held.values()], whole=False
+                )
+                mine = torch.stack([shard.double().square().sum() for shard in shards]).sum()
+            else:
+                square = gradient_square(partial(self, window), self.parameters())
+                mine = square if first else torch.zeros_like(square)
         self.noise_square = self.trainer.strategy.reduce(mine, reduce_op="sum")
 
     def forward(self, window_BT1: torch.Tensor, uniforms_N: torch.Tensor | None = None) -> torch.Tensor:
@@ -183,12 +198,20 @@ class GPT2Module(pl.LightningModule):
         """Mean loss of this process's share of the current step, 0-dim, on the device."""
         return torch.stack([loss for loss, _ in self.micro_losses]).mean()
 
-    def validation_sums(self) -> tuple[float, float, float]:
-        """`loss_sums` of the validation tokens. Each process takes its share of the windows; one exchange adds up."""
+    def source_losses(self) -> torch.Tensor:
+        """(2, sources) float64 of this process's part of a mixture's step: its sequences' losses, and their number."""
+        sums = torch.zeros(2, len(self.config.data.sources), dtype=torch.float64, device=self.device)
+        for _, batch in self.micro_losses:
+            rows = torch.stack((batch["losses"], torch.ones_like(batch["losses"]))).double()
+            sums.index_add_(1, batch["sources"], rows)
+        return sums
+
+    def validation_sums(self, source: int = 0) -> tuple[float, float, float]:
+        """`loss_sums` of a source's validation tokens. Each process takes its share of them; one exchange adds up."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         with self._autocast():
             # Through this module rather than the model: ZeRO-3 gathers the weights in its forward pass.
-            sums = loss_sums(self.model, data.val_windows(), data.token_bytes, self.device, self)
+            sums = loss_sums(self.model, data.val_windows(source=source), data.token_bytes, self.device, self)
         nats, tokens, text = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         return nats, tokens, text
 

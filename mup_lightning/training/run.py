@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mup_lightning.config import identity as identities
 from mup_lightning.config.schema import Config, ScheduleConfig, leaves
 from mup_lightning.data.encodings import DESCRIPTION, describe
-from mup_lightning.data.shards import Manifest, manifest_hash
+from mup_lightning.data.mixture import Corpora
 from mup_lightning.errors import UserError
 from mup_lightning.files import FAILING_DISK, OneWriter, make_folder, read_json, write_atomic, write_json, yaml_text
 from mup_lightning.optim.registry import used_sections
@@ -134,7 +134,7 @@ class RunFolder:
         if file.exists():
             file = self.path / f"config.resumed_at_{start.step if start else 0:08d}.yaml"
         write_atomic(file, yaml_text(plain(config)))
-        own = Path(config.data.path) / DESCRIPTION
+        own = Path(next(iter(config.data.sources))) / DESCRIPTION
         if own.is_file() and (tokenizer := describe(own)):
             tokenizer.save(self.path)
         if start and self.owns(start) and (aside := checkpoints.set_aside(self.checkpoints, start.step)):
@@ -160,12 +160,12 @@ class RunFolder:
         write_json(self.result_file, asdict(result))
 
 
-def identity_of(config: Config, manifest: Manifest) -> dict[str, Any]:
+def identity_of(config: Config, corpora: Corpora) -> dict[str, Any]:
     """What must be equal for a run to be continued exactly, as plain nested values.
 
     The configuration's section `rules` is resolved; those of rules that the run does not use are left out.
     """
-    identity = plain(identities.identity(config)) | {"corpus": manifest_hash(manifest)}
+    identity = plain(identities.identity(config)) | {"corpus": corpora.hash}
     return identity | {"rules": {name: identity["rules"][name] for name in used_sections(config.recipe.optimizer)}}
 
 

@@ -135,7 +135,7 @@ class Shards:
             for quantity in self._states_of(name):
                 value = self.read(quantity, name)
                 whole = self._is_whole(quantity, name)
-                state[quantity] = _restored(value if whole else value.view_as(parameter), parameter)
+                state[quantity] = _restored(value if whole else value.view(parameter.shape), parameter)
         for flat, layout in optimizer.elementwise_flats().items():
             some = next(iter(layout.held))
             for quantity in self._states_of(some):

@@ -66,8 +66,9 @@ def _train(
     data = TokenDataModule(config.data, config.model.context, config.seed, steps)
     data.setup()
     if config.data.verify and is_first_process():
-        note_changes(config.data.path)
-    identity = identity_of(config, data.train_store.manifest)
+        for corpus in config.data.sources:
+            note_changes(corpus)
+    identity = identity_of(config, data.corpora)
     start = resume_from(config, folder, identity, keep=keep)
     first_step = start.step if start else 0
     if first_step >= steps and (result := folder.finished_result()):
@@ -78,7 +79,7 @@ def _train(
         hugging_face.load(module.model, Path(config.model.weights))
     tokens_per_step = config.tokens_per_step
     throughput = Throughput(tokens_per_step, config.trainer, module.model.flops_per_token)
-    validation = Validation(config.trainer.validate_every, throughput)
+    validation = Validation(config.trainer.validate_every, throughput, data.corpora)
     noise = NoiseScale(config)
     logged = folder.logged_at(first_step) if start and writes else None
     measured = (throughput, validation, noise, first_step, logged, identity["corpus"])
@@ -98,7 +99,7 @@ def _train(
         steps=done,
         first_step=first_step,
         validation_loss=validation.last if done >= steps else None,
-        unigram_loss=data.train_store.manifest.unigram_loss,
+        unigram_loss=data.corpora.unigram_loss,
         tokens=done * tokens_per_step,
         parameters=sum(info.numel for info in module.model.parameter_info.values()),
         seconds=time.perf_counter() - begin,
@@ -139,7 +140,7 @@ def before(config: Config) -> str:
         f"{model.family} of width {model.width}, depth {model.depth}, context {model.context}\n"
         f"{recipe.optimizer} at base learning rate {recipe.lr:g}, {recipe.parametrization}"
         f"{base if recipe.parametrization == 'mup' else ''}\n"
-        f"{config.trainer.max_steps} steps of {config.data.batch_size} sequences from {config.data.path}; "
+        f"{config.trainer.max_steps} steps of {config.data.batch_size} sequences from {config.data.said}; "
         f"run folder {config.run.root}/{config.run.name}" + "".join(f"\n{line}" for line in config.over_time())
     )
 

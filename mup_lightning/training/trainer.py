@@ -18,6 +18,7 @@ from mup_lightning.config.schema import Config, TrainerConfig, leaves
 from mup_lightning.errors import UserError
 from mup_lightning.plan.plan import plan
 from mup_lightning.training import launch
+from mup_lightning.training.fsdp import FSDPStrategy
 from mup_lightning.training.launch import Process
 from mup_lightning.training.run import RunFolder, plain
 from mup_lightning.training.saving import CountersIO
@@ -234,6 +235,8 @@ def _strategy(config: TrainerConfig, process: Process) -> Strategy | str:
     if config.strategy == "ddp":
         # The gradient buckets become the gradients themselves: no second copy of them.
         return DDPStrategy(gradient_as_bucket_view=True)
+    if config.strategy == "fsdp":
+        return FSDPStrategy()
     if config.accelerator == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is first imported
     launch.announce(process)

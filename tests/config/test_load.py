@@ -109,12 +109,15 @@ def test_presets_are_files_of_a_subfolder_of_recipes(monkeypatch, tmp_path):
 
 def test_the_vocabulary_of_a_corpus(tmp_path):
     """tokenizer=corpus takes it from the manifest; a resolved configuration needs no corpus, and no other will do."""
-    write_json(tmp_path / "manifest.json", {"tokenizer": "mine", "vocab_size": 70_300, "vocab_hash": "a" * 64})
+    write_json(
+        tmp_path / "manifest.json", {"tokenizer": "mine", "vocab_size": 70_300, "eot": 9, "vocab_hash": "a" * 64}
+    )
     asked = {"data.path": str(tmp_path), "data.tokenizer": "corpus"}
     config = build_config([asked])
     assert (config.data.tokenizer, config.model.vocab_size) == (f"mine:{'a' * 64}", 70_300)
     again = Config.from_plain(asdict(config) | {"data": asdict(config.data) | {"path": "nowhere"}})
     assert again.model.vocab_size == 70_300
+    assert build_config([asked | {"model.document_mask": True}]).model.end_of_text == 9
     for changes, message in (
         ({"model.vocab_size": 7}, "model.vocab_size is 7, but data.tokenizer mine:a+ has 70300 tokens"),
         ({"data.tokenizer": f"mine:{'b' * 64}"}, f"data.tokenizer is mine:b+, but {tmp_path} was prepared with mine:a"),
@@ -125,6 +128,6 @@ def test_the_vocabulary_of_a_corpus(tmp_path):
             build_config([asked | {key: Raw(value) for key, value in changes.items()}])
     write_json(
         tmp_path / "manifest.json",
-        {"tokenizer": "gpt2", "vocab_size": 50257, "vocab_hash": VOCABULARIES["gpt2"].sha256},
+        {"tokenizer": "gpt2", "vocab_size": 50257, "eot": 50256, "vocab_hash": VOCABULARIES["gpt2"].sha256},
     )
     assert build_config([asked]).data.tokenizer == "gpt2"

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mup_lightning.data.sampler import (
+    _epochs,
     accumulation_steps,
     epoch_permutation,
     sample_id,
@@ -41,7 +42,7 @@ def test_counters_of_any_shape_and_order():
     counters = np.array([[250, 3], [99, 100]])
     run = brute_force_run(5, 100, 251)
     assert sample_id(counters, 5, 100).tolist() == [[run[c] for c in row] for row in counters.tolist()]
-    assert epoch_permutation.cache_info().currsize == 2  # only two epochs are kept, for reading only
+    assert _epochs(5, 100).cache_info().currsize == 2  # only two epochs are kept, for reading only
     with pytest.raises(ValueError, match="read-only"):
         epoch_permutation(5, 0, 100)[0] = 1
 

@@ -22,7 +22,7 @@ def four(tmp_path_factory):
         yield processes
 
 
-STRATEGIES = ["ddp", "zero0", "zero1", "zero2", "zero3"]
+STRATEGIES = ["ddp", "zero0", "zero1", "zero2", "zero3", "fsdp"]
 STEPS, HALF = 7, 3
 BASE = {
     "data.micro_batch": 2,

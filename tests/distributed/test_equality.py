@@ -32,11 +32,12 @@ SETTINGS = {
 AT_TWO = [(rule, strategy) for rule in WITNESSES for strategy in STRATEGIES]
 AT_TWO += [(rule, f"zero{1 + n % 2}") for n, rule in enumerate(OTHERS)]
 AT_TWO += [(rule, "ddp") for rule in OTHERS if RULES[rule].whole_matrix]
-AT_FOUR = [("sophia", "zero1"), *(("muon_kimi", strategy) for strategy in ("ddp", "zero3"))]
+AT_FOUR = [("sophia", "zero1"), *(("muon_kimi", strategy) for strategy in ("ddp", "zero3", "fsdp"))]
 LLAMA = families.model(families.LLAMA | {"qk_norm": True, "qk_gain": True}) | {"rules.muon.per_head": True}
 # Sophia runs the compiled blocks a second time, for its estimate of the Hessian.
 ONE_BLOCK, BFLOAT16 = {"model.depth": 1}, {"trainer.precision": "bf16"}
 COMPILED = [("sophia", "ddp"), ("adamw", "zero0"), ("muon_kimi", "zero1"), ("adamw", "zero2"), ("muon_kimi", "zero3")]
+COMPILED += [("muon_kimi", "fsdp")]
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,10 @@ def test_every_element_is_held_once(world_size):
     layout = contiguous(offsets, -(-offset // world_size), world_size)
     assert covered(layout, numbers)
     assert {name: sum(counts) for name, counts in layout.held.items()} == numbers
-    each = each_cut(numbers, world_size)
-    assert covered(each, numbers)
-    assert each.ranks[0][0].length == -(-7 // world_size)
+    for row in (1, 4):
+        each = each_cut({name: (count, row) for name, count in numbers.items()}, world_size)
+        assert covered(each, {name: count * row for name, count in numbers.items()})
+        assert each.ranks[0][0].length == -(-7 // world_size) * row
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 7])

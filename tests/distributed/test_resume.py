@@ -20,13 +20,14 @@ RULES = {
 """A rule, and what is trained besides the defaults."""
 BIT = [("muon_kimi", strategy) for strategy in STRATEGIES]
 BIT += [("sophia", "ddp"), ("sophia", "zero3"), ("soap", "zero2")]
-BIT += [("adamw", "zero1"), ("muon_kimi-llama", "ddp"), ("muon_kimi-llama", "zero3")]
-# From each kind of checkpoint (whole parameters, flat groups, every parameter cut) to other strategies and numbers of
-# processes. Without dropout, whose draws belong to processes, all compute the same.
+BIT += [("adamw", "zero1"), ("adamw", "fsdp"), ("muon_kimi-llama", "ddp"), ("muon_kimi-llama", "zero3")]
+# From each kind of checkpoint (whole parameters, flat groups, every parameter cut by elements or by rows) to other
+# strategies and numbers of processes. Without dropout, whose draws belong to processes, all compute the same.
 MOVES = [
     *[("ddp", "zero3", 2), ("ddp", "zero1", 4), ("ddp", "single", 1)],
     *[("zero2", "ddp", 2), ("zero2", "zero3", 4), ("zero2", "single", 1)],
     *[("zero3", "zero1", 2), ("zero3", "ddp", 4), ("zero3", "single", 1)],
+    *[("zero3", "fsdp", 4), ("fsdp", "zero3", 2), ("fsdp", "single", 1)],
 ]
 
 
@@ -48,7 +49,7 @@ def runs(config_of, two, four):
     decay = {"schedule.kind": "wsd", "schedule.floor": 0}
     straight += [config_of("branch-ddp", "ddp", 2, **decay), trunk]
     again.append(resumed("branch-ddp-again", "ddp", 2, trunk, **decay))
-    plain = {source: config_of(f"plain-{source}", source, 2) for source in ("ddp", "zero2", "zero3")}
+    plain = {source: config_of(f"plain-{source}", source, 2) for source in ("ddp", "zero2", "zero3", "fsdp")}
     moved = {1: [], 2: [], 4: []}
     for source, strategy, processes in MOVES:
         name, auto = f"{source}-{strategy}-{processes}", {"data.micro_batch": "auto"}

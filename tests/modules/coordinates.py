@@ -1,4 +1,4 @@
-"""Coordinate check of foreign modules: python -m tests.modules.coordinates [gpt2 llama vit mlp] [--seeds 3]
+"""Coordinate check of foreign modules: python -m tests.modules.coordinates [gpt2 llama vit mlp timm] [--seeds 3]
 
 Trains each for a few steps at several widths and depths, as its authors initialise it under torch's AdamW, and under
 the recipe, and prints how the last residual stream and the change of the outputs grow, with 95 % intervals.
@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from mup_lightning import parametrize
 from mup_lightning.studies.scaling import fit
-from tests.modules.networks import BUILD, FINAL_NORM, batch, logits
+from tests.modules.networks import BUILD, FINAL_NORM, batch, logits, timm_vit
 
 BASE = (64, 2)
 WIDTHS, DEPTHS = (64, 128, 256, 512), (2, 4, 8, 16)
 STEPS = 8
+MODULES = BUILD | {"timm": timm_vit}
 LR = 2**-9
 
 
@@ -27,10 +28,10 @@ def rms(tensor):
 def measure(name, width, depth, seed, *, recipe, optimizer="adamw", lr=LR, base=BASE, steps=STEPS):
     """RMS of the last residual stream, and of the change of the outputs, on one batch, after some steps."""
     torch.manual_seed(seed)
-    model, (x, _) = BUILD[name](width, depth), batch(name, 1000)
+    model, (x, _) = MODULES[name](width, depth), batch(name, 1000)
     if recipe:
         stepper = parametrize(
-            model, base=BUILD[name](*base), grown=BUILD[name](2 * base[0], 1), example=x, optimizer=optimizer, lr=lr
+            model, base=MODULES[name](*base), grown=MODULES[name](2 * base[0], 1), example=x, optimizer=optimizer, lr=lr
         ).optimizer()
     else:
         stepper = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-16, weight_decay=0.0)

@@ -37,6 +37,12 @@ def vit(width, depth):
     )
 
 
+def timm_vit(width, depth):
+    from timm.models.vision_transformer import VisionTransformer  # no test needs it, and it needs torchvision
+
+    return VisionTransformer(16, 4, num_classes=10, embed_dim=width, depth=depth, num_heads=width // HEAD)
+
+
 class ResidualMLP(nn.Module):
     """Blocks x + W2 relu(W1 norm(x)) between two linear layers, as torch initialises them."""
 
@@ -64,7 +70,7 @@ def batch(name, seed, size=16):
         tokens = torch.randint(64, (size, 17), generator=generator)
         tokens[:, 1::2] = (3 * tokens[:, :-1:2] + 1) % 64  # every other token follows from the one before
         return tokens[:, :-1], tokens[:, 1:].flatten()
-    shape = (size, 3, 16, 16) if name == "vit" else (size, 24)
+    shape = (size, 3, 16, 16) if name in ("vit", "timm") else (size, 24)
     x = torch.randn(shape, generator=generator)
     teacher = torch.randn(x[0].numel(), 10, generator=torch.Generator().manual_seed(99))
     return x, (x.flatten(1) @ teacher).argmax(1)
@@ -76,4 +82,4 @@ def logits(model, x):
 
 
 BUILD = {"gpt2": gpt2, "llama": llama, "vit": vit, "mlp": ResidualMLP}
-FINAL_NORM = {"gpt2": "transformer.ln_f", "llama": "model.norm", "vit": "vit.layernorm", "mlp": "norm"}
+FINAL_NORM = {"gpt2": "transformer.ln_f", "llama": "model.norm", "vit": "vit.layernorm", "mlp": "norm", "timm": "norm"}

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from mup_lightning.config.forecast import CURVE_POINTS, Forecast, Point
 from mup_lightning.config.schema import Config
-from mup_lightning.data.shards import Manifest, manifest_hash
+from mup_lightning.data.mixture import Corpora
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, write_json
 from mup_lightning.optim.schedule import warmup_steps
@@ -56,16 +56,16 @@ def forecast(ladder: Ladder, law: Law, target: Config, parameters: int, tokens: 
     Raises UserError where the target's corpus is another than the ladder's, or the ladder says nothing of its size.
     """
     caveats, corpus = list(ladder.caveats), ladder.corpus
-    manifest = None
+    corpora = None
     with suppress(UserError):  # the corpus need not be on this machine
-        manifest = Manifest.load(Path(target.data.path))
-    if manifest is not None:
-        corpus = manifest_hash(manifest)
+        corpora = Corpora(target.data)
+    if corpora is not None:
+        corpus = corpora.hash
         if ladder.corpus not in ("", corpus):
             raise UserError(
-                f"{target.data.path} is another corpus than the ladder's; losses on the two cannot be compared"
+                f"{target.data.said} is another corpus than the ladder's; losses on the two cannot be compared"
             )
-        if (epochs := tokens / manifest.splits["train"].tokens) > MOST_EPOCHS:
+        if (epochs := corpora.epochs(tokens)) > MOST_EPOCHS:
             caveats.append(f"the target reads its corpus {epochs:.1f} times, and the law is one of new text")
     if law.at_bounds:
         caveats.append("E or an exponent is at its bound: the ladder does not show how the loss levels off; add sizes")

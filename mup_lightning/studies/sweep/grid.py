@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -13,7 +12,7 @@ from mup_lightning.config.identity import identity, without_added
 from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config, RunConfig, leaves
 from mup_lightning.data.datamodule import TokenDataModule
-from mup_lightning.data.shards import Manifest, manifest_hash
+from mup_lightning.data.mixture import Corpora
 from mup_lightning.data.sources import note_changes
 from mup_lightning.errors import UserError, located
 from mup_lightning.optim.registry import SECTIONS, options_in_force, used_sections
@@ -55,7 +54,7 @@ class Checker:
     """Checks configurations one by one; a corpus is read and verified once."""
 
     def __init__(self) -> None:
-        self._opened: dict[tuple[str, str, int, int | None], Manifest] = {}
+        self._opened: dict[tuple[Any, ...], Corpora] = {}
 
     def check(self, config: Config) -> Checked:
         """Check a configuration as `train` would, and fill in what `auto` means on this machine.
@@ -68,22 +67,23 @@ class Checker:
             raise UserError(f"trainer.strategy is {trainer.strategy}; {processes}")
         micro_batches = settle(config)
         planned = plan(config, device="cpu" if trainer.accelerator == "cpu" else "cuda")
-        manifest, steps = self._open(config), trainer.max_steps
+        corpora, steps = self._open(config), trainer.max_steps
         flops = planned.flops_of(steps)
         validations = max(1, steps // (trainer.validate_every or steps))
-        seen = min(data.val_tokens or math.inf, manifest.splits["val"].tokens)
+        seen = corpora.validation_tokens(data.val_tokens)
         validating = validations * seen * planned.flops.matmul_per_token / 3  # forward alone
         overhead = steps * micro_batches * (_OVERHEAD + _OVERHEAD_PER_BLOCK * config.model.depth)
-        corpus, work = (manifest_hash(manifest), manifest.unigram_loss), flops + validating + overhead
+        corpus, work = (corpora.hash, corpora.unigram_loss), flops + validating + overhead
         return Checked(*corpus, planned.tokens, flops, work, planned.memory[0].total, planned.parameter_count)
 
-    def _open(self, config: Config) -> Manifest:
-        """The manifest of a corpus that has been opened with this context and verified."""
-        key = (config.data.path, config.data.tokenizer, config.model.context, config.data.val_tokens)
+    def _open(self, config: Config) -> Corpora:
+        """The corpora, which have been opened with this context and verified."""
+        key = (*config.data.sources.items(), config.data.tokenizer, config.model.context, config.data.val_tokens)
         if key not in self._opened:
             TokenDataModule(config.data, config.model.context, config.seed, config.trainer.max_steps).setup()
-            note_changes(config.data.path)
-            self._opened[key] = Manifest.load(config.data.path)
+            for corpus in config.data.sources:
+                note_changes(corpus)
+            self._opened[key] = Corpora(config.data)
         return self._opened[key]
 
 

@@ -1,0 +1,270 @@
+"""What `mup-lightning gpu-check` measures: each function is one part, and returns rows."""
+
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mup_lightning.config.load import build_config, preset
+from mup_lightning.config.schema import Config
+from mup_lightning.errors import UserError
+from mup_lightning.files import read_json, write_atomic
+from mup_lightning.model.loss import cross_entropy
+from mup_lightning.plan.plan import plan
+from mup_lightning.studies.scaling import Verdict
+from mup_lightning.training.module import build_training
+from mup_lightning.training.run import plain
+from mup_lightning.training.train import settle, train
+
+FAMILIES = ("gpt2", "llama")
+H100_TOKENS = {"small": 420e3, "large": 78e3, "xl": 42e3}
+"""Size -> tokens/s that one H100 shall reach in bf16 on GPT-2's blocks."""
+H100_MFU = 0.5
+H100_PEAK = 989e12
+"""FLOP/s of dense bf16 products; NVIDIA's data sheet of the H100 SXM."""
+
+
+@dataclass
+class Row:
+    """A value that was measured.
+
+    `low` and `high` are the bounds that make it PASS, null where there is none; without any it is only reported.
+    """
+
+    what: str
+    value: float
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether it lies within its bounds."""
+        if self.low is None and self.high is None:
+            return None
+        above = self.low is None or self.value >= self.low
+        return Verdict.PASS if above and (self.high is None or self.value <= self.high) else Verdict.FAIL
+
+
+@dataclass
+class Place:
+    """Where parts work: the folder, the prepared corpus and its tokenizer, and whether it is a rehearsal."""
+
+    folder: Path
+    corpus: str
+    tokenizer: str
+    rehearse: bool
+
+    @property
+    def device(self) -> str:
+        """Of torch."""
+        return "cpu" if self.rehearse else "cuda"
+
+    def now(self) -> float:
+        """Seconds, once the GPU has done what it was given."""
+        if not self.rehearse:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    @contextmanager
+    def peak(self) -> Iterator[list[int]]:
+        """Receives the peak of allocated bytes inside; stays empty on a CPU."""
+        found: list[int] = []
+        if not self.rehearse:
+            torch.cuda.reset_peak_memory_stats()
+        yield found
+        if not self.rehearse:
+            found.append(torch.cuda.max_memory_allocated())
+
+    def config(self, size: str, family: str = "gpt2", **changes: Any) -> Config:
+        """A run on this corpus that validates, logs and measures nothing by itself; names have __ for a dot."""
+        quiet = ("validate", "checkpoint", "feature_norms", "spectral_norms", "update_check", "noise_scale")
+        values: dict[str, Any] = {f"trainer.{name}_every": 0 for name in quiet}
+        values |= {"data.path": self.corpus, "data.tokenizer": self.tokenizer, "data.micro_batch": "auto"}
+        values |= {"run.root": str(self.folder / "runs"), "recipe.lr": 2**-9, "data.val_tokens": 1 << 14}
+        values |= {"trainer.peak_flops": "off", "trainer.log_every": 1000}
+        values |= {key.replace("__", "."): value for key, value in changes.items()}
+        if self.rehearse:
+            values |= {"model.width": 64, "model.depth": 2, "model.context": 32, "data.batch_size": 8}
+            values |= {"trainer.accelerator": "cpu", "trainer.compile": "off", "data.val_tokens": 512}
+            values["trainer.max_steps"] = min(values["trainer.max_steps"], 4)
+        return build_config([Path("recipes/gpt2.yaml"), preset("size", size), preset("model", family), values])
+
+
+def _loss(config: Config) -> float:
+    loss = train(config, progress=False, keep=False).validation_loss
+    assert loss is not None
+    return loss
+
+
+def same_losses(place: Place) -> list[Row]:
+    """The validation loss of short runs: bf16 against fp32, and compiled blocks against eager ones."""
+    rows = []
+    for family in FAMILIES:
+        make = partial(place.config, "base", family, trainer__max_steps=40, data__batch_size=16)
+        exact = _loss(make(trainer__precision="fp32", trainer__compile="off"))
+        for what, precision, compiled, bound in (
+            ("bf16", "bf16", "off", 0.02),
+            ("compiled, fp32", "fp32", "on", 0.005),
+            ("compiled, bf16", "bf16", "on", 0.02),
+        ):
+            loss = _loss(make(trainer__precision=precision, trainer__compile=compiled))
+            rows.append(Row(f"{family}: loss in {what}, over eager fp32", loss - exact, "nats", -bound, bound))
+    return rows
+
+
+def resume(place: Place) -> list[Row]:
+    """Whether a run that goes on from a checkpoint ends in the same bytes."""
+
+    def files(name: str, **changes: Any) -> tuple[Path, bytes]:
+        config = place.config("base", trainer__max_steps=4, trainer__checkpoint_every=2, data__batch_size=16)
+        config.run.name, config.run.resume = name, changes.get("resume")
+        folder = Path(train(config, progress=False).checkpoint or "")
+        return folder, b"".join(file.read_bytes() for file in sorted(folder.glob("*.safetensors")))
+
+    for name in ("straight", "resumed"):
+        shutil.rmtree(place.folder / "runs" / name, ignore_errors=True)
+    folder, straight = files("straight")
+    _, again = files("resumed", resume=str(folder.with_name("step_00000002")))
+    return [Row("a resumed run's last checkpoint differs in bytes", float(straight != again), "", high=0.0)]
+
+
+def waits(place: Place) -> list[Row]:
+    """How often a step that logs nothing makes the CPU wait for the GPU: once, to see NaN before weights change."""
+    config, steps = place.config("small", trainer__max_steps=12, data__batch_size=16), 12
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if not place.rehearse:
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            train(config, progress=False, keep=False)
+        finally:
+            if not place.rehearse:
+                torch.cuda.set_sync_debug_mode("default")
+    seen = [f"{item.filename}:{item.lineno}" for item in caught if "synchronizing" in str(item.message)]
+    often = {where: seen.count(where) for where in dict.fromkeys(seen) if seen.count(where) >= steps - 1}
+    rows = [Row("waits in every step", sum(count / steps for count in often.values()), "", high=1.5)]
+    return rows + [Row(f"  of them at {where}", count / steps) for where, count in often.items()]
+
+
+def flash(place: Place, family: str) -> list[Row]:
+    """Whether attention, forward and backward, runs as flash attention: the only kernel that is allowed to."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    config = place.config("small", family, trainer__max_steps=1)
+    model, _ = build_training(config, place.device)
+    tokens = torch.zeros(2, config.model.context + 1, dtype=torch.int64, device=place.device)
+    allowed = [SDPBackend.FLASH_ATTENTION] + [SDPBackend.MATH] * place.rehearse
+    with torch.autocast(place.device, torch.bfloat16), sdpa_kernel(allowed):
+        model.loss(tokens).backward()  # raises where no allowed kernel takes these shapes
+    return [Row("flash attention", 1.0, "", low=1.0)]
+
+
+def strategy(place: Place, name: str) -> list[Row]:
+    """The loss of two processes under a strategy, over that of one."""
+    make = partial(place.config, "base", trainer__max_steps=20, data__batch_size=16, trainer__precision="fp32")
+    alone, config, file = _loss(make()), make(), place.folder / f"{name}.yaml"
+    config.trainer.strategy, config.trainer.devices, config.run.name = name, 2, name  # type: ignore[assignment]
+    shutil.rmtree(place.folder / "runs" / name, ignore_errors=True)
+    write_atomic(file, yaml.safe_dump(plain(config)))
+    command = [sys.executable, "-m", "mup_lightning.cli.main", "train", "-c", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    if done.returncode:
+        raise UserError(f"{name} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-200:]}")
+    loss = float(read_json(place.folder / "runs" / name / "result.json", "a result")["validation_loss"])
+    return [Row(f"{name}: loss over one process", loss - alone, "nats", -0.001, 0.001)]
+
+
+def speed(place: Place, size: str, family: str) -> list[Row]:
+    """Tokens/s, MFU and peak memory of a real run, beside a bare loop of the same model and micro-batches."""
+    batch = 256 if size == "small" else 128
+    make = partial(place.config, size, family, data__batch_size=batch, recipe__optimizer="adamw")
+    config = make(trainer__max_steps=8)
+    with place.peak() as peak:
+        rate = train(config, progress=False, keep=False).tokens_per_second
+    settle(config)
+    planned, bare = plan(config, (1,)), _bare(place, config)
+    flops = planned.flops.convention_per_token
+    h100 = not place.rehearse and "H100" in torch.cuda.get_device_name(0)
+    barred = h100 and family == "gpt2" and size in H100_TOKENS
+    rows = [
+        Row("tokens/s", rate, "", low=H100_TOKENS[size] if barred else None),
+        Row("times the bare loop", rate / bare, "", low=None if place.rehearse else 1.0),
+        Row("MFU, of 989 TFLOP/s", flops * rate / H100_PEAK, "", low=H100_MFU if barred else None),
+        Row("sequences in a forward pass", float(config.data.sequences)),
+    ]
+    if peak:
+        rows.append(Row("peak memory", peak[0] / 1e9, "GB"))
+        rows.append(Row("peak memory over plan's", peak[0] / planned.memory[0].total, "", 0.9, 1.1))
+    return rows
+
+
+def matrix_steps(place: Place) -> list[Row]:
+    """What a step of half a million tokens takes with Muon-Kimi, over AdamW's."""
+    make = partial(place.config, "small", trainer__max_steps=5, data__batch_size=512)
+    rates = {
+        rule: train(make(recipe__optimizer=rule), progress=False, keep=False).tokens_per_second
+        for rule in ("adamw", "muon_kimi", "adamw")
+    }
+    ratio = rates["adamw"] / rates["muon_kimi"]
+    return [Row("Muon-Kimi's step over AdamW's", ratio, "times", high=None if place.rehearse else 1.06)]
+
+
+def losses(place: Place) -> list[Row]:
+    """Milliseconds of a loss with its gradients: ours in chunks, torch's on whole logits, and Liger's if installed."""
+    N, C, V = (64, 32, 256) if place.rehearse else (8192, 768, 50304)
+    features, weight = (torch.randn(rows, C, device=place.device, requires_grad=True) for rows in (N, V))
+    labels = torch.randint(V, (N,), device=place.device)
+    kernels: dict[str, Callable[[], torch.Tensor]] = {
+        "in chunks (ours)": lambda: cross_entropy(features, weight, labels, V)[0],
+        "torch's, whole logits": lambda: torch.nn.functional.cross_entropy((features @ weight.t()).float(), labels),
+    }
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found]
+
+        kernels["Liger's"] = lambda: LigerFusedLinearCrossEntropyLoss()(weight, features, labels)
+    except ImportError:
+        pass
+    rows = []
+    for name, kernel in kernels.items():
+        for turn in range(4):  # the first compiles and allocates
+            if turn == 1:
+                begin = place.now()
+            with torch.autocast(place.device, torch.bfloat16), place.peak() as peak:
+                torch.autograd.grad(kernel(), (features, weight))
+        rows.append(Row(f"{name}: forward and backward", (place.now() - begin) / 3 * 1e3, "ms"))
+        rows += [Row(f"{name}: memory", peak[0] / 1e9, "GB")] if peak else []
+    return rows
+
+
+def _bare(place: Place, config: Config) -> float:
+    """Tokens/s of the loop that one writes for a benchmark: compiled blocks, fused AdamW, random tokens on the GPU."""
+    model, _ = build_training(config, place.device)
+    if not place.rehearse:
+        for block in model.blocks:
+            block.compile()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2**-9, fused=True)
+    sequences, steps = config.data.sequences, config.trainer.max_steps
+    shape = (sequences, config.model.context + 1)
+    begin = 0.0
+    for step in range(steps):
+        if step == 1:
+            begin = place.now()
+        for _ in range(config.data.batch_size // sequences):
+            tokens = torch.randint(model.vocab_size, shape, device=place.device)
+            with torch.autocast(place.device, torch.bfloat16, enabled=not place.rehearse):
+                (model.loss(tokens) * sequences / config.data.batch_size).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return (steps - 1) * config.tokens_per_step / (place.now() - begin)
