@@ -66,10 +66,13 @@ def end_of_text(folder: Path) -> int | None:
 
 
 def check(model: ModelConfig) -> None:
-    """Raise UserError for settings that contradict those of `model.weights`. The context may be shorter than theirs."""
+    """Raise UserError for settings that contradict those of `model.weights`.
+
+    The context may be shorter than theirs, and an output matrix of its own where theirs is tied.
+    """
     for key, theirs in settings(Path(model.weights or "")).items():
         ours = getattr(model, key)
-        if ours != theirs and not (key == "context" and ours < theirs):
+        if ours != theirs and not (key == "context" and ours < theirs) and not (key == "tied" and theirs):
             raise UserError(
                 f"model.{key} is {ours}, but {theirs} in {model.weights}; weights={model.weights} takes it over"
             )

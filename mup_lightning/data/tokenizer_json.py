@@ -8,6 +8,9 @@ from itertools import pairwise
 
 from mup_lightning.data.tokenizer import Tokenizer
 
+SAMPLE = "It's 2026:  na\u00efve \u2014 \u6771\u4eac \U0001f642\r\n\tdef f(x):\n    return x ** 2   # 1,000\n\n"
+"""Text of many kinds, whose tokens tell one vocabulary from another."""
+
 
 def tokenizer_json(tokenizer: Tokenizer) -> tuple[str, str]:
     """The content of tokenizer.json, the file itself where the vocabulary came from one, and its end-of-text token.

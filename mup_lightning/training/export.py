@@ -11,6 +11,7 @@ import torch
 
 from mup_lightning.config.schema import Config
 from mup_lightning.data.tokenizer import Tokenizer
+from mup_lightning.data.tokenizer_json import SAMPLE
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, file_sha256, write_atomic, write_sums
 from mup_lightning.model.gpt2 import GPT2
@@ -19,9 +20,6 @@ from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.finished import load_model, tokenizer_of
 from mup_lightning.training.generate import generate
 from mup_lightning.training.tensors import write
-
-SAMPLE = "It's 2026:  naïve café — 東京 🙂\r\n\tdef f(x):\n    return x ** 2   # 1,000\n\n"
-"""Text of many kinds, whose tokens are compared."""
 
 CLOSE = 1e-5
 """How far logits may lie apart, of the largest; rounding in float32 makes a tenth of it."""
@@ -111,6 +109,7 @@ def compare(model: GPT2, tokenizer: Tokenizer, folder: Path) -> str:
 
     length = min(model.config.context, 256)
     tokens = torch.randint(model.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+    tokens[tokens == eot] = (eot + 1) % model.vocab_size  # one document: others may be masked here, and never are there
     ours = model(tokens)
     apart, largest = (ours - theirs(tokens).logits).abs().max().item(), max(1.0, ours.abs().max().item())
     if not apart <= CLOSE * largest:

@@ -80,10 +80,12 @@ def choose(logits_V: torch.Tensor, temperature: float, top_k: int | None, top_p:
         raise UserError("the model's logits are not finite: its weights are damaged, or it diverged in training")
     if temperature == 0:
         return best
-    logits_V, order_V = ((logits_V - logits_V[best]) / temperature).sort(descending=True, stable=True)
-    likely_V = logits_V[:top_k].softmax(0)
-    likely_V[likely_V.cumsum(0) - likely_V >= top_p] = 0  # those before it have top_p already
-    return int(order_V[torch.multinomial(likely_V, 1, generator=chance)])
+    V, logits_V = len(logits_V), (logits_V - logits_V[best]) / temperature
+    logits_K, order_K = logits_V.topk(min(top_k or V, V)) if top_k or top_p < 1 else (logits_V, torch.arange(V))
+    likely_K = logits_K.softmax(0)
+    if top_p < 1:
+        likely_K[likely_K.cumsum(0) - likely_K >= top_p] = 0  # those before it have top_p already
+    return int(order_K[torch.multinomial(likely_K, 1, generator=chance)])
 
 
 def pieces(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:

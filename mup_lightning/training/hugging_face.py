@@ -13,6 +13,7 @@ Nothing is lost: both compute the same function, up to rounding. The way back di
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from mup_lightning.config import imported
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.data.tokenizer import Tokenizer
-from mup_lightning.data.tokenizer_json import tokenizer_json
+from mup_lightning.data.tokenizer_json import SAMPLE, tokenizer_json
 from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.spectral.base import RecipeConfig
@@ -74,8 +75,8 @@ def architecture(config: ModelConfig) -> str:
         wrong.append("heads_per_kv" if config.kv_heads is None else "kv_heads")
     for key in wrong:
         raise UserError(
-            f"the model was trained with model.{key} {str(getattr(config, key)).lower()}, which Hugging Face's "
-            f"{name} cannot express; export it as it is: --format plain"
+            f"the model has model.{key} {str(getattr(config, key)).lower()}, which Hugging Face's {name} cannot "
+            f"express; export it as it is: --format plain (where it starts from weights=FOLDER: leave that setting out)"
         )
     return name
 
@@ -202,18 +203,27 @@ def read(folder: Path) -> tuple[GPT2, Tokenizer]:
 
 
 @torch.no_grad()
-def load(model: GPT2, folder: Path) -> None:
+def load(model: GPT2, folder: Path, tokenizer: Tokenizer | None = None) -> None:
     """Give the model the weights of a Hugging Face folder, so that it computes the same function.
 
     Args:
-        model: of the folder's shape; its own multipliers are taken out of the weights.
+        model: of the folder's shape; its own multipliers are taken out of the weights. An output matrix that is tied
+            there may be one of its own here, which begins as a copy.
         folder: with the weights as safetensors, in one file or several.
+        tokenizer: what the model is to be given tokens of; None: that of the folder.
 
     Raises:
         UserError: the folder's config.json says another shape, its weights cannot be read, a tensor is missing or has
-            another shape, or one has no place here.
+            another shape, or one has no place here; or its tokenizer.json makes other tokens of text.
     """
     imported.check(model.config)
+    if tokenizer and (folder / "tokenizer.json").is_file() and find_spec("tokenizers"):
+        other = Tokenizer.of_model(folder, imported.end_of_text(folder))
+        if (found := other.encode(SAMPLE).tolist()) != (ids := tokenizer.encode(SAMPLE).tolist()):
+            raise UserError(
+                f"{folder} has a tokenizer that makes other tokens of text than {tokenizer.name}, the corpus's: "
+                f"{found[:6]}, not {ids[:6]}; prepare the corpus with --tokenizer {folder}/tokenizer.json"
+            )
     theirs: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -224,6 +234,9 @@ def load(model: GPT2, folder: Path) -> None:
         raise UserError(f"{folder} has no .safetensors; expected weights as transformers' save_pretrained writes them")
     prefix = "model." if architecture(model.config) == "Llama" else "transformer."  # which GPT-2's own files lack
     theirs = {name if name.startswith((prefix, "lm_head.")) else prefix + name: own for name, own in theirs.items()}
+    embeddings = "embed_tokens.weight" if prefix == "model." else "wte.weight"
+    if not model.config.tied and prefix + embeddings in theirs:
+        theirs.setdefault("lm_head.weight", theirs[prefix + embeddings])
     for name, parts in pieces(model).items():
         if name not in theirs:
             raise UserError(f"{folder} has no tensor {name}; expected the weights of {architecture(model.config)}")

@@ -16,6 +16,7 @@ from mup_lightning.config.schema import Config
 from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.sampler import accumulation_steps
 from mup_lightning.data.sources import note_changes
+from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.optim.registry import resolve_rules
 from mup_lightning.optim.schedule import lr_factor
 from mup_lightning.training import hugging_face
@@ -76,7 +77,8 @@ def _train(
 
     module = GPT2Module(config)
     if config.model.weights is not None and not start:
-        hugging_face.load(module.model, Path(config.model.weights))
+        tokenizer = Tokenizer.find(config.data.tokenizer, *config.data.sources)
+        hugging_face.load(module.model, Path(config.model.weights), tokenizer)
     tokens_per_step = config.tokens_per_step
     throughput = Throughput(tokens_per_step, config.trainer, module.model.flops_per_token)
     validation = Validation(config.trainer.validate_every, throughput, data.corpora)

@@ -8,6 +8,7 @@ from pathlib import Path
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, write_json
 from tests.benchmarks import optimizers, strategies
+from tests.benchmarks.generation import GENERATION
 from tests.benchmarks.harness import QUICK, Case, machine, run_case, table
 from tests.benchmarks.trainer import FEATURE_NORMS, SPECTRAL_NORMS, TRAINER
 
@@ -19,6 +20,7 @@ CASES: dict[str, Case] = {
     "optimizer_memory": optimizers.MEMORY,
     "strategies": strategies.TIMES,
     "strategy_memory": strategies.MEMORY,
+    "generation": GENERATION,
 }
 """In the order in which they run."""
 

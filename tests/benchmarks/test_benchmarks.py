@@ -9,6 +9,7 @@ import torch
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.families import FAMILIES
 from tests.benchmarks import __main__ as command
+from tests.benchmarks.generation import tokens_per_second
 from tests.benchmarks.harness import QUICK, summary
 from tests.benchmarks.optimizers import ALL_RULES, COMPARISONS, OURS, take_turn
 from tests.benchmarks.process import measure, step_clock
@@ -57,6 +58,10 @@ def test_our_trainer_and_the_bare_loop_run_the_same_steps():
         us, them = ours(settings, corpus), bare(settings, corpus)
     assert len(us["step_seconds"]) == len(them["step_seconds"]) == settings.steps
     assert us["whole_run_peak_mb"] >= us["peak_mb"] > us["imports_mb"] > 0
+
+
+def test_both_ways_of_generating_make_the_same_number():
+    assert min(tokens_per_second(TINY, keep) for keep in (True, False)) > 0
 
 
 def test_figures_are_taken_round_by_round_and_leave_out_what_they_should():

@@ -37,6 +37,7 @@ def trained(tiny, **changes):
     [
         {},
         {"recipe.parametrization": "sp"},
+        {"model.document_mask": True},
         {"model.tied": False},
         {"model.tied": False, "recipe.parametrization": "sp"},
         {"model.bias": False},
@@ -60,7 +61,7 @@ def test_hugging_face_computes_the_same_function(tiny, tmp_path, changes, capsys
     assert not report["unexpected_keys"]
     checkpoint = find(tmp_path / "runs" / "tiny")
     ours = load_model(checkpoint, Config.from_plain(checkpoint.config))
-    tokens = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(1, 256, (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         mine, hers = ours(tokens), theirs.eval()(tokens).logits
     assert mine.std() > 0.1
@@ -108,6 +109,8 @@ def test_a_tokenizer_of_ones_own_goes_along(tiny, corpus, tmp_path):
     config = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
     assert config["eos_token_id"] == Tokenizer(file).eot == 2
     assert main(["generate", str(tmp_path / "hf"), "--prompt", "the", "--tokens", "3"]) == 0
+    on = [f"weights={tmp_path / 'hf'}", f"data={tmp_path / 'own'}", "tokenizer=corpus", f"--run.root={tmp_path / 'on'}"]
+    assert main(["train", *on, "batch=2", "steps=2", "param=sp"]) == 0
 
 
 FAULTS = {

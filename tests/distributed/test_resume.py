@@ -1,8 +1,11 @@
 """A run continues to the bit under every strategy, and under another strategy or number of processes to rounding."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from mup_lightning.training.export import export
 from mup_lightning.training.tensors import Shards
 from mup_lightning.training.train import train
 from tests import families
@@ -73,3 +76,9 @@ def test_a_continued_run_is_the_same_to_the_bit(runs, rule, strategy):
 def test_another_strategy_or_number_of_processes_continues_it(runs, source, strategy, processes):
     found, wanted = runs[f"{source}-{strategy}-{processes}"], runs[f"plain-{source}"]
     assert_same_training(weights_of(found), weights_of(wanted), bound=5e-6)
+
+
+@pytest.mark.parametrize("name", [*(f"muon_kimi-{strategy}" for strategy in STRATEGIES), "adamw-zero1"])
+def test_it_is_exported_whole(runs, name, tmp_path):
+    """GPT-2 blocks, and Llama's (adamw); transformers computes what the checkpoint does, and so what its run did."""
+    assert "the same in transformers" in export(Path(runs[name]), tmp_path / "hf", verify=True)

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from mup_lightning.cli.main import VERBS, main, parse
 from mup_lightning.config.imported import settings
+from mup_lightning.data.tokenizer import Tokenizer
+from mup_lightning.data.tokenizer_json import tokenizer_json
 from mup_lightning.errors import UserError
 from mup_lightning.training import hugging_face
 from mup_lightning.training.module import GPT2Module
@@ -78,6 +80,28 @@ def test_the_function_is_the_same_and_trains_on(tiny, folder, recipe, tmp_path):
     assert second.finished
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_tied_output_matrix_may_become_one_of_its_own(tiny, folder, recipe):
+    model = GPT2Module(tiny(**like(folder, **RECIPES[recipe], **{"model.tied": False}))).model.eval()
+    hugging_face.load(model, folder)
+    tokens = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(tokens).logits
+        torch.testing.assert_close(model(tokens), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)
+
+
+def test_a_vocabulary_of_the_same_size_is_not_the_same(tiny, folder, tmp_path):
+    """The corpus is in bytes, the folder's tokenizer has two of them swapped."""
+    path = shutil.copytree(folder, tmp_path / "copy")
+    content, _ = tokenizer_json(Tokenizer("bytes"))
+    (path / "generation_config.json").write_text('{"eos_token_id": [0, 1]}')
+    (path / "tokenizer.json").write_text(content.replace('"a":97,"b":98', '"b":97,"a":98'))
+    with pytest.raises(UserError, match=r"copy has a tokenizer that makes other tokens of text than bytes, the corpus"):
+        train(tiny(**like(path)), progress=False)
+    (path / "tokenizer.json").write_text(content)
+    assert train(tiny(**like(path), **{"trainer.max_steps": 1}), progress=False).finished
+
+
 def test_the_word_takes_the_shape_over(folder):
     words = [f"weights={folder}", "--data.tokenizer", "bytes", "--model.context", "16"]
     (config,) = parse(VERBS["train"], words)
@@ -105,6 +129,7 @@ FAULTS = {
     "scaled frequencies": ({"rope_scaling": {"type": "linear"}, "add_cross_attention": True}, {}, "models here have"),
     "another shape": ({}, {"model.depth": 3}, "model.depth is 3, but 2 in"),
     "a longer context": ({}, {"model.context": 128}, "model.context is 128, but"),
+    "no such switch": ({}, {"model.qk_norm": True}, "(where it starts from weights=FOLDER: leave that setting out)"),
     "no weights": (lambda path: (path / "model.safetensors").unlink(), {}, "has no .safetensors"),
     "half the weights": (
         lambda path: (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:5000]),
