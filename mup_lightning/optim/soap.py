@@ -65,7 +65,9 @@ class SOAP(Rule):
             state["step"] = t + 1
             if t == 0:
                 accumulate(state, G_krs, group["beta2"])
-                _take_bases(state)
+                for side in [side for side in SIDES if side in state]:
+                    wide = state[side].to(torch.promote_types(state[side].dtype, torch.float32))
+                    state[side + "_basis"].copy_(torch.linalg.eigh(wide).eigenvectors.flip(-1))  # the largest first
                 continue
             state["exp_avg"].lerp_(gradient, 1.0 - group["beta1"])
             _move(group, item, G_krs, group["eps"] / unit)
@@ -85,14 +87,6 @@ def _move(group: Group, item: Item, G_krs: torch.Tensor, eps: float) -> None:
     rotated = _rotate(state, M_krs) / V_krs.sqrt().add_(eps)
     correction = (1.0 - group["beta2"] ** t) ** 0.5 / (1.0 - group["beta1"] ** t)
     move(group, W_krs, _rotate(state, rotated, back=True), correction)
-
-
-def _take_bases(state: State) -> None:
-    """The eigenvectors of the preconditioners, largest eigenvalue first."""
-    for side in SIDES:
-        if side in state:
-            wide = torch.promote_types(state[side].dtype, torch.float32)
-            state[side + "_basis"].copy_(torch.linalg.eigh(state[side].to(wide)).eigenvectors.flip(-1))
 
 
 def _rotate(state: State, X_krs: torch.Tensor, *, back: bool = False) -> torch.Tensor:

@@ -71,20 +71,15 @@ def _update(group: Group, batch: list[Item]) -> None:
     norm_b11, u_br1, v_bs1 = leading(torch.cat([split_blocks(item.parameter, item.blocks) for item in batch]).to(wide))
     M_brs = torch.cat([split_blocks(item.state["momentum"], item.blocks) for item in batch]).to(wide)
     phi_brs = tangent(M_brs, u_br1, v_bs1, group["steps"], group["tolerance"])
-    radius_b11 = group["radius"] * _side_ratios(batch, norm_b11) ** 0.5
+    rows, columns = batch[0].block_shape
+    ratio = rows / columns  # n_out/n_in, where a weight is not transposed
+    ratios = [1 / ratio if item.transposed else ratio for item in batch for _ in range(item.blocks)]
+    radius_b11 = group["radius"] * norm_b11.new_tensor(ratios)[:, None, None] ** 0.5
     decay = 1.0 - group["lr"] * group["weight_decay"]
     factor_b11 = torch.where(norm_b11 > 0, group["sphere"] * radius_b11 / norm_b11, 1.0) * decay
     phi_brs.mul_(group["lr"] * radius_b11)
     for item, factor, move in zip(batch, split_items(factor_b11, batch), split_items(phi_brs, batch), strict=True):
         split_blocks(item.parameter, item.blocks).mul_(factor).sub_(move)
-
-
-def _side_ratios(items: list[Item], like: torch.Tensor) -> torch.Tensor:
-    """n_out/n_in of each matrix in a batch, as (b, 1, 1)."""
-    rows, columns = items[0].block_shape
-    ratio = rows / columns
-    ratios = [1 / ratio if item.transposed else ratio for item in items for _ in range(item.blocks)]
-    return like.new_tensor(ratios)[:, None, None]
 
 
 def tangent(

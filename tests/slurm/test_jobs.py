@@ -1,11 +1,8 @@
 """Jobs on a real cluster of two nodes: trained right, preempted, cancelled, killed, frozen; always continued."""
 
-import json
 import os
 import re
-import shlex
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -110,23 +107,6 @@ def test_signals_during_startup_are_kept_and_do_not_requeue_forever(runs, tmp_pa
     runs.wait_for_state(name, job, "FAILED")
     assert "has made no step since it was requeued" in runs.log(name, job)
     assert not (runs.root / name / "checkpoints").exists()
-
-
-def test_runs_side_by_side_and_a_run_in_an_allocation_are_whole_runs(runs):
-    """Under `srun -n 2` each process trains a run of its own; under salloc alone SLURM has started no process."""
-    changes = {key: value for key, value in OPTIONS.items() if not key.startswith(("slurm", "trainer.nodes"))}
-    changes |= {"trainer.strategy": "single", "trainer.max_steps": 5, "data.path": runs.corpus, "run.root": runs.root}
-    words = [sys.executable, "-m", "mup_lightning.cli.main", "train", *(f"--{key}={changes[key]}" for key in changes)]
-    train = f"{shlex.join(words)} --run.name"
-    both = f"{train} allocated; srun -n 2 bash -c '{train} side-$SLURM_PROCID'"
-    printed = runs.cluster.run("salloc", "--ntasks=2", "bash", "-c", both)
-    assert printed.count("validation loss") == 3
-    assert printed.count("note: ") == printed.count("(as srun sets) is not heeded") == 2
-    for name in ("allocated", "side-0", "side-1"):
-        folder = runs.root / name
-        assert json.loads((folder / "result.json").read_text())["finished"]
-        assert (folder / "config.yaml").exists()
-        assert list(runs.losses(name)) == [1, 2, 3, 4, 5]
 
 
 def task(cluster, rank):
