@@ -4,11 +4,11 @@ from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from mup_lightning import tables
 from mup_lightning.callbacks.norms import CLIPPED_NORM, GRADIENT_NORM
 from mup_lightning.callbacks.spectral_monitor import BRANCHES, PRODUCTS
+from mup_lightning.callbacks.step import tensorboard
 from mup_lightning.config.schema import Config, TrainerConfig, leaves
 from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.model.taps import LAYER_POINTS
@@ -51,10 +51,10 @@ class Dashboard(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write both."""
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            trainer.logger.experiment.add_custom_scalars(self.layout)
+        if writer := tensorboard(trainer):
+            writer.add_custom_scalars(self.layout)
             for title, text in self.pages.items():
-                trainer.logger.experiment.add_text(title, text, global_step=0)
+                writer.add_text(title, text, global_step=0)
 
 
 def panels(

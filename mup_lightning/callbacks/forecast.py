@@ -7,11 +7,10 @@ from typing import ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from mup_lightning.callbacks.losses import Losses, Validation
-from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log
+from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log, tensorboard
 from mup_lightning.config.forecast import CURVE_POINTS, Forecast
 from mup_lightning.config.schema import TrainerConfig
 
@@ -57,5 +56,5 @@ class BesideForecast(StepCallback):
 def _say(trainer: pl.Trainer, text: str, step: int) -> None:
     if trainer.is_global_zero:
         tqdm.write(f"{text} (step {step})", file=sys.stderr)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_text("4_forecast", text, global_step=step)
+        if writer := tensorboard(trainer):
+            writer.add_text("4_forecast", text, global_step=step)

@@ -32,9 +32,8 @@ from typing import cast
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from mup_lightning.callbacks.step import StepCallback, WatchedModule, log
+from mup_lightning.callbacks.step import StepCallback, WatchedModule, log, tensorboard
 from mup_lightning.distributed.collectives import gather, rank_and_world
 from mup_lightning.distributed.layout import assign
 from mup_lightning.model.gpt2 import GPT2
@@ -200,10 +199,10 @@ class SpectralNorms(StepCallback):
         of_weights, of_updates = (dict(zip(places, row, strict=True)) for row in both.tolist())
         values = quantities(self._matrices, of_weights, of_updates, self._multipliers, self.branch_depth)
         log(trainer, scalars(values), step - 1)
-        if isinstance(trainer.logger, TensorBoardLogger):
+        if writer := tensorboard(trainer):
             for tag, layers in values.items():
                 if isinstance(layers, list) and all(norm < LARGEST_IN_HISTOGRAM for norm in layers):
-                    trainer.logger.experiment.add_histogram(tag, np.array(layers), step - 1)
+                    writer.add_histogram(tag, np.array(layers), step - 1)
 
     def _whole(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every parameter that this process measures, (k, r, s), as it is now; one at a time."""

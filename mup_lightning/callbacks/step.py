@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from mup_lightning import signals
 from mup_lightning.model.taps import Recorder
@@ -91,9 +92,14 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def log(trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:
-    """Log the values, where there is a logger."""
-    if trainer.logger is not None:
-        trainer.logger.log_metrics(dict(values), step=step)
+    """Log the values with every logger."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(values), step=step)
+
+
+def tensorboard(trainer: pl.Trainer) -> Any:
+    """TensorBoard's writer, for what it alone can show; None: the run has none, or another process has it."""
+    return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
 class Stopping(StepCallback):

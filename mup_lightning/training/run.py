@@ -1,5 +1,6 @@
 """A run's folder: resolved configuration, TensorBoard events, checkpoints, result; and where the run continues."""
 
+import csv
 import json
 import threading
 from collections.abc import Iterator
@@ -73,6 +74,7 @@ class RunFolder:
         self.result_file = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self.csv = self.path / "csv" / "metrics.csv"
         self.writer = OneWriter(self.path / "writer.lock", f"the run {self.path}")
 
     @contextmanager
@@ -112,7 +114,7 @@ class RunFolder:
         return checkpoint.path.resolve().parent == self.checkpoints.resolve()
 
     def logged_at(self, step: int) -> set[str] | None:
-        """Tags of the points that TensorBoard has of a step, without those that a resume has purged; None: no logs."""
+        """Tags of the points in TensorBoard, or else in the table, of a step, without purged ones; None: no logs."""
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
@@ -122,7 +124,17 @@ class RunFolder:
                 found.clear()
             elif event.step == step:
                 found |= {value.tag for value in event.summary.value}
+        if not files and self.csv.is_file():
+            return {tag for row in self.rows() if int(row["step"]) == step for tag in row}
         return found if files else None
+
+    def rows(self) -> list[dict[str, str]]:
+        """What the table of curves has in each row, by tag; without the row that a killed run had begun."""
+        if not self.csv.is_file():
+            return []
+        with self.csv.open(newline="", encoding="utf-8") as file:
+            rows = [{tag: value for tag, value in row.items() if tag and value} for row in csv.DictReader(file)]
+        return [row for row in rows if row.get("step", "").isdecimal()]
 
     def open(self, config: Config, start: Checkpoint | None) -> None:
         """Save the resolved configuration; that of a resumed run does not replace the first one. And the tokenizer.

@@ -19,7 +19,7 @@ from mup_lightning.data.sources import note_changes
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.optim.registry import resolve_rules
 from mup_lightning.optim.schedule import lr_factor
-from mup_lightning.training import hugging_face
+from mup_lightning.training import hugging_face, loggers
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import Result, RunFolder, identity_of, is_first_process, resume_from
 from mup_lightning.training.saving import Restore, SaveCheckpoints
@@ -90,7 +90,8 @@ def _train(
     saving = SaveCheckpoints(folder.checkpoints, config, identity, throughput, folder.writer.check)
     watching += [*([saving] if keep else []), *([Restore(start)] if start else [])]
     purge_step = first_step + 1 if start else 0 if config.run.resume == "auto" else None
-    trainer = make_trainer(config, folder, watching, accumulation, purge_step=purge_step, keep=keep)
+    where = (folder, watching, accumulation)
+    trainer = make_trainer(config, *where, first_step=first_step, purge_step=purge_step, keep=keep)
     if writes:
         folder.open(config, start)
     trainer.fit(module, data, ckpt_path=str(start.state) if start else None, weights_only=True)
@@ -107,7 +108,7 @@ def _train(
         seconds=time.perf_counter() - begin,
         tokens_per_second=throughput.tokens_per_second,
         checkpoint=str(newest.path) if newest else None,
-        tensorboard=str(folder.tensorboard) if keep else None,
+        tensorboard=str(folder.tensorboard) if keep and "tensorboard" in config.run.loggers else None,
         versions=versions(),
         noise_scale=noise.tokens,
         bits_per_byte=validation.bits_per_byte if done >= steps else None,
@@ -127,6 +128,7 @@ def settle(config: Config) -> int:
         UserError: a value does not fit this machine, or another value.
     """
     trainer, data = config.trainer, config.data
+    loggers.check(config.run)
     resolve(trainer)
     resolve_rules(config)
     lr_factor(config)
@@ -162,10 +164,11 @@ def after(config: Config, result: Result) -> str:
     lines += [
         f"  speed            {result.tokens_per_second:,.0f} tokens/s in training, {result.seconds:.0f} s in all",
         f"  checkpoint       {result.checkpoint}",
-        f"  TensorBoard      {result.tensorboard}",
+        *([f"  TensorBoard      {result.tensorboard}"] if result.tensorboard else []),
     ]
     if result.finished:
-        lines += ["", "next:", f"  tensorboard --logdir {config.run.root}    curves and feature norms of all runs"]
+        curves = f"  tensorboard --logdir {config.run.root}    curves and feature norms of all runs"
+        lines += ["", "next:", *([curves] if result.tensorboard else [])]
         if config.model.width < 256:  # the width of recipes/size/base.yaml
             lines.append("  mup-lightning train size=base steps=30 batch=8    a larger model, by the same recipe")
     elif not signals.in_job():

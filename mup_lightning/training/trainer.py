@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -17,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mup_lightning.config.schema import Config, TrainerConfig, leaves
 from mup_lightning.errors import UserError
 from mup_lightning.plan.plan import plan
-from mup_lightning.training import launch
+from mup_lightning.training import launch, loggers
 from mup_lightning.training.fsdp import FSDPStrategy
 from mup_lightning.training.launch import Process
 from mup_lightning.training.run import RunFolder, plain
@@ -101,6 +100,7 @@ def make_trainer(
     callbacks: list[pl.Callback],
     accumulation: int,
     *,
+    first_step: int = 0,
     purge_step: int | None = None,
     keep: bool = True,
 ) -> pl.Trainer:
@@ -111,11 +111,15 @@ def make_trainer(
         folder: where logs go.
         callbacks: in the order in which they run.
         accumulation: micro-batches per optimizer step.
+        first_step: steps done before.
         purge_step: TensorBoard forgets points from this step on, which a killed run wrote after its last checkpoint.
-        keep: write TensorBoard logs and checkpoints.
+        keep: write logs and checkpoints.
+
+    Raises:
+        UserError: a logger of run.loggers cannot be opened.
     """
     _silence()
-    trainer, logs = config.trainer, folder.tensorboard.name
+    trainer = config.trainer
     process = enter(trainer)
     together = [Together(process, config)] if process.world_size > 1 else []
     return pl.Trainer(
@@ -127,7 +131,7 @@ def make_trainer(
         max_steps=trainer.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulation,
-        logger=TensorBoardLogger(folder.path, name="", version=logs, purge_step=purge_step) if keep else False,
+        logger=loggers.make(config, folder, first_step, purge_step) if keep else False,
         log_every_n_steps=1,  # our callbacks decide when to log
         callbacks=[*together, *callbacks],
         plugins=[CountersIO(), Environment(process)],
@@ -247,12 +251,13 @@ def _strategy(config: TrainerConfig, process: Process) -> Strategy | str:
 
 def _silence() -> None:
     """Silence Lightning's advice that does not apply here; its errors stay."""
-    for name in ("lightning.pytorch", "lightning.fabric", "DeepSpeed"):
+    for name in ("lightning.pytorch", "lightning.fabric", "DeepSpeed", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for text in (
         ".*does not have many workers.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*Checkpoint directory.*exists.*",
+        ".*Experiment logs directory.*exists.*",
         ".*DeepSpeed handles gradient clipping internally.*",
         ".*torch.distributed.* is deprecated.*",  # inside DeepSpeed 0.19.8, with torch 2.13
         ".*`srun` command is available.*",
