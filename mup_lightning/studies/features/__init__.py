@@ -80,7 +80,9 @@ def read_run(folder: Path, point: str | None = None) -> Run:
             name, _, layer = tag.removeprefix(PREFIX).partition("/layer_")
             norms[name][int(layer) if layer else None] = curve
     if not norms:
-        every = f"trainer.feature_norms_every {config.trainer.feature_norms_every}; expected 1 or more"
+        loggers = ", ".join(config.run.loggers) or "[]"
+        every = f"trainer.feature_norms_every {config.trainer.feature_norms_every} and run.loggers {loggers}; expected "
+        every += "1 or more, and tensorboard"
         raise UserError(f"{folder} has logged no feature norms (yet); it was trained with {every}")
     if point is not None and point not in norms:
         raise UserError(f"{folder} has no point {point!r}; it has {', '.join(sorted(norms))}")
