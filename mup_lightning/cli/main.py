@@ -112,15 +112,11 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
-    name: Verb(name, summary, run, takes.removesuffix("Config").rstrip(", "), takes.endswith("Config"), example)
-    for name, summary, run, takes, example in re.findall(
-        r"^(\S[^:]*): (.*)\n  (\S+)\((.*)\)\n((?:  .*\n)+)", TABLE, re.M
-    )
+    name: Verb(name, text, run, takes.removesuffix("Config").rstrip(", "), takes.endswith("Config"), example)
+    for name, text, run, takes, example in re.findall(r"(?m)^(\S[^:]*): (.*)\n  (\S+)\((.*)\)\n((?:  .*\n)+)", TABLE)
 }
 
 HELP = ("-h", "--help")
-
-SMALLER = "lower data.micro_batch, or choose a smaller model; mup-lightning plan estimates what is needed"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -154,7 +150,8 @@ def main(argv: list[str] | None = None) -> int:
         text = str(error) or repr(error)
         if not re.search("out of memory|not enough memory|can't allocate memory|MemoryError", text):
             raise
-        print(f"error: out of memory ({text.splitlines()[0]}); {SMALLER}", file=sys.stderr)
+        smaller = "lower data.micro_batch, or choose a smaller model; mup-lightning plan estimates what is needed"
+        print(f"error: out of memory ({text.splitlines()[0]}); {smaller}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
