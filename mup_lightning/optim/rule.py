@@ -75,6 +75,7 @@ class Rule(Typed):
         like_parameter: names of the tensors in a parameter's state that have its shape and start at zero.
         counted: whether a parameter's state counts its steps, as "step".
         chunks_made: what a step of an elementwise rule makes at a time beside weights and states, in chunks.
+        known: every rule's class by name.
     """
 
     name: ClassVar[str]
