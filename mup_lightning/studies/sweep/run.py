@@ -233,7 +233,7 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
     config = placed(trial, root)
     folder = Path(config.run.root) / config.run.name
     shutil.rmtree(folder, ignore_errors=True)  # what a killed worker has left
-    seen, max_steps = Losses(), config.trainer.max_steps
+    seen, max_steps = StepLosses(), config.trainer.max_steps
     loss, speed, noise, diverged = None, 0.0, None, ""
     try:
         result = train(config, callbacks=[seen], progress=False, keep=keep != "off")
@@ -269,7 +269,7 @@ def placed(trial: Trial, root: Path) -> Config:
     return replace(trial.config, run=run, data=replace(trial.config.data, verify=False))
 
 
-class Losses(StepCallback):
+class StepLosses(StepCallback):
     """Keeps the training loss of every step, on the device, and how many steps the run has made."""
 
     def __init__(self) -> None:
