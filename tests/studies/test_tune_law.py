@@ -149,7 +149,7 @@ def test_a_larger_budget_reaches_further_up_to_the_target(corpus, tmp_path, monk
     for budget in (least, 4 * least, 400 * least, 1e9):
         found = design.within(budget, 1e9, 1)
         assert found.minutes(1e9, 1) <= budget
-        reached.append(tuple(max(side) for side in zip(*map(found.place, found.cells), strict=True)))
+        reached.append(tuple(max(side) for side in zip(*found.places, strict=True)))
     assert reached[0] == (32, 1, 102400, 256)
     assert reached == sorted(reached)
     width, _, tokens, batch = reached[-1]

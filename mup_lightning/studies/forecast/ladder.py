@@ -16,8 +16,7 @@ from mup_lightning.studies.forecast.law import Cell
 from mup_lightning.studies.sweep.grid import look_up
 from mup_lightning.studies.sweep.results import Record, read_trials
 from mup_lightning.studies.transfer import losses
-from mup_lightning.studies.transfer.curves import curves_of
-from mup_lightning.studies.transfer.estimate import optimum
+from mup_lightning.studies.transfer.estimate import optima_of
 
 NEEDED = (*losses.COLUMNS, "width", "depth", "parameters", "tokens")
 
@@ -74,17 +73,19 @@ def read_ladder(places: Sequence[Path], target: Config) -> Ladder:
     place = runs.groupby([*cell_of[:4], "tokens"]).ngroup().astype(float)
     names = [f"{n:,.0f} parameters, {d:,.0f} tokens" for n, d in zip(runs["parameters"], runs["tokens"], strict=True)]
     runs = runs.assign(position=place, size=names)
-    losses.refuse_twice(runs)
-    curves, noise = curves_of(runs)
+    found_at, noise = optima_of(runs)
     best: dict[tuple[float, float], Cell] = {}
-    for curve in curves:
+    for curve, found in found_at:
         own = runs[runs["position"] == curve.position]
-        first, found = own.iloc[0], optimum(curve, noise.dof)
+        first = own.iloc[0]
         if found is None:
             caveats.append(f"at {curve.size} every value diverged: left out")
             continue
         if found.edge and len(curve.values) > 1:
             caveats.append(f"at {curve.size} the best value is the last one tried: its loss may be too high")
+        hashes = own[own["log2_value"] == found.best_value]["config_hash"]
+        seen = [records.get(name, {"result": {}})["result"].get("curve") for name in hashes]
+        whole = all(one and len(one) == CURVE_POINTS for one in seen)
         cell = Cell(
             **{side: int(first[side]) for side in ("width", "depth", "parameters", "tokens")},
             loss=found.loss,
@@ -92,7 +93,7 @@ def read_ladder(places: Sequence[Path], target: Config) -> Ladder:
             spread=noise.between_seeds or 0.0,
             dof=noise.dof,
             log2_value=found.best_value,
-            curve=_curve(own[own["log2_value"] == found.best_value]["config_hash"], records),
+            curve=tuple(np.mean(seen, axis=0).tolist()) if whole else (),
         )
         key = (cell.size, cell.tokens)
         best[key] = min(cell, best.get(key, cell), key=lambda cell: cell.loss)
@@ -100,14 +101,6 @@ def read_ladder(places: Sequence[Path], target: Config) -> Ladder:
         caveats.append("the ladder has one seed, so that its noise shows only in how far it misses the law")
     corpora = [corpus for corpus in runs["corpus"].unique() if corpus]
     return Ladder(sorted(best.values(), key=lambda cell: cell.flops), len(runs), "".join(corpora), caveats)
-
-
-def _curve(hashes: pd.Series, records: Mapping[str, Record]) -> tuple[float, ...]:
-    """The mean training curve of a cell's runs; empty where one of them has none."""
-    found = [records.get(name, {"result": {}})["result"].get("curve") for name in hashes]
-    if not all(curve and len(curve) == CURVE_POINTS for curve in found):
-        return ()
-    return tuple(np.mean(found, axis=0).tolist())
 
 
 def _alike(runs: pd.DataFrame, records: Mapping[str, Record], target: Config) -> tuple[pd.DataFrame, list[str]]:

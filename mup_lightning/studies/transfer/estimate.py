@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from mup_lightning.studies.scaling import student_t
-from mup_lightning.studies.transfer.curves import Array, Curve, Noise
+from mup_lightning.studies.transfer.curves import Array, Curve, Noise, curves_of
+from mup_lightning.studies.transfer.losses import refuse_twice
 
 _MISFIT = 0.25
 """A loss h nats above the best one is trusted to this fraction of h: curves are parabolas only near the bottom."""
@@ -52,6 +54,13 @@ class Optimum:
     edge: int
     cliff: bool
     ends: frozenset[int] = frozenset()
+
+
+def optima_of(runs: pd.DataFrame, noise: float | None = None) -> tuple[list[tuple[Curve, Optimum | None]], Noise]:
+    """`curves_of`, each curve with its optimum. Raises UserError where a run is there twice."""
+    refuse_twice(runs)
+    curves, found = curves_of(runs, noise)
+    return [(curve, optimum(curve, found.dof)) for curve in curves], found
 
 
 def optimum(curve: Curve, dof: float) -> Optimum | None:

@@ -18,9 +18,9 @@ from mup_lightning import tables
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.horizon import AXES, Estimate, Law
 from mup_lightning.studies.scaling import student_t
-from mup_lightning.studies.transfer.curves import Array, Curve, Noise, curves_of
-from mup_lightning.studies.transfer.estimate import Optimum, Regression, optimum, regress_optima
-from mup_lightning.studies.transfer.losses import number, refuse_twice
+from mup_lightning.studies.transfer.curves import Array, Curve, Noise
+from mup_lightning.studies.transfer.estimate import Optimum, Regression, optima_of, regress_optima
+from mup_lightning.studies.transfer.losses import number
 
 FAR = 10.0
 """A target this many times beyond the runs is warned of: that the law goes on so far is an assumption."""
@@ -64,12 +64,11 @@ def cells_of(runs: pd.DataFrame, noise: float | None = None) -> tuple[list[Cell]
     own = runs.assign(position=[float(numbers[place]) for place in places], size=[name(place) for place in places])
     # A run that stands on several axes has a row for each.
     own = own[~own.duplicated(["position", "log2_value", "seed", "loss", "config_hash"])]
-    refuse_twice(own)
     if own["loss"].isna().all():
         raise UserError(f"no run has a loss, all {len(own)} diverged; lower the base values")
-    curves, found = curves_of(own, noise)
+    found, between = optima_of(own, noise)
     in_order = list(numbers)
-    return [Cell(in_order[int(curve.position)], curve, optimum(curve, found.dof)) for curve in curves], found
+    return [Cell(in_order[int(curve.position)], curve, best) for curve, best in found], between
 
 
 def _places(runs: pd.DataFrame) -> list[Place]:

@@ -10,9 +10,9 @@ import pandas as pd
 from mup_lightning import tables
 from mup_lightning.errors import UserError
 from mup_lightning.studies.scaling import NAMES, student_t
-from mup_lightning.studies.transfer.curves import Curve, Noise, curves_of
-from mup_lightning.studies.transfer.estimate import Optimum, Regret, Slope, optimum, regret, slope_of
-from mup_lightning.studies.transfer.losses import refuse_different, refuse_twice
+from mup_lightning.studies.transfer.curves import Curve, Noise
+from mup_lightning.studies.transfer.estimate import Optimum, Regret, Slope, optima_of, regret, slope_of
+from mup_lightning.studies.transfer.losses import refuse_different
 
 TRANSFERS, DRIFTS, FAILS, UNCLEAR = "transfers", "drifts", "does not transfer", "cannot tell"
 """How a verdict begins. Drifts: the optimum moves, but the value tuned small still costs next to nothing."""
@@ -136,11 +136,9 @@ def transfer(
         raise UserError(f"no run has a loss, all {len(runs)} diverged; lower the base values")
     found = []
     for (axis, settings), own in runs.groupby(["axis", "settings"], sort=False):
-        refuse_twice(own)
-        curves, own_noise = curves_of(own, noise)
-        best = [optimum(curve, own_noise.dof) for curve in curves]
-        optima = [each for each in best if each]
-        regrets = [regret(curve, best[0], each, own_noise.dof) for curve, each in zip(curves, best, strict=True)]
+        found_at, own_noise = optima_of(own, noise)
+        curves, optima = [curve for curve, _ in found_at], [best for _, best in found_at if best]
+        regrets = [regret(curve, found_at[0][1], best, own_noise.dof) for curve, best in found_at]
         done = own["steps"][own["loss"].notna()]
         steps = round(done.max()) if done.nunique() == 1 else None
         seeds = int(own.groupby(["position", "log2_value"]).size().max())

@@ -56,14 +56,14 @@ class Design:
     """The cells of a sweep file for a target.
 
     Attributes:
-        cells: its grids, one cell each, without the rate and the seed.
+        cells: where each is, and its grid, without the rate and the seed.
         rates: to try, where the file names them.
         seeds: the first is run at all rates, the others around the best.
     """
 
     sweep: Sweep
     target: Config
-    cells: list[Grid]
+    cells: list[tuple[Place, Grid]]
     rates: list[float]
     seeds: list[int]
     checker: Checker = field(default_factory=Checker)
@@ -79,26 +79,24 @@ class Design:
                 cells.append(Grid(grid.configs, fixed | dict(zip(vary, values, strict=True)), {}, grid.axis))
         said = {key: value for grid in sweep.grids for key, value in grid.vary.items()}
         seeds = said.get("seed", [sweep.grids[0].set.get("seed", target.seed)])
-        return cls(sweep, target, cells, said.get(sweep.value, []), seeds)
+        return cls(sweep, target, _placed(cells, target), said.get(sweep.value, []), seeds)
 
-    def place(self, cell: Grid) -> Place:
-        """Where a cell is."""
-        said = {key: value for key, value in cell.set.items() if key != "tokens"}
-        config = build_config([like_target(self.target, self.cells), *cell.configs, said])
-        tokens = cell.set.get("tokens", config.tokens)
-        return config.model.width, config.model.depth, tokens, config.tokens_per_step
+    @property
+    def places(self) -> list[Place]:
+        """Of all cells."""
+        return [place for place, _ in self.cells]
 
     @property
     def centre(self) -> Place:
         """The place that most grids share."""
-        return Counter(map(self.place, self.cells)).most_common(1)[0][0]
+        return Counter(self.places).most_common(1)[0][0]
 
     def trials(self, wanted: Mapping[Place, Rates]) -> list[Trial]:
         """The trials of these rates and seeds, each on all axes of its cell."""
         grids = []
-        for cell in self.cells:
+        for place, cell in self.cells:
             low = lowest(cell, self.target)
-            for rate, seeds in wanted.get(self.place(cell), {}).items():
+            for rate, seeds in wanted.get(place, {}).items():
                 if 2.0**rate >= low:
                     grids.append(replace(cell, vary={self.sweep.value: [2.0**rate], "seed": sorted(seeds)}))
         if not grids:
@@ -129,21 +127,21 @@ class Design:
         """What all cells cost, at work per second of a worker."""
         runs = len(self.first(0)) + (2 * BESIDE + 1) * (len(self.seeds) - 1)
         rate = round(math.log2(self.target.recipe.lr))
-        trials = self.trials({self.place(cell): {rate: {self.seeds[0]}} for cell in self.cells})
+        trials = self.trials({place: {rate: {self.seeds[0]}} for place in self.places})
         return ALLOWANCE * runs * sum(trial.checked.work for trial in trials) / speed / workers / 60
 
     def stretched(self, reach: Mapping[str, float]) -> "Design":
         """The design with distances from the centre that many times as far along each axis, in whole doublings."""
         centre = dict(zip(AXES, self.centre, strict=True))
         cells = []
-        for cell in self.cells:
+        for place, cell in self.cells:
             own = dict(cell.set)
-            for axis, side in zip(AXES, self.place(cell), strict=True):
+            for axis, side in zip(AXES, place, strict=True):
                 times = 2 ** math.floor(reach[axis] * math.log2(side / centre[axis]) + 0.5) if reach[axis] > 1 else 1
                 if reach[axis] > 1 and _KEYS[axis] in own:
                     own[_KEYS[axis]] = max(1, round(own[_KEYS[axis]] / side * centre[axis] * times))
             cells.append(replace(cell, set=own))
-        return replace(self, cells=cells)
+        return replace(self, cells=_placed(cells, self.target))
 
     def within(self, minutes: float, speed: float, workers: int) -> "Design":
         """The design that reaches as far along every axis as the minutes allow, and no further than the target.
@@ -154,20 +152,29 @@ class Design:
             small = f"--budget {minutes:g} is too small for the design of {self.sweep.file}"
             raise UserError(f"{small}: it needs {math.ceil(least)} minutes on {workers} workers (or a smaller file)")
         reach, found = dict.fromkeys(AXES, 1.0), self
-        sides = dict(zip(AXES, zip(*map(self.place, self.cells), strict=True), strict=True))
+        sides = dict(zip(AXES, zip(*self.places, strict=True), strict=True))
         limits = [max(own, *sides[axis]) for own, axis in zip(_of(self.target), AXES, strict=True)]
         growing = [axis for axis in ("tokens", "batch", "width", "depth") if len(set(sides[axis])) > 1]
         while growing:
             axis = growing.pop(0)
             further = reach | {axis: reach[axis] + 0.5}
             design = self.stretched(further)
-            places = [design.place(cell) for cell in design.cells]
-            shortest = min(tokens / batch for _, _, tokens, batch in places)
-            fits = all(side <= most for place in places for side, most in zip(place, limits, strict=True))
+            shortest = min(tokens / batch for _, _, tokens, batch in design.places)
+            fits = all(side <= most for place in design.places for side, most in zip(place, limits, strict=True))
             if fits and (axis != "batch" or shortest >= SHORTEST) and design.minutes(speed, workers) <= minutes:
                 reach, found = further, design
                 growing.append(axis)
         return found
+
+
+def _placed(cells: Sequence[Grid], target: Config) -> list[tuple[Place, Grid]]:
+    """Where each cell is, and the cell."""
+    like, found = like_target(target, cells), []
+    for cell in cells:
+        said = {key: value for key, value in cell.set.items() if key != "tokens"}
+        width, depth, tokens, batch = _of(build_config([like, *cell.configs, said]))
+        found.append(((width, depth, cell.set.get("tokens", tokens), batch), cell))
+    return found
 
 
 def _of(target: Config) -> Place:
@@ -208,7 +215,7 @@ def run(settings: TuneSettings, target: Config, folder: Path) -> int:
             design = design.within(settings.budget, speed_of(first, read_trials(folder))[0], workers)
         best = cells[0].best
         start = best.best_value if best else start - FURTHER
-        wanted = {place: design.first(start) for place in map(design.place, design.cells)} | wanted
+        wanted = {place: design.first(start) for place in design.places} | wanted
     return _conclude(fit(cells, noise), [trial.config for trial in trials], target, folder, folder)
 
 
@@ -223,7 +230,7 @@ def _preview(settings: TuneSettings, design: Design, first: Sequence[Trial], fol
     if settings.budget:
         design = design.within(settings.budget, speed, workers)
     start = math.log2(design.target.recipe.lr)
-    trials = design.trials({design.place(cell): design.first(start) for cell in design.cells})
+    trials = design.trials({place: design.first(start) for place in design.places})
     seeds = ", ".join(map(str, design.seeds))
     return "\n".join(
         [
