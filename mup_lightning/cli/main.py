@@ -59,13 +59,14 @@ plan: what a run would use and cost: values, FLOPs, GPU memory
   cli.verbs:plan(cli.verbs:PlanSettings, Config)
   mup-lightning plan size=xl optimizer=muon_kimi --gpus 8,64 --gpu-memory 40
 data prepare: tokenise the data set of a card
-  cli.verbs:prepare(cli.verbs:PrepareSettings)
+  cli.corpora:prepare(cli.corpora:PrepareSettings)
   mup-lightning data prepare data/austen.yaml --tokenizer bytes
+  mup-lightning data prepare data/c4.yaml --processes 16
 data verify: read every shard and compare it with the manifest
-  cli.verbs:verify(cli.verbs:CorpusSettings)
+  cli.corpora:verify(cli.corpora:CorpusSettings)
   mup-lightning data verify data/prepared/austen-gpt2
 data show: print what a prepared corpus holds
-  cli.verbs:show(cli.verbs:CorpusSettings)
+  cli.corpora:show(cli.corpora:CorpusSettings)
   mup-lightning data show data/prepared/austen-gpt2 --json
 probe: measure how an optimizer's steps scale, against what its family declares
   studies.probe.measure:run(studies.probe:ProbeSettings)

@@ -100,38 +100,6 @@ class RecipeSettings(Typed, prefix="--"):
     json: bool = False
 
 
-@dataclass
-class PrepareSettings(Typed, prefix="--"):
-    """Tokenise the data set of a card into shards; a stopped preparation continues.
-
-    Attributes:
-        card: YAML card of the data set (see data/README.md).
-        out: folder to write; null: data/prepared/CARD-TOKENIZER.
-        tokenizer: gpt2, bytes, or a file: .tiktoken, tokenizer.json, or a description .yaml (see data/README.md).
-        force: overwrite whatever corpus the folder holds.
-        quiet: no progress bar.
-    """
-
-    card: Path
-    out: Path | None = None
-    tokenizer: str = "gpt2"
-    force: bool = False
-    quiet: bool = False
-
-
-@dataclass
-class CorpusSettings(Typed, prefix="--"):
-    """A prepared corpus.
-
-    Attributes:
-        folder: the corpus.
-        json: print JSON, not YAML.
-    """
-
-    folder: Path
-    json: bool = False
-
-
 def train(config: Config) -> int:
     """Train, in this process or in several that it starts, and print at the end what came of it."""
     process = launch.this_process(config.trainer)
@@ -245,41 +213,6 @@ def submit(settings: SubmitSettings, config: Config) -> None:
 def config(config: Config) -> None:
     """Print the whole configuration as YAML."""
     _print(asdict(config), as_json=False)
-
-
-def prepare(settings: PrepareSettings) -> None:
-    """Tokenise a corpus."""
-    from mup_lightning.data.card import load_card
-    from mup_lightning.data.prepare import facts, prepare
-    from mup_lightning.data.shards import MANIFEST
-    from mup_lightning.data.tokenizer import Tokenizer
-
-    card = load_card(settings.card)
-    folder = settings.out or Path("data/prepared") / f"{card.name}-{Tokenizer(settings.tokenizer).name}"
-    was_there = (folder / MANIFEST).exists() and not settings.force
-    manifest = prepare(card, folder, settings.tokenizer, progress=not settings.quiet, force=settings.force)
-    print("already prepared, nothing to do" if was_there else "prepared", f"({folder})")
-    _print(facts(manifest), as_json=False)
-
-
-def verify(settings: CorpusSettings) -> None:
-    """Read every shard of a corpus and compare it with the manifest."""
-    from mup_lightning.data.shards import SPLITS, TokenStore
-
-    for split in SPLITS:
-        TokenStore.open(settings.folder, split, verify=True)
-    print("every shard matches the manifest")
-    show(settings)
-
-
-def show(settings: CorpusSettings) -> None:
-    """Print what a prepared corpus holds."""
-    from mup_lightning.data.prepare import facts
-    from mup_lightning.data.shards import Manifest
-    from mup_lightning.data.sources import note_changes
-
-    note_changes(settings.folder)
-    _print(facts(Manifest.load(settings.folder)), settings.json)
 
 
 def _print(value: Any, as_json: bool = True) -> None:

@@ -86,6 +86,7 @@ class Card:
     text_column: str = "text"
     sections: Sections | None = None
     on_bad_document: Literal["skip", "refuse"] = "skip"
+    deduplicate: bool = False
     homepage: str = ""
     description: str = ""
 
@@ -143,7 +144,8 @@ class Card:
     def rules(self) -> dict[str, Any]:
         """All of the card that determines the tokens, but for the files."""
         source = self.source
-        return {
+        own = {"deduplicate": True} if self.deduplicate else {}
+        return own | {
             "kind": source.kind,
             "document": source.document,
             "hub": [source.dataset, source.subset, source.revision, source.split] if source.kind == "hub" else None,

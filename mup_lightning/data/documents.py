@@ -18,13 +18,14 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from mup_lightning.data.card import Card
+from mup_lightning.data.pieces import WHOLE, Piece, check_column, pieces, share_of
 from mup_lightning.data.shards import Manifest
 from mup_lightning.errors import UserError
 
@@ -70,7 +71,7 @@ class DocumentReader:
     """The usable documents of a card in order, in small batches of texts; counted in a corpus's manifest.
 
     `objection` tells why a text cannot be used, see `Tokenizer.objection`. Begins after the last batch of an earlier
-    reader where the `position` of that one is given.
+    reader where the `position` of that one is given. Reads a `share` of the source alone, number I of N.
 
     Attributes:
         read: documents read so far, by earlier readers too.
@@ -85,13 +86,18 @@ class DocumentReader:
         objection: Callable[[str], str | None],
         manifest: Manifest,
         position: dict[str, Any] | None = None,
+        share: tuple[int, int] = WHOLE,
     ) -> None:
+        files = (
+            files if card.source.kind in ("parquet", "hub") else [piece.path for piece in pieces(card, files, share)]
+        )
+        self.share, self._pieces = share, [Piece(path) for path in files]
         self.card, self.files, self.objection, self.manifest = card, files, objection, manifest
         self.read: int = position["read"] if position else 0
         self._state: dict[str, Any] | None = position["dataset"] if position else None
         self._dataset: Any = None
         self._file: Path | None = None  # that is open
-        self._begins: list[int] = []  # the number of the first document of each file
+        self._begins: list[int] = []  # the number of the first document of each piece
         self._other_columns: list[str] = []  # of the first document that lacks the text column
         self._columnar = card.source.kind in ("parquet", "hub")
         packed = any(path.suffix in OPENERS for path in files)
@@ -147,14 +153,14 @@ class DocumentReader:
         """Where a document is."""
         if not self._begins:
             return f"document {number} (counted from 0) of {self.card.source.dataset}"
-        file = bisect_right(self._begins, number) - 1
-        unit = "row" if self._columnar else "line"
-        return f"{self.files[file]}" + f", {unit} {number - self._begins[file] + 1}" * (not self._by_file)
+        at = bisect_right(self._begins, number) - 1
+        piece, unit = self._pieces[at], "row" if self._columnar else "line"
+        return f"{piece.path}" + f", {unit} {number - self._begins[at] + piece.first_row + 1}" * (not self._by_file)
 
     def _check_card(self) -> None:
         """Refuse a card whose text column no document has."""
         if self._other_columns and not self.manifest.documents:
-            self._check_column(self._other_columns)
+            check_column(self.card, self._other_columns)
 
     @property
     def _by_file(self) -> bool:
@@ -200,24 +206,21 @@ class DocumentReader:
         """The text column of parquet files, each of its own type."""
         import pyarrow.parquet  # type: ignore[import-untyped]
 
-        column, total = self.card.text_column, 0
-        for path in self.files:
-            self._file = path
-            self._begins.append(total)
-            with pyarrow.parquet.ParquetFile(path) as file:
-                self._check_column(file.schema_arrow.names, path)
-                total += file.metadata.num_rows
-        self.total_documents, before = total, self.read
-        for path, begin, end in zip(self.files, self._begins, [*self._begins[1:], total], strict=True):
-            if end <= before:
-                continue
+        column, before = self.card.text_column, self.read
+        self._pieces = list(pieces(self.card, self.files, self.share))
+        ends = list(accumulate((piece.rows for piece in self._pieces), initial=0))
+        self._begins, self.total_documents = ends[:-1], ends[-1]
+        numbered = zip(self._begins, self._pieces, strict=True)
+        left = ((begin, piece) for begin, piece in numbered if begin + piece.rows > before)
+        for path, of_file in groupby(left, key=lambda pair: pair[1].path):
             self._file = path
             with pyarrow.parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(ROWS, columns=[column]):
-                    values = _as_bytes(batch.column(column)).to_pylist()
-                    left_out = max(0, before - begin)
-                    begin += len(values)
-                    yield values[left_out:]
+                for begin, piece in of_file:
+                    for batch in file.iter_batches(ROWS, row_groups=[piece.group], columns=[column]):
+                        values = _as_bytes(batch.column(column)).to_pylist()
+                        left_out = max(0, before - begin)
+                        begin += len(values)
+                        yield values[left_out:]
 
     def _hub(self) -> Iterator[list[Any]]:
         """The text column of a hub data set, streamed."""
@@ -231,9 +234,12 @@ class DocumentReader:
             dataset = load()
             if (types := dataset.features or {}).get(column) == datasets.Value("null"):  # in the first file alone
                 dataset = load(features=datasets.Features({**types, column: datasets.Value("string")}))
-            self._check_column(dataset.column_names or [column])
+            check_column(self.card, dataset.column_names or [column])
             if split := (dataset.info.splits or {}).get(source.split):
-                self.total_documents = split.num_examples
+                self.total_documents = split.num_examples // self.share[1]
+            if self.share != WHOLE:
+                share_of(range(dataset.num_shards), self.share)
+                dataset = dataset.shard(self.share[1], self.share[0] - 1, contiguous=True)
             self._dataset = dataset.select_columns([column]).with_format("arrow")
             if self._state is not None:
                 self._dataset.load_state_dict(self._state)
@@ -262,14 +268,6 @@ class DocumentReader:
             self._other_columns = self._other_columns or list(record)
             raise _BadDocument(f"no {self.card.text_column}", f"only {', '.join(record) or 'nothing'}")
         return _decode(record[self.card.text_column])
-
-    def _check_column(self, found: list[str], path: Path | None = None) -> None:
-        if self.card.text_column not in found:
-            of = f" of {path}" * (path is not None)
-            raise UserError(
-                f"{self.card.path}: text_column is {self.card.text_column!r}, but the documents{of} have only "
-                f"{', '.join(found) or 'nothing'}. Set it to one of these."
-            )
 
 
 def _as_bytes(array: Any) -> Any:

@@ -12,16 +12,18 @@ from tqdm import tqdm
 from mup_lightning.config.data import dtype_of
 from mup_lightning.data.card import Card
 from mup_lightning.data.documents import DocumentReader
+from mup_lightning.data.duplicates import RECORD, RECORDS, Records, hashes_of
+from mup_lightning.data.pieces import WHOLE, pieces
 from mup_lightning.data.sections import cut, is_validation
 from mup_lightning.data.shards import MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash, read_checked
 from mup_lightning.data.sources import Sources
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 from mup_lightning.files import OneWriter, make_folder, write_json
-from mup_lightning.typed import PositiveInt
+from mup_lightning.typed import NonNegativeInt, PositiveInt
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
-COUNTED = 1 << 22  # tokens counted at a time
+COUNTED = 1 << 20  # tokens counted at a time
 JOURNAL, LOCK = "journal.json", "writer.lock"
 
 
@@ -29,13 +31,14 @@ JOURNAL, LOCK = "journal.json", "writer.lock"
 class Journal:
     """Progress of an unfinished corpus: its manifest so far, open shards included, and the reader's position.
 
-    `hashes`, split -> sha256, are of the open shards.
+    `hashes`, split -> sha256, are of the open shards; `records` counts the documents in `duplicates.RECORDS`.
     """
 
     manifest: Manifest
     position: dict[str, Any]
     shard_tokens: PositiveInt
     hashes: dict[str, str] = field(default_factory=dict)
+    records: NonNegativeInt = 0
 
 
 def prepare(
@@ -45,20 +48,21 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     progress: bool = True,
     force: bool = False,
+    share: tuple[int, int] = WHOLE,
 ) -> Manifest:
     """Tokenise the data set of a card into a folder, with a `tokenizer`: gpt2, bytes, or a file of another.
 
     A finished corpus of the same source and tokenizer is left as it is (of a hub data set, at the commit that it was
     made of); an unfinished one is continued after its last finished shard (of at most `shard_tokens`), and ends in the
     same bytes as without the interruption. `force` overwrites whatever corpus the folder holds; `progress` shows a bar
-    where stderr is a terminal.
+    where stderr is a terminal. `share`, number I of N, prepares a part of the corpus, for `join`.
 
     Raises:
         UserError: the folder holds another corpus, the input is bad or changes meanwhile, a split is empty, or the disk
             is full (finished shards are kept).
     """
     finished, unfinished = folder / MANIFEST, folder / JOURNAL
-    files, known = card.input_files(), None if force else Sources.load(folder)
+    files, known = _files_of(card, share), None if force else Sources.load(folder)
     vocabulary = Tokenizer(tokenizer)
     sources = Sources.of(card, files, folder, known)
     changes = known.changes(sources) if known else ""
@@ -70,24 +74,25 @@ def prepare(
     card.pin()
     names = [(path.name, state.sha256) for path, state in zip(files, sources.files.values(), strict=True)]
     sources.source_hash = card.source_hash(names)
+    sources.source_hash += "" if share == WHOLE else f" {share}"
     own = (vocabulary.name, sources.source_hash, card.provenance(), vocabulary.vocabulary)
     manifest = Manifest.begin(card.name, *own)
     if done:
-        found = _same(Manifest.load(folder), manifest, folder, changes)
+        found = same(Manifest.load(folder), manifest, folder, changes)
         with suppress(OSError):  # on a read-only disk
             sources.save(folder)
         return found
-    with _working_in(folder), ExitStack() as stack:
+    with working_in(folder), ExitStack() as stack:
         if force:
             finished.unlink(missing_ok=True)
             unfinished.unlink(missing_ok=True)
         if finished.exists():
             unfinished.unlink(missing_ok=True)
-            return _same(Manifest.load(folder), manifest, folder, changes)
+            return same(Manifest.load(folder), manifest, folder, changes)
         journal = Journal(manifest, {"read": 0, "dataset": None}, shard_tokens)
         if unfinished.exists():
             journal = read_checked(Journal, unfinished)
-            manifest = _same(journal.manifest, manifest, folder, "")
+            manifest = same(journal.manifest, manifest, folder, "")
         writers = {
             name: SplitWriter(folder, name, journal.shard_tokens, split, journal.hashes.get(name, ""), manifest.dtype)
             for name, split in manifest.splits.items()
@@ -95,25 +100,55 @@ def prepare(
         for writer in writers.values():
             stack.callback(writer.close)
         vocabulary.save(folder)
-        reader = DocumentReader(card, files, vocabulary.objection, manifest, journal.position)
-        for _ in _written(card, reader, vocabulary, writers, progress):
+        records = Records(folder, journal.records) if card.deduplicate else None
+        if records:
+            stack.callback(records.close)
+        reader = DocumentReader(card, card.input_files(), vocabulary.objection, manifest, journal.position, share)
+        for _ in _written(card, reader, vocabulary, writers, records, progress):
+            journal.records = records.count if records else 0
             journal.position = reader.position()
             journal.hashes = {name: writer.open_hash() for name, writer in writers.items()}
             write_json(unfinished, asdict(journal))
+        return finish(card, folder, manifest, writers, sources, share)
+
+
+def _files_of(card: Card, share: tuple[int, int]) -> list[Path]:
+    """The local files of a share of a card's source, in order; a hub's has none."""
+    files = card.input_files()
+    return (
+        files
+        if share == WHOLE or not files
+        else list(dict.fromkeys(piece.path for piece in pieces(card, files, share)))
+    )
+
+
+def finish(
+    card: Card,
+    folder: Path,
+    manifest: Manifest,
+    writers: dict[str, SplitWriter],
+    sources: Sources,
+    share: tuple[int, int] = WHOLE,
+) -> Manifest:
+    """Close the shards and write the manifest last; of a part, which may lack a split, what `join` needs is kept."""
+    if share == WHOLE:
         _check_splits(card, manifest)
-        for writer in writers.values():
-            writer.close_shard()
-        manifest.skipped = dict(sorted(manifest.skipped.items()))
+    for writer in writers.values():
+        writer.close_shard()
+    manifest.skipped = dict(sorted(manifest.skipped.items()))
+    files = _files_of(card, share)
+    if share == WHOLE:
         manifest.unigram_loss = unigram_loss(folder, manifest.splits, manifest.vocab_size)
-        if files and (changes := sources.changes(Sources.of(card, files, folder, sources))):
-            raise UserError(f"{card.path}: files changed while they were read ({changes}); repeat with --force")
-        sources.save(folder)
-        manifest.save(folder)
-        unfinished.unlink(missing_ok=True)
-        return manifest
+        (folder / RECORDS).unlink(missing_ok=True)
+    if files and (changes := sources.changes(Sources.of(card, files, folder, sources))):
+        raise UserError(f"{card.path}: files changed while they were read ({changes}); repeat with --force")
+    sources.save(folder)
+    manifest.save(folder)
+    (folder / JOURNAL).unlink(missing_ok=True)
+    return manifest
 
 
-def _same(found: Manifest, wanted: Manifest, folder: Path, changes: str) -> Manifest:
+def same(found: Manifest, wanted: Manifest, folder: Path, changes: str) -> Manifest:
     """`found`; raises UserError, with known `changes`, unless it was made from the same text, rules and vocabulary."""
     if (found.source_hash, found.vocab_hash) == (wanted.source_hash, wanted.vocab_hash):
         return found
@@ -125,7 +160,12 @@ def _same(found: Manifest, wanted: Manifest, folder: Path, changes: str) -> Mani
 
 
 def _written(
-    card: Card, reader: DocumentReader, tokenizer: Tokenizer, writers: dict[str, SplitWriter], progress: bool
+    card: Card,
+    reader: DocumentReader,
+    tokenizer: Tokenizer,
+    writers: dict[str, SplitWriter],
+    records: Records | None,
+    progress: bool,
 ) -> Iterator[None]:
     """Read and write to the end; pauses whenever a shard has been finished, with everything before it on the disk."""
     manifest, shown = reader.manifest, None if progress else True
@@ -133,17 +173,37 @@ def _written(
     with tqdm(total=reader.total_bytes, initial=manifest.text_bytes, unit="B", unit_scale=True, disable=shown) as bar:
         for texts in reader:
             before = [len(split.shards) for split in manifest.splits.values()]
-            sections = [section for text in texts for section in cut(text, card.sections)]
-            for text, ids in zip(sections, tokenizer.encode_batch(sections), strict=True):
-                split = "val" if is_validation(text, card.validation) else "train"
-                writers[split].append(np.append(ids, eot), len(text.encode()))
+            kept = np.zeros(len(texts), RECORD)
+            if records:
+                kept["hash"] = hashes_of(texts)
+                fresh = records.seen.new(kept["hash"])
+                kept, texts = kept[fresh], [text for text, is_new in zip(texts, fresh, strict=True) if is_new]
+                drop_duplicates(manifest, len(fresh) - len(texts))
+            sections = [(i, section) for i, text in enumerate(texts) for section in cut(text, card.sections)]
+            encoded = tokenizer.encode_batch([text for _, text in sections])
+            for (document, text), ids in zip(sections, encoded, strict=True):
+                split, size = int(is_validation(text, card.validation)), len(text.encode())
+                writers[SPLITS[split]].append(np.append(ids, eot), size)
+                kept["sections"][document, split] += 1
+                kept["text_bytes"][document, split] += size
+            if records:
+                records.append(kept)
             if reader.total_documents:  # the total in bytes is estimated from the mean so far
                 bar.total = round(manifest.text_bytes / reader.read * reader.total_documents)
             bar.update(manifest.text_bytes - bar.n)
             if before != [len(split.shards) for split in manifest.splits.values()]:
                 for writer in writers.values():
                     writer.sync()
+                if records:
+                    records.sync()
                 yield
+
+
+def drop_duplicates(manifest: Manifest, count: int) -> None:
+    """Count documents as left out that were counted as used."""
+    if count:
+        manifest.documents -= count
+        manifest.skipped["duplicate"] = manifest.skipped.get("duplicate", 0) + count
 
 
 def _check_splits(card: Card, manifest: Manifest) -> None:
@@ -157,7 +217,7 @@ def _check_splits(card: Card, manifest: Manifest) -> None:
 
 
 @contextmanager
-def _working_in(folder: Path) -> Iterator[None]:
+def working_in(folder: Path) -> Iterator[None]:
     """Lock the folder against a second prepare, and turn a full disk into one clear line."""
     make_folder(folder)
     try:
@@ -179,11 +239,17 @@ def unigram_loss(folder: Path, splits: dict[str, Split], vocab_size: int) -> flo
     n, m = (np.zeros(vocab_size, dtype=np.int64) for _ in SPLITS)
     for counts, split in ((n, "train"), (m, "val")):
         for shard in splits[split].shards:
-            tokens = np.memmap(folder / shard.file, dtype=dtype_of(vocab_size), mode="r")
-            for start in range(0, len(tokens), COUNTED):
-                counts += np.bincount(tokens[start : start + COUNTED], minlength=vocab_size)
+            for tokens in chunks_of(folder / shard.file, dtype_of(vocab_size)):
+                counts += np.bincount(tokens, minlength=vocab_size)
     log_p = np.log((n + 1) / (n.sum() + vocab_size))
     return float(-(m * log_p).sum() / m.sum())
+
+
+def chunks_of(file: Path, dtype: str) -> Iterator[np.ndarray]:
+    """The tokens of a shard, `COUNTED` at a time. Not memory-mapped: pages of a whole shard would count as memory."""
+    with file.open("rb") as stream:
+        while len(tokens := np.fromfile(stream, dtype, COUNTED)):
+            yield tokens
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:

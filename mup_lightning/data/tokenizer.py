@@ -46,7 +46,7 @@ class Tokenizer:
     """
 
     def __init__(self, source: str | Path) -> None:
-        self.name = str(source)
+        self.source, self.name = source, str(source)
         self.description: Description | None = None
         if self.name not in VOCABULARIES:
             self.description = describe(source)

@@ -189,7 +189,7 @@ def test_files_that_change_while_they_are_read_are_refused(make_card, tmp_path, 
 
 
 def test_folders_that_cannot_be_used(make_card, tmp_path):
-    with prepare_module._working_in(tmp_path / "out"), pytest.raises(UserError, match="is being written by process"):
+    with prepare_module.working_in(tmp_path / "out"), pytest.raises(UserError, match="is being written by process"):
         run(make_card(documents(30)), tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is not a folder"):

@@ -1,0 +1,149 @@
+"""A corpus prepared in parts, by several processes or by the tasks of an array job, and joined to the same bytes.
+
+Each part is a prepared folder of its share of the source, inside the corpus's own. The join reads their tokens, one
+document after the other, and writes them anew: where shards begin, and which copy of a text is kept, depends on all
+before it.
+"""
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from mup_lightning.data.card import Card
+from mup_lightning.data.duplicates import Seen, read_records
+from mup_lightning.data.prepare import COUNTED, SHARD_TOKENS, chunks_of, drop_duplicates, finish, prepare, working_in
+from mup_lightning.data.shards import MANIFEST, Manifest, SplitWriter
+from mup_lightning.data.sources import Sources
+from mup_lightning.data.tokenizer import Tokenizer
+from mup_lightning.errors import UserError
+
+
+def part_of(folder: Path, share: tuple[int, int]) -> Path:
+    """The folder of part I of N of a corpus."""
+    return folder / "part-{:05d}-of-{:05d}".format(*share)
+
+
+def prepare_parts(
+    card: Card, folder: Path, tokenizer: str = "gpt2", of: int = 2, progress: bool = True, force: bool = False
+) -> Manifest:
+    """Prepare a corpus by `of` processes of this machine, which share its cores; see `prepare`."""
+    if not (folder / MANIFEST).exists() or force:
+        cores = sorted(os.sched_getaffinity(0))
+        with ProcessPoolExecutor(of, multiprocessing.get_context("spawn")) as pool:
+            for task in [
+                pool.submit(_prepare, card, folder, tokenizer, progress, force, (number, of), cores)
+                for number in range(1, of + 1)
+            ]:
+                task.result()
+    return join(card, folder, of, tokenizer, force=force)
+
+
+def _prepare(
+    card: Card,
+    folder: Path,
+    tokenizer: str,
+    progress: bool,
+    force: bool,
+    share: tuple[int, int],
+    cores: list[int],
+) -> None:
+    """Prepare a part in a process of its own, on its share of the cores; the first one shows its progress."""
+    number, of = share
+    os.sched_setaffinity(0, cores[number - 1 :: of] or cores)
+    prepare(card, part_of(folder, share), tokenizer, progress=progress and number == 1, force=force, share=share)
+
+
+def join(
+    card: Card,
+    folder: Path,
+    of: int,
+    tokenizer: str = "gpt2",
+    shard_tokens: int = SHARD_TOKENS,
+    force: bool = False,
+) -> Manifest:
+    """Make a corpus of its parts, which are removed after it. Killed at any point, it begins anew when rerun.
+
+    Raises:
+        UserError: a part is missing, unfinished or of another source, card or tokenizer, or the folder holds another
+            corpus.
+    """
+    parts = {share: part_of(folder, share) for share in ((number, of) for number in range(1, of + 1))}
+    if (folder / MANIFEST).exists() and not force:
+        manifest = prepare(card, folder, tokenizer)
+    else:
+        manifest = _joined(card, folder, parts, Tokenizer(tokenizer), shard_tokens)
+    for part in parts.values():
+        shutil.rmtree(part, ignore_errors=True)
+    return manifest
+
+
+def _joined(
+    card: Card, folder: Path, parts: dict[tuple[int, int], Path], tokenizer: Tokenizer, shard_tokens: int
+) -> Manifest:
+    known = Sources.of(card, [], folder, None)
+    for (number, of), part in parts.items():
+        if not (part / MANIFEST).is_file():
+            raise UserError(
+                f"part {number} of {of} is not finished: no {part / MANIFEST}; run it: --shard {number}/{of}"
+            )
+        # What is finished is only compared with the card and the files.
+        prepare(card, part, tokenizer.source, progress=False, share=(number, of))
+        known.files |= record.files if (record := Sources.load(part)) else {}
+    files = card.input_files()
+    sources = Sources.of(card, files, folder, known)
+    card.pin()
+    names = [(path.name, state.sha256) for path, state in zip(files, sources.files.values(), strict=True)]
+    sources.source_hash = card.source_hash(names)
+    own = (tokenizer.name, sources.source_hash, card.provenance(), tokenizer.vocabulary)
+    manifest = Manifest.begin(card.name, *own)
+    seen = Seen(np.empty(0, "<u8")) if card.deduplicate else None
+    with working_in(folder), ExitStack() as stack:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        tokenizer.save(folder)
+        splits = manifest.splits.items()
+        writers = {name: SplitWriter(folder, name, shard_tokens, split, dtype=manifest.dtype) for name, split in splits}
+        for writer in writers.values():
+            stack.callback(writer.close)
+        for part in parts.values():
+            _append(part, manifest, writers, seen)
+        return finish(card, folder, manifest, writers, sources)
+
+
+def _append(folder: Path, manifest: Manifest, writers: dict[str, SplitWriter], seen: Seen | None) -> None:
+    """Write the documents of a part that are not copies of earlier ones, and count them."""
+    part, records = Manifest.load(folder), read_records(folder)
+    manifest.documents += part.documents
+    manifest.text_bytes += part.text_bytes
+    for reason, count in part.skipped.items():
+        manifest.skipped[reason] = manifest.skipped.get(reason, 0) + count
+    fresh = np.ones(len(records), dtype=bool)
+    if seen:
+        for start in range(0, len(records), COUNTED):
+            fresh[start : start + COUNTED] = seen.new(records["hash"][start : start + COUNTED])
+        drop_duplicates(manifest, int((~fresh).sum()))
+    for index, (name, split) in enumerate(manifest.splits.items()):
+        kept = np.repeat(fresh, records["sections"][:, index])
+        for number, ids in enumerate(_documents(folder, part, name)):
+            if seen is None or kept[number]:
+                writers[name].append(ids)
+        dropped = int(records["text_bytes"][~fresh, index].sum())
+        split.text_bytes = (split.text_bytes or 0) + (part.splits[name].text_bytes or 0) - dropped
+
+
+def _documents(folder: Path, manifest: Manifest, split: str) -> Iterator[np.ndarray]:
+    """The tokens of each document of a split, its end-of-text token included."""
+    for shard in manifest.splits[split].shards:
+        shard.check(folder, True, manifest.itemsize)
+        rest = np.empty(0, manifest.dtype)
+        for chunk in chunks_of(folder / shard.file, manifest.dtype):
+            tokens, begin = np.concatenate([rest, chunk]), 0
+            for end in (np.flatnonzero(tokens == manifest.eot) + 1).tolist():
+                yield tokens[begin:end]
+                begin = end
+            rest = tokens[begin:]
