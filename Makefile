@@ -62,7 +62,7 @@ coord-table: $(VENV)/.run $(firstword $(AUSTEN)) ## coordinate checks of all opt
 	@$(MUP) coord-check --all recipes/experiment/coordinates.yaml $(call given)
 gpu-check: $(VENV)/.run ## is training right on this machine's GPUs, how fast is it, and what memory does it take? 8 minutes
 	@$(MUP) gpu-check $(call given)
-evaluate: $(VENV)/.run ## validation loss of RUN's newest checkpoint
+evaluate: $(VENV)/.run ## loss, perplexity and bits per byte of RUN's newest checkpoint
 	@$(MUP) evaluate $(call q,runs/$(RUN)) $(call given,RUN SIZE MODEL OPT PARAM)
 export: $(VENV)/.export ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2 or Llama
 	@$(MUP) export $(call q,runs/$(RUN)) $(call q,out=exported/$(RUN)) $(call given,RUN SIZE MODEL OPT PARAM)

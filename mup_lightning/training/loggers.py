@@ -11,6 +11,7 @@ from mup_lightning.config.schema import Config, RunConfig, leaves
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_json, write_json
 from mup_lightning.training.run import RunFolder, is_first_process, plain
+from mup_lightning.typed import convert
 
 PROJECT = "mup_lightning"
 """Of Weights & Biases and MLflow, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME say another."""
@@ -53,7 +54,7 @@ def make(config: Config, folder: RunFolder, first_step: int, purge_step: int | N
     if not is_first_process():
         return [DummyLogger()] if names else []
     file = folder.path / "loggers.json"
-    known: dict[str, str] = read_json(file, "what loggers call the run") if file.is_file() else {}
+    known = convert(read_json(file, "ids of the run") if file.is_file() else {}, dict[str, str], str(file))
     made: list[Logger] = []
     for name in names:
         if name == "tensorboard":
