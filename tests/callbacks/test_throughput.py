@@ -19,9 +19,11 @@ def clock(monkeypatch):
 
 def test_points_are_of_the_interval_and_of_the_mean_without_the_first_step_and_pauses(clock):
     throughput, logged = Throughput(10, TrainerConfig(log_every=2, peak_flops=100.0), 6.0), {}
+    logger = SimpleNamespace(log_metrics=lambda values, step: logged.update({step: values}))
     trainer = SimpleNamespace(
         max_steps=6,
-        logger=SimpleNamespace(log_metrics=lambda values, step: logged.update({step: values})),
+        logger=logger,
+        loggers=[logger],
         strategy=SimpleNamespace(reduce=lambda value, reduce_op: 4 * value),  # over four processes
     )
     throughput.on_train_start(trainer, SimpleNamespace(device=torch.device("cpu")))
