@@ -8,8 +8,7 @@ from mup_lightning.config.data import DataConfig
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.base import RecipeConfig
-from mup_lightning.spectral.families import FAMILIES
-from mup_lightning.spectral.horizon import UNCONFIRMED, beyond
+from mup_lightning.spectral.horizon import SDE_LOSES, beyond
 from mup_lightning.spectral.recipe import Recipe, derive
 from mup_lightning.spectral.roles import Role, Side
 from mup_lightning.typed import (
@@ -235,8 +234,8 @@ class Config(Typed):
         sizes = {"width": self.model.width, "depth": self.model.depth, "batch": batch, "tokens": tokens}
         if recipe.law and (outside := beyond(recipe.law, sizes)):
             lines.append(outside)
-        if recipe.time_rule == "sde" and FAMILIES[recipe.optimizer].whole_matrix:
-            lines.append(f"{recipe.optimizer}: {UNCONFIRMED}")
+        if recipe.time_rule == "sde":
+            lines.append(SDE_LOSES)
         return lines
 
 

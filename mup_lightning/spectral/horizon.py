@@ -63,7 +63,7 @@ TimeRule = Annotated[
     Bound("none, sde, or fitted:FILE", lambda rule: rule in ("none", "sde") or (rule[:7] == FITTED and rule != FITTED)),
 ]
 
-UNCONFIRMED = "the time rule sde is confirmed by nobody for matrix optimizers; a fitted law is what to use"
+SDE_LOSES = "in our own runs the time rule sde lost to none (docs/results/horizon.md); a fitted law is what to use"
 
 AXES = ("width", "depth", "tokens", "batch")
 """What a law may be over: n, L, T (tokens of the run) and B (tokens of an optimizer step)."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mup_lightning.spectral.families import FAMILIES, Family
-from mup_lightning.spectral.horizon import NONE, SDE, UNCONFIRMED, Horizon
+from mup_lightning.spectral.horizon import NONE, SDE, SDE_LOSES, Horizon
 from mup_lightning.spectral.recipe import Exponents, exponents
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import ONE, Scale, shown
@@ -98,8 +98,8 @@ def _over_time(families: Iterable[Family], horizon: Horizon) -> list[str]:
     said = [LEGEND_OVER_TIME]
     if horizon.power != ONE and decays:
         said.append(f"Decays of averages, raised to the power {horizon.power}: {'; '.join(decays)}.")
-    if horizon == SDE and any(family.whole_matrix for family in families):
-        said.append(f"{UNCONFIRMED[0].upper()}{UNCONFIRMED[1:]}.")
+    if horizon == SDE:
+        said.append(f"{SDE_LOSES[0].upper()}{SDE_LOSES[1:]}.")
     return said
 
 

@@ -227,7 +227,7 @@ def test_a_run_says_what_its_time_rule_does():
     sde, law = timed(), timed(time_rule="fitted:law.json", law=LAW)
     assert sde.over_time() == [
         "time rule sde, batch 4 x and tokens 16 x the base's: lr x 0.5, weight decay x 0.5",
-        "muon_kimi: the time rule sde is confirmed by nobody for matrix optimizers; a fitted law is what to use",
+        "in our own runs the time rule sde lost to none (docs/results/horizon.md); a fitted law is what to use",
     ]
     assert law.over_time()[1:] == []
     far = timed(time_rule="fitted:law.json", law=LAW, tokens=16_000_000)
