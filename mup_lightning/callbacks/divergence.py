@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from tqdm import tqdm
 
 from mup_lightning.callbacks.losses import Losses
-from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log
+from mup_lightning.callbacks.step import SavedCallback, WatchedModule, due, log
 from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.errors import Diverged
 
@@ -41,7 +41,7 @@ def spike_limit(window: deque[float], sigmas: float) -> float:
     return level + sigmas * max(spread, LEAST_SPREAD * abs(level))
 
 
-class Divergence(StepCallback):
+class Divergence(SavedCallback):
     """Judges every step's loss, where the losses of all processes come together: at points, and before a checkpoint.
 
     `trainer.spike_stop` spikes within the window end the run; `spikes` are those so far, over all resumes.

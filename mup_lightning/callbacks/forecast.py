@@ -10,12 +10,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mup_lightning.callbacks.losses import Losses, Validation
-from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log, tensorboard
+from mup_lightning.callbacks.step import SavedCallback, WatchedModule, due, log, tensorboard
 from mup_lightning.config.forecast import CURVE_POINTS, Forecast
 from mup_lightning.config.schema import TrainerConfig
 
 
-class BesideForecast(StepCallback):
+class BesideForecast(SavedCallback):
     """Logs the forecast at the points of the training loss, and judges the run by it.
 
     The training loss is smoothed as those of the small models were, over a fiftieth of the run. The first point is that

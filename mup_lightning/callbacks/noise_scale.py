@@ -21,7 +21,7 @@ from typing import ClassVar
 import lightning.pytorch as pl
 import torch
 
-from mup_lightning.callbacks.step import StepCallback, WatchedModule, log
+from mup_lightning.callbacks.step import SavedCallback, WatchedModule, log
 from mup_lightning.config.schema import Config
 
 WINDOW = 20
@@ -31,7 +31,7 @@ SHARE = 4
 """The second pass takes at most this part of a step's sequences, and so of its time."""
 
 
-class NoiseScale(StepCallback):
+class NoiseScale(SavedCallback):
     """Measures the noise scale every `trainer.noise_scale_every` steps, and logs it.
 
     |G|² and tr(Σ) are averaged over the last measurements, each on its own: the mean of their quotients would be

@@ -45,31 +45,13 @@ class WatchedModule(Protocol):
 
 
 class StepCallback(pl.Callback):
-    """Turns micro-batch hooks into step hooks. Steps are counted from 1: `step` is the one begun or just finished.
-
-    `saved`: key -> attribute, a number or a deque, that Lightning's part of a checkpoint holds.
-    """
-
-    saved: ClassVar[dict[str, str]] = {}
+    """Turns micro-batch hooks into step hooks. Steps are counted from 1: `step` is the one begun or just finished."""
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Before the first micro-batch of an optimizer step."""
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """After the optimizer and the schedule have stepped: the only place where a state may be saved."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `saved`."""
-        values = {key: getattr(self, name) for key, name in self.saved.items()}
-        return {key: list(value) if isinstance(value, deque) else value for key, value in values.items()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict`; a checkpoint of an early version has none, and what is saved begins anew."""
-        for key, name in self.saved.items():
-            if isinstance(own := getattr(self, name), deque):
-                own.extend(state_dict[key])
-            else:
-                setattr(self, name, state_dict[key])
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -84,6 +66,28 @@ class StepCallback(pl.Callback):
         """Call `on_step_end` where a step ends."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self.on_step_end(trainer, cast(WatchedModule, pl_module), trainer.global_step)
+
+
+class SavedCallback(StepCallback):
+    """A step callback that a checkpoint remembers; Lightning allows one of each class in a run.
+
+    `saved`: key -> attribute, a number or a deque, that Lightning's part of a checkpoint holds.
+    """
+
+    saved: ClassVar[dict[str, str]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `saved`."""
+        values = {key: getattr(self, name) for key, name in self.saved.items()}
+        return {key: list(value) if isinstance(value, deque) else value for key, value in values.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`; a checkpoint of an early version has none, and what is saved begins anew."""
+        for key, name in self.saved.items():
+            if isinstance(own := getattr(self, name), deque):
+                own.extend(state_dict[key])
+            else:
+                setattr(self, name, state_dict[key])
 
 
 def due(step: int, every: int, last: int) -> bool:

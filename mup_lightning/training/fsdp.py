@@ -23,9 +23,6 @@ from mup_lightning.training.module import GPT2Module
 class FSDPStrategy(DDPStrategy):
     """`fully_shard` around every block and around the whole, with one `HybridOptimizer`."""
 
-    shards_gradients = True
-    """A process's gradients are its shards of the averaged ones, in its flat tensors."""
-
     def __init__(self) -> None:
         super().__init__()
         self._flats: dict[torch.Tensor, dict[Fragment, DTensor]] = {}

@@ -121,7 +121,7 @@ class GPT2Module(pl.LightningModule):
         # Where nothing is clipped, squares that overflow in float32 would do so in the optimizer's state too.
         length = total_norm if self.config.trainer.gradient_clip > 0 else get_total_norm
         norms = torch.stack([length(of_unit) for of_unit in gradients.values()])
-        if getattr(self.trainer.strategy, "shards_gradients", False):
+        if self.hybrid.layouts:  # under FSDP, each process has a shard
             norms = self.trainer.strategy.reduce(norms.square(), reduce_op="sum").sqrt()
         self.see_gradient_norm(torch.linalg.vector_norm(norms))
         if self.config.trainer.gradient_clip > 0:

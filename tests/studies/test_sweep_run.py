@@ -132,7 +132,7 @@ def test_a_run_keeps_what_it_is_asked_to(trial, tmp_path):
 def test_what_is_no_loss_costs_one_trial(trial, tmp_path, monkeypatch, capsys):
     """A validation loss that is not finite is a divergence; a fault of ours is a failure."""
     with monkeypatch.context() as patch:
-        patch.setattr("mup_lightning.training.module.GPT2Module.validation_sums", lambda self: (float("inf"), 1.0, 1.0))
+        patch.setattr("mup_lightning.training.module.GPT2Module.validation_sums", lambda *_: (float("inf"), 1.0, 1.0))
         result = measure(trial, tmp_path, "off")
     assert (result["loss"], result["diverged"]) == (None, "step 60: the validation loss is inf")
     monkeypatch.setattr("mup_lightning.studies.sweep.run.train", lambda *_, **__: 1 / 0)
