@@ -1,5 +1,6 @@
 """What `mup-lightning gpu-check` measures: each function is one part, and returns rows."""
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from mup_lightning.model.loss import cross_entropy
 from mup_lightning.plan.plan import plan
 from mup_lightning.studies.scaling import Verdict
 from mup_lightning.training.module import build_training
-from mup_lightning.training.run import plain
+from mup_lightning.training.run import Result, plain
 from mup_lightning.training.train import settle, train
 
 FAMILIES = ("gpt2", "llama")
@@ -101,8 +102,17 @@ class Place:
         return build_config([Path("recipes/gpt2.yaml"), preset("size", size), preset("model", family), values])
 
 
+def _train(config: Config, *, keep: bool = False) -> Result:
+    """Train, and give the memory back: a Trainer and its module refer to each other."""
+    result = train(config, progress=False, keep=keep)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return result
+
+
 def _loss(config: Config) -> float:
-    loss = train(config, progress=False, keep=False).validation_loss
+    loss = _train(config).validation_loss
     assert loss is not None
     return loss
 
@@ -129,7 +139,7 @@ def resume(place: Place) -> list[Row]:
     def files(name: str, **changes: Any) -> tuple[Path, bytes]:
         config = place.config("base", trainer__max_steps=4, trainer__checkpoint_every=2, data__batch_size=16)
         config.run.name, config.run.resume = name, changes.get("resume")
-        folder = Path(train(config, progress=False).checkpoint or "")
+        folder = Path(_train(config, keep=True).checkpoint or "")
         return folder, b"".join(file.read_bytes() for file in sorted(folder.glob("*.safetensors")))
 
     for name in ("straight", "resumed"):
@@ -147,7 +157,7 @@ def waits(place: Place) -> list[Row]:
         if not place.rehearse:
             torch.cuda.set_sync_debug_mode("warn")
         try:
-            train(config, progress=False, keep=False)
+            _train(config)
         finally:
             if not place.rehearse:
                 torch.cuda.set_sync_debug_mode("default")
@@ -191,7 +201,7 @@ def speed(place: Place, size: str, family: str) -> list[Row]:
     make = partial(place.config, size, family, data__batch_size=batch, recipe__optimizer="adamw")
     config = make(trainer__max_steps=8)
     with place.peak() as peak:
-        rate = train(config, progress=False, keep=False).tokens_per_second
+        rate = _train(config).tokens_per_second
     settle(config)
     planned, bare = plan(config, (1,)), _bare(place, config)
     flops = planned.flops.convention_per_token
@@ -212,10 +222,7 @@ def speed(place: Place, size: str, family: str) -> list[Row]:
 def matrix_steps(place: Place) -> list[Row]:
     """What a step of half a million tokens takes with Muon-Kimi, over AdamW's."""
     make = partial(place.config, "small", trainer__max_steps=5, data__batch_size=512)
-    rates = {
-        rule: train(make(recipe__optimizer=rule), progress=False, keep=False).tokens_per_second
-        for rule in ("adamw", "muon_kimi", "adamw")
-    }
+    rates = {rule: _train(make(recipe__optimizer=rule)).tokens_per_second for rule in ("adamw", "muon_kimi", "adamw")}
     ratio = rates["adamw"] / rates["muon_kimi"]
     return [Row("Muon-Kimi's step over AdamW's", ratio, "times", high=None if place.rehearse else 1.06)]
 
