@@ -39,7 +39,7 @@ TokenizerName = Annotated[
 
 
 def _is_name(folder: str) -> bool:
-    return bool(folder) and folder[0] not in "{["  # a mapping that is none
+    return bool(folder) and folder[0] not in "{["  # a mapping or list that did not parse
 
 
 Folder = Annotated[str, Bound("the folder of a prepared corpus, such as data/prepared/austen-gpt2", _is_name)]

@@ -141,7 +141,7 @@ class RunConfig(Typed, prefix="run."):
         resume: last (continue from the run's newest complete checkpoint), auto (the same, or start where there is none:
             what a job that SLURM may run again wants), or a checkpoint's folder; null: start anew.
         forecast: forecast.json of `mup-lightning forecast`, which TensorBoard shows with the training loss; null: none.
-        loggers: where the curves go, some of tensorboard, csv, wandb, mlflow (see docs/guide/tensorboard.md); []: none.
+        loggers: where the curves go, some of tensorboard, csv, wandb, mlflow (see docs/guide/train.md); []: none.
     """
 
     root: str = "runs"

@@ -17,7 +17,7 @@ from mup_lightning.files import file_sha256, read_yaml, write_atomic, yaml_text
 from mup_lightning.typed import Bound, NonNegativeInt, build
 
 DESCRIPTION = "tokenizer.yaml"
-"""A description in a prepared corpus or a run's folder, with a copy of the tokenizer's file beside it."""
+"""File in a prepared corpus or a run's folder that describes its tokenizer, whose own file is copied there, too."""
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 """Special tokens that end a document where a file has exactly one of them, and nothing else is said."""
@@ -58,7 +58,7 @@ class Description:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write the description, whole, into a folder, with a copy of the file beside it."""
+        """Copy the tokenizer's file and this description into a folder, the description last."""
         here = replace(self, file=f"tokenizer{self.path.suffix}")
         write_atomic(folder / here.file, self.path.read_bytes())
         write_atomic(folder / DESCRIPTION, yaml_text({key: value for key, value in asdict(here).items() if value}))

@@ -64,8 +64,8 @@ class Tokenizer:
             if (folder / DESCRIPTION).is_file() and (found := cls(folder / DESCRIPTION)).reference == wanted:
                 return found
         raise UserError(
-            f"the tokenizer {wanted} is in none of {', '.join(map(str, folders))}; copy {DESCRIPTION} and the file "
-            f"beside it there from the prepared corpus or the run's folder"
+            f"the tokenizer {wanted} is in none of {', '.join(map(str, folders))}; copy {DESCRIPTION} and the "
+            f"tokenizer's file there from the prepared corpus or the run's folder"
         )
 
     @classmethod

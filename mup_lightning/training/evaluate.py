@@ -12,10 +12,10 @@ from mup_lightning.callbacks.losses import bits_per_byte
 from mup_lightning.data.sampler import validation_batches
 from mup_lightning.data.shards import Manifest, TokenStore, reference
 from mup_lightning.data.tokenizer import Tokenizer
+from mup_lightning.data.tokenizer_json import SAMPLE
 from mup_lightning.errors import UserError
 from mup_lightning.training import questions
-from mup_lightning.training.export import SAMPLE
-from mup_lightning.training.finished import Finished, open_model
+from mup_lightning.training.finished import Finished, best_device, open_model
 from mup_lightning.training.module import loss_sums
 
 
@@ -116,8 +116,3 @@ def _context(subject: Finished, asked: int | None) -> int:
 
 def _name(subject: Finished) -> dict[str, Any]:
     return {"checkpoint": str(subject.path), "step": subject.step}
-
-
-def best_device() -> torch.device:
-    """A GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

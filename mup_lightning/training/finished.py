@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mup_lightning.config.data import DataConfig
 from mup_lightning.config.schema import Config
 from mup_lightning.data.tokenizer import Tokenizer
@@ -53,3 +55,8 @@ def load_model(checkpoint: checkpoints.Checkpoint, config: Config) -> GPT2:
     model.to_empty(device="cpu")
     Shards(checkpoint.path).load_weights(model)
     return model.eval()
+
+
+def best_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

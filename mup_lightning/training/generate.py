@@ -12,7 +12,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.model.cache import Cache
 from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.training import GenerateSettings
-from mup_lightning.training.finished import open_model
+from mup_lightning.training.finished import best_device, open_model
 
 INCOMPLETE = "\ufffd"
 """What decoding puts in the place of bytes that are no whole character, or not yet."""
@@ -118,7 +118,7 @@ def run(settings: GenerateSettings) -> None:
     model, tokenizer = found.model, found.tokenizer
     if (objection := tokenizer.objection(text)) or not text:
         raise UserError(f"the prompt {f'has a {objection}' if objection else 'is empty'}; expected text")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(best_device())
     how = {key: getattr(settings, key) for key in ("temperature", "top_k", "top_p", "seed")}
     following = generate(model, tokenizer.encode_batch([text])[0].tolist(), eot=tokenizer.eot, **how)
     shown, counted = tee(islice(following, settings.tokens))

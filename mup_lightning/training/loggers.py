@@ -31,7 +31,7 @@ def check(run: RunConfig) -> None:
     for name in run.loggers:
         for package in needed.get(name, []):
             spec = importlib.util.find_spec(package)
-            if spec is None or spec.origin is None:  # a folder of that name, as wandb makes them, is no package
+            if spec is None or spec.origin is None:  # a folder of that name, as wandb makes them, is not a package
                 raise UserError(
                     f"run.loggers has {name}, which needs {package}, which is not installed: pip install "
                     f"'mup-lightning[{name}]', or leave it out"

@@ -46,7 +46,8 @@ class Question:
 def read(file: Path, tokenizer: Tokenizer) -> list[Question]:
     """The questions of a JSONL file, one a line, with the keys of one of `FORMS`; other keys are ignored.
 
-    Raises UserError, with file and line, for one that is no JSON or no question, or that the tokenizer cannot hold.
+    Raises UserError, with file and line, for one that is not JSON, not a question, or has text that the tokenizer
+    cannot encode.
     """
     found = []
     for number, line in enumerate(read_text(file, "questions as JSONL").split("\n"), 1):

@@ -30,9 +30,9 @@ SETTINGS = {
     "shampoo": {"rules.shampoo.eps": 1e-6},
 }
 AT_TWO = [(rule, strategy) for rule in WITNESSES for strategy in STRATEGIES]
-AT_TWO += [(rule, f"zero{1 + n % 2}") for n, rule in enumerate(OTHERS)]
-AT_TWO += [(rule, "ddp") for rule in OTHERS if RULES[rule].whole_matrix]
-AT_FOUR = [("sophia", "zero1"), *(("muon_kimi", strategy) for strategy in ("ddp", "zero3", "fsdp"))]
+AT_TWO += [(rule, s) for n, rule in enumerate(OTHERS) for s in ("ddp", f"zero{1 + n % 2}")]
+BOTH = [(rule, strategy) for rule in ("adamw", "muon_kimi") for strategy in STRATEGIES]
+AT_FOUR = [("sophia", "zero1"), *(("muon_kimi", strategy) for strategy in ("ddp", "zero1", "zero3", "fsdp"))]
 LLAMA = families.model(families.LLAMA | {"qk_norm": True, "qk_gain": True}) | {"rules.muon.per_head": True}
 # Sophia runs the compiled blocks a second time, for its estimate of the Hessian.
 ONE_BLOCK, BFLOAT16 = {"model.depth": 1}, {"trainer.precision": "bf16"}
@@ -54,8 +54,8 @@ def settings(config_of):
 @pytest.fixture(scope="module")
 def by_two(settings, two):
     """Name of a run of two processes -> its last checkpoint, or the error."""
-    special = [(("muon_kimi", strategy), "llama", LLAMA) for strategy in STRATEGIES]
-    special += [(("muon_kimi", strategy), "bf16", BFLOAT16) for strategy in STRATEGIES]
+    special = [(case, "llama", LLAMA) for case in BOTH]
+    special += [(case, "bf16", BFLOAT16) for case in BOTH]
     special += [(case, "compiled", ONE_BLOCK | {"trainer.compile": "on"}) for case in COMPILED]
     special += [(("adamw", strategy), "exploding", {"recipe.lr": 1e30}) for strategy in STRATEGIES]
     return two.train(
@@ -96,11 +96,11 @@ def test_two_processes_train_what_one_does(by_two, alone, rule, strategy):
             assert (theirs[name].flatten().double() - value.flatten().double()).abs().max() < 1e-4, (quantity, name)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_train_the_llama_that_one_does(by_two, alone, strategy):
+@pytest.mark.parametrize(("rule", "strategy"), BOTH)
+def test_two_processes_train_the_llama_that_one_does(by_two, alone, rule, strategy):
     """Matrices of many shapes, stacked in pairs or by heads, and gains of one head."""
-    wanted = weights_of(alone("muon_kimi", "llama", **LLAMA))
-    assert_same_training(weights_of(by_two[f"llama-muon_kimi-{strategy}"]), wanted, bound=5e-6)
+    wanted = weights_of(alone(rule, "llama", **LLAMA))
+    assert_same_training(weights_of(by_two[f"llama-{rule}-{strategy}"]), wanted, bound=5e-6)
 
 
 @pytest.mark.parametrize(("rule", "strategy"), AT_FOUR)
@@ -108,14 +108,14 @@ def test_four_processes_train_what_one_does(by_four, alone, rule, strategy):
     assert_same_training(weights_of(by_four[f"four-{rule}-{strategy}"]), weights_of(alone(rule)), bound=5e-6)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_bf16_is_the_same_mathematics_under_every_strategy(by_two, alone, strategy):
+@pytest.mark.parametrize(("rule", "strategy"), BOTH)
+def test_bf16_is_the_same_mathematics_under_every_strategy(by_two, alone, rule, strategy):
     """Weights are float32 and products bf16, the same ones: what differs is the order in which gradients are added.
 
     Where that tips a product over to the next bf16 number, it costs what rounding to bf16 costs anyway. Both runs lie
     as far from float32 as that takes them; so over all weights they lie at most twice as far from each other.
     """
-    folder, rule = by_two[f"bf16-muon_kimi-{strategy}"], "muon_kimi"
+    folder = by_two[f"bf16-{rule}-{strategy}"]
     found, wanted, exact = (weights_of(path) for path in (folder, alone(rule, "bf16", **BFLOAT16), alone(rule)))
     assert all(weight.dtype == torch.float32 for weight in found.values())
     # DeepSpeed's own bf16 takes one step too many at stage 0.

@@ -40,8 +40,10 @@ KILLED = "error: process 2 of 2 was killed by SIGKILL, perhaps because memory ra
 FAILED = "error: process 2 of 2 has failed, and the others have been ended"
 FAULTS = [
     ("ddp", "step killed", KILLED),
+    ("zero0", "step error", FAILED),
     ("zero1", "set-up refused", "error: a fault of one process"),
-    ("zero3", "step error", FAILED),
+    ("zero2", "set-up killed", KILLED),
+    ("zero3", "step killed", KILLED),
 ]
 
 

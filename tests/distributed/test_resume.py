@@ -22,8 +22,9 @@ RULES = {
 }
 """A rule, and what is trained besides the defaults."""
 BIT = [("muon_kimi", strategy) for strategy in STRATEGIES]
-BIT += [("sophia", "ddp"), ("sophia", "zero3"), ("soap", "zero2")]
-BIT += [("adamw", "zero1"), ("adamw", "fsdp"), ("muon_kimi-llama", "ddp"), ("muon_kimi-llama", "zero3")]
+BIT += [("sophia", "ddp"), ("sophia", "zero3"), ("soap", "ddp"), ("soap", "zero2")]
+BIT += [("adamw", "zero1"), ("adamw", "fsdp")]
+BIT += [("muon_kimi-llama", strategy) for strategy in ("ddp", "zero2", "zero3")]
 # From each kind of checkpoint (whole parameters, flat groups, every parameter cut by elements or by rows) to other
 # strategies and numbers of processes. Without dropout, whose draws belong to processes, all compute the same.
 MOVES = [

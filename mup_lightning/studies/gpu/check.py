@@ -94,8 +94,6 @@ def _prepare(settings: GpuCheckSettings) -> Place:
 
 def _measure(place: Place, part: Part) -> list[Row] | str:
     """The rows of a part, or why there are none."""
-    import torch
-
     from mup_lightning.studies.gpu import parts as measurements
 
     try:
@@ -104,10 +102,6 @@ def _measure(place: Place, part: Part) -> list[Row] | str:
         if "CUDA error" in str(error):  # the process can do nothing more with its GPU
             os._exit(1)
         return next((line for line in str(error).splitlines() if line), repr(error))
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
 
 
 def lines(found: Found) -> list[list[str]]:

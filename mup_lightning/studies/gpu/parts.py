@@ -103,12 +103,13 @@ class Place:
 
 
 def _train(config: Config, *, keep: bool = False) -> Result:
-    """Train, and give the memory back: a Trainer and its module refer to each other."""
-    result = train(config, progress=False, keep=keep)
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return result
+    """Train, and give the memory back, also after an error: a Trainer and its module refer to each other."""
+    try:
+        return train(config, progress=False, keep=keep)
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _loss(config: Config) -> float:
