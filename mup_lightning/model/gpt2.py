@@ -38,6 +38,7 @@ class GPT2(nn.Module):
         super().__init__()
         self.config, self.multipliers = config, multipliers
         self.vocab_size: int = config.vocab_size or 0
+        self.compiled = False
         self.token = nn.Embedding(config.padded_vocab, config.width)
         self.position = nn.Embedding(config.context, config.width) if config.position == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
@@ -54,6 +55,15 @@ class GPT2(nn.Module):
         if self.head is not None:
             result["head.weight"] = Declaration(Role.OUTPUT, "head")
         return result | norm(self.final_norm, "final_norm", Role.INPUT_BIAS)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile every block, one graph for all, and on a GPU the loss's passes over the logits.
+
+        In place, so that names stay and every strategy finds the blocks that it expects.
+        """
+        self.compiled = True
+        for block in self.blocks:
+            block.compile(*args, **kwargs)
 
     def initialise(self, recipe: Recipe, seed: int) -> None:
         """Draw all weights; a pure function of the recipe, the seed, and each parameter's name and shape."""
@@ -119,6 +129,7 @@ class GPT2(nn.Module):
             chunk=self.config.loss_chunk,
             measure=recorder is not None,
             losses_N=None if losses_BT is None else losses_BT.view(-1),
+            compiled=self.compiled and window_BT1.is_cuda,  # on a CPU the products are nearly all of the time
         )
         if recorder is not None and rms is not None:
             recorder.rms(taps.LOGITS, None, rms)

@@ -7,6 +7,8 @@ begins: the gradient is taken in the forward pass, and backward only scales it.
 Shapes: N tokens, C width, V padded vocabulary, K tokens in a chunk.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ def cross_entropy(
     chunk: int | None = None,
     measure: bool = False,
     losses_N: torch.Tensor | None = None,
+    compiled: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Mean cross-entropy in nats of softmax(logits) over the first `vocab_size` tokens of the vocabulary.
 
@@ -40,16 +43,18 @@ def cross_entropy(
     5); the loss that is returned has not, so that it stays comparable.
 
     Returns the loss (0-dim, float32 or wider) and, asked to `measure` it, the RMS norm of the logits. `chunk` tokens
-    have logits at once; None: `default_chunk`. `losses_N` is filled with every token's own loss.
+    have logits at once; None: `default_chunk`. `losses_N` is filled with every token's own loss. `compiled`: the
+    passes over the logits are fused by torch.compile; on a GPU there are about ten of them, more work than the products.
     """
     chunk = chunk or default_chunk(weight_VC.shape[0], weight_VC.device)
     if torch.is_grad_enabled() and (features_NC.requires_grad or weight_VC.requires_grad):
         loss, rms = _ChunkedCrossEntropy.apply(
-            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, measure, losses_N
+            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, measure, losses_N, compiled
         )
     else:
+        options = {"grad": False, "measure": measure, "compiled": compiled}
         loss, rms, _, _ = _sweep(
-            features_NC, weight_VC, targets_N, vocab_size, cap, 0.0, chunk, losses_N, grad=False, measure=measure
+            features_NC, weight_VC, targets_N, vocab_size, cap, 0.0, chunk, losses_N, **options
         )
     return loss, rms if measure else None
 
@@ -72,9 +77,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk: int,
         measure: bool,
         losses_N: torch.Tensor | None,
+        compiled: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        options = {"grad": True, "measure": measure, "compiled": compiled}
         loss, rms, d_features, d_weight = _sweep(
-            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, losses_N, grad=True, measure=measure
+            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, losses_N, **options
         )
         ctx.save_for_backward(d_features, d_weight)
         ctx.mark_non_differentiable(rms)
@@ -85,7 +92,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_features, d_weight = ctx.saved_tensors
         # In place: autograd passes the buffers to .grad, and a copy of the weight's would be as large as the weight.
-        return d_features.mul_(d_loss), d_weight.mul_(d_loss), *(None,) * 7
+        return d_features.mul_(d_loss), d_weight.mul_(d_loss), *(None,) * 8
 
 
 def _sweep(
@@ -100,6 +107,7 @@ def _sweep(
     *,
     grad: bool,
     measure: bool,
+    compiled: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One pass over the tokens: loss, RMS of the logits, and the gradients of the mean loss (empty without `grad`)."""
     device = features_NC.device
@@ -111,50 +119,85 @@ def _sweep(
     loss_sum, square_sum = torch.zeros(2, device=device, dtype=wide)
     d_features = torch.empty_like(features_NC) if grad else features_NC.new_empty(0)
     d_weight = torch.zeros_like(weight_VC) if grad else weight_VC.new_empty(0)
+    passes = _fused() if compiled else _passes
 
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         x_NC, w_VC = features_NC.detach().to(dtype), weight_VC.detach().to(dtype)
-        # The only buffer for logits; in low precision the products need a second one in addition to the float32 one.
-        wide_KV = torch.empty(min(chunk, tokens), padded, device=device, dtype=wide)
-        low_KV = wide_KV if dtype == wide else torch.empty_like(wide_KV, dtype=dtype)
+        # The only buffer for logits; in low precision eager passes need a float32 one in addition.
+        buffer_KV = torch.empty(min(chunk, tokens), padded, device=device, dtype=dtype)
+        wide_KV = torch.empty_like(buffer_KV, dtype=wide) if dtype != wide and not compiled else None
         for start in range(0, tokens, chunk):
             rows = slice(start, min(start + chunk, tokens))
-            x_KC, target_K1 = x_NC[rows], targets_N[rows, None]
-            z_KV, z_low_KV = wide_KV[: x_KC.shape[0]], low_KV[: x_KC.shape[0]]
-            torch.mm(x_KC, w_VC.t(), out=z_low_KV)
-            if dtype != wide:
-                z_KV.copy_(z_low_KV)
-            slope_KV = None  # d(capped)/d(uncapped)
-            if cap is not None:
-                z_KV.div_(cap).tanh_()
-                slope_KV = z_KV.square().neg_().add_(1.0) if grad else None
-                z_KV.mul_(cap)
-            if measure:
-                square_sum += torch.linalg.vector_norm(z_KV[:, :vocab_size]).square()
-            z_KV[:, vocab_size:] = -torch.inf
-            target_logit_K1 = z_KV.gather(1, target_K1)
-            max_K1 = z_KV.amax(1, keepdim=True)
-            e_KV = z_KV.sub_(max_K1).exp_()
-            total_K1 = e_KV.sum(1, keepdim=True)
-            log_z_K1 = total_K1.log() + max_K1
-            loss_K1 = log_z_K1 - target_logit_K1
-            loss_sum += loss_K1.sum()
+            x_KC = x_NC[rows]
+            z_KV = torch.mm(x_KC, w_VC.t(), out=buffer_KV[: x_KC.shape[0]])
+            spare_KV = None if wide_KV is None else wide_KV[: x_KC.shape[0]]
+            losses_K, squares = passes(
+                z_KV, spare_KV, targets_N[rows, None], vocab_size, tokens, cap, z_loss, grad=grad, measure=measure
+            )
+            loss_sum += losses_K.sum()
+            square_sum += squares
             if losses_N is not None:
-                losses_N[rows] = loss_K1[:, 0]
+                losses_N[rows] = losses_K
             if not grad:
                 continue
-            # d(mean loss)/dz = (softmax - onehot)/N, in the logits' own memory.
-            d_KV = e_KV.div_(total_K1 * tokens)
-            if z_loss:
-                d_KV.mul_(1.0 + 2.0 * z_loss * log_z_K1)
-            d_KV.scatter_add_(1, target_K1, torch.full_like(target_logit_K1, -1.0 / tokens))
-            if slope_KV is not None:
-                d_KV.mul_(slope_KV)
             if dtype == wide:
-                torch.mm(d_KV, w_VC, out=d_features[rows])
-                d_weight.addmm_(d_KV.t(), x_KC)
+                torch.mm(z_KV, w_VC, out=d_features[rows])
+                d_weight.addmm_(z_KV.t(), x_KC)
             else:
-                d_low_KV = z_low_KV.copy_(d_KV)
-                d_features[rows] = torch.mm(d_low_KV, w_VC)
-                d_weight += torch.mm(d_low_KV.t(), x_KC)
+                d_features[rows] = torch.mm(z_KV, w_VC)
+                d_weight += torch.mm(z_KV.t(), x_KC)
     return loss_sum / tokens, (square_sum / (tokens * vocab_size)).sqrt(), d_features, d_weight
+
+
+def _passes(
+    logits_KV: torch.Tensor,
+    spare_KV: torch.Tensor | None,
+    target_K1: torch.Tensor,
+    vocab_size: int,
+    tokens: int,
+    cap: float | None,
+    z_loss: float,
+    *,
+    grad: bool,
+    measure: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens' losses (K,) and the sum of all capped logits' squares; `logits_KV` turns into d(mean loss)/dz.
+
+    The gradient is that of a mean over `tokens`. `spare_KV` is memory for float32 logits, where those are narrower.
+    """
+    wide = torch.promote_types(logits_KV.dtype, torch.float32)
+    z_KV = logits_KV.to(wide) if spare_KV is None else spare_KV.copy_(logits_KV)
+    slope_KV, squares = None, z_KV.new_zeros(())  # d(capped)/d(uncapped)
+    if cap is not None:
+        z_KV.div_(cap).tanh_()
+        slope_KV = z_KV.square().neg_().add_(1.0) if grad else None
+        z_KV.mul_(cap)
+    if measure:
+        squares = torch.linalg.vector_norm(z_KV[:, :vocab_size]).square()
+    z_KV[:, vocab_size:] = -torch.inf
+    target_logit_K1 = z_KV.gather(1, target_K1)
+    max_K1 = z_KV.amax(1, keepdim=True)
+    e_KV = z_KV.sub_(max_K1).exp_()
+    total_K1 = e_KV.sum(1, keepdim=True)
+    log_z_K1 = total_K1.log() + max_K1
+    if grad:
+        # d(mean loss)/dz = (softmax - onehot)/N, in the logits' own memory.
+        d_KV = e_KV.div_(total_K1 * tokens)
+        if z_loss:
+            d_KV.mul_(1.0 + 2.0 * z_loss * log_z_K1)
+        if torch.compiler.is_compiling():  # a scatter would end the fused pass, and this would be one more eager pass
+            d_KV = d_KV - (torch.arange(d_KV.shape[1], device=d_KV.device) == target_K1) / tokens
+        else:
+            d_KV.scatter_add_(1, target_K1, torch.full_like(target_logit_K1, -1.0 / tokens))
+        if slope_KV is not None:
+            d_KV.mul_(slope_KV)
+        if d_KV is not logits_KV:
+            logits_KV.copy_(d_KV)
+    return (log_z_K1 - target_logit_K1)[:, 0], squares
+
+
+
+@cache
+def _fused() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """`_passes`, compiled. Made on first use, since importing the compiler takes a second."""
+    return torch.compile(_passes)

@@ -84,6 +84,8 @@ def spectral_norms(tensors: list[torch.Tensor]) -> list[float]:
 
 def total_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
     """The length of all tensors as one vector, 0-dim; in float64 where float32's squares might vanish or overflow."""
+    if tensors[0].is_cuda:  # to look at the value would be to wait for it, and the sum is a matter of memory, not width
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, 2, torch.float64)))
     norm = get_total_norm(tensors)
     if 1e-15 < norm < torch.inf:
         return norm

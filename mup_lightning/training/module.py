@@ -57,8 +57,7 @@ class GPT2Module(pl.LightningModule):
         self.model, self.hybrid = build_training(config)
         self.hybrid.check = False  # see_gradient_norm has looked at the same gradients
         if config.trainer.compile == "on":
-            for block in self.model.blocks:
-                block.compile()  # in place, so that names stay and every strategy finds what it expects
+            self.model.compile()
         self.strict_loading = False  # weights come from `tensors`, not from Lightning
         self.recorder: Recorder | None = None
         self.gradient_norm: torch.Tensor = torch.tensor(0.0)
@@ -125,7 +124,7 @@ class GPT2Module(pl.LightningModule):
             norms = self.trainer.strategy.reduce(norms.square(), reduce_op="sum").sqrt()
         self.see_gradient_norm(torch.linalg.vector_norm(norms))
         if self.config.trainer.gradient_clip > 0:
-            relative = torch.linalg.vector_norm(norms / norms.new_tensor(list(gradients)))
+            relative = torch.linalg.vector_norm(torch.stack([n / unit for n, unit in zip(norms, gradients, strict=True)]))
             parameters = [p for group in groups for p in group["params"]]
             clip_grads_with_norm_(parameters, self.config.trainer.gradient_clip, relative)
 

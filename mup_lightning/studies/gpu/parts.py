@@ -259,8 +259,7 @@ def _bare(place: Place, config: Config) -> float:
     """Tokens/s of the loop that one writes for a benchmark: compiled blocks, fused AdamW, random tokens on the GPU."""
     model, _ = build_training(config, place.device)
     if not place.rehearse:
-        for block in model.blocks:
-            block.compile()
+        model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2**-9, fused=True)
     sequences, steps = config.data.sequences, config.trainer.max_steps
     shape = (sequences, config.model.context + 1)
