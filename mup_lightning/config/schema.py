@@ -71,7 +71,10 @@ class TrainerConfig(Typed, prefix="trainer."):
         nodes: machines.
         accelerator: auto takes GPUs where there are any.
         precision: auto is bf16 (autocast, float32 weights) on GPU and float32 on CPU, where bfloat16 is slow.
-        compile: auto is on on GPU: torch.compile of the blocks. On CPU it takes minutes and gains nothing.
+        compile: auto is on on GPU: torch.compile of the blocks, and of the loss's passes over the logits. On CPU it
+            takes minutes and gains nothing.
+        deterministic: the same bits in every run on the same GPU, so that a resumed run is exact there too, as on
+            CPUs it always is; attention's backward pass is slower.
         gradient_clip: largest gradient norm, at the base shape (recipe.scale_clip); 0: no clipping.
         validate_every: steps between validations; 0: only at the end.
         checkpoint_every: steps between checkpoints; 0: only at the end.
@@ -97,6 +100,7 @@ class TrainerConfig(Typed, prefix="trainer."):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
     gradient_clip: NonNegativeFloat = 1.0
     validate_every: NonNegativeInt = 200
     checkpoint_every: NonNegativeInt = 200

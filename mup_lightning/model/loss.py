@@ -44,7 +44,7 @@ def cross_entropy(
 
     Returns the loss (0-dim, float32 or wider) and, asked to `measure` it, the RMS norm of the logits. `chunk` tokens
     have logits at once; None: `default_chunk`. `losses_N` is filled with every token's own loss. `compiled`: the
-    passes over the logits are fused by torch.compile; on a GPU there are about ten of them, more work than the products.
+    passes over the logits, about ten, are fused by torch.compile; on a GPU they take longer than the products.
     """
     chunk = chunk or default_chunk(weight_VC.shape[0], weight_VC.device)
     if torch.is_grad_enabled() and (features_NC.requires_grad or weight_VC.requires_grad):
@@ -53,9 +53,7 @@ def cross_entropy(
         )
     else:
         options = {"grad": False, "measure": measure, "compiled": compiled}
-        loss, rms, _, _ = _sweep(
-            features_NC, weight_VC, targets_N, vocab_size, cap, 0.0, chunk, losses_N, **options
-        )
+        loss, rms, _, _ = _sweep(features_NC, weight_VC, targets_N, vocab_size, cap, 0.0, chunk, losses_N, **options)
     return loss, rms if measure else None
 
 
@@ -194,7 +192,6 @@ def _passes(
         if d_KV is not logits_KV:
             logits_KV.copy_(d_KV)
     return (log_z_K1 - target_logit_K1)[:, 0], squares
-
 
 
 @cache

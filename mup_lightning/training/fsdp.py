@@ -44,7 +44,7 @@ class FSDPStrategy(DDPStrategy):
             mine = {part: cast(DTensor, sharded[part.name]) for part in layout.ranks[self.global_rank]}
             flat = torch.zeros(max((part.offset + part.length for part in mine), default=0), device=self.root_device)
             for part, parameter in mine.items():
-                part.of_flat(flat).copy_(parameter.to_local().flatten())
+                part.of_flat(flat).copy_(parameter.to_local().detach().flatten())
             for name in shapes:
                 hybrid.held[name].tensor = sharded[name]
             group["params"] = [flat]

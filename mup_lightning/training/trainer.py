@@ -121,12 +121,19 @@ def make_trainer(
     _silence()
     trainer = config.trainer
     process = enter(trainer)
+    on_gpu = trainer.accelerator == "gpu"
+    if on_gpu and trainer.deterministic:
+        # A help against code that reads memory before it is written, which takes a pass of its own.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        if trainer.compile == "on":
+            torch._inductor.config.deterministic = True  # no kernels chosen by their time
     together = [Together(process, config)] if process.world_size > 1 else []
     return pl.Trainer(
         accelerator=trainer.accelerator,
         strategy=_strategy(trainer, process),
         devices=trainer.devices,
         num_nodes=trainer.nodes,
+        deterministic=trainer.deterministic if on_gpu else None,  # CPUs always are
         precision="32-true",  # the module does its own autocast
         max_steps=trainer.max_steps,
         max_epochs=-1,

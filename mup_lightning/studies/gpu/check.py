@@ -1,6 +1,6 @@
 """`mup-lightning gpu-check`: a list of parts, one after another in a worker process, and the table of what they found.
 
-The bars are those of one H100 in bf16; on another GPU the same rows stand without them.
+The bars are those of one H100 or H200 in bf16; on another GPU the same rows stand without them.
 """
 
 import os
@@ -48,8 +48,7 @@ def run(settings: GpuCheckSettings) -> int:
     gpus = 0 if settings.rehearse else torch.cuda.device_count()
     device = "CPU (rehearsal)" if settings.rehearse else torch.cuda.get_device_name(0)
     place = _prepare(settings)
-    strategies = ("fsdp",) if settings.rehearse else STRATEGIES if gpus > 1 else ()
-    todo = parts(settings.sizes, strategies)
+    todo = parts(settings.sizes, ("fsdp",) if settings.rehearse else STRATEGIES, min(2, gpus) or 2)
     found: dict[str, list[Row] | str] = {}
     deadline = time.monotonic() + 60 * settings.minutes
 
@@ -72,13 +71,15 @@ def run(settings: GpuCheckSettings) -> int:
     return 3 if Verdict.FAIL in verdicts else 4 if len(found) < len(todo) else 0
 
 
-def parts(sizes: tuple[str, ...], strategies: tuple[str, ...]) -> list[Part]:
-    """What is measured, what has to be right first; `strategies` are compared with one process."""
+def parts(sizes: tuple[str, ...], strategies: tuple[str, ...], processes: int) -> list[Part]:
+    """What is measured, what has to be right first; `strategies` run in so many processes."""
     found = [Part("bf16 and the compiler", "same_losses"), Part("resume", "resume"), Part("waits for the GPU", "waits")]
     found += [Part(f"attention of {family}", "flash", (family,)) for family in FAMILIES]
-    found += [Part(f"two processes under {name}", "strategy", (name,)) for name in strategies]
+    found.append(
+        Part(f"strategies, {processes} process{'es' * (processes > 1)} each", "strategies", (strategies, processes))
+    )
     found += [Part(f"speed of {size}, {family}", "speed", (size, family)) for size in sizes for family in FAMILIES]
-    return [*found, Part("Muon-Kimi's steps", "matrix_steps"), Part("kernels of the loss", "losses")]
+    return [*found, Part("steps of 0.5 M tokens", "steps"), Part("kernels of the loss", "losses")]
 
 
 def _prepare(settings: GpuCheckSettings) -> Place:

@@ -1,6 +1,7 @@
 """What `mup-lightning gpu-check` measures: each function is one part, and returns rows."""
 
 import gc
+import math
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 import yaml
 
 from mup_lightning.config.load import build_config, preset
 from mup_lightning.config.schema import Config
-from mup_lightning.errors import UserError
 from mup_lightning.files import read_json, write_atomic
 from mup_lightning.model.loss import cross_entropy
 from mup_lightning.plan.plan import plan
@@ -29,7 +30,7 @@ from mup_lightning.training.train import settle, train
 
 FAMILIES = ("gpt2", "llama")
 H100_TOKENS = {"small": 420e3, "large": 78e3, "xl": 42e3}
-"""Size -> tokens/s that one H100 shall reach in bf16 on GPT-2's blocks."""
+"""Size -> tokens/s that one H100 or H200 (the same chip) shall reach in bf16 on GPT-2's blocks."""
 H100_MFU = 0.5
 H100_PEAK = 989e12
 """FLOP/s of dense bf16 products; NVIDIA's data sheet of the H100 SXM."""
@@ -102,10 +103,14 @@ class Place:
         return build_config([Path("recipes/gpt2.yaml"), preset("size", size), preset("model", family), values])
 
 
-def _train(config: Config, *, keep: bool = False) -> Result:
-    """Train, and give the memory back, also after an error: a Trainer and its module refer to each other."""
+def _train(config: Config, **options: Any) -> Result:
+    """Train, and give the memory back, also after an error: a Trainer and its module refer to each other.
+
+    The compiler forgets the runs before: it keeps eight variants of a function, and runs all others uncompiled.
+    """
+    torch.compiler.reset()
     try:
-        return train(config, progress=False, keep=keep)
+        return train(config, progress=False, **{"keep": False, **options})
     finally:
         gc.collect()
         if torch.cuda.is_available():
@@ -138,76 +143,93 @@ def resume(place: Place) -> list[Row]:
     """Whether a run that goes on from a checkpoint ends in the same bytes."""
 
     def files(name: str, **changes: Any) -> tuple[Path, bytes]:
-        config = place.config("base", trainer__max_steps=4, trainer__checkpoint_every=2, data__batch_size=16)
-        config.run.name, config.run.resume = name, changes.get("resume")
+        changes |= {"trainer__checkpoint_every": 2, "trainer__deterministic": True, "run__name": name}
+        config = place.config("base", trainer__max_steps=4, data__batch_size=16, **changes)
         folder = Path(_train(config, keep=True).checkpoint or "")
         return folder, b"".join(file.read_bytes() for file in sorted(folder.glob("*.safetensors")))
 
     for name in ("straight", "resumed"):
         shutil.rmtree(place.folder / "runs" / name, ignore_errors=True)
     folder, straight = files("straight")
-    _, again = files("resumed", resume=str(folder.with_name("step_00000002")))
+    _, again = files("resumed", run__resume=str(folder.with_name("step_00000002")))
     return [Row("a resumed run's last checkpoint differs in bytes", float(straight != again), "", high=0.0)]
+
+
+class _Waits(pl.Callback):
+    """Lets torch warn of everything that makes the CPU wait for the GPU, in all steps but the first two and the last.
+
+    The first ones make what is made once, and the end of a run waits for it.
+    """
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """See the class."""
+        if torch.cuda.is_available():
+            inside = 2 <= trainer.global_step < trainer.max_steps - 1
+            torch.cuda.set_sync_debug_mode("warn" if inside else "default")
 
 
 def waits(place: Place) -> list[Row]:
     """How often a step that logs nothing makes the CPU wait for the GPU: once, to see NaN before weights change."""
-    config, steps = place.config("small", trainer__max_steps=12, data__batch_size=16), 12
+    config = place.config("small", trainer__max_steps=12, data__batch_size=16)
+    steps = config.trainer.max_steps - 3
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if not place.rehearse:
-            torch.cuda.set_sync_debug_mode("warn")
         try:
-            _train(config)
+            _train(config, callbacks=[_Waits()])
         finally:
             if not place.rehearse:
                 torch.cuda.set_sync_debug_mode("default")
     seen = [f"{item.filename}:{item.lineno}" for item in caught if "synchronizing" in str(item.message)]
-    often = {where: seen.count(where) for where in dict.fromkeys(seen) if seen.count(where) >= steps - 1}
-    rows = [Row("waits in every step", sum(count / steps for count in often.values()), "", high=1.5)]
-    return rows + [Row(f"  of them at {where}", count / steps) for where, count in often.items()]
+    rows = [Row("waits in every step", len(seen) / steps, "", high=1.0)]
+    return rows + [Row(f"  of them at {where}", seen.count(where) / steps) for where in dict.fromkeys(seen)]
 
 
 def flash(place: Place, family: str) -> list[Row]:
-    """Whether attention, forward and backward, runs as flash attention: the only kernel that is allowed to."""
+    """Whether attention, forward and backward, runs as flash attention, torch's or cuDNN's: no other is allowed to."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     config = place.config("small", family, trainer__max_steps=1)
     model, _ = build_training(config, place.device)
     tokens = torch.zeros(2, config.model.context + 1, dtype=torch.int64, device=place.device)
-    allowed = [SDPBackend.FLASH_ATTENTION] + [SDPBackend.MATH] * place.rehearse
+    allowed = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION] + [SDPBackend.MATH] * place.rehearse
     with torch.autocast(place.device, torch.bfloat16), sdpa_kernel(allowed):
         model.loss(tokens).backward()  # raises where no allowed kernel takes these shapes
     return [Row("flash attention", 1.0, "", low=1.0)]
 
 
-def strategy(place: Place, name: str) -> list[Row]:
-    """The loss of two processes under a strategy, over that of one."""
+def strategies(place: Place, names: tuple[str, ...], processes: int) -> list[Row]:
+    """The loss of a run under every strategy, over that of one process without any; all at the same time."""
     make = partial(place.config, "base", trainer__max_steps=20, data__batch_size=16, trainer__precision="fp32")
-    alone, config, file = _loss(make()), make(), place.folder / f"{name}.yaml"
-    config.trainer.strategy, config.trainer.devices, config.run.name = name, 2, name  # type: ignore[assignment]
-    shutil.rmtree(place.folder / "runs" / name, ignore_errors=True)
-    write_atomic(file, yaml.safe_dump(plain(config)))
-    command = [sys.executable, "-m", "mup_lightning.cli.main", "train", "-c", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    if done.returncode:
-        raise UserError(f"{name} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-200:]}")
-    loss = float(read_json(place.folder / "runs" / name / "result.json", "a result")["validation_loss"])
-    return [Row(f"{name}: loss over one process", loss - alone, "nats", -0.001, 0.001)]
+    started = {}
+    for name in names:
+        config, file = make(), place.folder / f"{name}.yaml"
+        config.trainer.strategy, config.trainer.devices, config.run.name = name, processes, name  # type: ignore[assignment]
+        shutil.rmtree(place.folder / "runs" / name, ignore_errors=True)
+        write_atomic(file, yaml.safe_dump(plain(config)))
+        command = [sys.executable, "-m", "mup_lightning.cli.main", "train", "-c", str(file)]
+        started[name] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    alone, rows = _loss(make()), []
+    for name, process in started.items():
+        said, _ = process.communicate(timeout=240)
+        if process.returncode:
+            rows.append(Row(f"{name}: ends with {process.returncode}: {said.strip()[-200:]}", math.nan, low=0.0))
+            continue
+        loss = float(read_json(place.folder / "runs" / name / "result.json", "a result")["validation_loss"])
+        rows.append(Row(f"{name}: loss over one process without a strategy", loss - alone, "nats", -0.001, 0.001))
+    return rows
 
 
 def speed(place: Place, size: str, family: str) -> list[Row]:
     """Tokens/s, MFU and peak memory of a real run, beside a bare loop of the same model and micro-batches."""
-    batch = 256 if size == "small" else 128
-    make = partial(place.config, size, family, data__batch_size=batch, recipe__optimizer="adamw")
-    config = make(trainer__max_steps=8)
+    batch = {"small": 256, "medium": 128}.get(size, 64)
+    config = place.config(size, family, data__batch_size=batch, recipe__optimizer="adamw", trainer__max_steps=6)
     with place.peak() as peak:
         rate = _train(config).tokens_per_second
     settle(config)
     planned, bare = plan(config, (1,)), _bare(place, config)
     flops = planned.flops.convention_per_token
-    h100 = not place.rehearse and "H100" in torch.cuda.get_device_name(0)
-    barred = h100 and family == "gpt2" and size in H100_TOKENS
+    name = "CPU" if place.rehearse else torch.cuda.get_device_name(0)
+    barred = ("H100" in name or "H200" in name) and family == "gpt2" and size in H100_TOKENS
     rows = [
         Row("tokens/s", rate, "", low=H100_TOKENS[size] if barred else None),
         Row("times the bare loop", rate / bare, "", low=None if place.rehearse else 1.0),
@@ -220,12 +242,25 @@ def speed(place: Place, size: str, family: str) -> list[Row]:
     return rows
 
 
-def matrix_steps(place: Place) -> list[Row]:
-    """What a step of half a million tokens takes with Muon-Kimi, over AdamW's."""
-    make = partial(place.config, "small", trainer__max_steps=5, data__batch_size=512)
-    rates = {rule: _train(make(recipe__optimizer=rule)).tokens_per_second for rule in ("adamw", "muon_kimi", "adamw")}
-    ratio = rates["adamw"] / rates["muon_kimi"]
-    return [Row("Muon-Kimi's step over AdamW's", ratio, "times", high=None if place.rehearse else 1.06)]
+def steps(place: Place) -> list[Row]:
+    """What a step of half a million tokens takes with Muon-Kimi, and one with the same bits in every run, over AdamW's.
+
+    AdamW's is measured before and after them.
+    """
+    make = partial(place.config, "small", trainer__max_steps=5, data__batch_size=512, recipe__optimizer="adamw")
+    others: dict[str, dict[str, Any]] = {
+        "Muon-Kimi's": {"recipe__optimizer": "muon_kimi"},
+        "a deterministic": {"trainer__deterministic": True},
+    }
+    plain = [_train(make()).tokens_per_second]
+    rates = {what: _train(make(**changes)).tokens_per_second for what, changes in others.items()}
+    plain.append(_train(make()).tokens_per_second)
+    bounds = {} if place.rehearse else {"Muon-Kimi's": 1.06}
+    mean = sum(plain) / 2
+    rows = [Row("AdamW's step, the second time over the first", plain[0] / plain[1], "times")]
+    return rows + [
+        Row(f"{what} step over AdamW's", mean / rate, "times", high=bounds.get(what)) for what, rate in rates.items()
+    ]
 
 
 def losses(place: Place) -> list[Row]:
@@ -234,7 +269,10 @@ def losses(place: Place) -> list[Row]:
     features, weight = (torch.randn(rows, C, device=place.device, requires_grad=True) for rows in (N, V))
     labels = torch.randint(V, (N,), device=place.device)
     kernels: dict[str, Callable[[], torch.Tensor]] = {
-        "in chunks (ours)": lambda: cross_entropy(features, weight, labels, V)[0],
+        "in chunks, compiled (ours)": lambda: cross_entropy(features, weight, labels, V, compiled=not place.rehearse)[
+            0
+        ],
+        "in chunks, eager (ours)": lambda: cross_entropy(features, weight, labels, V)[0],
         "torch's, whole logits": lambda: torch.nn.functional.cross_entropy((features @ weight.t()).float(), labels),
     }
     try:
