@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from mup_lightning.optim.newton_schulz import Coefficient, Iterations, operations, orthogonalise, scratch
+from mup_lightning.optim.newton_schulz import Coefficient, Iterations, PolarExpress, operations, orthogonalise, scratch
 from mup_lightning.optim.rule import Group, Item, Rule, batches, move, split_blocks, split_items
 from mup_lightning.spectral.roles import ParameterInfo
 from mup_lightning.typed import UnitInterval
@@ -25,7 +25,7 @@ class Muon(Rule):
         momentum: decay of the gradient's accumulation.
         nesterov: look one step ahead along the momentum.
         steps: Newton-Schulz iterations.
-        coefficients: a, b, c of one iteration X <- aX + b(XXᵀ)X + c(XXᵀ)²X.
+        coefficients: a, b, c of one iteration X <- aX + b(XXᵀ)X + c(XXᵀ)²X; or polar_express: own ones for each.
         per_head: queries, keys and values are orthogonalised head by head, with rates derived for that.
         dtype: of the iteration; auto is bfloat16 on GPU and float32 on CPU, where bfloat16 is slow.
     """
@@ -35,7 +35,7 @@ class Muon(Rule):
     momentum: UnitInterval = 0.95
     nesterov: bool = True
     steps: Iterations = 5
-    coefficients: tuple[Coefficient, Coefficient, Coefficient] = (3.4445, -4.7750, 2.0315)
+    coefficients: tuple[Coefficient, Coefficient, Coefficient] | PolarExpress = (3.4445, -4.7750, 2.0315)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     per_head: bool = False
 

@@ -2,12 +2,15 @@
 
 X <- aX + b(XXᵀ)X + c(XXᵀ)²X drives every singular value towards 1 (Jordan et al. 2024, "Muon"). With Muon's
 coefficients (3.4445, -4.7750, 2.0315) five steps leave them between about 0.7 and 1.2: fast, and as good for training.
+Polar Express has a polynomial of its own for each step: the one whose composition with those before it is nearest to 1
+on singular values from 1e-3 on (Amsel et al. 2025, arXiv 2505.16932). Five steps bring these to 0.85 to 1.12, where
+Muon's leave the smallest at 0.47; eight make them 1.
 
 Shapes: b matrices in a batch, r rows, s columns; n the shorter side.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
@@ -17,7 +20,21 @@ from mup_lightning.typed import Bound
 Coefficients = tuple[float, float, float]
 
 Coefficient = Annotated[float, Bound("a finite number between -100 and 100", lambda value: abs(value) < 100)]
+PolarExpress = Literal["polar_express"]
 Iterations = Annotated[int, Bound("a whole number from 1 to 100", lambda value: 1 <= value <= 100)]
+
+POLAR_EXPRESS = (
+    (8.2051, -22.9019, 16.4607),
+    (4.0664, -2.8612, 0.5184),
+    (3.9096, -2.8234, 0.5250),
+    (3.2856, -2.4153, 0.4853),
+    (2.2779, -1.6198, 0.3985),
+    (1.8726, -1.2307, 0.3585),
+    (1.8564, -1.2132, 0.3568),
+    (1.8750, -1.2500, 0.3750),
+)
+"""a, b, c of the first eight steps; all later ones repeat the last. All but the last have the paper's margin for
+rounding: they take singular values up to 1.01."""
 
 _ROUND = 3
 """Steps on one Gram matrix: rounding errors of small singular values grow by a² a step, and by 140 in two."""
@@ -26,7 +43,7 @@ _ROUND = 3
 def orthogonalise(
     matrices_brs: torch.Tensor,
     steps: int,
-    coefficients: Coefficients,
+    coefficients: Coefficients | PolarExpress,
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """Newton-Schulz on a batch of matrices.
@@ -34,7 +51,7 @@ def orthogonalise(
     Args:
         matrices_brs: (b, r, s), any float dtype; overwritten.
         steps: iterations.
-        coefficients: a, b, c.
+        coefficients: a, b, c; or those of Polar Express.
         dtype: of the arithmetic.
 
     Returns:
@@ -44,7 +61,12 @@ def orthogonalise(
     matrices_brs.div_(units(matrices_brs))
     matrices_brs.div_(norms(matrices_brs))
     matrices_brs = matrices_brs.to(dtype)  # rebound, so that the wider ones are freed
-    return iterate(matrices_brs, [coefficients] * steps)
+    return iterate(matrices_brs, polar_express(steps) if coefficients == "polar_express" else [coefficients] * steps)
+
+
+def polar_express(steps: int) -> list[Coefficients]:
+    """The coefficients of each of `steps` steps."""
+    return [POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)] for step in range(steps)]
 
 
 def operations(rows: int, columns: int, steps: int) -> int:

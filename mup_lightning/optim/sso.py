@@ -17,22 +17,10 @@ from collections.abc import Callable
 
 import torch
 
-from mup_lightning.optim.newton_schulz import Iterations, iterate, norms, scratch, units
+from mup_lightning.optim.newton_schulz import Iterations, iterate, norms, polar_express, scratch, units
 from mup_lightning.optim.rule import Group, Item, Rule, batches, split_blocks, split_items
 from mup_lightning.optim.spectral_norm import leading
 from mup_lightning.typed import PositiveFloat, UnitInterval
-
-POLAR_EXPRESS = (
-    (8.2051, -22.9019, 16.4607),
-    (4.0664, -2.8612, 0.5184),
-    (3.9096, -2.8234, 0.5250),
-    (3.2856, -2.4153, 0.4853),
-    (2.2779, -1.6198, 0.3985),
-    (1.8726, -1.2307, 0.3585),
-    (1.8564, -1.2132, 0.3568),
-    (1.8750, -1.2500, 0.3750),
-)
-"""a, b, c of the first eight steps; all later ones repeat the last."""
 
 
 class SSO(Rule):
@@ -97,7 +85,6 @@ def tangent(
         steps: of Newton-Schulz.
         tolerance: see above.
     """
-    coefficients = [*POLAR_EXPRESS, *[POLAR_EXPRESS[-1]] * (steps - len(POLAR_EXPRESS))][:steps]
     M_brs = M_brs / units(M_brs)
     norm_b11 = norms(M_brs)
 
@@ -106,7 +93,7 @@ def tangent(
         bound_b11 = 1.0 + multiplier_b11.abs()
         X_brs = M_brs / (norm_b11 * bound_b11)
         X_brs.baddbmm_(u_br1 * (multiplier_b11 / bound_b11), v_bs1.mT)  # Θ itself is never made
-        return iterate(X_brs, coefficients)
+        return iterate(X_brs, polar_express(steps))
 
     def residual(multiplier_b: torch.Tensor) -> torch.Tensor:
         return (u_br1.mT @ (sign(multiplier_b) @ v_bs1))[:, 0, 0]

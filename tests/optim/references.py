@@ -45,16 +45,16 @@ def adan(w, grads, lr, wd, eps, beta1=0.98, beta2=0.92, beta3=0.99, **_):
     return w
 
 
-def muon(w, grads, lr, wd, eps, momentum=0.95, scale=1.0, **_):
+def muon(w, grads, lr, wd, eps, momentum=0.95, scale=1.0, polynomials=QUINTIC, **_):
     m = 0.0
     for g in grads:
         m = momentum * m + g
-        w = w - lr * (scale * newton_schulz(unit(g + momentum * m), QUINTIC) + wd * w)
+        w = w - lr * (scale * newton_schulz(unit(g + momentum * m), polynomials) + wd * w)
     return w
 
 
-def muon_kimi(w, grads, lr, wd, eps, **_):
-    return muon(w, grads, lr, wd, eps, scale=0.2 * np.sqrt(max(w.shape)))
+def muon_kimi(w, grads, lr, wd, eps, polynomials=QUINTIC, **_):
+    return muon(w, grads, lr, wd, eps, scale=0.2 * np.sqrt(max(w.shape)), polynomials=polynomials)
 
 
 def sgd(w, grads, lr, wd, eps, momentum=0.9, **_):

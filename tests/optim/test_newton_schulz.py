@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mup_lightning.optim.newton_schulz import iterate, orthogonalise
-from mup_lightning.optim.sso import POLAR_EXPRESS
+from mup_lightning.optim.newton_schulz import POLAR_EXPRESS, iterate, orthogonalise, polar_express
 from tests.optim.references import QUINTIC, newton_schulz
 from tests.optim.test_rules import normal
 
@@ -47,3 +46,44 @@ def test_float32_is_as_good_on_the_gram_matrix(shape, condition, polynomials):
 def test_polar_express_reaches_one_where_the_docstring_says():
     values = torch.tensor([[[3e-4]], [[1e-3]], [[0.1]], [[1.0]]], dtype=torch.float64)
     assert (iterate(values, POLAR_EXPRESS) - 1).abs().max() < 0.02
+
+
+def quintic(low, high):
+    """The odd polynomial ax + bx³ + cx⁵ nearest to 1 on [low, high], by Remez: four equal errors, signs in turn."""
+    inner = np.array([3 * low + high, low + 3 * high]) / 4
+    for _ in range(50):
+        points = np.array([low, *inner, high])
+        a, b, c, _ = np.linalg.solve(np.stack([points, points**3, points**5, [1, -1, 1, -1]], 1), np.ones(4))
+        inner = np.sqrt((-3 * b + np.array([-1, 1]) * np.sqrt(9 * b * b - 20 * a * c)) / (10 * c))
+    return np.array([a, b, c])
+
+
+def test_polar_express_is_the_best_polynomial_of_what_the_steps_before_it_leave():
+    """From the paper's algorithm: lower bound 1e-3, no fit below 0.024 of the upper bound, a margin of 1.01."""
+    low, high, powers = 1e-3, 1.0, np.array([1, 3, 5])
+    for published in polar_express(7):
+        best = quintic(max(low, 0.02407327424182761 * high), high)
+        best *= 2 / (best @ low**powers + best @ high**powers)  # as far from 1 at either end
+        np.testing.assert_allclose(published, best / 1.01**powers, rtol=0, atol=1e-4)
+        low = best @ low**powers
+        high = 2 - low
+    assert polar_express(10)[7:] == [(1.875, -1.25, 0.375)] * 3  # their limit, ax + bx³ + cx⁵ = 1 to third order at 1
+
+
+@pytest.mark.parametrize(("steps", "ours", "muon"), [(5, 0.386, 0.678), (8, 1e-6, 0.317)])
+@pytest.mark.parametrize("shape", [(24, 24), (24, 72), (72, 24)])
+def test_polar_express_brings_a_matrix_of_condition_1000_nearer_to_its_polar_factor(shape, steps, ours, muon):
+    u, _, vt = np.linalg.svd(normal(*shape), full_matrices=False)
+    values = np.geomspace(1, 1e-3, 24)
+    g = torch.tensor(u @ np.diag(values) @ vt)
+    error = {
+        words: float(np.linalg.norm(orthogonalise(g[None].clone(), steps, words, torch.float64)[0].numpy() - u @ vt, 2))
+        for words in (COEFFICIENTS, "polar_express")
+    }
+    x = values / np.linalg.norm(values)  # an odd polynomial of a matrix is that of its singular values
+    for a, b, c in polar_express(steps):
+        x = a * x + b * x**3 + c * x**5
+    assert error["polar_express"] == pytest.approx(abs(x - 1).max(), abs=1e-12)
+    assert error["polar_express"] < ours
+    assert error[COEFFICIENTS] > muon
+    assert torch.isfinite(orthogonalise(g[None].clone(), steps, "polar_express", torch.bfloat16)).all()

@@ -47,7 +47,7 @@ def test_chunks_are_views_of_all_rows(shape, rows, monkeypatch):
 
 
 NONSENSE = {float: ["x", -1.0, float("nan"), None], int: [0, 2.5, "x"], bool: ["perhaps"], str: ["float16"]}
-NONSENSE |= {type(None): [], tuple: [[1.0, 2.0], [float("inf"), 1.0, 1.0], 3]}
+NONSENSE |= {type(None): [], tuple: [[1.0, 2.0], [float("inf"), 1.0, 1.0], 3, "polar"]}
 CASES = [
     (section, key, value)
     for section, rule in SECTIONS.items()
@@ -85,6 +85,7 @@ def test_options_in_force_are_the_defaults_and_what_was_set_of_the_run_s_own_sec
         ({"muon_kimi": {"steps": 5}}, r"unknown option rules\.muon_kimi; did you mean rules\.muon\?"),
         ({"muon": 3}, r"rules is {'muon': 3}; expected keys and values below it"),
         ({"lion": {"beta1": 1.0}}, r"rules\.lion\.beta1 is 1\.0; expected a number from 0 to below 1"),
+        ({"muon": {"coefficients": "muon"}}, r"coefficients is 'muon'; expected 3 values, each .*, or polar_express$"),
         ({"muon": {"dtype": "half"}}, r"rules\.muon\.dtype is 'half'; expected one of auto, float32, bfloat16"),
         ({"sgd": {"momentum": 0.0, "nesterov": True}}, r"rules\.sgd\.nesterov is true, but rules\.sgd\.momentum is 0"),
     ],

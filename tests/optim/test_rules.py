@@ -10,7 +10,7 @@ from mup_lightning.optim.registry import RULES, options_in_force
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.roles import Role
 from mup_lightning.training.tensors import Shards, file_name, held, write
-from tests.optim.references import REFERENCES
+from tests.optim.references import POLAR_EXPRESS, REFERENCES
 
 SHAPES = [(8, 8), (24, 8), (8, 24), (1, 8), (8, 1)]
 MATRIX_RULES = [name for name, rule in RULES.items() if rule.whole_matrix]
@@ -88,6 +88,15 @@ def test_equals_the_published_equation(rule, shape, dtype):
     bound = 1e-12 if dtype == torch.float64 else FLOAT32.get(rule, 1e-6)
     assert found.dtype == (np.float64 if dtype == torch.float64 else np.float32)
     assert np.abs(found - wanted).max() < bound * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("rule", ["muon", "muon_kimi"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_muon_with_the_coefficients_of_polar_express(rule, shape):
+    w, *grads = normal(*shape, count=3)
+    found, _ = run(rule, w, grads, options={"coefficients": "polar_express"})
+    wanted = REFERENCES[rule](w, grads, lr=0.05, wd=0.1, eps=1e-8, polynomials=POLAR_EXPRESS[:5])
+    assert np.abs(found - wanted).max() < 1e-12
 
 
 @pytest.mark.parametrize("rule", MATRIX_RULES)
