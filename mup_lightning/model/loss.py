@@ -184,7 +184,7 @@ def _passes(
         if z_loss:
             d_KV.mul_(1.0 + 2.0 * z_loss * log_z_K1)
         if torch.compiler.is_compiling():  # a scatter would end the fused pass, and this would be one more eager pass
-            d_KV = d_KV - (torch.arange(d_KV.shape[1], device=d_KV.device) == target_K1) / tokens
+            d_KV = d_KV - (torch.arange(d_KV.shape[1], device=d_KV.device) == target_K1).to(wide) / tokens
         else:
             d_KV.scatter_add_(1, target_K1, torch.full_like(target_logit_K1, -1.0 / tokens))
         if slope_KV is not None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -143,11 +144,13 @@ def test_padding_symbols_do_not_exist_for_the_loss():
     assert model(window[:, :-1]).shape[-1] == 101
 
 
-@pytest.mark.parametrize(("cap", "z_loss"), [(None, 0.0), (3.0, 0.0), (None, 0.1), (3.0, 0.1)])
-@pytest.mark.parametrize("chunk", [1, 7, 30, 1000])
-def test_chunked_loss_and_gradients_equal_the_whole(chunk, cap, z_loss):
+@pytest.mark.parametrize(
+    ("chunk", "cap", "z_loss", "compiled"),
+    [*product((1, 7, 30, 1000), (None, 3.0), (0.0, 0.1), (False,)), (30, None, 0.0, True), (7, 3.0, 0.1, True)],
+)
+def test_chunked_loss_and_gradients_equal_the_whole(chunk, cap, z_loss, compiled):
     """Against torch's cross-entropy on whole logits, in float64."""
-    options = {"chunk": chunk, "cap": cap, "z_loss": z_loss}
+    options = {"chunk": chunk, "cap": cap, "z_loss": z_loss, "compiled": compiled}
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(30, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     w = torch.randn(64, 8, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -169,7 +172,8 @@ def test_chunked_loss_and_gradients_equal_the_whole(chunk, cap, z_loss):
         torch.testing.assert_close(cross_entropy(h, w, target, 50, **options)[0], reference, atol=1e-12, rtol=0)
 
 
-def test_chunked_loss_under_autocast_is_close_to_float32():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_chunked_loss_under_autocast_is_close_to_float32(compiled):
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(30, 8, generator=generator, requires_grad=True)
     w = torch.randn(64, 8, generator=generator, requires_grad=True)
@@ -177,7 +181,7 @@ def test_chunked_loss_under_autocast_is_close_to_float32():
     cross_entropy(h, w, target, 50)[0].backward()
     exact, h.grad, w.grad = (h.grad, w.grad), None, None
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = cross_entropy(h.bfloat16(), w, target, 50, chunk=7)
+        loss, _ = cross_entropy(h.bfloat16(), w, target, 50, chunk=7, compiled=compiled)
     loss.backward()
     assert loss.dtype == torch.float32
     assert h.grad.dtype == w.grad.dtype == torch.float32

@@ -7,7 +7,7 @@ from mup_lightning.files import read_json
 from mup_lightning.studies.gpu import GpuCheckSettings, check, parts
 from mup_lightning.studies.scaling import Verdict
 
-ALL = {part.name for part in check.parts(("small",), ("fsdp",))}
+TODO = check.parts(("small",), ("fsdp",), 2)
 
 
 @pytest.fixture
@@ -18,14 +18,14 @@ def settings(tmp_path):
 def test_the_whole_flow_on_a_cpu(settings, capsys):
     assert check.run(settings) == 0
     found = read_json(settings.out / "gpu_check.json", "the check")
-    assert set(found["parts"]) == ALL
+    assert set(found["parts"]) == {part.name for part in TODO}
     assert not found["left_out"]
     rows = {row["what"]: row for rows in found["parts"].values() for row in rows}
     assert abs(rows["gpt2: loss in bf16, over eager fp32"]["value"]) > 0  # bf16 it was
-    assert abs(rows["fsdp: loss over one process"]["value"]) < 1e-5
+    assert abs(rows["fsdp: loss over one process without a strategy"]["value"]) < 1e-5
     assert rows["tokens/s"]["value"] > 0
     assert rows["torch's, whole logits: forward and backward"]["value"] > 0
-    assert "Muon-Kimi's steps" in (settings.out / "gpu_check.md").read_text()
+    assert "Muon-Kimi's step over AdamW's" in (settings.out / "gpu_check.md").read_text()
     assert "PASS" in capsys.readouterr().out
 
 
@@ -34,15 +34,20 @@ def test_a_part_that_fails_costs_no_other(settings, monkeypatch):
     assert check.run(settings) == 3
     found = read_json(settings.out / "gpu_check.json", "the check")["parts"]
     assert found["bad"].startswith("there is no recipes/model/no.yaml")
-    assert len(found["good"]) == 2
+    assert len(found["good"]) == 3
+
+
+def test_a_strategy_that_fails_costs_no_other(settings):
+    place = check._prepare(settings)
+    bad, good = parts.strategies(place, ("zero9", "ddp"), 2)
+    assert (bad.verdict, good.verdict) == (Verdict.FAIL, Verdict.PASS)
+    assert "trainer.strategy is 'zero9'" in bad.what
 
 
 def test_parts_for_which_there_is_no_time_are_named(settings):
     settings.minutes = 1e-9
     assert check.run(settings) == 4
-    assert len(read_json(settings.out / "gpu_check.json", "the check")["left_out"]) == len(
-        check.parts(("small",), ("fsdp",))
-    )
+    assert len(read_json(settings.out / "gpu_check.json", "the check")["left_out"]) == len(TODO)
 
 
 def test_verdicts():
