@@ -17,6 +17,7 @@ from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.sampler import accumulation_steps
 from mup_lightning.data.sources import note_changes
 from mup_lightning.data.tokenizer import Tokenizer
+from mup_lightning.errors import UserError
 from mup_lightning.optim.registry import resolve_rules
 from mup_lightning.optim.schedule import lr_factor
 from mup_lightning.training import hugging_face, loggers
@@ -131,6 +132,11 @@ def settle(config: Config) -> int:
     loggers.check(config.run)
     resolve(trainer)
     resolve_rules(config)
+    if trainer.deterministic and trainer.accelerator == "gpu" and config.recipe.optimizer == "sophia":
+        raise UserError(
+            "trainer.deterministic is true, but sophia draws labels by running sums, which no GPU adds up in a fixed "
+            "order; set trainer.deterministic false"
+        )
     lr_factor(config)
     resolve_micro_batch(config)
     return accumulation_steps(data.batch_size, data.sequences, trainer.devices * trainer.nodes)

@@ -225,3 +225,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(tiny, monk
     with pytest.raises(UserError, match=message):
         train(config)
     assert not Path(config.run.root).exists()
+
+
+def test_sophia_is_not_deterministic_on_a_gpu(tiny, monkeypatch):
+    monkeypatch.setattr("mup_lightning.training.train.resolve", lambda trainer: None)  # as if there were one
+    with pytest.raises(UserError, match=r"trainer\.deterministic is true, but sophia"):
+        train(tiny(**{"trainer.accelerator": "gpu", "trainer.deterministic": True, "recipe.optimizer": "sophia"}))
