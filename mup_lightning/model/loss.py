@@ -183,11 +183,11 @@ def _passes(
         d_KV = e_KV.div_(total_K1 * tokens)
         if z_loss:
             d_KV.mul_(1.0 + 2.0 * z_loss * log_z_K1)
-        if (
-            torch.compiler.is_compiling()
-        ):  # single entries would end the fused pass; eager, this takes one more
+        # Single entries would end a fused pass, and a comparison be one more eager pass. Not by scatter_add_, which adds
+        # up in no fixed order on a GPU.
+        if torch.compiler.is_compiling():
             d_KV = d_KV - (torch.arange(d_KV.shape[1], device=d_KV.device) == target_K1).to(wide) / tokens
-        else:  # not by scatter_add_, which adds up in no fixed order on a GPU
+        else:
             d_KV[torch.arange(len(d_KV), device=d_KV.device), target_K1[:, 0]] -= 1.0 / tokens
         if slope_KV is not None:
             d_KV.mul_(slope_KV)
