@@ -8,7 +8,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -96,8 +96,13 @@ def build(cls: type[T], values: Any, prefix: str = "") -> T:
 
 def unknown_key(key: str, known: list[str]) -> UsageError:
     """The error for a key that does not exist, with the nearest one that does."""
-    near = get_close_matches(key, known, n=1, cutoff=0.5)
-    return UsageError(f"unknown option {key}" + (f"; did you mean {near[0]}?" if near else ""))
+    return UsageError(f"unknown option {key}{_nearest(key, known)}")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """The end of a message about a word that is none of those known."""
+    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
@@ -110,7 +115,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     except _MismatchError:
         shown = str(value) if isinstance(value, Raw) else repr(value)
         small = f", below {_INT64:,}" if isinstance(value, int) and abs(value) >= _INT64 else ""
-        raise UserError(f"{key} is {shown}; expected {describe(hint)}{small}") from None
+        near = _nearest(shown, [str(word) for word in get_args(hint)]) if get_origin(hint) is Literal else ""
+        raise UserError(f"{key} is {shown}; expected {describe(hint)}{small}{near}") from None
 
 
 class _MismatchError(Exception):

@@ -56,11 +56,12 @@ class EvaluateSettings(Typed, prefix="--"):
 
 @dataclass
 class PlanSettings(Typed, prefix="--"):
-    """Prints every parameter's values, operations, tokens and GPU memory; needs neither GPU nor data.
+    """Prints every parameter's values, operations, tokens, GPU memory and time; needs neither GPU nor data.
 
     Attributes:
-        gpus: numbers of GPUs to estimate memory for.
-        gpu_memory: GB (10^9 bytes) of one GPU; * marks what exceeds it.
+        gpus: numbers of GPUs to estimate memory and time for.
+        gpu: their kind, whose memory and speed are those of its data sheet.
+        gpu_memory: GB (10^9 bytes) of one GPU; * marks what exceeds it; null: the kind's.
         noise_scale: folder of a run or a sweep, or its result.json or results.csv: a note compares the batch with the
             gradient noise scale measured there.
         forecast: forecast.json of `mup-lightning forecast`, whose loss is printed as well; null: run.forecast.
@@ -68,7 +69,8 @@ class PlanSettings(Typed, prefix="--"):
     """
 
     gpus: tuple[PositiveInt, ...] = (1, 8, 64, 512, 4096)
-    gpu_memory: PositiveFloat = 80.0
+    gpu: Literal["h100", "a100", "h200", "b200"] = "h100"
+    gpu_memory: PositiveFloat | None = None
     noise_scale: Path | None = None
     forecast: Path | None = None
     json: bool = False
@@ -148,13 +150,16 @@ def evaluate(settings: EvaluateSettings) -> None:
 def plan(settings: PlanSettings, config: Config) -> None:
     """Print what a run would use and cost."""
     from mup_lightning.plan.plan import plan, screen
+    from mup_lightning.plan.time import GPUS
 
-    result = plan(config, settings.gpus, memory=settings.gpu_memory * 1e9)
+    machine = GPUS[settings.gpu]
+    gb = settings.gpu_memory or machine.memory / 1e9
+    result = plan(config, settings.gpus, memory=gb * 1e9, machine=machine)
     if settings.noise_scale:
         from mup_lightning.studies.noise import against
 
         result.notes.append(against(settings.noise_scale, config.tokens_per_step)[1])
-    plain, said = result.plain(), screen(config, result, settings.gpu_memory)
+    plain, said = result.plain(), screen(config, result, gb, settings.gpu.upper())
     if file := settings.forecast or config.run.forecast:
         forecast = Forecast.read(Path(file))
         forecast.refuse_other(config, result.parameter_count)

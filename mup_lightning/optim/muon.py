@@ -52,6 +52,10 @@ class Muon(Rule):
         """Those of Newton-Schulz."""
         return operations(rows, columns, group["steps"])
 
+    def arithmetic(self, group: Group, rows: int, columns: int) -> dict[str, float]:
+        """Those of Newton-Schulz."""
+        return {"float32" if group["dtype"] == "float32" else "bfloat16": operations(rows, columns, group["steps"])}
+
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
         """That of Newton-Schulz."""
         return scratch(items, iteration_dtype(group["dtype"], device, torch.float32), device)

@@ -110,6 +110,14 @@ class Rule(Typed):
         """Floating-point operations of one step of a (rows, columns) matrix; None where they matter but are unknown."""
         return None if self.whole_matrix or "hessian_every" in group else 0
 
+    def arithmetic(self, group: Group, rows: int, columns: int) -> dict[str, float]:
+        """Operations of a mean step of a (rows, columns) matrix on a GPU, by what decides how fast they are.
+
+        Keys are bfloat16 and float32 (products), and decomposition (eigenvectors, QR). What is a matter of memory is
+        left out: `plan.time` counts it for all rules.
+        """
+        return {}
+
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
         """Bytes that a step of float32 items makes at most, beyond weights, gradients and states."""
         chunk = min(max(item.parameter.numel() for item in items), _CHUNK.get(device.type, _ELSEWHERE))

@@ -57,6 +57,11 @@ class Shampoo(Rule):
         """Two eigendecompositions."""
         return rows**3 + columns**3
 
+    def arithmetic(self, group: Group, rows: int, columns: int) -> dict[str, float]:
+        """Covariances and the step; an eigendecomposition is about 9n³, and a root of it 2n³."""
+        roots = 11.0 * (rows**3 + columns**3) / group["precondition_every"]
+        return {"float32": 4.0 * rows * columns * (rows + columns), "decomposition": roots}
+
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
         """Four float64 squares of a block's longer side (eigh), and after them one direction."""
         return max(max(32 * max(item.block_shape) ** 2, 4 * item.parameter.numel()) for item in items)

@@ -47,6 +47,11 @@ class SOAP(Rule):
         """Two QR decompositions."""
         return rows**3 + columns**3
 
+    def arithmetic(self, group: Group, rows: int, columns: int) -> dict[str, float]:
+        """Covariances and three rotations; a refresh is a product, 2n³, and the two halves of QR, 8n³/3."""
+        cubes = (rows**3 + columns**3) / group["precondition_every"]
+        return {"float32": 8.0 * rows * columns * (rows + columns) + 2.0 * cubes, "decomposition": 8 / 3 * cubes}
+
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
         """Three float32 squares of the longer side (QR), and before them as many rotated matrices."""
         return max(12 * max(item.blocks * max(item.block_shape) ** 2, item.parameter.numel()) for item in items)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from mup_lightning.optim.newton_schulz import Iterations, iterate, norms, polar_express, scratch, units
+from mup_lightning.optim.newton_schulz import Iterations, iterate, norms, operations, polar_express, scratch, units
 from mup_lightning.optim.rule import Group, Item, Rule, batches, split_blocks, split_items
 from mup_lightning.optim.spectral_norm import leading
 from mup_lightning.typed import PositiveFloat, UnitInterval
@@ -41,6 +41,12 @@ class SSO(Rule):
     sphere: PositiveFloat = 1.0
     steps: Iterations = 8
     tolerance: PositiveFloat = 2e-4
+
+    def arithmetic(self, group: Group, rows: int, columns: int) -> dict[str, float]:
+        """About ten orthogonalisations to find a step along the sphere, and the powers of one Gram matrix."""
+        short, long = sorted((rows, columns))
+        powers = 2.0 * short * short * long + 12 * 2.0 * short**3
+        return {"float32": 10.0 * operations(rows, columns, group["steps"]) + powers}
 
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
         """That of Newton-Schulz, and M as one batch; W's power iteration comes before, and takes no more."""

@@ -27,7 +27,7 @@ libraries (about 1 GB), the allocator's fragmentation, buffers of the communicat
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import torch
@@ -55,7 +55,8 @@ GPU_SHARE = 0.8
 class RuleMemory:
     """Of one rule, over all its parameters: elements (numel), bytes of state, bytes that it makes in a step.
 
-    `largest` and `largest_state` are those of the largest parameter of a whole-matrix rule, never divided; else 0.
+    `matrices` are the elements of each parameter that is one. `largest` and `largest_state` are those of the largest
+    parameter of a whole-matrix rule, never divided; else 0.
     """
 
     numel: int = 0
@@ -63,6 +64,11 @@ class RuleMemory:
     step: int = 0
     largest: int = 0
     largest_state: int = 0
+    matrices: list[int] = field(default_factory=list)
+
+
+Rules = Mapping[str, RuleMemory]
+"""Those of an optimizer, by name."""
 
 
 def rule_memory(groups: list[Group], device: str = "cuda") -> dict[str, RuleMemory]:
@@ -81,6 +87,7 @@ def rule_memory(groups: list[Group], device: str = "cuda") -> dict[str, RuleMemo
             state = sum(v.nbytes for v in items[-1].state.values() if torch.is_tensor(v) and v.ndim)
             found.numel += info.numel
             found.state += state
+            found.matrices += [info.numel] * (len(info.shape) == 2)
             if rule.whole_matrix:
                 found.largest, found.largest_state = max(found.largest, info.numel), max(found.largest_state, state)
         found.step = max(found.step, rule.scratch(group, items, torch.device(device)))
@@ -115,19 +122,20 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + max(self.activations + self.exchange, self.step)
 
 
-def micro_batch(config: Config, groups: list[Group], gpus: int, available: float, device: str = "cuda") -> int | None:
+def micro_batch(
+    config: Config, rules: Rules, gpus: int, available: float, zero: int, device: str = "cuda"
+) -> int | None:
     """Sequences in a forward pass of each of `gpus` processes; None: they cannot divide the batch like that.
 
     data.micro_batch auto is the largest number that divides a process's share of the batch, and fits. On a GPU it is
-    `memory` that must fit, into `available` bytes, under the strategy of the run. On a CPU a larger forward pass is no
+    `memory` that must fit, into `available` bytes, at ZeRO's stage `zero`. On a CPU a larger forward pass is no
     faster, and the same command should compute the same on every machine: there limits are fixed.
     """
     share, rest = divmod(config.data.batch_size, gpus)
     given = config.data.micro_batch
     if given != "auto":
         return None if rest or share % given else given
-    zero, half = config.trainer.zero_stage, config.trainer.precision != "fp32"
-    least = memory(config, groups, {gpus: 1}, device)[zero]
+    half, least = config.trainer.precision != "fp32", memory(config, rules, {gpus: 1}, device)[zero]
 
     def fits(sequences: int) -> bool:
         forward = activations(config.model, sequences, half, device, gathered=zero == 3)
@@ -138,31 +146,30 @@ def micro_batch(config: Config, groups: list[Group], gpus: int, available: float
     return None if rest else max((n for n in range(1, share + 1) if share % n == 0 and fits(n)), default=1)
 
 
-def memory(config: Config, groups: list[Group], gpus: Mapping[int, int], device: str = "cuda") -> list[Memory]:
+def memory(config: Config, rules: Rules, gpus: Mapping[int, int], device: str = "cuda") -> list[Memory]:
     """Estimate the memory of one GPU, for every number of GPUs and every ZeRO stage; precision auto counts as bf16.
 
     Stage 0 on one GPU is strategy single.
 
     Args:
         config: of the run.
-        groups: of its optimizer.
+        rules: `rule_memory` of its optimizer's groups.
         gpus: numbers of GPUs -> sequences in a forward pass.
         device: "cuda" or "cpu".
     """
-    rules = rule_memory(groups, device).values()
-    n = sum(rule.numel for rule in rules)
+    n = sum(rule.numel for rule in rules.values())
     bucket = 4 * min(ZERO_BUCKET, n)
     half = config.trainer.precision != "fp32"
-    matrices = [info.numel for group in groups for info in group["infos"] if len(info.shape) == 2]
+    matrices = [numel for rule in rules.values() for numel in rule.matrices]
     found = []
     for (P, sequences), zero in product(gpus.items(), STAGES):
         state = sum(
             max(_shard(rule.state, P), rule.largest_state) if rule.largest else _shard(rule.state, P if zero else 1)
-            for rule in rules
+            for rule in rules.values()
         )
         gradients = 4 * _shard(n, P if zero >= 2 else 1)
         gone = gradients - 4 * _shard(n, P) if zero else 0  # at stage 1: the other processes' partitions
-        step = max(_step(rule, P, zero, device) for rule in rules)
+        step = max(_step(rule, P, zero, device) for rule in rules.values())
         if config.trainer.spectral_norms_every:
             step = max(step, 4 * max(matrices)) + 4 * max(_shard(sum(matrices), P), max(matrices))
         weights, optimizer = 4 * _shard(n, P if zero == 3 else 1), state + (4 * _shard(n, P) if zero else 0)

@@ -13,8 +13,10 @@ from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.registry import RULES, resolve_rules
 from mup_lightning.optim.rule import Group
 from mup_lightning.optim.schedule import lr_factor
-from mup_lightning.plan.memory import GPU_SHARE, Memory, micro_batch
+from mup_lightning.plan.memory import GPU_SHARE, Memory, micro_batch, rule_memory
 from mup_lightning.plan.memory import memory as estimate
+from mup_lightning.plan.time import STRATEGIES, Clock, Machine, Time
+from mup_lightning.plan.time import lines as time_lines
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import Recipe
 from mup_lightning.spectral.roles import Role
@@ -51,6 +53,8 @@ class Plan:
             and init_std is 0 for vectors.
         micro_batch: GPUs -> sequences in a forward pass of each, or None where the batch cannot be divided among them.
         accumulation: GPUs -> forward passes per step on each, or None.
+        time: of a step, for every number of GPUs and every strategy, each with micro-batches that suit it; empty where
+            no machine was given.
         notes: what the numbers do not say.
     """
 
@@ -62,6 +66,7 @@ class Plan:
     micro_batch: dict[int, int | None]
     accumulation: dict[int, int | None]
     memory: list[Memory]
+    time: list[Time]
     notes: list[str]
 
     def flops_of(self, steps: int) -> float:
@@ -70,14 +75,21 @@ class Plan:
 
     def plain(self) -> dict[str, Any]:
         """As plain values for JSON; memory in bytes, with its total."""
-        return asdict(self) | {"memory": [asdict(m) | {"total": m.total} for m in self.memory]}
+        memory = [asdict(m) | {"total": m.total} for m in self.memory]
+        return asdict(self) | {"memory": memory, "time": [time.plain() for time in self.time]}
 
 
-def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", memory: float = 80e9) -> Plan:
+def plan(
+    config: Config,
+    gpus: tuple[int, ...] = (1,),
+    device: str = "cuda",
+    memory: float = 80e9,
+    machine: Machine | None = None,
+) -> Plan:
     """Plan a run on some numbers of GPUs, or of CPU processes (`device`). Takes no GPU and hardly any memory.
 
     Precision auto counts as bf16, because a GPU is what is planned for. The section `rules` is resolved in place.
-    `memory`, bytes of a GPU, is what data.micro_batch auto goes by.
+    `memory`, bytes of a GPU, is what data.micro_batch auto goes by; `machine` says how fast one is.
     Raises UserError where training would refuse the configuration.
     """
     lr_factor(config)
@@ -86,7 +98,8 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", mem
     model = build(config.model, recipe, config.seed, device="meta")
     groups = make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules)
     batch = config.data.batch_size
-    micro = {P: micro_batch(config, groups, P, GPU_SHARE * memory, device) for P in gpus}
+    rules, available, stage = rule_memory(groups, device), GPU_SHARE * memory, config.trainer.zero_stage
+    micro = {P: micro_batch(config, rules, P, available, stage, device) for P in gpus}
     least = 1 if config.data.micro_batch == "auto" else config.data.sequences
     tokens_per_step = config.tokens_per_step
     notes = [*config.over_time(), "init_std 0: vectors start at a constant, gains of norms at 1 and biases at 0"]
@@ -96,10 +109,16 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", mem
     uncounted = {group["rule"] for group in groups if RULES[group["rule"]].operations(group, 1, 1) is None}
     if uncounted:
         notes.append(f"the operations of {', '.join(sorted(uncounted))} itself are not in the FLOPs")
+    flops = _flops(model, groups, tokens_per_step)
+    time: list[Time] = []
+    if machine:
+        counted = flops.matmul_per_token, flops.convention_per_token
+        clock = Clock(config, groups, rules, counted, machine, device)
+        time = [clock.time(name, P, available) for P in gpus for name in (STRATEGIES if P > 1 else ("single",))]
     return Plan(
         parameter_count=sum(info.numel for info in model.parameter_info.values()),
         tokens=config.tokens,
-        flops=_flops(model, groups, tokens_per_step),
+        flops=flops,
         groups=[
             {
                 "roles": tuple(dict.fromkeys(str(info.role) for info in group["infos"])),
@@ -114,7 +133,8 @@ def plan(config: Config, gpus: tuple[int, ...] = (1,), device: str = "cuda", mem
         parameters=_parameters(model, groups, recipe),
         micro_batch=micro,
         accumulation={P: n and batch // (n * P) for P, n in micro.items()},
-        memory=estimate(config, groups, {P: n or least for P, n in micro.items()}, device),
+        memory=estimate(config, rules, {P: n or least for P, n in micro.items()}, device),
+        time=time,
         notes=notes,
     )
 
@@ -153,8 +173,8 @@ def _flops(model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
     )
 
 
-def screen(config: Config, plan: Plan, gpu_memory: float) -> str:
-    """The plan for the terminal; what exceeds the memory of one GPU, in GB, has a star."""
+def screen(config: Config, plan: Plan, gpu_memory: float, gpu: str = "") -> str:
+    """The plan for the terminal; what exceeds the memory of one GPU, in GB, has a star. `gpu` is its name."""
     model, data, flops = config.model, config.data, plan.flops
     head = [
         f"{model.family} of width {model.width}, depth {model.depth}, "
@@ -191,8 +211,14 @@ def screen(config: Config, plan: Plan, gpu_memory: float) -> str:
     notes = [f"note: {note}" for note in plan.notes]
     if None in plan.accumulation.values():
         factor = "the number of" if data.micro_batch == "auto" else f"{data.micro_batch} x"
-        notes.insert(0, f"+ data.batch_size {data.batch_size} is no multiple of {factor} GPUs")
-    parts = ["\n".join(head), tables.text(groups), tables.text(roles), title, tables.text(lines), "\n".join(notes)]
+        notes.insert(
+            0, f"+ data.batch_size {data.batch_size} is no multiple of {factor} GPUs; times are of a batch that is"
+        )
+    parts = ["\n".join(head), tables.text(groups), tables.text(roles), title, tables.text(lines)]
+    if plan.time:
+        words = f"Time of a step on {gpu} by a roofline, and what takes it; each strategy with its own micro-batch."
+        parts += [words, tables.text(time_lines(plan.time, config, gpu_memory))]
+    parts.append("\n".join(notes))
     return "\n\n".join(parts)
 
 

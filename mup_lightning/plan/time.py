@@ -1,0 +1,277 @@
+"""Time of a training step, estimated before it is run: FLOPs, bytes and messages over what a machine does in a second.
+
+A step's seconds are the sum of three kinds of work, since kernels follow one another, and network work counts as far
+as no computing hides it:
+
+    compute   matrix products at `Machine.products` of the peak, attention's at `Machine.attention`; rules' arithmetic
+    memory    all other passes at `Machine.passes` of the memory's bytes/s:
+              blocks     every byte that a block keeps for its backward pass (`block_activations`), `MOVED` times
+              loss       logits read twice and written once in low precision where the passes are fused, on a GPU; else
+                         eight times in float32; and, in bf16, the head's gradient added up for every chunk
+              weights    in every pass cast to bf16 (6 bytes), gradients cast back and added up (18); in float32, 12
+              optimizer  weights, gradient and state of every rule (12 and twice its state); rules that are no fused
+                         kernel do so `EAGER` or `EAGER_MATRICES` times; clipping, 12
+    network   N parameters, in float32 as all of training is; P GPUs; one gather W is 4N(P - 1)/P bytes to each GPU:
+              ddp        2W to add up gradients, beside the last backward pass
+              zero0, 1   the same after it; zero1, then W for the new weights
+              zero2      2W after every pass, and W for the new weights
+              zero3, fsdp   weights twice and gradients once in every pass, 3W, beside all of its computing
+              matrix rules  ddp, zero0: the matrices' new weights; else weight, gradient and new weight of what moves
+                         to its owner: all matrices of a sharded model, about one a process at zero1 and zero2
+
+A whole-matrix rule has its work divided over the owners, never below one matrix's. Rings and trees of a collective
+enter a node of 8 GPUs through all of its network ports, an exchange of matrices through each GPU's own; messages wait
+for as long as NCCL's own model says (src/graph/tuning.cc, protocol LL128).
+
+Not counted: launching kernels (a rule of many small kernels waits for the CPU: Muon-Kimi's step at size small took
+14 ms, not the GPU's 6.6), validation, checkpoints, monitors, waiting for data, and a network that others use too.
+"""
+
+from dataclasses import asdict, dataclass
+from math import ceil, log2
+from typing import Any
+
+import torch
+
+from mup_lightning.config.schema import Config, TrainerConfig
+from mup_lightning.model.loss import default_chunk
+from mup_lightning.optim.registry import RULES
+from mup_lightning.optim.rule import Group
+from mup_lightning.plan.memory import ZERO_BUCKET, Rules, block_activations, memory, micro_batch
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
+"""Of several GPUs, as they are compared; zero0 is ddp whose exchange waits for the backward pass to end."""
+
+BOUNDS = ("compute", "memory", "network")
+
+NODE = 8
+"""GPUs that NVLink joins."""
+
+MOVED = 4
+"""Times that a pass moves what a block keeps: written and read forward, read and its gradient written backward."""
+
+EAGER, EAGER_MATRICES = 3, 6
+"""Times that a rule of separate operations, elementwise or on matrices, moves what a fused one would move once."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one GPU, or one CPU process, does in a second, and its share of what it could.
+
+    Attributes:
+        flops: of dense bf16 matrix products, by the data sheet.
+        plain_flops: the same in float32.
+        memory: bytes of it.
+        bandwidth: bytes/s of it.
+        nvlink: bytes/s that a GPU sends to others in its node.
+        network: bytes/s that a GPU sends to other nodes.
+        products: share of the peak that a model's matrix products reach.
+        attention: the same of attention, causality counted.
+        passes: share of the bandwidth that passes reach.
+        links: share of nvlink and network that collectives reach.
+        decompositions: FLOP/s of eigenvectors and QR; an order of magnitude, since nobody has measured it for this.
+    """
+
+    flops: float
+    plain_flops: float
+    memory: float
+    bandwidth: float
+    nvlink: float = 450e9
+    network: float = 50e9
+    products: float = 0.755
+    attention: float = 0.26
+    passes: float = 0.56
+    links: float = 0.8
+    decompositions: float = 1e12
+
+
+GPUS = {
+    "h100": Machine(989e12, 67e12, 80e9, 3.35e12),
+    "a100": Machine(312e12, 19.5e12, 80e9, 2.039e12, 300e9, 25e9),
+    "h200": Machine(989e12, 67e12, 141e9, 4.8e12),
+    "b200": Machine(2250e12, 80e12, 180e9, 8e12, 900e9),
+}
+"""By NVIDIA's data sheets of the SXM parts: H100 80 GB, A100 80 GB, H200, and B200 as in HGX and DGX B200 (bf16 without
+sparsity; half of NVLink's figure, which counts both directions). The network is that of DGX systems: a port of 400 Gb/s
+(ConnectX-7) for every GPU, 200 (ConnectX-6) in DGX A100. The shares are the H200's, measured at size small."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """A step of all GPUs.
+
+    Attributes:
+        gpus: how many.
+        strategy: as in trainer.strategy.
+        sequences: in a forward pass of each.
+        passes: per step on each.
+        tokens: of the step: those of data.batch_size, or of the nearest smaller batch that can be divided.
+        compute: seconds of it; so memory and network.
+        mfu: FLOPs by the convention over those of the GPUs' peak.
+        peak_memory: bytes on each GPU.
+    """
+
+    gpus: int
+    strategy: str
+    sequences: int
+    passes: int
+    tokens: int
+    compute: float
+    memory: float
+    network: float
+    mfu: float
+    peak_memory: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the step."""
+        return self.compute + self.memory + self.network
+
+    @property
+    def bound(self) -> str:
+        """What takes most of it: compute, memory or network."""
+        return max(BOUNDS, key=lambda kind: getattr(self, kind))
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        more = {"seconds": self.seconds, "tokens_per_second": self.tokens / self.seconds, "bound": self.bound}
+        return asdict(self) | more
+
+
+def lines(times: list[Time], config: Config, gpu_memory: float) -> list[list[str]]:
+    """Rows of a table; what exceeds the memory of one GPU, in GB, has a star, and another batch a plus."""
+    found = [["GPUs", "strategy", "micro-batch", "passes", "GB", "seconds", "tokens/s", "MFU", *BOUNDS, "bound by"]]
+    for time in times:
+        gpus = str(time.gpus) if time.strategy in ("single", STRATEGIES[0]) else ""
+        passes = f"{time.passes}" + " +" * (time.tokens != config.tokens_per_step)
+        peak = f"{time.peak_memory / 1e9:.1f}" + " *" * (time.peak_memory > gpu_memory * 1e9)
+        speed = [f"{time.seconds:.4g}", f"{time.tokens / time.seconds:,.0f}", f"{time.mfu:.1%}"]
+        shares = [f"{getattr(time, kind) / time.seconds:.0%}" for kind in BOUNDS]
+        found.append([gpus, time.strategy, str(time.sequences), passes, peak, *speed, *shares, time.bound])
+    return found
+
+
+def stage_of(strategy: str) -> int:
+    """ZeRO's stage that shards what the strategy does."""
+    return TrainerConfig(strategy=strategy).zero_stage  # type: ignore[arg-type]
+
+
+class Clock:
+    """Counts seconds of one run on one kind of machine.
+
+    Args:
+        config: of the run; precision auto counts as bf16.
+        groups: of its optimizer.
+        rules: `rule_memory` of them.
+        flops: per token, of matrix products and attention as computed, and by the convention (see `plan.Flops`).
+        machine: what each process has.
+        device: "cuda" or "cpu".
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        groups: list[Group],
+        rules: Rules,
+        flops: tuple[int, int],
+        machine: Machine,
+        device: str = "cuda",
+    ) -> None:
+        self.config, self.rules, self.machine, self.device = config, rules, machine, device
+        self.gathers = len(groups)  # DeepSpeed sends a group's new weights at once
+        self.half = config.trainer.precision != "fp32"
+        self.parameters = sum(rule.numel for rule in rules.values())
+        self.matrices = [numel for rule in rules.values() if rule.largest for numel in rule.matrices]
+        model = config.model
+        self.attention = 7 * model.width * (model.context + 1) * model.depth
+        self.products, self.convention = flops[0] - self.attention, flops[1]
+        self.every = min((group["hessian_every"] for group in groups if "hessian_every" in group), default=None)
+        rates = {"bfloat16": machine.flops * machine.products, "float32": machine.plain_flops * machine.products}
+        rates["decomposition"] = machine.decompositions
+        self.steps = []  # seconds of each parameter's rule
+        for group in groups:
+            rule = RULES[group["rule"]]
+            for info in group["infos"]:
+                count = rule.blocks(group, info)
+                work = (
+                    rule.arithmetic(group, info.shape[0] // count, info.block_shape[1]) if len(info.shape) > 1 else {}
+                )
+                self.steps.append(count * sum(operations / rates[kind] for kind, operations in work.items()))
+
+    def one_pass(self, sequences: int) -> tuple[float, float]:
+        """Seconds of compute and memory, forward and backward, of so many sequences."""
+        model, machine = self.config.model, self.machine
+        tokens, C, V = sequences * model.context, model.width, model.padded_vocab
+        rate = machine.flops if self.half else machine.plain_flops
+        compute = tokens * (self.products / machine.products + self.attention / machine.attention) / rate
+        kept = tokens * (model.depth * block_activations(model, self.half) + C * (14 if self.half else 12))
+        moved = MOVED * kept + self.products // 6 * (24 if self.half else 12)
+        moved += tokens * V * (3 * (2 if self.half else 4) if self.device == "cuda" else 8 * 4)
+        if self.half:
+            chunk = model.loss_chunk or default_chunk(V, torch.device(self.device))
+            moved += 10 * C * V * ceil(tokens / chunk)
+        return compute, moved / (machine.bandwidth * machine.passes)
+
+    def optimizer(self, gpus: int, stage: int) -> tuple[float, float]:
+        """Seconds of compute and memory of one optimizer step, with clipping."""
+        part = 1 / gpus if stage else 1.0
+        moved = 12 * self.parameters * part if self.config.trainer.gradient_clip else 0.0
+        for name, rule in self.rules.items():
+            share = max(1 / gpus, rule.largest / rule.numel) if rule.largest else part
+            times = EAGER_MATRICES if rule.largest else EAGER if RULES[name].chunks_made else 1
+            moved += (12 * rule.numel + 2 * rule.state) * share * times
+        compute = max(sum(self.steps) / gpus, max(self.steps))
+        return compute, moved / (self.machine.bandwidth * self.machine.passes)
+
+    def network(self, strategy: str, gpus: int, passes: int, one_pass: float) -> float:
+        """Seconds of a step in which a GPU does nothing but wait for others; `one_pass` are those of its own work."""
+        if gpus == 1:
+            return 0.0
+        machine, nodes, others = self.machine, ceil(gpus / NODE), (gpus - 1) / gpus
+        lane = machine.links * (machine.nvlink if nodes == 1 else machine.network)
+        bus = machine.links * min(machine.nvlink, NODE * machine.network if nodes > 1 else machine.nvlink)
+        ring = 14e-6 + 1.9e-6 * (gpus - nodes) + 4e-6 * (nodes - 1)
+        tree = 14e-6 + 2 * (1.25e-6 * (min(gpus, NODE) - 1) + 8.5e-6 * log2(nodes))
+        buckets, total, largest = ceil(self.parameters / ZERO_BUCKET), sum(self.matrices), max(self.matrices, default=0)
+        whole = 4 * self.parameters * others / bus
+        summed, gathered = 2 * whole + buckets * tree, whole + self.gathers * ring
+        stage = stage_of(strategy)
+        if stage == 3:
+            messages = 3 * (
+                self.config.model.depth + 1 if strategy == "fsdp" else max(self.config.model.depth, buckets)
+            )
+            found = passes * max(0.0, 3 * whole + messages * ring - one_pass)
+        elif strategy == "ddp":
+            found = max(0.0, summed - 2 / 3 * one_pass)
+        else:
+            found = summed * (passes if stage == 2 else 1) + (gathered if stage else 0.0)
+        if not self.matrices:
+            return found
+        if stage == 0:
+            return found + 4 * total * others / bus + len(self.matrices) * tree
+        moving = max(total / gpus, largest) if stage == 3 else largest
+        return found + 12 * moving * others / lane + 3 * ring
+
+    def step(self, strategy: str, gpus: int, sequences: int, passes: int) -> tuple[float, float, float]:
+        """Seconds of compute, memory and network of one optimizer step."""
+        found = self.one_pass(sequences)
+        times = passes * (1 + 1 / self.every) if self.every else passes  # Sophia's estimate is a pass of its own
+        own = self.optimizer(gpus, stage_of(strategy))
+        compute, memory = (times * of_pass + of_step for of_pass, of_step in zip(found, own, strict=True))
+        return compute, memory, self.network(strategy, gpus, passes, sum(found))
+
+    def time(self, strategy: str, gpus: int, available: float) -> Time:
+        """A step with micro-batches that suit the strategy: data.micro_batch, or what fits into `available` bytes.
+
+        Where so many GPUs cannot divide data.batch_size, the step has the nearest smaller batch that they can, but at
+        least one forward pass of each.
+        """
+        data, stage = self.config.data, stage_of(strategy)
+        sequences = micro_batch(self.config, self.rules, gpus, available, stage, self.device)
+        sequences = sequences or (1 if data.micro_batch == "auto" else data.sequences)
+        passes = max(1, data.batch_size // (sequences * gpus))
+        tokens = passes * sequences * gpus * self.config.model.context
+        seconds = self.step(strategy, gpus, sequences, passes)
+        mfu = self.convention * tokens / (sum(seconds) * gpus * self.machine.flops)
+        peak = memory(self.config, self.rules, {gpus: sequences}, self.device)[stage].total
+        return Time(gpus, strategy, sequences, passes, tokens, *seconds, mfu, peak)
