@@ -43,6 +43,9 @@ NonNegativeFloat = Annotated[float, Bound("a finite number of at least 0, below 
 UnitInterval = Annotated[float, Bound("a number from 0 to below 1", lambda value: 0 <= value < 1)]
 Share = Annotated[float, Bound("a number from 0 to 1", lambda value: 0 <= value <= 1)]
 OpenUnitInterval = Annotated[float, Bound("a number between 0 and 1", lambda value: 0 < value < 1)]
+Picture = Annotated[
+    Path, Bound("a file name that ends in .png, .pdf or .svg", lambda path: path.suffix in (".png", ".pdf", ".svg"))
+]
 
 
 _INT64 = 1 << 63

@@ -20,7 +20,7 @@ from mup_lightning.spectral.horizon import TimeRule, horizon_of, read_law
 from mup_lightning.spectral.recipe import variant_of
 from mup_lightning.terminal import holds_unicode
 from mup_lightning.training import launch, tune_allocator
-from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed
+from mup_lightning.typed import Bound, Picture, PositiveFloat, PositiveInt, Typed
 
 
 @dataclass
@@ -65,6 +65,7 @@ class PlanSettings(Typed, prefix="--"):
         noise_scale: folder of a run or a sweep, or its result.json or results.csv: a note compares the batch with the
             gradient noise scale measured there.
         forecast: forecast.json of `mup-lightning forecast`, whose loss is printed as well; null: run.forecast.
+        figure: draw the speed of each GPU over the numbers of GPUs, for every strategy.
         json: print JSON, with every parameter; memory in bytes.
     """
 
@@ -73,6 +74,7 @@ class PlanSettings(Typed, prefix="--"):
     gpu_memory: PositiveFloat | None = None
     noise_scale: Path | None = None
     forecast: Path | None = None
+    figure: Picture | None = None
     json: bool = False
 
 
@@ -165,6 +167,13 @@ def plan(settings: PlanSettings, config: Config) -> None:
         forecast.refuse_other(config, result.parameter_count)
         plain |= {"forecast": {key: getattr(forecast, key) for key in ("loss", "low", "high")}}
         said += f"\n\nForecast: {forecast} ({file})"
+    if settings.figure:
+        from mup_lightning.studies.speed import draw
+
+        model, blocks = f"{result.parameter_count / 1e9:.3g} B parameters", config.model.family
+        batch = f"{config.data.batch_size} x {config.model.context} tokens a step"
+        title = f"{blocks}, {model}, {config.recipe.optimizer}, {batch}, {settings.gpu.upper()} ({gb:g} GB)"
+        said += f"\n\nfigure: {draw(result.time, gb * 1e9, title, settings.figure)}"
     _print(plain if settings.json else said)
 
 

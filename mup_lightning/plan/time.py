@@ -232,7 +232,9 @@ class Clock:
         bus = machine.links * min(machine.nvlink, NODE * machine.network if nodes > 1 else machine.nvlink)
         ring = 14e-6 + 1.9e-6 * (gpus - nodes) + 4e-6 * (nodes - 1)
         tree = 14e-6 + 2 * (1.25e-6 * (min(gpus, NODE) - 1) + 8.5e-6 * log2(nodes))
-        buckets, total, largest = ceil(self.parameters / ZERO_BUCKET), sum(self.matrices), max(self.matrices, default=0)
+        total, largest = sum(self.matrices), max(self.matrices, default=0)
+        # Small gradients and weights travel together, large ones each alone.
+        buckets = min(ceil(self.parameters / ZERO_BUCKET), sum(len(rule.matrices) for rule in self.rules.values()))
         whole = 4 * self.parameters * others / bus
         summed, gathered = 2 * whole + buckets * tree, whole + self.gathers * ring
         stage = stage_of(strategy)

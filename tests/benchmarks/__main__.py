@@ -10,6 +10,7 @@ from mup_lightning.files import check_folder, write_json
 from tests.benchmarks import optimizers, strategies
 from tests.benchmarks.generation import GENERATION
 from tests.benchmarks.harness import QUICK, Case, machine, run_case, table
+from tests.benchmarks.plan import PLAN
 from tests.benchmarks.trainer import FEATURE_NORMS, SPECTRAL_NORMS, TRAINER
 
 CASES: dict[str, Case] = {
@@ -21,6 +22,7 @@ CASES: dict[str, Case] = {
     "strategies": strategies.TIMES,
     "strategy_memory": strategies.MEMORY,
     "generation": GENERATION,
+    "plan": PLAN,
 }
 """In the order in which they run."""
 

@@ -12,6 +12,7 @@ from tests.benchmarks import __main__ as command
 from tests.benchmarks.generation import tokens_per_second
 from tests.benchmarks.harness import QUICK, summary
 from tests.benchmarks.optimizers import ALL_RULES, COMPARISONS, OURS, take_turn
+from tests.benchmarks.plan import SHAPES, take
 from tests.benchmarks.process import measure, step_clock
 from tests.benchmarks.strategies import STRATEGIES, make_config, planned_mb
 from tests.benchmarks.trainer import WITH, WITHOUT_AGAIN, bare, corpus_for, costs, ours
@@ -62,6 +63,12 @@ def test_our_trainer_and_the_bare_loop_run_the_same_steps():
 
 def test_both_ways_of_generating_make_the_same_number():
     assert min(tokens_per_second(TINY, keep) for keep in (True, False)) > 0
+
+
+def test_plan_s_seconds_are_set_beside_those_of_every_shape():
+    found = take(TINY, quick=True)
+    assert found.keys() == SHAPES.keys()
+    assert min(value for one in found.values() for value in one.values()) > 0
 
 
 def test_figures_are_taken_round_by_round_and_leave_out_what_they_should():

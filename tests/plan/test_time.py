@@ -179,6 +179,22 @@ def test_the_table_and_the_json(capsys):
     assert next(row for row in rows if row[:2] == ["512", "ddp"])[4] == "+"
 
 
+def test_a_node_s_ports_carry_the_rings_of_all_its_gpus():
+    """Across nodes 8 ports of 50 GB/s are less than NVLink's 450; clear of latencies, which are NCCL's."""
+    found = {g: times(INSTANT, (g,), data__batch_size=16, data__micro_batch=1)[g, "ddp"].network for g in (8, 16)}
+    N, buckets = plan(configure()).parameter_count, 186
+    trees = [14e-6 + 2 * (7 * 1.25e-6 + 8.5e-6 * more) for more in (0, 1)]
+    moved = [found[g] - buckets * tree for g, tree in zip((8, 16), trees, strict=True)]
+    assert moved == pytest.approx([7 / 4 * 4 * N / 360e9, 15 / 8 * 4 * N / 320e9], rel=1e-6)
+
+
+def test_the_figure(tmp_path, capsys):
+    for name, said in ("speed.png", "figure: "), ("speed.doc", "expected a file name that ends in .png"):
+        code = main(["plan", "size=xl", "--gpus", "1,8,512", "--gpu-memory", "40", "--figure", str(tmp_path / name)])
+        assert said in "".join(capsys.readouterr())
+        assert (tmp_path / name).exists() == (code == 0)
+
+
 def test_the_memory_is_the_gpu_s(capsys):
     for more, limit in (["--gpu", "b200"], 180), (["--gpu", "b200", "--gpu-memory", "20"], 20):
         assert main(["plan", "size=xl", *more]) == 0

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,11 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from mup_lightning.errors import UserError
 from mup_lightning.studies import style
 from mup_lightning.studies.features import Row, Run, compare, other_differences, read_run, spread
-from mup_lightning.typed import Bound, Typed
-
-Picture = Annotated[
-    Path, Bound("a file name that ends in .png, .pdf or .svg", lambda path: path.suffix in (".png", ".pdf", ".svg"))
-]
+from mup_lightning.typed import Picture, Typed
 
 STEPS_SHOWN = 12
 """Most lines in a panel over depth: more steps are thinned evenly."""
