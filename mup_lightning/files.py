@@ -172,7 +172,8 @@ def read_yaml(path: Path, expected: str) -> Any:
         with located(path):
             return yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; expected {expected}") from None
+        where = " ".join(str(error).replace('in "<unicode string>",', "at").split())
+        raise UserError(f"{path} is not valid YAML: {where}; expected {expected}") from None
 
 
 def read_text(path: Path, expected: str) -> str:

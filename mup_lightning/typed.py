@@ -116,7 +116,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     try:
         return _convert(value, hint, key)
     except _MismatchError:
-        shown = str(value) if isinstance(value, Raw) else repr(value)
+        shown = str(value) if isinstance(value, Raw) and value else repr(value)
         small = f", below {_INT64:,}" if isinstance(value, int) and abs(value) >= _INT64 else ""
         near = _nearest(shown, [str(word) for word in get_args(hint)]) if get_origin(hint) is Literal else ""
         raise UserError(f"{key} is {shown}; expected {describe(hint)}{small}{near}") from None

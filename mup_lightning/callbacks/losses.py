@@ -181,7 +181,8 @@ class ProgressBar(StepCallback):
         if now - self._shown < (0.1 if terminal else 15.0) and step != trainer.max_steps:
             return
         self._shown = now
-        status = f"loss {float(module.step_loss()):.3f}, {self.throughput.tokens_per_second:,.0f} tokens/s"
+        rate = f", {self.throughput.tokens_per_second:,.0f} tokens/s" if self.throughput.steps else ""
+        status = f"loss {float(module.step_loss()):.3f}{rate}"
         if self.validation.last is not None:
             status += f", validation {self.validation.last:.3f}"
         if terminal:

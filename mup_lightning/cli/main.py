@@ -144,8 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in FAILING_DISK:
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror}", file=sys.stderr)
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:  # torch says it in several ways, and is not imported here
         text = str(error) or repr(error)
@@ -204,7 +203,8 @@ def parse(verb: Verb, argv: list[str]) -> list[Any]:
             if hint is bool and rest[:1] not in (["true"], ["false"]):
                 value = "true"
             elif not rest:
-                raise UsageError(f"{item} needs a value")
+                known = hint is not None or name in ("config", *GROUPS, *WORDS)
+                raise UsageError(f"{item} needs a value") if known else unknown_option(name, classes)
             else:
                 value = rest.pop(0)
         own = settings is not None and name in hints(settings) and not is_dataclass(hint)
@@ -284,7 +284,7 @@ def _overview(words: list[str]) -> int:
     first, second = [*words, "", ""][:2]
     family = [verb for verb in VERBS if first and verb.startswith(f"{first} ")]
     asked = second if family else first
-    if asked not in ("", *HELP):
+    if asked not in ("", "help", *HELP):
         unknown = f"{first} {second}" if family else first
         print(f"error: unknown verb {unknown!r}; expected one of {', '.join(family or VERBS)}", file=sys.stderr)
         return 2

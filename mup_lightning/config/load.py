@@ -1,5 +1,6 @@
 """From recipe files, presets and options, applied left to right, to one checked configuration."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
@@ -51,15 +52,22 @@ def build_config(layers: Sequence[Layer]) -> Config:
 def merge(layers: Sequence[Layer], classes: Sequence[type]) -> dict[str, Any]:
     """Files and mappings, applied left to right, as nested plain values.
 
-    Each value is checked against its type in `classes`, dataclasses whose fields are the keys.
+    Each value is checked against its type in `classes`, dataclasses whose fields are the keys. A preset that changes
+    what was typed before it is said: that is allowed, but seldom meant.
     """
     flat: dict[str, Any] = {}
+    typed: set[str] = set()
     for layer in layers:
         if isinstance(layer, Path):
             with located(layer):
-                flat |= _read(layer, layer.stat().st_mtime_ns if layer.exists() else 0, tuple(classes))
+                read = _read(layer, layer.stat().st_mtime_ns if layer.exists() else 0, tuple(classes))
+            lost = ", ".join(sorted(key for key in typed & read.keys() if flat[key] != read[key]))
+            if lost and layer.parent.name in GROUPS:
+                print(f"note: {layer} overrides {lost}, set before it; put presets first", file=sys.stderr)
+            flat |= read
         else:
             flat |= _checked(layer, classes)
+            typed |= {key for key, value in layer.items() if isinstance(value, Raw)}
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *sections, name = key.split(".")

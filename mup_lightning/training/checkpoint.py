@@ -57,10 +57,8 @@ def read(path: Path) -> Checkpoint:
     """
     marker = path / MARKER_FILE
     if not marker.is_file():
-        raise UserError(
-            f"{path} is not a complete checkpoint: it has no {MARKER_FILE}; expected a folder such as "
-            f"runs/NAME/checkpoints/step_00000200"
-        )
+        found = f"is not a complete checkpoint: it has no {MARKER_FILE}" if path.exists() else "does not exist"
+        raise UserError(f"{path} {found}; expected a folder such as runs/NAME/checkpoints/step_00000200")
     try:
         content = read_json(marker, "a checkpoint's description")
         version = content["format_version"]

@@ -125,4 +125,5 @@ def compare(model: GPT2, tokenizer: Tokenizer, folder: Path) -> str:
     if mine != hers:
         first = next(number for number, (a, b) in enumerate(zip_longest(mine, hers), 1) if a != b)
         raise UserError(f"{wrong} greedily generated text differs from the token {first} on")
-    return f"the same in transformers: {length} logits within {apart:.1g}, {len(mine)} greedily generated tokens"
+    close = f"logits of {length} tokens at most {apart:.1g} apart"
+    return f"the same in transformers: {close}, {len(mine)} greedily generated tokens equal"

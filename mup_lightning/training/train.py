@@ -176,7 +176,9 @@ def after(config: Config, result: Result) -> str:
         curves = f"  tensorboard --logdir {config.run.root}    curves and feature norms of all runs"
         lines += ["", "next:", *([curves] if result.tensorboard else [])]
         if config.model.width < 256:  # the width of recipes/size/base.yaml
-            lines.append("  mup-lightning train size=base steps=30 batch=8    a larger model, by the same recipe")
+            name = f"{config.run.root}/{config.run.name}/config.yaml size=base run={config.run.name}-base"
+            larger = f"  mup-lightning train -c {name} steps=30 batch=8 data.micro_batch=auto"
+            lines.append(f"{larger}    a larger model, by the same recipe")
     elif not signals.in_job():
         lines += ["", "next:", "  the same command with resume=last continues it"]
     return "\n".join(lines)

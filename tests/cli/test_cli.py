@@ -84,12 +84,30 @@ def test_a_flag_needs_no_value_and_a_list_may_be_repeated():
         ("data prepare CARD.yaml --tok bytes", 2, "unknown option tok"),
         ("data nonsense", 2, "unknown verb 'data nonsense'; expected one of data prepare, data verify, data show"),
         ("trian", 2, "unknown verb 'trian'; expected one of train"),
+        ("size=nano train", 2, "unknown verb 'size=nano'; expected one of train"),
+        ("sweep a.yaml --dryrun", 2, "unknown option dryrun; did you mean dry"),
+        ("train --frobnicate", 1, "unknown option frobnicate"),
+        ("train --size", 1, "--size needs a value"),
+        ("train run=", 1, "run.name is ''; expected the name of a folder"),
     ],
 )
 def test_a_bad_command_line_is_one_clear_line(words, status, message, capsys, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     assert main(words.split()) == status
     assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_word_that_a_later_preset_overrides_is_said(capsys, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    (config,) = parse(VERBS["train"], "steps=3 batch=2 lr=0.1 size=nano batch=4".split())
+    assert (config.trainer.max_steps, config.data.batch_size) == (80, 4)
+    said = (
+        "note: recipes/size/nano.yaml overrides data.batch_size, trainer.max_steps, set before it; put presets first\n"
+    )
+    assert capsys.readouterr().err == said
+    parse(VERBS["train"], "size=nano steps=3 batch=2 optimizer=adamw".split())
+    parse(VERBS["train"], "steps=80 size=nano -c recipes/gpt2.yaml".split())
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried"), None])

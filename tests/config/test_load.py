@@ -60,6 +60,7 @@ def test_on_and_off_are_words_though_yaml_reads_them_as_true_and_false(tmp_path,
     ("text", "message"),
     [
         ("recipe:", "mine.yaml: recipe is empty; expected keys"),
+        ("model: {width: 3", "mine.yaml is not valid YAML: while parsing a flow mapping at line 1, column 8 "),
         ("# nothing yet", "mine.yaml is empty; expected a recipe: sections such as model"),
         ("[1, 2]", "mine.yaml is [1, 2]; expected a recipe: sections such as model"),
         ("model: {widht: 3}", "mine.yaml: unknown option model.widht; did you mean model.width?"),

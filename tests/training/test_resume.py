@@ -121,7 +121,7 @@ def test_another_run_is_not_continued_but_a_longer_one_is(tiny, tmp_path, capsys
             r"step 3 was made at 0\.9\d+ .* at 1\.0; .*\n  schedule\.kind: cosine in .*, wsd now",
         ),
         ({"trainer.max_steps": 8}, r"already has all 8 steps of the run; raise --trainer\.max_steps"),
-        ({"run.resume": "nowhere"}, "nowhere is not a complete checkpoint"),
+        ({"run.resume": "nowhere"}, "nowhere does not exist; expected a folder such as"),
         ({"run.name": "empty"}, r"no complete checkpoint in .*start the run without resuming"),
     ):
         with pytest.raises(UserError, match=named):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from mup_lightning.cli.main import main
+from mup_lightning.cli.main import VERBS, main, parse
 from mup_lightning.config.load import build_config
 from mup_lightning.data.shards import TokenStore
 from mup_lightning.data.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ from mup_lightning.training import train as train_module
 from mup_lightning.training.evaluate import evaluate
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import RunFolder
-from mup_lightning.training.train import train
+from mup_lightning.training.train import after, settle, train
 from tests.conftest import WORDS
 from tests.data.test_tokenizer import byte_level
 from tests.training.reference import assert_same_training, train_plainly, weights_of
@@ -85,15 +85,20 @@ def test_at_the_base_shape_all_parametrizations_train_bit_identically(tiny, opti
     assert not torch.equal(away[1][hidden], away[2][hidden])
 
 
-def test_it_learns_and_keeps_what_repeats_it(tiny):
+def test_it_learns_and_keeps_what_repeats_it(tiny, capsys):
     config = tiny(**{"trainer.max_steps": 60, "recipe.lr": 0.02})
     result, folder = train(config), RunFolder(config)
+    assert "step 1/60: loss 5.554, time left unknown" in capsys.readouterr().err  # no speed that nobody measured
     assert (result.finished, result.steps, result.tokens) == (True, 60, 60 * 8 * 16)
     assert result.validation_loss < result.unigram_loss - 0.1
     saved = read_json(folder.result_file, "a result")
     assert saved == asdict(result)
     assert {"torch", "lightning", "python", "git"} <= saved["versions"].keys()
     assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["step_00000056", "step_00000060"]
+    proposed = next(line for line in after(config, result).splitlines() if "size=base" in line)
+    (larger,) = parse(VERBS["train"], proposed.split("    ")[0].split()[2:])
+    settle(larger)  # fits together
+    assert (larger.model.width, larger.data.path, larger.run.name) == (256, config.data.path, "tiny-base")
     again = build_config([folder.config_file, {"run.name": "again"}])
     assert train(again).validation_loss == result.validation_loss
 
