@@ -75,6 +75,8 @@ class GPT2Module(pl.LightningModule):
         """Loss of one micro-batch: `tokens` (b, T + 1) and `counters` (b,), the samples' places in the global order."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.micro_losses.clear()
+            # Lightning does it after the forward pass: the last step's gradients would be there beside the logits.
+            self.trainer.optimizers[0].zero_grad()
         if self.config.model.dropout > 0:
             # Dropout's mask is a pure function of the place in the run too: there is no generator's state to save.
             torch.manual_seed(stable_seed(repr((self.config.seed, batch_idx, self.global_rank))))

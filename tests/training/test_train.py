@@ -16,6 +16,7 @@ from mup_lightning.data.shards import TokenStore
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_json
+from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.studies.sweep import grid as grid_module
 from mup_lightning.training import train as train_module
 from mup_lightning.training.evaluate import evaluate
@@ -64,6 +65,21 @@ def test_equals_a_plain_loop(tiny, branch_depth):
     assert_same_training(found, wanted)
     for name in wanted:
         assert (wanted[name] - start[name]).abs().max() > 1e-4, name
+
+
+def test_gradients_of_the_last_step_are_freed_before_the_forward_pass(tiny, monkeypatch):
+    """With the logits and all activations they would be a run's peak of memory. Micro-batches of a step add up."""
+    forward, found = GPT2.loss, []
+
+    def loss(model, *arguments):
+        if torch.is_grad_enabled():
+            found.append([parameter.grad is not None for parameter in model.parameters()])
+        return forward(model, *arguments)
+
+    monkeypatch.setattr(GPT2, "loss", loss)
+    config = tiny(**{"trainer.max_steps": 2, "schedule.warmup_steps": 1, "data.micro_batch": 4})
+    train(config, keep=False)
+    assert [set(each) for each in found] == [{False}, {True}] * 2
 
 
 @pytest.mark.parametrize("optimizer", ["muon_kimi", "adamw"])
