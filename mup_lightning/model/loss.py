@@ -183,8 +183,8 @@ def _passes(
         d_KV = e_KV.div_(total_K1 * tokens)
         if z_loss:
             d_KV.mul_(1.0 + 2.0 * z_loss * log_z_K1)
-        # Single entries would end a fused pass, and a comparison be one more eager pass. Not by scatter_add_, which adds
-        # up in no fixed order on a GPU.
+        # Single entries would end a fused pass, and a comparison be one more eager pass. Not by scatter_add_, which
+        # adds up in no fixed order on a GPU.
         if torch.compiler.is_compiling():
             d_KV = d_KV - (torch.arange(d_KV.shape[1], device=d_KV.device) == target_K1).to(wide) / tokens
         else:

@@ -128,7 +128,7 @@ class Rule(Typed):
         if self.counted:
             item.state["step"] = 0
         for name in self.like_parameter:
-            item.state[name] = torch.zeros_like(item.parameter)
+            item.state[name] = item.parameter.new_zeros(item.parameter.shape)  # zeros_like on meta imports sympy
 
     def step(self, group: Group, items: list[Item]) -> None:
         """One step of all the items, in place; their states are filled in.

@@ -112,7 +112,7 @@ def start_sides(item: Item, max_dimension: int, derived: str) -> None:
     for side, length in zip(SIDES, item.block_shape, strict=True):
         if length <= max_dimension:
             item.state[side] = item.parameter.new_zeros(item.blocks, length, length)
-            item.state[f"{side}_{derived}"] = torch.empty_like(item.state[side])
+            item.state[f"{side}_{derived}"] = item.parameter.new_empty(item.blocks, length, length)
 
 
 def accumulate(state: State, G_krs: torch.Tensor, beta: float) -> None:

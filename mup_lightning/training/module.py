@@ -75,7 +75,6 @@ class GPT2Module(pl.LightningModule):
         """Loss of one micro-batch: `tokens` (b, T + 1) and `counters` (b,), the samples' places in the global order."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.micro_losses.clear()
-            # Lightning does it after the forward pass: the last step's gradients would be there beside the logits.
             self.trainer.optimizers[0].zero_grad()
         if self.config.model.dropout > 0:
             # Dropout's mask is a pure function of the place in the run too: there is no generator's state to save.
@@ -90,6 +89,9 @@ class GPT2Module(pl.LightningModule):
             batch = batch | {"losses": losses_BT.mean(1)}
         self.micro_losses.append((loss.detach(), batch))
         return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: `training_step` has, before the forward pass, so that old gradients are not there beside logits."""
 
     def configure_gradient_clipping(
         self,

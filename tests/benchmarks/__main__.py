@@ -11,10 +11,11 @@ from tests.benchmarks import optimizers, strategies
 from tests.benchmarks.generation import GENERATION
 from tests.benchmarks.harness import QUICK, Case, machine, run_case, table
 from tests.benchmarks.plan import PLAN
-from tests.benchmarks.trainer import FEATURE_NORMS, SPECTRAL_NORMS, TRAINER
+from tests.benchmarks.trainer import FEATURE_NORMS, OVERHEAD, SPECTRAL_NORMS, TRAINER
 
 CASES: dict[str, Case] = {
     "trainer": TRAINER,
+    "overhead": OVERHEAD,
     "feature_norms": FEATURE_NORMS,
     "spectral_norms": SPECTRAL_NORMS,
     "optimizers": optimizers.TIMES,

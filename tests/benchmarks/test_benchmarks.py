@@ -15,7 +15,7 @@ from tests.benchmarks.optimizers import ALL_RULES, COMPARISONS, OURS, take_turn
 from tests.benchmarks.plan import SHAPES, take
 from tests.benchmarks.process import measure, step_clock
 from tests.benchmarks.strategies import STRATEGIES, make_config, planned_mb
-from tests.benchmarks.trainer import WITH, WITHOUT_AGAIN, bare, corpus_for, costs, ours
+from tests.benchmarks.trainer import WITH, WITHOUT_AGAIN, bare, corpus_for, costs, ours, tuned
 
 TINY = replace(QUICK, width=16, depth=1, context=8)
 ALIKE = {"AdamW": (3, 1e-4), "Shampoo": (1, 2e-3), "SOAP": (3, 1e-2), "Muon": (3, 4e-2)}
@@ -53,12 +53,13 @@ def test_every_rule_takes_its_turn():
     assert found.keys() == FAMILIES.keys()
 
 
-def test_our_trainer_and_the_bare_loop_run_the_same_steps():
+def test_our_trainer_and_the_loops_run_the_same_steps():
     settings = replace(TINY, steps=3)
     with corpus_for(settings) as corpus:
-        us, them = ours(settings, corpus), bare(settings, corpus)
-    assert len(us["step_seconds"]) == len(them["step_seconds"]) == settings.steps
-    assert us["whole_run_peak_mb"] >= us["peak_mb"] > us["imports_mb"] > 0
+        found = [ours(settings, corpus), ours(settings, corpus, quiet=True)]
+        found += [bare(settings, corpus), tuned(settings, corpus)]
+    assert [len(each["step_seconds"]) for each in found] == [settings.steps] * 4
+    assert found[0]["whole_run_peak_mb"] >= found[0]["peak_mb"] > found[0]["imports_mb"] > 0
 
 
 def test_both_ways_of_generating_make_the_same_number():
