@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def this_cpu() -> Machine:
 
     def best(work: Callable[[], Any]) -> float:
         found = []
-        for _ in range(8):
+        for _ in range(12):
             begin = time.process_time()
             work()
             found.append(time.process_time() - begin)
@@ -84,7 +84,7 @@ def take(s: Settings, quick: bool) -> dict[str, dict[str, float]]:
             train(config, progress=False, keep=False)
             handle.remove()
         after, steps = this_cpu(), [end - begin for begin, end in pairwise(ticks[s.warmup :])]
-        flops, bandwidth = mean((before.flops, after.flops)), mean((before.bandwidth, after.bandwidth))
+        flops, bandwidth = max(before.flops, after.flops), max(before.bandwidth, after.bandwidth)
         machine = replace(before, flops=flops, plain_flops=flops, bandwidth=bandwidth)
         planned = plan(config, (1,), "cpu", machine=machine).time[0]
         found[name] = {MEASURED: 1e3 * median(steps), PREDICTED: 1e3 * planned.seconds}
