@@ -217,4 +217,4 @@ def _offer(path: Path) -> str:
     before = [other for other in complete(path.parent) if step is None or (step_of(other) or 0) < step]
     if not before:
         return "; there is no checkpoint before it"
-    return f"; the one before it is there: resume from {before[-1]} (--run.resume {before[-1]})"
+    return f"; take the one before it, {before[-1]} (in training, --run.resume {before[-1]})"

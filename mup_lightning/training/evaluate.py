@@ -110,7 +110,7 @@ def _context(subject: Finished, asked: int | None) -> int:
     """Tokens of a window: as many as the model was trained on, or `asked`. Raises UserError for more."""
     own = subject.model.config.context
     if asked and asked > own:
-        raise UserError(f"--context is {asked}, but the model in {subject.path} knows {own} positions; expected fewer")
+        raise UserError(f"--context is {asked}; expected at most {own}, that of the model in {subject.path}")
     return asked or own
 
 

@@ -167,8 +167,9 @@ def after(config: Config, result: Result) -> str:
         lines.append("  every step was done already; mup-lightning evaluate measures the validation loss")
     else:
         lines.append("  stopped by a signal before the last step")
+    rate = f"{result.tokens_per_second:,.0f} tokens/s in training, " if result.tokens_per_second else ""
     lines += [
-        f"  speed            {result.tokens_per_second:,.0f} tokens/s in training, {result.seconds:.0f} s in all",
+        f"  speed            {rate}{result.seconds:.0f} s in all",
         f"  checkpoint       {result.checkpoint}",
         *([f"  TensorBoard      {result.tensorboard}"] if result.tensorboard else []),
     ]

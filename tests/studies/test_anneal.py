@@ -87,7 +87,8 @@ def test_branches_are_whole_runs_and_each_is_run_once(trunk, corpus, tmp_path, m
             "its decay begins after step 3, and {} has checkpoints of later steps alone (4, 8, 12, 15); trainer.ch",
         ),
         ({}, 24, "--steps 24: its decay begins after step 19, and {} has got to step 15; train the trunk on"),
-        ({"kind": "cosine"}, 10, "after step 8, but the trunk's (cosine) began in step 4, at 0.9"),
+        ({"kind": "cosine"}, 10, "after step 8, but the trunk's (cosine) began after step 2; expected schedule.kind"),
+        ({"kind": "linear"}, 24, "after step 19, but the trunk's (linear) began after step 2; expected schedule.kind"),
         ({"kind": "wsd", "decay": 0.4}, 15, "after step 12, but the trunk's (wsd) began in step 10, at 0.8"),
     ],
 )

@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(tiny, tmp_path
         (marker, marker.read_bytes().replace(b'"step": 8', b'"step": 9'), r"checkpoint\.json is damaged.*sha256"),
     ):
         file.unlink() if damaged is None else file.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"step_00000008.*{named}.*resume from .*step_00000004"):
+        with pytest.raises(UserError, match=rf"step_00000008.*{named}.*take the one before it, .*step_00000004"):
             train(tiny(**{"run.resume": "last"}))
         shutil.copytree(tmp_path / "sound", folder / "step_00000008", dirs_exist_ok=True)
     shutil.copytree(folder / "step_00000008", folder / ".unfinished_step_00000009")

@@ -53,8 +53,12 @@ def branch(saved: Sequence[Checkpoint], steps: int, settings: AnnealSettings, ch
     """
     peak = steps - decay_steps(settings.decay, steps)
     begins = f"its decay begins after step {peak}"
-    if (warmup := warmup_steps(Config.from_plain(saved[-1].config))) >= peak:
+    kind, warmup = (last := Config.from_plain(saved[-1].config)).schedule.kind, warmup_steps(last)
+    if warmup >= peak:
         raise UserError(f"{begins}, and the trunk's warm-up takes {warmup} steps; anneal more steps")
+    expected = "expected schedule.kind constant, or wsd with a later decay"
+    if kind in ("cosine", "linear") and saved[0].step > warmup:
+        raise UserError(f"{begins}, but the trunk's ({kind}) began after step {warmup}; {expected}")
     if peak > saved[-1].step:
         on = "train the trunk on (--run.resume last, --trainer.max_steps), or anneal fewer steps"
         raise UserError(f"{begins}, and {settings.run} has got to step {saved[-1].step}; {on}")
@@ -77,7 +81,7 @@ def branch(saved: Sequence[Checkpoint], steps: int, settings: AnnealSettings, ch
     )
     if found := first_difference(lr_factor(trunk), lr_factor(config), start.step):
         gone = f"the trunk's ({trunk.schedule.kind}) began in step {found[0] + 1}, at {found[1]:.4g} of the peak"
-        raise UserError(f"{begins}, but {gone}; expected schedule.kind constant, or wsd with a later decay")
+        raise UserError(f"{begins}, but {gone}; {expected}")
     checked = checker.check(config)
     left = replace(checked, work=checked.work * (1 - start.step / steps))
     name, varied = config_hash(config, checked.corpus), {"trainer.max_steps": steps}
