@@ -331,6 +331,14 @@ def test_a_smaller_target_is_fine_and_other_text_is_not(tmp_path, corpus):
     assert any("reads its corpus" in caveat for caveat in known.caveats)
 
 
+def test_few_sizes_for_the_law_are_said(tmp_path):
+    ladder = read_ladder([table(tmp_path / "results.csv", LADDER)], target_of())
+    for cells, said in ((ladder.cells, False), (ladder.cells[:7], True)):
+        some = replace(ladder, cells=cells)
+        caveats = forecasts.forecast(some, fit(cells), target_of(), 1000, 102400).caveats
+        assert any("7 sizes hardly show where a law of 5 parameters" in caveat for caveat in caveats) == said
+
+
 def test_curves_come_from_the_files_of_trials(tmp_path):
     """The mean over the seeds at the best value; a cell has none where one of its runs has none."""
     table(

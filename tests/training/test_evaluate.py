@@ -197,7 +197,10 @@ def test_what_cannot_be_evaluated_is_refused(tiny, folder, runs, corpus, tmp_pat
     for words, message in (
         ([exported], "does not say what it was trained on; name a prepared corpus: --data FOLDER"),
         ([exported, "--data", str(corpus)], "has another vocabulary, bytes (256 tokens), than the model in"),
-        ([exported, "--data", str(folder / "corpus"), "--context", "17"], "--context is 17; expected at most 16, that of"),
+        (
+            [exported, "--data", str(folder / "corpus"), "--context", "17"],
+            "--context is 17; expected at most 16, that of",
+        ),
         ([exported, "--data", str(corpus), "--task", str(nul)], "takes the place of a corpus; leave --data"),
         ([exported, "--task", str(empty)], "empty.jsonl holds no questions; expected one a line"),
         ([exported, "--task", str(tmp_path / "none.jsonl")], "none.jsonl cannot be read: No such file"),

@@ -69,6 +69,12 @@ def forecast(ladder: Ladder, law: Law, target: Config, parameters: int, tokens: 
             caveats.append(f"the target reads its corpus {epochs:.1f} times, and the law is one of new text")
     if law.at_bounds:
         caveats.append("E or an exponent is at its bound: the ladder does not show how the loss levels off; add sizes")
+    sizes, parameters_of_law = len(ladder.cells), len(law.theta)
+    if sizes < parameters_of_law + 3:
+        caveats.append(
+            f"{sizes} sizes hardly show where a law of {parameters_of_law} parameters goes beyond them: losses have "
+            f"come out outside such an interval; better {parameters_of_law + 3} sizes or more"
+        )
     held_out, widen = None, 1.0
     try:
         held_out, widen = check(ladder.cells)
