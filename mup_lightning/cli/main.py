@@ -127,8 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     spell_signs()
     words = sys.argv[1:] if argv is None else argv
-    two = " ".join(words[:2])
-    verb = VERBS.get(two) or VERBS.get("".join(words[:1]))
+    verb = VERBS.get(" ".join(words[:2])) or VERBS.get("".join(words[:1]))
     if verb is None:
         return _overview(words)
     if signals.in_job():
@@ -214,6 +213,7 @@ def parse(verb: Verb, argv: list[str]) -> list[Any]:
             target = target or name
         elif own:
             layers.append({name: Raw(value)})
+            target = None if name == target else target  # a second one would silently replace it
         elif verb.config:
             layers += word(name, value)
         elif target and name in GROUPS:

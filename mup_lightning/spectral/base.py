@@ -132,7 +132,7 @@ class RecipeConfig(Typed, prefix="recipe."):
             does = f"recipe.time_rule is {self.time_rule}, for which {' and '.join(given)} would do nothing"
             raise UserError(f"{does}; leave it out, or set recipe.time_rule to sde or fitted:FILE")
         if self.time_rule != "none" and (missing := [key for key, value in base.items() if value is None]):
-            needs = f"recipe.time_rule is {self.time_rule}, but {' and '.join(missing)} is null"
+            needs = f"recipe.time_rule is {self.time_rule}, which needs {' and '.join(missing)}"
             raise UserError(f"{needs}; give the tokens of a step and of the run that recipe.lr was tuned with")
         if self.base_batch and self.base_tokens and self.base_batch > self.base_tokens:
             less = f"recipe.base_tokens is {self.base_tokens}, less than the {self.base_batch} of one step"

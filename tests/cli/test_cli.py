@@ -75,6 +75,8 @@ def test_a_flag_needs_no_value_and_a_list_may_be_repeated():
         ("train stpes=5", 1, "unknown option stpes; did you mean steps?"),
         ("train --model.width", 1, "--model.width needs a value"),
         ("train adamw", 1, "unexpected argument 'adamw'"),
+        ("report transfer a.csv b.csv", 2, "unexpected argument 'b.csv'"),
+        ("evaluate --val_tokens 4 runs/a --json runs/b", 2, "unexpected argument 'runs/b'"),
         ("train size=xll", 1, "there is no recipes/size/xll.yaml; size can be: base large medium nano small xl"),
         ("plan --gpus 1,x", 1, "--gpus is 1,x; expected a list, each whole number of at least 1"),
         ("submit --sweep x.yaml", 1, "--sweep needs --tasks N"),

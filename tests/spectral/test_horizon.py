@@ -66,7 +66,7 @@ def test_the_configuration_holds_the_law_that_it_was_built_with(file):
         ({"time_rule": "sdes"}, "recipe.time_rule is 'sdes'; expected none, sde, or fitted:FILE"),
         (BASE, "recipe.time_rule is none, for which recipe.base_batch and recipe.base_tokens would do nothing"),
         (BASE | {"time_rule": "sde", "law": LAW}, "recipe.time_rule is sde, for which recipe.law would do nothing"),
-        ({"time_rule": "sde"}, "but recipe.base_batch and recipe.base_tokens is null; give the tokens of a step"),
+        ({"time_rule": "sde"}, "which needs recipe.base_batch and recipe.base_tokens; give the tokens of a step"),
         (
             {"time_rule": "sde", "base_batch": 1000, "base_tokens": 999},
             r"recipe.base_tokens is 999, less than the 1000 of one step \(recipe.base_batch\); base_tokens are those",
