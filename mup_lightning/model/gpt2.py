@@ -62,6 +62,8 @@ class GPT2(nn.Module):
         In place, so that names stay and every strategy finds the blocks that it expects.
         """
         self.compiled = True
+        # A sweep compiles many shapes in one process, and past the limit torch runs the rest uncompiled.
+        torch._dynamo.config.recompile_limit = 256
         for block in self.blocks:
             block.compile(*args, **kwargs)
 

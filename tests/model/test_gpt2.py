@@ -304,3 +304,17 @@ for device in ("meta", "cpu"):
 sys.exit("torch._inductor" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_many_shapes_are_compiled_in_one_process(monkeypatch):
+    """As in a sweep; torch's own limit is 8 variants of a function."""
+    import torch._dynamo
+
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    torch.compiler.reset()
+    for heads in range(1, 11):
+        config = ModelConfig(**TINY | {"depth": 1, "heads": heads, "width": 8 * heads})
+        model = build(config, derive(RecipeConfig(), config.width, 1), 0)
+        model.compile(backend="eager")
+        model.loss(torch.zeros(2, 17, dtype=torch.int64)).backward()
+    torch.compiler.reset()

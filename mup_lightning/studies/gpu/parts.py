@@ -103,11 +103,7 @@ class Place:
 
 
 def _train(config: Config, **options: Any) -> Result:
-    """Train, and give the memory back, also after an error: a Trainer and its module refer to each other.
-
-    The compiler forgets the runs before: it keeps eight variants of a function, and runs all others uncompiled.
-    """
-    torch.compiler.reset()
+    """Train, and give the memory back, also after an error: a Trainer and its module refer to each other."""
     try:
         return train(config, progress=False, **{"keep": False, **options})
     finally:
