@@ -107,4 +107,4 @@ def test_a_case_from_the_command_line(tmp_path, capsys):
     assert list(found["cases"]["feature_norms"]["quantities"])[-1] == "other programs (cores)"
     with pytest.raises(SystemExit):
         command.main(["speed"])
-    assert "unknown case 'speed'; expected trainer, feature_norms" in capsys.readouterr().err
+    assert "unknown case 'speed'; expected trainer, overhead, feature_norms" in capsys.readouterr().err
