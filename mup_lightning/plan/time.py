@@ -193,9 +193,8 @@ class Clock:
             rule = RULES[group["rule"]]
             for info in group["infos"]:
                 count = rule.blocks(group, info)
-                work = (
-                    rule.arithmetic(group, info.shape[0] // count, info.block_shape[1]) if len(info.shape) > 1 else {}
-                )
+                matrix = len(info.shape) > 1
+                work = rule.arithmetic(group, info.shape[0] // count, info.block_shape[1]) if matrix else {}
                 self.steps.append(count * sum(operations / rates[kind] for kind, operations in work.items()))
 
     def one_pass(self, sequences: int) -> tuple[float, float]:

@@ -122,11 +122,11 @@ def make_trainer(
     trainer = config.trainer
     process = enter(trainer)
     on_gpu = trainer.accelerator == "gpu"
-    if on_gpu and trainer.deterministic:
+    if on_gpu:
         # A help against code that reads memory before it is written, which takes a pass of its own.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if trainer.compile == "on":
-            torch._inductor.config.deterministic = True  # no kernels chosen by their time
+            torch._inductor.config.deterministic = trainer.deterministic  # or may kernels be chosen by their time?
     together = [Together(process, config)] if process.world_size > 1 else []
     return pl.Trainer(
         accelerator=trainer.accelerator,

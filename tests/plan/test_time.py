@@ -49,7 +49,7 @@ def test_what_an_h200_did(size, batch, sequences, tokens_per_second):
 
 @pytest.mark.parametrize(("size", "milliseconds"), [("small", 6.6), ("xl", 157)])
 def test_muon_s_step_on_an_h200(size, milliseconds):
-    """On the GPU; AdamW's is small beside it, and clipping is not in it."""
+    """Milliseconds on the GPU, without clipping; the parameters that AdamW steps are included, but take little."""
     changes = {"size": size, "trainer__gradient_clip": 0.0, "data__batch_size": 1}
     muon, adamw = (
         times(GPUS["h200"], **changes, recipe__optimizer=name)[1, "single"].seconds for name in ("muon_kimi", "adamw")
