@@ -20,21 +20,9 @@ from mup_lightning.training.module import loss_sums
 
 
 def evaluate(
-    path: Path,
-    data: str | None = None,
-    *,
-    batch: int = 8,
-    val_tokens: int | None = None,
-    context: int | None = None,
+    path: Path, data: str | None = None, *, batch: int = 8, val_tokens: int | None = None, context: int | None = None
 ) -> dict[str, Any]:
-    """Validation loss of a model.
-
-    Args:
-        path: a checkpoint's folder, a run's folder, whose newest checkpoint is meant, or a Hugging Face model's.
-        data: folder of a prepared corpus; None: the one that the run was trained on.
-        batch: windows in one forward pass.
-        val_tokens: only the first this many validation tokens; None: all.
-        context: tokens of a window; None: as in training.
+    """Validation loss of a model; see `EvaluateSettings` for the arguments.
 
     Returns:
         "checkpoint", "step", "data", "validation_loss" and "unigram_loss" (nats per token), "perplexity",
@@ -57,7 +45,9 @@ def evaluate(
     shown = tqdm(list(batches), desc="evaluating", disable=None)
     nats, tokens, text = loss_sums(subject.model.to(device), shown, token_bytes, device).tolist()
     loss = nats / tokens
-    return _name(subject) | {
+    return {
+        "checkpoint": str(subject.path),
+        "step": subject.step,
         "data": str(folder),
         "validation_loss": loss,
         "unigram_loss": store.manifest.unigram_loss,
@@ -70,25 +60,15 @@ def evaluate(
 
 
 def answer(path: Path, task: Path, *, batch: int = 8, context: int | None = None) -> dict[str, Any]:
-    """Accuracy of a model in multiple choice.
+    """Accuracy of a model in multiple choice, as `questions.accuracy` returns it, with "checkpoint", "step", "task".
 
-    Args:
-        path: as in `evaluate`.
-        task: a JSONL file; see `questions.read`.
-        batch: choices in one forward pass.
-        context: most tokens that one forward pass sees; None: as in training.
-
-    Returns:
-        "checkpoint", "step", "task", and those of `questions.accuracy`.
-
-    Raises:
-        UserError: see `open_model`, `questions.read` and `questions.accuracy`.
+    Raises UserError as `open_model`, `questions.read` and `questions.accuracy` do.
     """
     subject = open_model(path)
     asked = questions.read(task, subject.tokenizer)
     model, context = subject.model.to(best_device()), _context(subject, context)
     found = questions.accuracy(model, subject.tokenizer, asked, batch, context)
-    return _name(subject) | {"task": str(task), **found}
+    return {"checkpoint": str(subject.path), "step": subject.step, "task": str(task), **found}
 
 
 def _tokenizer(manifest: Manifest, folder: str, subject: Finished) -> Tokenizer:
@@ -112,7 +92,3 @@ def _context(subject: Finished, asked: int | None) -> int:
     if asked and asked > own:
         raise UserError(f"--context is {asked}; expected at most {own}, that of the model in {subject.path}")
     return asked or own
-
-
-def _name(subject: Finished) -> dict[str, Any]:
-    return {"checkpoint": str(subject.path), "step": subject.step}

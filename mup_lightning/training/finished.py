@@ -26,13 +26,9 @@ class Finished:
 
 
 def open_model(path: Path) -> Finished:
-    """Read a model for use.
+    """Read a model for use, from a run's folder (its newest checkpoint), a checkpoint's, or a Hugging Face model's.
 
-    Args:
-        path: a run's folder, whose newest checkpoint is meant, a checkpoint's, or a Hugging Face GPT-2's or Llama's.
-
-    Raises:
-        UserError: it is none of them, damaged, or a Hugging Face model that has no counterpart here.
+    Raises UserError where it is none of them, damaged, or a Hugging Face model that has no counterpart here.
     """
     if (path / "config.json").is_file():
         return Finished(*hugging_face.read(path), path)

@@ -38,11 +38,8 @@ def generate(
         model: in evaluation mode.
         prompt: token ids, 1 to the model's context.
         eot: the end-of-text token; None: there is none.
-        temperature: divides the logits; 0: always the likeliest token.
-        top_k: draw from this many of the likeliest; None: all.
-        top_p: draw from the fewest likeliest tokens whose probability is at least this (nucleus sampling, arXiv
-            1904.09751), after top_k.
-        seed: of the draws.
+        temperature: and `top_k`, `top_p` (nucleus sampling, arXiv 1904.09751, after top_k), `seed`: see
+            `GenerateSettings`.
 
     Raises:
         UserError: the prompt is empty, longer than the context or has ids that are not in the vocabulary, or the model
@@ -104,11 +101,7 @@ def pieces(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def run(settings: GenerateSettings) -> None:
-    """Print a prompt and what a model says after it, as it comes.
-
-    Raises:
-        UserError: see `open_model` and `generate`; the prompt is not UTF-8, or has what the tokenizer cannot hold.
-    """
+    """Print a prompt and what a model says after it, as it comes."""
     try:
         text = sys.stdin.buffer.read().decode() if settings.prompt == "-" else settings.prompt
         text.encode()

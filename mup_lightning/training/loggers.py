@@ -16,10 +16,7 @@ from mup_lightning.typed import convert
 PROJECT = "mup_lightning"
 """Of Weights & Biases and MLflow, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME say another."""
 
-HELP = {
-    "wandb": "log in (wandb login), keep the run here (WANDB_MODE=offline)",
-    "mlflow": "see MLFLOW_TRACKING_URI",
-}
+HELP = {"wandb": "log in (wandb login), keep the run here (WANDB_MODE=offline)", "mlflow": "see MLFLOW_TRACKING_URI"}
 """What to do where one cannot be opened."""
 
 
@@ -38,29 +35,29 @@ def check(run: RunConfig) -> None:
                 )
 
 
-def make(config: Config, folder: RunFolder, first_step: int, purge_step: int | None) -> list[Logger]:
+def make(config: Config, folder: RunFolder, start: int | None) -> list[Logger]:
     """The loggers of a run, those of services opened; other processes than the first have one that does nothing.
 
-    Args:
-        config: of the run.
-        folder: of the run; its loggers.json keeps what the services call the run, by which a resumed one finds it.
-        first_step: steps done before.
-        purge_step: see `trainer.make_trainer`.
-
-    Raises:
-        UserError: a service cannot be reached, or does not know the run.
+    The folder's loggers.json keeps what the services call the run, by which one that is resumed from step `start` finds
+    it. Raises UserError where a service cannot be reached, or does not know the run.
     """
     names = list(dict.fromkeys(config.run.loggers))
     if not is_first_process():
         return [DummyLogger()] if names else []
+    # TensorBoard forgets points from there on, which a killed run wrote after its last checkpoint.
+    purge_step = start + 1 if start is not None else 0 if config.run.resume == "auto" else None
     file = folder.path / "loggers.json"
     known = convert(read_json(file, "ids of the run") if file.is_file() else {}, dict[str, str], str(file))
     made: list[Logger] = []
     for name in names:
         if name == "tensorboard":
             made.append(TensorBoardLogger(folder.path, name="", version=folder.tensorboard.name, purge_step=purge_step))
-        elif name == "csv":
-            made.append(_csv(folder, first_step))
+        elif name == "csv":  # Lightning would begin the table anew: a resumed run takes over the rows before it
+            made.append(CSVLogger(folder.path, "", folder.csv.parent.name, flush_logs_every_n_steps=1))
+            rows = folder.rows() if start else []
+            writer: Any = made[-1].experiment  # deletes the file
+            writer.metrics = [row for row in rows if int(row["step"]) <= (start or 0)]
+            writer.save()
         else:
             try:
                 made.append(_service(name, config, folder, known.get(name)))
@@ -78,17 +75,16 @@ def make(config: Config, folder: RunFolder, first_step: int, purge_step: int | N
 
 def _service(name: str, config: Config, folder: RunFolder, known: str | None) -> Logger:
     """Weights & Biases or MLflow, with the run begun, or, where it is known, continued."""
-    made: Any
     if name == "wandb":
         project = os.environ.get("WANDB_PROJECT", PROJECT)
-        made = Wandb(name=config.run.name, save_dir=folder.path, id=known, project=project)
-        _ = made.experiment
-        return made
-    project, server = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), os.environ.get("MLFLOW_TRACKING_URI")
-    root = folder.path.parent.absolute()
-    local = {"tracking_uri": f"sqlite:///{root}/mlflow.db", "artifact_location": str(root / "mlflow")}
-    place: Any = {"tracking_uri": server} if server else local
-    made = MLFlowLogger(project, run_name=config.run.name, run_id=known, **place)
+        run = Wandb(name=config.run.name, save_dir=folder.path, id=known, project=project)
+        _ = run.experiment
+        return run
+    project, root = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), folder.path.parent.absolute()
+    place: dict[str, Any] = {"tracking_uri": f"sqlite:///{root}/mlflow.db", "artifact_location": str(root / "mlflow")}
+    if server := os.environ.get("MLFLOW_TRACKING_URI"):
+        place = {"tracking_uri": server}
+    made: Any = MLFlowLogger(project, run_name=config.run.name, run_id=known, **place)
     made.experiment.update_run(made.run_id, status="RUNNING")  # refused where the run was deleted
     return made
 
@@ -102,13 +98,3 @@ class Wandb(WandbLogger):
         if self._experiment is not None:
             self._experiment.finish(exit_code=int(status == "failed"))
             self._experiment = None
-
-
-def _csv(folder: RunFolder, first_step: int) -> CSVLogger:
-    """A table, csv/metrics.csv. Lightning would begin it anew: a resumed run takes over the rows before it."""
-    logger = CSVLogger(folder.path, name="", version=folder.csv.parent.name, flush_logs_every_n_steps=1)
-    rows = folder.rows() if first_step else []
-    writer: Any = logger.experiment  # deletes the file
-    writer.metrics = [row for row in rows if int(row["step"]) <= first_step]
-    writer.save()
-    return logger

@@ -24,13 +24,9 @@ from mup_lightning.optim.spectral_norm import total_norm
 
 
 def build_training(config: Config, device: str = "cpu") -> tuple[GPT2, HybridOptimizer]:
-    """Roles -> recipe -> weights on a device (or "meta") -> parameter groups -> one optimizer.
+    """Roles -> recipe -> weights on a device (or "meta") -> parameter groups -> one optimizer over all of them.
 
-    Returns:
-        The model with the recipe's initial weights, and the optimizer over all its parameters.
-
-    Raises:
-        UserError: the model's switches and the recipe contradict each other.
+    Raises UserError where the model's switches and the recipe contradict each other.
     """
     recipe = config.derive()
     model = build(config.model, recipe, config.seed, device=device)
@@ -67,8 +63,7 @@ class GPT2Module(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The one optimizer, made before Lightning moved the model to its device, and its schedule over steps."""
-        config = self.config
-        schedule = make_schedule(self.hybrid, config)
+        schedule = make_schedule(self.hybrid, self.config)
         return {"optimizer": self.hybrid, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
@@ -99,12 +94,9 @@ class GPT2Module(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the raw gradients, and stop before the optimizer sees one that is not finite.
+        """Clip the raw gradients; where ZeRO shards them, DeepSpeed does, later.
 
-        Where ZeRO shards the gradients, DeepSpeed does both, later.
-
-        Raises:
-            Diverged: the loss or a gradient is NaN or infinite; names the step and the batch.
+        Raises Diverged, which names step and batch, before the optimizer sees a gradient that is NaN or infinite.
         """
         # DeepSpeed's strategy asks after every micro-batch, not only after the last one of a step.
         if len(self.micro_losses) < self.trainer.accumulate_grad_batches:
@@ -128,18 +120,12 @@ class GPT2Module(pl.LightningModule):
             norms = self.trainer.strategy.reduce(norms.square(), reduce_op="sum").sqrt()
         self.see_gradient_norm(torch.linalg.vector_norm(norms))
         if self.config.trainer.gradient_clip > 0:
-            relative = torch.linalg.vector_norm(
-                torch.stack([n / unit for n, unit in zip(norms, gradients, strict=True)])
-            )
+            relative = torch.linalg.vector_norm(norms / norms.new_tensor(list(gradients)))
             parameters = [p for group in groups for p in group["params"]]
             clip_grads_with_norm_(parameters, self.config.trainer.gradient_clip, relative)
 
     def see_gradient_norm(self, norm: torch.Tensor) -> None:
-        """Keep the global norm of the raw gradients of this step.
-
-        Raises:
-            Diverged: it, or the loss, is not finite.
-        """
+        """Keep the global norm of the raw gradients of this step. Raises Diverged where it, or the loss, is not finite."""
         self.gradient_norm = norm
         if not torch.isfinite(norm + self.step_loss()):
             raise Diverged(self._not_finite(), self.trainer.global_step + 1)
@@ -150,8 +136,7 @@ class GPT2Module(pl.LightningModule):
         A second forward and backward pass that touches no .grad, and so none of the hooks that average gradients over
         processes.
         """
-        wanting = self.hybrid.wants_hessian()
-        if not wanting:
+        if not (wanting := self.hybrid.wants_hessian()):
             return
         context, reduce = self.config.model.context, self.trainer.strategy.reduce
         draws = partial(uniforms, self.config.seed, self.trainer.global_step)
@@ -175,15 +160,13 @@ class GPT2Module(pl.LightningModule):
         first = self.global_rank == 0
         with self._autocast(), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             if differentiate := getattr(strategy, "gradient", None):  # it takes the mean over the processes
-                share = self.trainer.world_size if first else 0
-                shards = differentiate(
-                    self(window) * share, [held.tensor for held in self.hybrid.held.values()], whole=False
-                )
+                share, parameters = self.trainer.world_size * first, [held.tensor for held in self.hybrid.held.values()]
+                shards = differentiate(self(window) * share, parameters, whole=False)
                 mine = torch.stack([shard.double().square().sum() for shard in shards]).sum()
             else:
                 square = gradient_square(partial(self, window), self.parameters())
                 mine = square if first else torch.zeros_like(square)
-        self.noise_square = self.trainer.strategy.reduce(mine, reduce_op="sum")
+        self.noise_square = strategy.reduce(mine, reduce_op="sum")
 
     def forward(self, window_BT1: torch.Tensor, uniforms_N: torch.Tensor | None = None) -> torch.Tensor:
         """Mean cross-entropy of (B, T + 1) tokens; given (B·T,) draws, of labels from the model's own predictions."""
@@ -246,10 +229,9 @@ def loss_sums(
     """Add up the next-token cross-entropy over batches of windows, without dropout.
 
     Args:
-        model: left in the mode (training or not) that it came in.
+        model: on `device`; left in the mode (training or not) that it came in.
         batches: (b, T + 1) int64 windows; b may be 0.
         token_bytes: (vocab_size,) int64, the bytes of text that each token stands for.
-        device: where the model is.
         loss: mean loss of a batch; None: the model's own.
 
     Returns:

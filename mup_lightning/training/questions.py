@@ -89,21 +89,16 @@ def _keys() -> str:
 
 
 def accuracy(model: GPT2, tokenizer: Tokenizer, questions: list[Question], batch: int, context: int) -> dict[str, Any]:
-    """The share of right answers.
+    """The share of right answers, of a model in evaluation mode on its device.
 
     Args:
-        model: in evaluation mode, on its device.
-        tokenizer: the model's.
+        model: and its `tokenizer`.
         questions: at least one.
         batch: choices in one forward pass.
         context: most tokens of a forward pass; longer questions lose their beginning.
 
-    Returns:
-        "questions", "acc", "acc_norm" and "acc_bytes", each with its standard error, "..._stderr"; None for one
-        question.
-
-    Raises:
-        UserError: a choice alone is longer than the context.
+    Returns "questions", "acc", "acc_norm" and "acc_bytes", each with its standard error, "..._stderr", which is None
+    for one question. Raises UserError where a choice alone is longer than the context.
     """
     encoded = _encode(tokenizer, questions, context)
     sums = _log_probabilities(model, encoded, batch, context)

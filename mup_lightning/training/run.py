@@ -62,11 +62,7 @@ class Result:
 
 
 class RunFolder:
-    """The folder of a run.
-
-    Args:
-        config: says where it is.
-    """
+    """The folder of a run."""
 
     def __init__(self, config: Config) -> None:
         self.path = Path(config.run.root) / config.run.name
@@ -81,9 +77,7 @@ class RunFolder:
     def written(self) -> Iterator[None]:
         """Be the only process that writes into the folder, which is made; it is removed if nothing was written.
 
-        Raises:
-            Busy: another process is writing.
-            UserError: the folder cannot be made or written, or its disk fails meanwhile.
+        Raises Busy where another process is writing, UserError where the folder cannot be made, or its disk fails.
         """
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         make_folder(self.path, "--run.root, --run.name")
@@ -142,10 +136,8 @@ class RunFolder:
         Where a run goes back to an older checkpoint of its own, the later ones are set aside. What the process before
         it was killed too early to delete is deleted.
         """
-        file = self.config_file
-        if file.exists():
-            file = self.path / f"config.resumed_at_{start.step if start else 0:08d}.yaml"
-        write_atomic(file, yaml_text(plain(config)))
+        resumed = self.path / f"config.resumed_at_{start.step if start else 0:08d}.yaml"
+        write_atomic(resumed if self.config_file.exists() else self.config_file, yaml_text(plain(config)))
         own = Path(next(iter(config.data.sources))) / DESCRIPTION
         if own.is_file() and (tokenizer := describe(own)):
             tokenizer.save(self.path)
@@ -184,15 +176,8 @@ def identity_of(config: Config, corpora: Corpora) -> dict[str, Any]:
 def resume_from(config: Config, folder: RunFolder, identity: dict[str, Any], *, keep: bool = True) -> Checkpoint | None:
     """Find, check and compare the checkpoint to continue from; None for a new run.
 
-    Args:
-        config: of the run.
-        folder: of the run.
-        identity: see `identity_of`.
-        keep: whether the run writes into its folder.
-
-    Raises:
-        UserError: it is missing or damaged, it belongs to another run or was set aside in this one, or all its steps
-            are done (which `auto` allows); or the run is a new one, but its folder holds another.
+    Raises UserError where it is missing or damaged, belongs to another run or was set aside in this one, or all its
+    steps are done (which `auto` allows); or the run is a new one, but the folder, where it is kept, holds another.
     """
     resume, auto = config.run.resume, config.run.resume == "auto"
     saved = checkpoints.complete(folder.checkpoints)
@@ -225,15 +210,16 @@ def _check(start: Checkpoint, config: Config, folder: RunFolder, identity: dict[
     used = {name: options for name, options in start.identity["rules"].items() if name in identity["rules"]}
     _refuse_different(start, start.identity | {"rules": used, "schedule": {}}, identity | {"schedule": {}})
     steps, planned = config.trainer.max_steps, start.config["trainer"]["max_steps"]
-    before = as_saved(start, config)
+    schedule = build(ScheduleConfig, start.config["schedule"], "schedule.")
+    before = replace(config, schedule=schedule, trainer=replace(config.trainer, max_steps=planned))
     then, now = lr_factor(before), lr_factor(config)
     # The whole shape of these two belongs to the length of the run: who changes that means to change the shape.
     meant = config.schedule == before.schedule and config.schedule.kind in ("cosine", "linear")
     if not meant and (found := first_difference(then, now, start.step)):
         done, old, new = found
         what = f"its step {done + 1} was made at {old} of the peak learning rate and would now be made at {new}; "
-        keys = [{"schedule": asdict(c.schedule), "trainer.max_steps": c.trainer.max_steps} for c in (before, config)]
-        _refuse_different(start, keys[0], keys[1], what)
+        keys = ({"schedule": asdict(c.schedule), "trainer.max_steps": c.trainer.max_steps} for c in (before, config))
+        _refuse_different(start, *keys, what)
     # A run that was killed between its last checkpoint and its result still has that to write.
     without_result = planned == steps and folder.owns(start) and not folder.finished_result()
     if start.step >= steps and config.run.resume != "auto" and not without_result:
@@ -247,12 +233,6 @@ def _check(start: Checkpoint, config: Config, folder: RunFolder, identity: dict[
                 f"note: the run was planned for {planned} steps and now has {steps}; the schedule's factor on the "
                 f"learning rate at step {start.step} goes from {then(start.step):.4f} to {now(start.step):.4f}"
             )
-
-
-def as_saved(start: Checkpoint, config: Config) -> Config:
-    """A run's configuration with the schedule and the length that a checkpoint's run had."""
-    trainer = replace(config.trainer, max_steps=start.config["trainer"]["max_steps"])
-    return replace(config, schedule=build(ScheduleConfig, start.config["schedule"], "schedule."), trainer=trainer)
 
 
 def _refuse_different(start: Checkpoint, before: dict[str, Any], now: dict[str, Any], what: str = "") -> None:

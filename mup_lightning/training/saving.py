@@ -28,8 +28,7 @@ T = TypeVar("T")
 class CountersIO(TorchCheckpointIO):
     """Writes and reads what Lightning itself has to remember: loops, schedule, place in the data; no tensors of ours.
 
-    Attributes:
-        error: why the last write failed. Raised here, it would leave the other processes waiting.
+    `error` says why the last write failed. Raised here, it would leave the other processes waiting.
     """
 
     error: OSError | RuntimeError | None = None
@@ -46,11 +45,7 @@ class CountersIO(TorchCheckpointIO):
 
 
 class Restore(pl.Callback):
-    """Continues from a checkpoint: everything that Lightning does not restore by itself.
-
-    Args:
-        checkpoint: to continue from.
-    """
+    """Continues from a checkpoint: everything that Lightning does not restore by itself."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -72,25 +67,12 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
     """Saves every `trainer.checkpoint_every` steps, after the last one, and when the run is stopped.
 
     A Lightning `Checkpoint` callback, so that Lightning runs it after all others, when their states are up to date.
-
-    Args:
-        folder: the run's folder of checkpoints.
-        config: of the run, resolved.
-        identity: see `Checkpoint`.
-        throughput: paused meanwhile.
-        check: raises UserError where this process may no longer write into the folder.
-
-    Attributes:
-        last: the newest checkpoint that this process saved.
+    `throughput` is paused meanwhile; `check` raises UserError where this process may no longer write into the folder.
+    `last` is the newest checkpoint that this process saved.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        config: Config,
-        identity: dict[str, Any],
-        throughput: Throughput,
-        check: Callable[[], None],
+        self, folder: Path, config: Config, identity: dict[str, Any], throughput: Throughput, check: Callable[[], None]
     ) -> None:
         self.folder, self.identity, self.throughput, self.check = folder, identity, throughput, check
         self.config, self.every, self.keep = (
@@ -109,9 +91,8 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
     def save(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Save now; called by all processes together, between steps. Either all succeed, or all raise.
 
-        Raises:
-            UserError: the disk is full or cannot be written, or another process has taken the run over; checkpoints
-                saved before are untouched.
+        Raises UserError where the disk is full or cannot be written, or another process has taken the run over;
+        checkpoints saved before are untouched.
         """
         source = checkpoints.unfinished(self.folder, step)
         written: dict[str, dict[str, Any]] = {}
@@ -148,9 +129,7 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
         except UserError as error:
             trouble = error
         except (OSError, RuntimeError) as error:
-            trouble = UserError(
-                self._failure(step, next((line for line in str(error).splitlines() if line), repr(error)))
-            )
+            trouble = self._failure(step, next((line for line in str(error).splitlines() if line), repr(error)))
         outcomes: list[Any] = [(result, trouble)]
         if trainer.world_size > 1:
             outcomes = [None] * trainer.world_size
@@ -159,14 +138,14 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
             raise troubles[0]
         return [result for result, _ in outcomes]
 
-    def _failure(self, step: int, cause: str) -> str:
+    def _failure(self, step: int, cause: str) -> UserError:
         shutil.rmtree(checkpoints.unfinished(self.folder, step), ignore_errors=True)
         # The folder itself does not exist where it could not be made.
         above = next(folder for folder in (self.folder.absolute(), *self.folder.absolute().parents) if folder.exists())
         free = shutil.disk_usage(above).free >> 20
         saved = checkpoints.complete(self.folder)
         still = f"the checkpoint before it, {saved[-1]}, is untouched" if saved else "none was saved before it"
-        return (
+        return UserError(
             f"the checkpoint of step {step} could not be written to {self.folder} ({cause}; {free:,} MB free on that "
             f"disk); {still}. Make room, or mend the cause, then resume from it"
         )

@@ -12,6 +12,7 @@ ZeRO 2 continues in eight at ZeRO 1, or in one. No pickle: loading runs no code.
 import hashlib
 import json
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,9 @@ def file_name(rank: int) -> str:
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> dict[str, Any]:
-    """Write tensors, on any device, in the safetensors format, one after another, and force them to disk.
+    """Write tensors, on any device, in the safetensors format, and force them to disk; {"bytes", "sha256"} of the file.
 
     Not by the library, which first copies all tensors into one more piece of memory, and does not hash.
-
-    Returns:
-        {"bytes", "sha256"} of the file.
     """
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
@@ -50,13 +48,10 @@ def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for piece in (len(text).to_bytes(8, "little"), text):
+        in_bytes = (t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data for t in tensors.values())
+        for piece in chain([len(text).to_bytes(8, "little"), text], in_bytes):
             file.write(piece)
             digest.update(piece)
-        for tensor in tensors.values():
-            data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-            file.write(data)
-            digest.update(data)
         sync(file)
     return {"bytes": 8 + len(text) + offset, "sha256": digest.hexdigest()}
 
@@ -81,8 +76,7 @@ def held(optimizer: HybridOptimizer, rank: int) -> dict[str, torch.Tensor]:
 class Shards:
     """The files of all processes in a checkpoint's folder, read as if one process had written them.
 
-    Attributes:
-        quantities: parameter -> what was saved of it.
+    `quantities`: parameter -> what was saved of it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,22 +96,19 @@ class Shards:
     def read(self, quantity: str, name: str) -> torch.Tensor:
         """A whole quantity of a parameter: in its own shape where one process held it whole, else flat."""
         pieces = [self._file[key].get_tensor(key) for _, key in self._pieces[quantity, name]]
-        return pieces[0] if self._is_whole(quantity, name) else torch.cat(pieces)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def read_part(self, quantity: str, name: str, start: int, length: int) -> torch.Tensor:
         """`length` elements of a flattened quantity from `start` on, wherever they lie; nothing else is read."""
-        if self._is_whole(quantity, name):
-            return self.read(quantity, name).flatten()[start : start + length]
         found = []
         for begin, key in self._pieces[quantity, name]:
+            if begin < 0:  # whole
+                return self.read(quantity, name).flatten()[start : start + length]
             end = begin + self._shape(key)[0]
             if begin < start + length and end > start:
                 low, high = max(begin, start), min(end, start + length)
                 found.append(self._file[key].get_slice(key)[low - begin : high - begin])
         return torch.cat(found)
-
-    def _is_whole(self, quantity: str, name: str) -> bool:
-        return self._pieces[quantity, name][0][0] < 0
 
     def _shape(self, key: str) -> list[int]:
         return list(self._file[key].get_slice(key).get_shape())
@@ -133,9 +124,8 @@ class Shards:
         """Fill in the optimizer states that this process keeps."""
         for name, (parameter, state) in optimizer.kept(rank).items():
             for quantity in self._states_of(name):
-                value = self.read(quantity, name)
-                whole = self._is_whole(quantity, name)
-                state[quantity] = _restored(value if whole else value.view(parameter.shape), parameter)
+                value, is_whole = self.read(quantity, name), self._pieces[quantity, name][0][0] < 0
+                state[quantity] = _restored(value if is_whole else value.view(parameter.shape), parameter)
         for flat, layout in optimizer.elementwise_flats().items():
             some = next(iter(layout.held))
             for quantity in self._states_of(some):

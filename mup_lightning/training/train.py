@@ -37,96 +37,71 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
         config: is resolved in place (`auto` becomes what this machine has; `rules` has all options in force).
         callbacks: more of them; they run before the run's own progress bar and checkpoints.
         progress: show the progress bar.
-        keep: make a run folder, with logs and checkpoints; False writes nothing at all.
+        keep: make a run folder, with logs, checkpoints and the result; False writes nothing at all.
 
-    Returns:
-        The result, which is saved in the run folder too.
-
-    Raises:
-        UserError: a value, the data, the run folder or a checkpoint does not fit.
-        Busy: another process trains this run.
-        Diverged: the loss or the gradients became NaN or infinite.
+    Raises UserError where a value, the data, the run folder or a checkpoint does not fit, Busy where another process
+    trains this run, Diverged where the loss or the gradients became NaN or infinite.
     """
-    begin = time.perf_counter()
+    begin, steps = time.perf_counter(), config.trainer.max_steps
     enter(config.trainer)
-    accumulation, folder = settle(config), RunFolder(config)
-    with folder.written() if keep and is_first_process() else nullcontext():
-        return _train(config, folder, accumulation, callbacks, begin, progress=progress, keep=keep)
+    accumulation, folder, writes = settle(config), RunFolder(config), keep and is_first_process()
+    with folder.written() if writes else nullcontext():
+        data = TokenDataModule(config.data, config.model.context, config.seed, steps)
+        data.setup()
+        if config.data.verify and is_first_process():
+            for corpus in config.data.sources:
+                note_changes(corpus)
+        identity = identity_of(config, data.corpora)
+        start = resume_from(config, folder, identity, keep=keep)
+        first_step = start.step if start else 0
+        if first_step >= steps and (result := folder.finished_result()):
+            return result
 
+        module = GPT2Module(config)
+        if config.model.weights is not None and not start:
+            tokenizer = Tokenizer.find(config.data.tokenizer, *config.data.sources)
+            hugging_face.load(module.model, Path(config.model.weights), tokenizer)
+        throughput = Throughput(config.tokens_per_step, config.trainer, module.model.flops_per_token)
+        validation = Validation(config.trainer.validate_every, throughput, data.corpora)
+        noise = NoiseScale(config)
+        logged = folder.logged_at(first_step) if start and writes else None
+        measured = (throughput, validation, noise, first_step, logged, identity["corpus"])
+        watching = default_callbacks(config, module.model, *measured, keep=keep)
+        watching += [*callbacks, *([ProgressBar(throughput, validation)] if progress else [])]
+        saving = SaveCheckpoints(folder.checkpoints, config, identity, throughput, folder.writer.check)
+        watching += [*([saving] if keep else []), *([Restore(start)] if start else [])]
+        trainer = make_trainer(config, folder, watching, accumulation, start.step if start else None, keep=keep)
+        if writes:
+            folder.open(config, start)
+        trainer.fit(module, data, ckpt_path=str(start.state) if start else None, weights_only=True)
 
-def _train(
-    config: Config,
-    folder: RunFolder,
-    accumulation: int,
-    callbacks: Sequence[pl.Callback],
-    begin: float,
-    *,
-    progress: bool,
-    keep: bool,
-) -> Result:
-    steps, writes = config.trainer.max_steps, keep and is_first_process()
-    data = TokenDataModule(config.data, config.model.context, config.seed, steps)
-    data.setup()
-    if config.data.verify and is_first_process():
-        for corpus in config.data.sources:
-            note_changes(corpus)
-    identity = identity_of(config, data.corpora)
-    start = resume_from(config, folder, identity, keep=keep)
-    first_step = start.step if start else 0
-    if first_step >= steps and (result := folder.finished_result()):
+        done, newest = trainer.global_step, saving.last or start
+        result = Result(
+            finished=done >= steps,
+            steps=done,
+            first_step=first_step,
+            validation_loss=validation.last if done >= steps else None,
+            unigram_loss=data.corpora.unigram_loss,
+            tokens=done * config.tokens_per_step,
+            parameters=sum(info.numel for info in module.model.parameter_info.values()),
+            seconds=time.perf_counter() - begin,
+            tokens_per_second=throughput.tokens_per_second,
+            checkpoint=str(newest.path) if newest else None,
+            tensorboard=str(folder.tensorboard) if keep and "tensorboard" in config.run.loggers else None,
+            versions=versions(),
+            noise_scale=noise.tokens,
+            bits_per_byte=validation.bits_per_byte if done >= steps else None,
+        )
+        if writes:
+            folder.save_result(result)
         return result
-
-    module = GPT2Module(config)
-    if config.model.weights is not None and not start:
-        tokenizer = Tokenizer.find(config.data.tokenizer, *config.data.sources)
-        hugging_face.load(module.model, Path(config.model.weights), tokenizer)
-    tokens_per_step = config.tokens_per_step
-    throughput = Throughput(tokens_per_step, config.trainer, module.model.flops_per_token)
-    validation = Validation(config.trainer.validate_every, throughput, data.corpora)
-    noise = NoiseScale(config)
-    logged = folder.logged_at(first_step) if start and writes else None
-    measured = (throughput, validation, noise, first_step, logged, identity["corpus"])
-    watching = default_callbacks(config, module.model, *measured, keep=keep)
-    watching += [*callbacks, *([ProgressBar(throughput, validation)] if progress else [])]
-    saving = SaveCheckpoints(folder.checkpoints, config, identity, throughput, folder.writer.check)
-    watching += [*([saving] if keep else []), *([Restore(start)] if start else [])]
-    purge_step = first_step + 1 if start else 0 if config.run.resume == "auto" else None
-    where = (folder, watching, accumulation)
-    trainer = make_trainer(config, *where, first_step=first_step, purge_step=purge_step, keep=keep)
-    if writes:
-        folder.open(config, start)
-    trainer.fit(module, data, ckpt_path=str(start.state) if start else None, weights_only=True)
-
-    done, newest = trainer.global_step, saving.last or start
-    result = Result(
-        finished=done >= steps,
-        steps=done,
-        first_step=first_step,
-        validation_loss=validation.last if done >= steps else None,
-        unigram_loss=data.corpora.unigram_loss,
-        tokens=done * tokens_per_step,
-        parameters=sum(info.numel for info in module.model.parameter_info.values()),
-        seconds=time.perf_counter() - begin,
-        tokens_per_second=throughput.tokens_per_second,
-        checkpoint=str(newest.path) if newest else None,
-        tensorboard=str(folder.tensorboard) if keep and "tensorboard" in config.run.loggers else None,
-        versions=versions(),
-        noise_scale=noise.tokens,
-        bits_per_byte=validation.bits_per_byte if done >= steps else None,
-    )
-    if writes:
-        folder.save_result(result)
-    return result
 
 
 def settle(config: Config) -> int:
     """Fill in every `auto` and all options of the rules, in place, and check what can be checked without the data.
 
-    Returns:
-        Micro-batches of each process in one step.
-
-    Raises:
-        UserError: a value does not fit this machine, or another value.
+    Returns how many micro-batches each process has in a step. Raises UserError where a value does not fit this machine,
+    or another value.
     """
     trainer, data = config.trainer, config.data
     loggers.check(config.run)
@@ -168,11 +143,8 @@ def after(config: Config, result: Result) -> str:
     else:
         lines.append("  stopped by a signal before the last step")
     rate = f"{result.tokens_per_second:,.0f} tokens/s in training, " if result.tokens_per_second else ""
-    lines += [
-        f"  speed            {rate}{result.seconds:.0f} s in all",
-        f"  checkpoint       {result.checkpoint}",
-        *([f"  TensorBoard      {result.tensorboard}"] if result.tensorboard else []),
-    ]
+    lines += [f"  speed            {rate}{result.seconds:.0f} s in all", f"  checkpoint       {result.checkpoint}"]
+    lines += [f"  TensorBoard      {result.tensorboard}"] if result.tensorboard else []
     if result.finished:
         curves = f"  tensorboard --logdir {config.run.root}    curves and feature norms of all runs"
         lines += ["", "next:", *([curves] if result.tensorboard else [])]

@@ -41,9 +41,7 @@ def enter(trainer: TrainerConfig) -> Process:
 def resolve(trainer: TrainerConfig) -> None:
     """Replace every `auto` by what this machine has, so that the saved configuration says what was run.
 
-    Raises:
-        UserError: GPUs are requested, but there are none, or fewer; or the machine lacks what precision or compile
-            need.
+    Raises UserError where the machine has fewer GPUs than are asked for, or lacks what precision or compile need.
     """
     found = torch.cuda.device_count()
     if trainer.accelerator == "auto":
@@ -59,16 +57,24 @@ def resolve(trainer: TrainerConfig) -> None:
     if on_gpu and trainer.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
         raise UserError(f"trainer.precision is bf16, but {name} has no bfloat16 arithmetic; set trainer.precision fp32")
-    if trainer.compile == "on":
-        _check_compiler(on_gpu)
+    if trainer.compile == "on":  # torch.compile would fail only in the first step
+        if on_gpu:
+            from torch.utils._triton import has_triton
+
+            found, needed = has_triton(), "triton with a GPU that it supports"
+        else:
+            found, needed = any(map(shutil.which, ("g++", "clang++", "c++"))), "C++ compiler (g++ or clang++)"
+        if not found:
+            raise UserError(f"trainer.compile is on, but there is no {needed} here; set trainer.compile off")
 
 
 def resolve_precision(trainer: TrainerConfig) -> None:
     """Replace precision and compile `auto` by what suits the accelerator, which is known by now."""
+    on_gpu = trainer.accelerator == "gpu"
     if trainer.precision == "auto":
-        trainer.precision = "bf16" if trainer.accelerator == "gpu" else "fp32"
+        trainer.precision = "bf16" if on_gpu else "fp32"
     if trainer.compile == "auto":
-        trainer.compile = "on" if trainer.accelerator == "gpu" else "off"
+        trainer.compile = "on" if on_gpu else "off"
 
 
 def resolve_micro_batch(config: Config) -> None:
@@ -82,41 +88,19 @@ def resolve_micro_batch(config: Config) -> None:
         data.micro_batch = found or 1
 
 
-def _check_compiler(on_gpu: bool) -> None:
-    """torch.compile makes C++ on a CPU and Triton kernels on a GPU, and would fail only in the first step."""
-    if on_gpu:
-        from torch.utils._triton import has_triton
-
-        found, needed = has_triton(), "triton with a GPU that it supports"
-    else:
-        found, needed = any(map(shutil.which, ("g++", "clang++", "c++"))), "C++ compiler (g++ or clang++)"
-    if not found:
-        raise UserError(f"trainer.compile is on, but there is no {needed} here; set trainer.compile off")
-
-
 def make_trainer(
     config: Config,
     folder: RunFolder,
     callbacks: list[pl.Callback],
     accumulation: int,
+    start: int | None,
     *,
-    first_step: int = 0,
-    purge_step: int | None = None,
-    keep: bool = True,
+    keep: bool,
 ) -> pl.Trainer:
-    """A Lightning Trainer.
+    """A Lightning Trainer for a resolved configuration, with callbacks in the order in which they run.
 
-    Args:
-        config: resolved.
-        folder: where logs go.
-        callbacks: in the order in which they run.
-        accumulation: micro-batches per optimizer step.
-        first_step: steps done before.
-        purge_step: TensorBoard forgets points from this step on, which a killed run wrote after its last checkpoint.
-        keep: write logs and checkpoints.
-
-    Raises:
-        UserError: a logger of run.loggers cannot be opened.
+    `accumulation` are the micro-batches of a step, `start` the step that a resumed run continues from; None: a new run.
+    `keep`: write logs and checkpoints. Raises UserError where a logger of run.loggers cannot be opened.
     """
     _silence()
     trainer = config.trainer
@@ -138,7 +122,7 @@ def make_trainer(
         max_steps=trainer.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulation,
-        logger=loggers.make(config, folder, first_step, purge_step) if keep else False,
+        logger=loggers.make(config, folder, start) if keep else False,
         log_every_n_steps=1,  # our callbacks decide when to log
         callbacks=[*together, *callbacks],
         plugins=[CountersIO(), Environment(process)],
@@ -198,12 +182,7 @@ class Environment(LightningEnvironment):
 
 
 class Together(pl.Callback):
-    """The processes of a run begin with the same configuration, and end together.
-
-    Args:
-        process: this one.
-        config: its own.
-    """
+    """The processes of a run, of which this is one, begin with the same configuration, and end together."""
 
     def __init__(self, process: Process, config: Config) -> None:
         self.process, self.config = process, config
