@@ -3,7 +3,7 @@
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, ClassVar, Protocol, cast
 
@@ -17,31 +17,18 @@ from mup_lightning.optim.optimizer import HybridOptimizer
 
 
 class WatchedModule(Protocol):
-    """What callbacks may ask of the LightningModule that trains; see `training.module.GPT2Module`."""
+    """What callbacks may ask of the LightningModule that trains; `training.module.GPT2Module` explains each."""
 
+    device: torch.device
     recorder: Recorder | None
     hybrid: HybridOptimizer
     gradient_norm: torch.Tensor
     noise_sequences: int
     noise_square: torch.Tensor
     micro_losses: list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
-
-    @property
-    def device(self) -> torch.device:
-        """This process's device."""
-        ...
-
-    def step_loss(self) -> torch.Tensor:
-        """Mean loss of this process's share of the current step, 0-dim, on the device."""
-        ...
-
-    def source_losses(self) -> torch.Tensor:
-        """(2, sources) float64 of this process's part of a mixture's step: its sequences' losses, and their number."""
-        ...
-
-    def validation_sums(self, source: int = 0) -> tuple[float, float, float]:
-        """Over a source's validation tokens, the same on all processes: nats, tokens, and bytes of their text."""
-        ...
+    step_loss: Callable[[], torch.Tensor]
+    source_losses: Callable[[], torch.Tensor]
+    validation_sums: Callable[[int], tuple[float, float, float]]
 
 
 class StepCallback(pl.Callback):

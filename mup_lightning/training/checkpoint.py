@@ -50,11 +50,7 @@ class Checkpoint:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint's description; its state is neither read nor checked.
-
-    Raises:
-        UserError: there is no checkpoint, or its description cannot be read.
-    """
+    """Read a checkpoint's description alone; raises UserError where there is none, or it cannot be read."""
     marker = path / MARKER_FILE
     if not marker.is_file():
         found = f"is not a complete checkpoint: it has no {MARKER_FILE}" if path.exists() else "does not exist"
@@ -72,11 +68,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Compare every file of a checkpoint with its recorded size and hash.
-
-    Raises:
-        UserError: naming the damaged file, and offering the checkpoint before.
-    """
+    """Compare every file with its recorded size and hash; raises UserError, which offers the checkpoint before."""
     for name, expected in checkpoint.files.items():
         file = checkpoint.path / name
         if not checkpoint.path.exists():
@@ -131,37 +123,23 @@ def unfinished(folder: Path, step: int) -> Path:
 
 
 def seal(
-    folder: Path,
-    step: int,
-    config: dict[str, Any],
-    identity: dict[str, Any],
-    keep: int,
-    written: dict[str, dict[str, Any]],
+    folder: Path, step: int, config: dict[str, Any], identity: dict[str, Any], written: dict[str, dict[str, Any]]
 ) -> Checkpoint:
-    """Turn the files in `unfinished(folder, step)`, synced already, into a checkpoint, and delete the oldest ones.
+    """Turn the files in `unfinished(folder, step)`, synced already, into a checkpoint of a run's folder of checkpoints.
 
-    Args:
-        folder: the run's folder of checkpoints.
-        step: optimizer steps done.
-        config: see `Checkpoint`.
-        identity: see `Checkpoint`.
-        keep: complete checkpoints that stay, this one among them.
-        written: {"bytes", "sha256"} of the tensor files, by name, from their writers; the state is hashed here.
-
-    Raises:
-        OSError: it cannot be written. What cannot be deleted is no error: the checkpoint is whole.
+    `written` is {"bytes", "sha256"} of the tensor files, by name, from their writers; the state is hashed here. Raises
+    OSError where it cannot be written.
     """
     source, target = unfinished(folder, step), folder / folder_name(step)
     state = source / STATE_FILE
     files = written | {STATE_FILE: {"bytes": state.stat().st_size, "sha256": file_sha256(state)}}
-    content = {"format_version": FORMAT_VERSION, "step": step, "config": config, "identity": identity, "files": files}
-    write_json(source / MARKER_FILE, content)
+    content = {"step": step, "config": config, "identity": identity, "files": files}
+    write_json(source / MARKER_FILE, {"format_version": FORMAT_VERSION, **content})
     if os.path.lexists(target):  # the same step again, after a resume from an older checkpoint
         discard(target)
     source.rename(target)
     sync_folder(folder)
-    prune(folder, keep)
-    return Checkpoint(target, step, config, identity, files)
+    return Checkpoint(target, **content)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -176,11 +154,8 @@ def prune(folder: Path, keep: int) -> None:
 def discard(path: Path) -> None:
     """Free a name of the program's own at once, and delete the folder that had it.
 
-    What cannot be deleted yet (on NFS, files that another process has open) waits for the next call of `seal`.
-
-    Raises:
-        UserError: the name is taken by something else, which is the user's.
-        OSError: the name cannot be freed.
+    What cannot be deleted yet (on NFS, files that another process has open) waits for the next call of `prune`. Raises
+    UserError where the name is taken by something that is the user's, OSError where it cannot be freed.
     """
     if step_of(path) is None and not _is_leftover(path):
         raise UserError(f"{path} is not a folder that this program has made; move it away")
@@ -200,14 +175,12 @@ def _is_leftover(path: Path) -> bool:
 def set_aside(folder: Path, step: int) -> list[Path]:
     """Rename a run's checkpoints after `step`, from which it is about to be repeated, so that none is the newest one.
 
-    Returns:
-        Their new folders, which no run deletes, and from which another run may start.
+    Returns their new folders, which no run deletes, and from which another run may start.
     """
     aside = []
-    for path in complete(folder):
-        if (step_of(path) or 0) > step:
-            names = (f"aside_{path.name}{f'_{number}' if number > 1 else ''}" for number in itertools.count(1))
-            aside.append(path.rename(next(free for name in names if not os.path.lexists(free := folder / name))))
+    for path in (path for path in complete(folder) if (step_of(path) or 0) > step):
+        names = (f"aside_{path.name}{f'_{number}' if number > 1 else ''}" for number in itertools.count(1))
+        aside.append(path.rename(next(free for name in names if not os.path.lexists(free := folder / name))))
     return aside
 
 

@@ -29,21 +29,19 @@ class ZeROStrategy(DeepSpeedStrategy):
         stage: 0 (as ddp), 1 (optimizer states partitioned), 2 (gradients too), 3 (weights too).
         clip: largest norm of the raw gradients, 0 for none. At stages 1 to 3 DeepSpeed clips, because it alone holds
             the gradients; at stage 0 the module does.
+
+    `parts_gradients`: whether a process holds only a part of the gradients.
     """
 
+    setup_environment = DDPStrategy.setup_environment  # Lightning's own refuses CPUs
+    # Lightning's counters, as in every other strategy; DeepSpeed's own files would need pickle.
+    save_checkpoint = DDPStrategy.save_checkpoint
+    load_checkpoint = DDPStrategy.load_checkpoint
+
     def __init__(self, stage: int, clip: float) -> None:
-        self.stage = stage
+        self.stage, self.parts_gradients = stage, stage > 0
         super().__init__(config=_config(stage, clip), logging_level=logging.ERROR)
         self._process_group_backend: str | None = None
-
-    @property
-    def parts_gradients(self) -> bool:
-        """Whether a process holds only a part of the gradients."""
-        return self.stage > 0
-
-    def setup_environment(self) -> None:
-        """See `Strategy`; Lightning's own refuses CPUs."""
-        DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
         """See `DDPStrategy`."""
@@ -101,14 +99,6 @@ class ZeROStrategy(DeepSpeedStrategy):
             cast(GPT2Module, self.lightning_module).see_gradient_norm(torch.as_tensor(norm, device=self.root_device))
         return result
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Lightning's counters, as in every other strategy; DeepSpeed's own files would need pickle."""
-        DDPStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """See `save_checkpoint`."""
-        return DDPStrategy.load_checkpoint(self, checkpoint_path, weights_only)
-
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Nothing: every process saves its own weights (`tensors.held`)."""
         return {}
@@ -136,42 +126,35 @@ def _config(stage: int, clip: float) -> dict[str, Any]:
 
 
 def layouts(wrapped: Any, names: dict[int, str], stage: int, world_size: int) -> Iterator[tuple[torch.Tensor, Layout]]:
-    """The flat tensors that DeepSpeed hands to the optimizer, and what they are made of.
+    """The flat tensors that DeepSpeed's optimizer `wrapped`, of stage 1, 2 or 3, uses, and what they are made of.
 
-    Args:
-        wrapped: DeepSpeed's optimizer of stage 1, 2 or 3.
-        names: id of a parameter -> its name.
-        stage: of ZeRO.
-        world_size: processes.
-
-    Raises:
-        RuntimeError: what is there is not what should be: another version of DeepSpeed lays it out differently.
+    `names`: id of a parameter -> its name. Raises RuntimeError where what is there is not what should be: another
+    version of DeepSpeed lays it out differently.
     """
     rank = torch.distributed.get_rank()
     if stage == 3:
         for flat, group in zip(wrapped.fp32_partitioned_groups_flat, wrapped.fp16_groups, strict=True):
             layout = each_cut({names[id(parameter)]: (parameter.ds_numel, 1) for parameter in group}, world_size)
             mine = {names[id(parameter)]: parameter.ds_tensor.flatten() for parameter in group}
-            _check(flat, {part: mine[part.name][: part.length] for part in layout.ranks[rank]})
-            yield flat, layout
+            yield _checked(flat, layout, {part: mine[part.name][: part.length] for part in layout.ranks[rank]})
         return
     for index, flat in enumerate(wrapped.single_partition_of_fp32_groups):
         group, offsets = wrapped.round_robin_bit16_groups[index], wrapped.round_robin_bit16_offsets[index]
         places = {names[id(p)]: (offset, p.numel()) for p, offset in zip(group, offsets, strict=True)}
         layout = contiguous(places, wrapped.partition_size[index], world_size)
         whole = {names[id(parameter)]: parameter.detach().flatten() for parameter in group}
-        _check(flat, {part: part.of_whole(whole[part.name]) for part in layout.ranks[rank]})
-        yield flat, layout
+        yield _checked(flat, layout, {part: part.of_whole(whole[part.name]) for part in layout.ranks[rank]})
 
 
-def _check(flat: torch.Tensor, expected: dict[Fragment, torch.Tensor]) -> None:
-    """Compare a flat tensor with the values that its fragments should have."""
+def _checked(flat: torch.Tensor, layout: Layout, expected: dict[Fragment, torch.Tensor]) -> tuple[torch.Tensor, Layout]:
+    """A flat tensor whose fragments have the values that they should have, and its layout."""
     for fragment, values in expected.items():
         held = fragment.of_flat(flat.detach())
         if not torch.equal(held, values.to(held)):
             raise RuntimeError(
                 f"DeepSpeed has not put {fragment.name} where this version expects it; install the pinned deepspeed"
             )
+    return flat, layout
 
 
 def clip_in_units(wrapped: Any, units: list[float]) -> None:

@@ -82,11 +82,3 @@ class FSDPStrategy(DDPStrategy):
         for mine in self._flats.values():
             for parameter in mine.values():
                 parameter.grad = None
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Nothing: every process saves its own weights (`tensors.held`)."""
-        return {}
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """See `lightning_module_state_dict`."""
-        return {}

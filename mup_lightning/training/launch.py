@@ -57,10 +57,8 @@ class Process:
 def this_process(trainer: TrainerConfig) -> Process | None:
     """Which process of the run this one is; None: no launcher has started it, and it has to start several.
 
-    Under strategy single every process trains a whole run of its own, whatever the environment says.
-
-    Raises:
-        UserError: a launcher has started another number of processes, or a variable of one is no number.
+    Under strategy single every process trains a whole run of its own, whatever the environment says. Raises UserError
+    where a launcher has started another number of processes, or a variable of one is no number.
     """
     started, wanted = _started(), trainer.devices * trainer.nodes
     if trainer.strategy == "single":
@@ -116,22 +114,20 @@ def _started() -> list[Process]:
 
 
 def announce(process: Process) -> None:
-    """Say to DeepSpeed, in torchrun's variables, what was found; it refuses them beside those of some launchers."""
+    """Say to Lightning and DeepSpeed, in torchrun's variables, which process this is, and where all of them meet."""
+    said = _as_torchrun(process, *meeting_point(process))
     for name in (name for launcher, names in LAUNCHERS.items() if launcher != "srun" for name in names):
-        os.environ.pop(name, None)
-    os.environ |= _as_torchrun(process)
+        os.environ.pop(name, None)  # DeepSpeed refuses torchrun's beside those of some launchers
+    os.environ |= said
 
 
-def _as_torchrun(process: Process) -> dict[str, str]:
-    values = (process.rank, process.world_size, process.local_rank)
-    return dict(zip(LAUNCHERS["torchrun"], map(str, values), strict=True))
+def _as_torchrun(process: Process, address: str, port: int) -> dict[str, str]:
+    values = (process.rank, process.world_size, process.local_rank, address, port)
+    return dict(zip((*LAUNCHERS["torchrun"], "MASTER_ADDR", "MASTER_PORT"), map(str, values), strict=True))
 
 
 def meeting_point(process: Process) -> tuple[str, int]:
-    """Address and port at which the processes of a run meet.
-
-    Raises UserError where the launcher does not say.
-    """
+    """Address and port at which the processes of a run meet; raises UserError where the launcher does not say."""
     if process.world_size == 1:
         with _reserved_port() as free:
             return "127.0.0.1", free
@@ -190,8 +186,7 @@ def _variables(rank: int, count: int, port: int) -> dict[str, str]:
     """The environment of a process, without what launchers have left in this one's."""
     strange = {name for names in LAUNCHERS.values() for name in names}
     kept = {k: v for k, v in os.environ.items() if k not in strange and not k.startswith("TORCHELASTIC_")}
-    own = _as_torchrun(Process(rank, count, rank))
-    return kept | own | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return kept | _as_torchrun(Process(rank, count, rank), "127.0.0.1", port)
 
 
 @contextmanager
@@ -218,10 +213,8 @@ def _wait(running: Sequence[subprocess.Popen[bytes]], caught: Sequence[int]) -> 
 def _outcome(codes: Sequence[int | None], caught: Sequence[int], folder: Path) -> int:
     """Say in one line what has ended the run, if anything has; returns the exit code.
 
-    Args:
-        codes: of the processes; None: it had not ended.
-        caught: signals that were passed on to them.
-        folder: of their reports.
+    `codes` are those of the processes, None of one that had not ended; `caught` the signals that were passed on to
+    them; `folder` has their reports.
     """
     if not set(codes) - {0, 130}:
         return 130 if 130 in codes else 0

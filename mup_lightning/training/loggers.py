@@ -48,16 +48,15 @@ def make(config: Config, folder: RunFolder, start: int | None) -> list[Logger]:
     purge_step = start + 1 if start is not None else 0 if config.run.resume == "auto" else None
     file = folder.path / "loggers.json"
     known = convert(read_json(file, "ids of the run") if file.is_file() else {}, dict[str, str], str(file))
-    made: list[Logger] = []
+    made: list[Any] = []
     for name in names:
         if name == "tensorboard":
             made.append(TensorBoardLogger(folder.path, name="", version=folder.tensorboard.name, purge_step=purge_step))
         elif name == "csv":  # Lightning would begin the table anew: a resumed run takes over the rows before it
             made.append(CSVLogger(folder.path, "", folder.csv.parent.name, flush_logs_every_n_steps=1))
             rows = folder.rows() if start else []
-            writer: Any = made[-1].experiment  # deletes the file
-            writer.metrics = [row for row in rows if int(row["step"]) <= (start or 0)]
-            writer.save()
+            made[-1].experiment.metrics = [row for row in rows if int(row["step"]) <= (start or 0)]  # deletes the file
+            made[-1].experiment.save()
         else:
             try:
                 made.append(_service(name, config, folder, known.get(name)))

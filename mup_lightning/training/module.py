@@ -125,7 +125,7 @@ class GPT2Module(pl.LightningModule):
             clip_grads_with_norm_(parameters, self.config.trainer.gradient_clip, relative)
 
     def see_gradient_norm(self, norm: torch.Tensor) -> None:
-        """Keep the global norm of the raw gradients of this step. Raises Diverged where it, or the loss, is not finite."""
+        """Keep the global norm of this step's raw gradients; raises Diverged where it, or the loss, is not finite."""
         self.gradient_norm = norm
         if not torch.isfinite(norm + self.step_loss()):
             raise Diverged(self._not_finite(), self.trainer.global_step + 1)

@@ -218,8 +218,8 @@ def _check(start: Checkpoint, config: Config, folder: RunFolder, identity: dict[
     if not meant and (found := first_difference(then, now, start.step)):
         done, old, new = found
         what = f"its step {done + 1} was made at {old} of the peak learning rate and would now be made at {new}; "
-        keys = ({"schedule": asdict(c.schedule), "trainer.max_steps": c.trainer.max_steps} for c in (before, config))
-        _refuse_different(start, *keys, what)
+        keys = [{"schedule": asdict(c.schedule), "trainer.max_steps": c.trainer.max_steps} for c in (before, config)]
+        _refuse_different(start, keys[0], keys[1], what)
     # A run that was killed between its last checkpoint and its result still has that to write.
     without_result = planned == steps and folder.owns(start) and not folder.finished_result()
     if start.step >= steps and config.run.resume != "auto" and not without_result:

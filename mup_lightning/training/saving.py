@@ -75,12 +75,8 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
         self, folder: Path, config: Config, identity: dict[str, Any], throughput: Throughput, check: Callable[[], None]
     ) -> None:
         self.folder, self.identity, self.throughput, self.check = folder, identity, throughput, check
-        self.config, self.every, self.keep = (
-            plain(config),
-            config.trainer.checkpoint_every,
-            config.trainer.keep_checkpoints,
-        )
-        self.last: Checkpoint | None = None
+        self.config, self.last = plain(config), cast(Checkpoint | None, None)
+        self.every, self.keep = config.trainer.checkpoint_every, config.trainer.keep_checkpoints
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Save where it is due."""
@@ -113,7 +109,8 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
 
         def seal() -> None:
             if trainer.is_global_zero:
-                self.last = checkpoints.seal(self.folder, step, self.config, self.identity, self.keep, written)
+                self.last = checkpoints.seal(self.folder, step, self.config, self.identity, written)
+                checkpoints.prune(self.folder, self.keep)
 
         self._together(trainer, step, make)
         trainer.save_checkpoint(source / checkpoints.STATE_FILE)

@@ -49,6 +49,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
     digest = hashlib.sha256()
     with path.open("wb") as file:
         in_bytes = (t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data for t in tensors.values())
+        piece: Any
         for piece in chain([len(text).to_bytes(8, "little"), text], in_bytes):
             file.write(piece)
             digest.update(piece)

@@ -4,12 +4,11 @@ import logging
 import os
 import shutil
 import warnings
-from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -112,9 +111,13 @@ def make_trainer(
         if trainer.compile == "on":
             torch._inductor.config.deterministic = trainer.deterministic  # or may kernels be chosen by their time?
     together = [Together(process, config)] if process.world_size > 1 else []
+    environment: ClusterEnvironment = LightningEnvironment()
+    if trainer.strategy != "single":
+        launch.announce(process)
+        environment = TorchElasticEnvironment()
     return pl.Trainer(
         accelerator=trainer.accelerator,
-        strategy=_strategy(trainer, process),
+        strategy=_strategy(trainer),
         devices=trainer.devices,
         num_nodes=trainer.nodes,
         deterministic=trainer.deterministic if on_gpu else None,  # CPUs always are
@@ -125,7 +128,7 @@ def make_trainer(
         logger=loggers.make(config, folder, start) if keep else False,
         log_every_n_steps=1,  # our callbacks decide when to log
         callbacks=[*together, *callbacks],
-        plugins=[CountersIO(), Environment(process)],
+        plugins=[CountersIO(), environment],
         default_root_dir=folder.path,
         enable_checkpointing=keep,
         enable_progress_bar=False,
@@ -134,51 +137,6 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-
-
-class Environment(LightningEnvironment):
-    """Tells Lightning which process this is; it looks at no launcher's variables itself."""
-
-    creates_processes_externally = True
-
-    def __init__(self, process: Process) -> None:
-        super().__init__()
-        self.process = process
-
-    @cached_property
-    def _meeting_point(self) -> tuple[str, int]:
-        return launch.meeting_point(self.process)
-
-    @property
-    def main_address(self) -> str:
-        """See `launch.meeting_point`."""
-        return self._meeting_point[0]
-
-    @property
-    def main_port(self) -> int:
-        """See `launch.meeting_point`."""
-        return self._meeting_point[1]
-
-    def world_size(self) -> int:
-        """Processes of the run."""
-        return self.process.world_size
-
-    def global_rank(self) -> int:
-        """This process's place among them."""
-        return self.process.rank
-
-    def local_rank(self) -> int:
-        """Its place among those of its machine."""
-        return self.process.local_rank
-
-    def set_world_size(self, size: int) -> None:
-        """Nothing: it is known."""
-
-    def set_global_rank(self, rank: int) -> None:
-        """Nothing: it is known."""
-
-    def teardown(self) -> None:
-        """Nothing: a launcher's variables hold for the next run of its processes, too."""
 
 
 class Together(pl.Callback):
@@ -218,7 +176,7 @@ class Together(pl.Callback):
         launch.end(self.process, exception)
 
 
-def _strategy(config: TrainerConfig, process: Process) -> Strategy | str:
+def _strategy(config: TrainerConfig) -> Strategy | str:
     """Lightning's strategy; one process needs none."""
     if config.strategy == "single":
         return "auto"
@@ -229,7 +187,6 @@ def _strategy(config: TrainerConfig, process: Process) -> Strategy | str:
         return FSDPStrategy()
     if config.accelerator == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when DeepSpeed is first imported
-    launch.announce(process)
     from mup_lightning.training.deepspeed import ZeROStrategy
 
     return ZeROStrategy(config.zero_stage, config.gradient_clip)
