@@ -36,24 +36,22 @@ def default_callbacks(
     are in the logs already; None: there are no logs yet. `corpus` is its hash; `keep` says whether logs are written.
     Raises UserError where run.forecast is not of this run.
     """
-    trainer, k = config.trainer, config.recipe.branch_depth
-    save_every, corpora = trainer.checkpoint_every if keep else 0, validation.corpora
-    losses = Losses(trainer.log_every, save_every, throughput.tokens_per_step, corpora)
-    found: list[pl.Callback] = [Stopping(), throughput, losses, validation, noise]
+    trainer, k, corpora = config.trainer, config.recipe.branch_depth, validation.corpora
+    losses = Losses(trainer.log_every, trainer.checkpoint_every if keep else 0, throughput.tokens_per_step, corpora)
     features, spectral = (
         first_step if any(tag.startswith(group) for tag in logged or ()) else None
         for group in ("features/", "spectral/")
     )
-    if keep:
-        found.append(GradientNorms(trainer.log_every))
+    found: list[pl.Callback] = [Stopping(), throughput, losses, validation, noise]
+    found += [GradientNorms(trainer.log_every)] * keep
     if trainer.spike_sigmas:
         found.append(Divergence(losses, trainer))
-    if trainer.feature_norms_every:
-        found.append(FeatureNorms(trainer.feature_norms_every, features))
-    if trainer.spectral_norms_every:
-        found.append(SpectralNorms(trainer.spectral_norms_every, model, k, spectral))
-    if trainer.update_check_every:
-        found.append(UpdateCheck(trainer.update_check_every))
+    if every := trainer.feature_norms_every:
+        found.append(FeatureNorms(every, features))
+    if every := trainer.spectral_norms_every:
+        found.append(SpectralNorms(every, model, k, spectral))
+    if every := trainer.update_check_every:
+        found.append(UpdateCheck(every))
     if config.run.forecast:
         forecast = Forecast.read(Path(config.run.forecast))
         forecast.refuse_other(config, sum(info.numel for info in model.parameter_info.values()), corpus)

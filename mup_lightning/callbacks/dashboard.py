@@ -1,5 +1,6 @@
 """The run's page in TensorBoard: panels in the tab "Custom Scalars", and texts that explain them."""
 
+import itertools
 from dataclasses import asdict
 from typing import Any
 
@@ -108,14 +109,12 @@ def _spectral(branch_depth: int) -> Charts:
     for quantity, text in (("w", "α‖W‖_R"), ("dw", "α‖ΔW‖_R, of one step")):
         tags = [f"spectral/condition/{at}/{quantity}$" for at in ("input/token", "input/position", "output/head")]
         charts[f"input and output: {text}"] = ["Multiline", tags]
-    for branch in BRANCHES:
-        for product, formula in PRODUCTS.items():
-            text = formula.replace("·L", "·√L") if product == "w2_w1" and branch_depth == 1 else formula
-            tags = [f"spectral/condition/{branch}/{product}/{end}" for end in ("mean", "min", "max")]
-            charts[f"{branch} branch: {text}, mean and range over layers"] = ["Margin", tags]
-    for quantity, text in (("w", "‖W‖_R"), ("dw", "‖ΔW‖_R of one step")):
-        tags = [rf"spectral/norms/hidden/\w+/{quantity}/mean$"]
-        charts[f"hidden matrices: {text}, mean over layers"] = ["Multiline", tags]
+        norms = [rf"spectral/norms/hidden/\w+/{quantity}/mean$"]
+        charts[f"hidden matrices: {text.replace('α', '').replace(', ', ' ')}, mean over layers"] = ["Multiline", norms]
+    for branch, (product, formula) in itertools.product(BRANCHES, PRODUCTS.items()):
+        text = formula.replace("·L", "·√L") if product == "w2_w1" and branch_depth == 1 else formula
+        tags = [f"spectral/condition/{branch}/{product}/{end}" for end in ("mean", "min", "max")]
+        charts[f"{branch} branch: {text}, mean and range over layers"] = ["Margin", tags]
     return charts
 
 

@@ -17,12 +17,6 @@ from mup_lightning.data.mixture import Corpora
 Saved = dict[str, Any]
 """Lightning's part of a checkpoint."""
 
-KEY, BYTES_KEY, SOURCES_KEY = "step_losses", "step_bytes", "source_losses"
-"""Keys in it of the losses since the last point, of the bytes of their targets, and of their sums by source."""
-
-VALIDATION_KEY, VALIDATION_BITS_KEY = "validation_loss", "validation_bits_per_byte"
-"""Keys in it of what was measured in its step."""
-
 
 def bits_per_byte(nats: float, text: float) -> float:
     """The loss of a text of so many bytes, which is comparable across tokenizers: nats / (ln 2 x bytes).
@@ -100,15 +94,15 @@ class Losses(StepCallback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Add the losses since the last point; every process is here, and one of them writes."""
-        checkpoint[KEY], checkpoint[BYTES_KEY] = list(self._exchanged(trainer)), list(self._bytes)
+        checkpoint["step_losses"], checkpoint["step_bytes"] = list(self._exchanged(trainer)), list(self._bytes)
         if self.sources:
-            checkpoint[SOURCES_KEY] = self._sums.tolist()
+            checkpoint["source_losses"] = self._sums.tolist()
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Take them up again; checkpoints of early versions have none, or no bytes."""
-        self._known, self._bytes = list(checkpoint.get(KEY, [])), list(checkpoint.get(BYTES_KEY, []))
+        self._known, self._bytes = list(checkpoint.get("step_losses", [])), list(checkpoint.get("step_bytes", []))
         if self.sources:
-            self._sums = torch.tensor(checkpoint[SOURCES_KEY], dtype=torch.float64)
+            self._sums = torch.tensor(checkpoint["source_losses"], dtype=torch.float64)
 
 
 class Validation(StepCallback):
@@ -143,11 +137,12 @@ class Validation(StepCallback):
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Add what was measured in this step."""
         measured = (self.last, self.bits_per_byte) if self._measured_in == trainer.global_step else (None, None)
-        checkpoint[VALIDATION_KEY], checkpoint[VALIDATION_BITS_KEY] = measured
+        checkpoint["validation_loss"], checkpoint["validation_bits_per_byte"] = measured
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Saved) -> None:
         """Take it up again; checkpoints of early versions have none."""
-        self.last, self.bits_per_byte = checkpoint.get(VALIDATION_KEY), checkpoint.get(VALIDATION_BITS_KEY)
+        self.last = checkpoint.get("validation_loss")
+        self.bits_per_byte = checkpoint.get("validation_bits_per_byte")
 
 
 class ProgressBar(StepCallback):
@@ -177,19 +172,19 @@ class ProgressBar(StepCallback):
         if self._bar is None:
             return
         self._bar.update(1)
-        now, terminal = time.monotonic(), not self._bar.disable
+        now, terminal, speed = time.monotonic(), not self._bar.disable, self.throughput
         if now - self._shown < (0.1 if terminal else 15.0) and step != trainer.max_steps:
             return
         self._shown = now
-        rate = f", {self.throughput.tokens_per_second:,.0f} tokens/s" if self.throughput.steps else ""
-        status = f"loss {float(module.step_loss()):.3f}{rate}"
+        status, left = f"loss {float(module.step_loss()):.3f}", "time left unknown"
+        if speed.steps:
+            status += f", {speed.tokens_per_second:,.0f} tokens/s"
+            left = f"{tqdm.format_interval((trainer.max_steps - step) * speed.seconds / speed.steps)} left"
         if self.validation.last is not None:
             status += f", validation {self.validation.last:.3f}"
         if terminal:
             self._bar.set_postfix_str(status)
         else:
-            seconds = (trainer.max_steps - step) * self.throughput.seconds / max(1, self.throughput.steps)
-            left = f"{tqdm.format_interval(seconds)} left" if self.throughput.steps else "time left unknown"
             print(f"step {step}/{trainer.max_steps}: {status}, {left}", file=sys.stderr, flush=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

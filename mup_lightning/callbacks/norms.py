@@ -84,8 +84,7 @@ class GradientNorms(StepCallback):
     def _measure(self, optimizer: Any) -> None:
         """Add up the squares of this process's gradients; DeepSpeed steps one group after the other."""
         for group in optimizer.param_groups if self._measuring else ():
-            gradients = _gradients(optimizer, group["params"])
-            if gradients:
+            if gradients := _gradients(optimizer, group["params"]):
                 self._squares[group["rule"]] = self._squares[group["rule"]] + total_norm(gradients).double() ** 2
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
@@ -107,13 +106,11 @@ class GradientNorms(StepCallback):
 def _gradients(optimizer: HybridOptimizer, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
     """This process's gradients of a group: whole ones, or its fragments of flat ones without their padding."""
     rank, _ = rank_and_world()
-    found = []
+    found: list[torch.Tensor] = []
     for parameter in parameters:
-        layout = optimizer.layouts.get(parameter)
-        if parameter.grad is not None and layout is not None:
-            found += [fragment.of_flat(parameter.grad) for fragment in layout.ranks[rank]]
-        elif parameter.grad is not None:
-            found.append(parameter.grad)
+        if (whole := parameter.grad) is not None:
+            layout = optimizer.layouts.get(parameter)
+            found += [part.of_flat(whole) for part in layout.ranks[rank]] if layout else [whole]
     return found
 
 
@@ -131,9 +128,9 @@ class UpdateCheck(StepCallback):
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Watch the optimizer in the steps that are checked."""
-        module.hybrid.watch = None
-        if (step - 1) % self.every == 0:
-            module.hybrid.watch, self.largest = self._measure, {}
+        due = (step - 1) % self.every == 0
+        module.hybrid.watch = self._measure if due else None
+        self.largest = {} if due else self.largest
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Stop all processes if one has found a wrong update."""

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -40,19 +40,15 @@ class StepCallback(pl.Callback):
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """After the optimizer and the schedule have stepped: the only place where a state may be saved."""
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Call `on_step_start` where a step begins."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self.on_step_start(trainer, cast(WatchedModule, pl_module), trainer.global_step + 1)
+            self.on_step_start(trainer, pl_module, trainer.global_step + 1)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Call `on_step_end` where a step ends."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.on_step_end(trainer, cast(WatchedModule, pl_module), trainer.global_step)
+            self.on_step_end(trainer, pl_module, trainer.global_step)
 
 
 class SavedCallback(StepCallback):
@@ -115,8 +111,7 @@ class Stopping(StepCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals, after Lightning; make no step at all where one has come during start-up."""
         if not signals.in_job():
-            for number in self.SIGNALS:
-                self._previous[number] = signal.signal(number, self._handle)
+            self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         self._vote(trainer)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

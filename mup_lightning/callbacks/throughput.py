@@ -7,6 +7,7 @@ from functools import cache
 
 import lightning.pytorch as pl
 import torch
+from torch.utils.benchmark import Timer
 
 from mup_lightning import signals
 from mup_lightning.callbacks.step import StepCallback, WatchedModule, due, log
@@ -93,14 +94,6 @@ def measured_peak(device: torch.device, precision: str) -> float:
     """
     side = MATRIX_SIZES[device.type]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    first, second = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
-    product = torch.empty_like(first)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    best, begin = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() - begin < MEASURE_SECONDS:
-        wait()
-        start = time.perf_counter()
-        torch.mm(first, second, out=product)
-        wait()
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+    a, b, c = torch.ones(3, side, side, dtype=dtype, device=device)
+    timer = Timer("torch.mm(a, b, out=c)", globals={"a": a, "b": b, "c": c}, num_threads=torch.get_num_threads())
+    return 2 * side**3 / min(timer.blocked_autorange(min_run_time=MEASURE_SECONDS).times)

@@ -133,7 +133,7 @@ def seal(
     source, target = unfinished(folder, step), folder / folder_name(step)
     state = source / STATE_FILE
     files = written | {STATE_FILE: {"bytes": state.stat().st_size, "sha256": file_sha256(state)}}
-    content = {"step": step, "config": config, "identity": identity, "files": files}
+    content: dict[str, Any] = {"step": step, "config": config, "identity": identity, "files": files}
     write_json(source / MARKER_FILE, {"format_version": FORMAT_VERSION, **content})
     if os.path.lexists(target):  # the same step again, after a resume from an older checkpoint
         discard(target)

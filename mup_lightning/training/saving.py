@@ -75,8 +75,9 @@ class SaveCheckpoints(StepCallback, LightningCheckpoint):
         self, folder: Path, config: Config, identity: dict[str, Any], throughput: Throughput, check: Callable[[], None]
     ) -> None:
         self.folder, self.identity, self.throughput, self.check = folder, identity, throughput, check
-        self.config, self.last = plain(config), cast(Checkpoint | None, None)
         self.every, self.keep = config.trainer.checkpoint_every, config.trainer.keep_checkpoints
+        self.config = plain(config)
+        self.last: Checkpoint | None = None
 
     def on_step_end(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Save where it is due."""
