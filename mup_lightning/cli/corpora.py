@@ -60,9 +60,9 @@ def prepare(settings: PrepareSettings) -> None:
     """Tokenise a corpus."""
     from mup_lightning.data.card import load_card
     from mup_lightning.data.parts import join, part_of, prepare_parts
-    from mup_lightning.data.pieces import WHOLE
     from mup_lightning.data.prepare import facts, prepare
     from mup_lightning.data.shards import MANIFEST
+    from mup_lightning.data.sources import WHOLE
     from mup_lightning.data.tokenizer import Tokenizer
 
     if sum([settings.shard is not None, settings.join is not None, settings.processes > 1]) > 1:

@@ -95,11 +95,9 @@ class Card:
     def input_files(self) -> list[Path]:
         """The local files of the source, sorted, compressed or not; each real file once, however many links lead to it.
 
-        Raises:
-            UserError: a pattern matches no file, or is a folder.
+        Raises UserError where a pattern matches no file, or is a folder.
         """
-        found: list[Path] = []
-        folder = self.path.parent
+        found, folder = list[Path](), self.path.parent
         for pattern in self.source.files:
             if (place := folder / pattern).is_dir():
                 ending = {"text": ".txt"}.get(self.source.kind, f".{self.source.kind}")
@@ -107,14 +105,13 @@ class Card:
                     f"{self.path}: source.files has {pattern!r}, which is a folder; expected files, such as "
                     f"{pattern.rstrip('/')}/**/*{ending}"
                 )
-            matches = [place] if place.is_file() else _matches(folder, Path(pattern).parts)
-            files = [path for path in matches if path.is_file()]
-            if not files:
+            before, matches = len(found), [place] if place.is_file() else _matches(folder, Path(pattern).parts)
+            found += filter(Path.is_file, matches)
+            if len(found) == before:
                 raise UserError(
                     f"{self.path}: source.files has {pattern!r}, which matches no file below {folder}, the card's "
                     f"folder; check the spelling, or put the file there"
                 )
-            found += files
         real: dict[Any, Path] = {}
         for path in sorted(found, key=lambda path: (path.is_symlink(), path)):
             status = path.stat()
@@ -123,11 +120,7 @@ class Card:
         return sorted(real.values())
 
     def pin(self) -> None:
-        """Replace the branch or tag of a hub data set by the commit to which it points now.
-
-        Raises:
-            UserError: the hub does not tell.
-        """
+        """Replace the branch or tag of a hub data set by the commit to which it points now; UserError: none is told."""
         name, revision = self.source.dataset or "", self.source.revision or ""
         if self.source.kind != "hub" or re.fullmatch(r"[0-9a-f]{40}", revision) or Path(name).is_dir():
             return
@@ -141,23 +134,15 @@ class Card:
                 f"network and both names."
             ) from error
 
-    def rules(self) -> dict[str, Any]:
-        """All of the card that determines the tokens, but for the files."""
-        source = self.source
-        own = {"deduplicate": True} if self.deduplicate else {}
-        return own | {
-            "kind": source.kind,
-            "document": source.document,
-            "hub": [source.dataset, source.subset, source.revision, source.split] if source.kind == "hub" else None,
-            "text_column": self.text_column,
-            "sections": asdict(self.sections) if self.sections else None,
-            "validation": asdict(self.validation),
-            "on_bad_document": self.on_bad_document,
-        }
-
-    def source_hash(self, files: Sequence[tuple[str, str]]) -> str:
-        """sha256 hex of all that determines the tokens: the rules, with the commit, and the files' names and sha256."""
-        rules = {**self.rules(), "files": files}
+    def hash(self, **more: Any) -> str:
+        """sha256 hex of all of the card that determines the tokens, but for the files, and of more."""
+        own, source = asdict(self), self.source
+        rules = {key: own[key] for key in ("text_column", "sections", "validation", "on_bad_document")}
+        rules |= {"kind": source.kind, "document": source.document, "hub": None} | more
+        if source.kind == "hub":
+            rules["hub"] = [source.dataset, source.subset, source.revision, source.split]
+        if self.deduplicate:
+            rules["deduplicate"] = True
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
     def provenance(self) -> dict[str, Any]:
@@ -200,3 +185,44 @@ def load_card(path: str | Path) -> Card:
         card = build(Card, read_yaml(path, "a card, see data/README.md"))
     card.path = path
     return card
+
+
+def cut(text: str, sections: Sections | None) -> list[str]:
+    """The sections of a document in order. Joined, they give the text, except that blank sections are dropped.
+
+    With `pattern` (multi-line) a section begins at each match. With `max_characters`, longer sections are then cut
+    after a blank line; where a single paragraph is too long, after a line or a word; failing that, anywhere.
+    """
+    if sections is None:
+        return [text]
+    pieces = [text]
+    if sections.pattern is not None:
+        starts = [match.start() for match in re.finditer(sections.pattern, text, re.MULTILINE)]
+        pieces = [text[a:b] for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
+    if sections.max_characters is not None:
+        pieces = [short for piece in pieces for short in _shorten(piece, sections.max_characters)]
+    return [piece for piece in pieces if piece.strip()]
+
+
+def _shorten(text: str, longest: int) -> Iterator[str]:
+    start = 0
+    while len(text) - start > longest:
+        end = start + longest
+        for separator in ("\n\n", "\n", " "):
+            at = text.rfind(separator, start, end)
+            if at >= start:
+                end = at + len(separator)
+                break
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def is_validation(text: str, validation: Validation) -> bool:
+    """Whether a document (or section) belongs to the validation split.
+
+    It depends on the text and the seed alone, never on the place of the document: adding documents moves no others,
+    and copies of a text always land in the same split.
+    """
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, key=str(validation.seed).encode()).digest()
+    return int.from_bytes(digest, "big") < validation.fraction * 2.0**64

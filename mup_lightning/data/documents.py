@@ -25,8 +25,8 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from mup_lightning.data.card import Card
-from mup_lightning.data.pieces import WHOLE, Piece, check_column, pieces, share_of
 from mup_lightning.data.shards import Manifest
+from mup_lightning.data.sources import WHOLE, check_column, pieces, share_of
 from mup_lightning.errors import UserError
 
 ROWS, FILES = 256, 4  # documents in memory at a time: lines or rows of a table, whole files
@@ -88,20 +88,19 @@ class DocumentReader:
         position: dict[str, Any] | None = None,
         share: tuple[int, int] = WHOLE,
     ) -> None:
-        files = (
-            files if card.source.kind in ("parquet", "hub") else [piece.path for piece in pieces(card, files, share)]
-        )
-        self.share, self._pieces = share, [Piece(path) for path in files]
-        self.card, self.files, self.objection, self.manifest = card, files, objection, manifest
+        self.share, self._pieces = share, pieces(card, files, share) if files else []
+        self.card, self.objection, self.manifest = card, objection, manifest
         self.read: int = position["read"] if position else 0
         self._state: dict[str, Any] | None = position["dataset"] if position else None
         self._dataset: Any = None
         self._file: Path | None = None  # that is open
         self._begins: list[int] = []  # the number of the first document of each piece
         self._other_columns: list[str] = []  # of the first document that lacks the text column
+        self._by_file = card.source.kind == "text" and card.source.document == "file"
         self._columnar = card.source.kind in ("parquet", "hub")
-        packed = any(path.suffix in OPENERS for path in files)
-        self.total_bytes = None if self._columnar or packed else sum(path.stat().st_size for path in files)
+        packed = any(piece.path.suffix in OPENERS for piece in self._pieces)
+        sizes = (piece.path.stat().st_size for piece in self._pieces)
+        self.total_bytes = None if self._columnar or packed else sum(sizes)
         self.total_documents: int | None = None
 
     def position(self) -> dict[str, Any]:
@@ -162,38 +161,25 @@ class DocumentReader:
         if self._other_columns and not self.manifest.documents:
             check_column(self.card, self._other_columns)
 
-    @property
-    def _by_file(self) -> bool:
-        return self.card.source.kind == "text" and self.card.source.document == "file"
-
     def _records(self) -> Iterator[list[bytes]]:
         """Lines without their line endings, or whole files with LF line endings."""
 
         def read() -> Iterator[bytes]:
             number = 0
-            for path in self.files:
+            for path in (piece.path for piece in self._pieces):
+                self._file, begun = path, False
                 self._begins.append(number)
-                for record in self._of_file(path):
-                    number += 1
-                    yield record
+                with OPENERS.get(path.suffix, open)(path, "rb") as file:
+                    lines = (line.removesuffix(b"\n").removesuffix(b"\r") for line in file)
+                    for record in [file.read().replace(b"\r\n", b"\n")] if self._by_file else lines:
+                        if not begun and record.strip():
+                            begun = True
+                            self._check_look(path, record)
+                        number += 1
+                        yield record
 
         records = islice(read(), self.read, None)
         return iter(lambda: list(islice(records, FILES if self._by_file else ROWS)), [])
-
-    def _of_file(self, path: Path) -> Iterator[bytes]:
-        """The documents of a file. Raises UserError where it does not look like what the card says."""
-        self._file = path
-        with OPENERS.get(path.suffix, open)(path, "rb") as file:
-            if self._by_file:
-                records = iter([file.read().replace(b"\r\n", b"\n")])
-            else:
-                records = (line.removesuffix(b"\n").removesuffix(b"\r") for line in file)
-            begun = False
-            for record in records:
-                if not begun and record.strip():
-                    begun = True
-                    self._check_look(path, record)
-                yield record
 
     def _check_look(self, path: Path, record: bytes) -> None:
         """Refuse a file whose first record, not blank, is of another kind than the card says."""
@@ -207,7 +193,6 @@ class DocumentReader:
         import pyarrow.parquet  # type: ignore[import-untyped]
 
         column, before = self.card.text_column, self.read
-        self._pieces = list(pieces(self.card, self.files, self.share))
         ends = list(accumulate((piece.rows for piece in self._pieces), initial=0))
         self._begins, self.total_documents = ends[:-1], ends[-1]
         numbered = zip(self._begins, self._pieces, strict=True)
@@ -250,8 +235,7 @@ class DocumentReader:
         text = _decode(value).removeprefix("\ufeff")
         if self.card.source.kind == "jsonl":
             text = self._json_text(text)
-        reason = self.objection(text) if text.strip() else "empty"
-        if reason is not None:
+        if reason := self.objection(text) if text.strip() else "empty":
             raise _BadDocument(reason)
         return text
 

@@ -11,13 +11,24 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mup_lightning.data.card import Card
 from mup_lightning.data.duplicates import Seen, read_records
-from mup_lightning.data.prepare import COUNTED, SHARD_TOKENS, chunks_of, drop_duplicates, finish, prepare, working_in
+from mup_lightning.data.prepare import (
+    COUNTED,
+    SHARD_TOKENS,
+    begin,
+    chunks_of,
+    drop_duplicates,
+    finish,
+    prepare,
+    working_in,
+    writers_of,
+)
 from mup_lightning.data.shards import MANIFEST, Manifest, SplitWriter
 from mup_lightning.data.sources import Sources
 from mup_lightning.data.tokenizer import Tokenizer
@@ -34,44 +45,26 @@ def prepare_parts(
 ) -> Manifest:
     """Prepare a corpus by `of` processes of this machine, which share its cores; see `prepare`."""
     if not (folder / MANIFEST).exists() or force:
-        cores = sorted(os.sched_getaffinity(0))
         with ProcessPoolExecutor(of, multiprocessing.get_context("spawn")) as pool:
-            for task in [
-                pool.submit(_prepare, card, folder, tokenizer, progress, force, (number, of), cores)
-                for number in range(1, of + 1)
-            ]:
-                task.result()
+            shares = [(number, of) for number in range(1, of + 1)]
+            list(pool.map(partial(_prepare, card, folder, tokenizer, progress, force), shares))
     return join(card, folder, of, tokenizer, force=force)
 
 
-def _prepare(
-    card: Card,
-    folder: Path,
-    tokenizer: str,
-    progress: bool,
-    force: bool,
-    share: tuple[int, int],
-    cores: list[int],
-) -> None:
+def _prepare(card: Card, folder: Path, tokenizer: str, progress: bool, force: bool, share: tuple[int, int]) -> None:
     """Prepare a part in a process of its own, on its share of the cores; the first one shows its progress."""
-    number, of = share
+    (number, of), cores = share, sorted(os.sched_getaffinity(os.getppid()))
     os.sched_setaffinity(0, cores[number - 1 :: of] or cores)
     prepare(card, part_of(folder, share), tokenizer, progress=progress and number == 1, force=force, share=share)
 
 
 def join(
-    card: Card,
-    folder: Path,
-    of: int,
-    tokenizer: str = "gpt2",
-    shard_tokens: int = SHARD_TOKENS,
-    force: bool = False,
+    card: Card, folder: Path, of: int, tokenizer: str = "gpt2", shard_tokens: int = SHARD_TOKENS, force: bool = False
 ) -> Manifest:
     """Make a corpus of its parts, which are removed after it. Killed at any point, it begins anew when rerun.
 
-    Raises:
-        UserError: a part is missing, unfinished or of another source, card or tokenizer, or the folder holds another
-            corpus.
+    Raises UserError where a part is missing, unfinished or of another source, card or tokenizer, or the folder holds
+    another corpus.
     """
     parts = {share: part_of(folder, share) for share in ((number, of) for number in range(1, of + 1))}
     if (folder / MANIFEST).exists() and not force:
@@ -97,19 +90,12 @@ def _joined(
         known.files |= record.files if (record := Sources.load(part)) else {}
     files = card.input_files()
     sources = Sources.of(card, files, folder, known)
-    card.pin()
-    names = [(path.name, state.sha256) for path, state in zip(files, sources.files.values(), strict=True)]
-    sources.source_hash = card.source_hash(names)
-    own = (tokenizer.name, sources.source_hash, card.provenance(), tokenizer.vocabulary)
-    manifest = Manifest.begin(card.name, *own)
+    manifest = begin(card, sources, files, tokenizer)
     seen = Seen(np.empty(0, "<u8")) if card.deduplicate else None
     with working_in(folder), ExitStack() as stack:
         (folder / MANIFEST).unlink(missing_ok=True)
         tokenizer.save(folder)
-        splits = manifest.splits.items()
-        writers = {name: SplitWriter(folder, name, shard_tokens, split, dtype=manifest.dtype) for name, split in splits}
-        for writer in writers.values():
-            stack.callback(writer.close)
+        writers = writers_of(folder, manifest, shard_tokens, stack)
         for part in parts.values():
             _append(part, manifest, writers, seen)
         return finish(card, folder, manifest, writers, sources)

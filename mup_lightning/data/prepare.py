@@ -1,7 +1,7 @@
 """From a card to a prepared corpus: read, cut, split, tokenise, write. Killed at any point, it resumes when rerun."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mup_lightning.config.data import dtype_of
-from mup_lightning.data.card import Card
+from mup_lightning.data.card import Card, cut, is_validation
 from mup_lightning.data.documents import DocumentReader
 from mup_lightning.data.duplicates import RECORD, RECORDS, Records, hashes_of
-from mup_lightning.data.pieces import WHOLE, pieces
-from mup_lightning.data.sections import cut, is_validation
 from mup_lightning.data.shards import MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash, read_checked
-from mup_lightning.data.sources import Sources
+from mup_lightning.data.sources import WHOLE, Piece, Sources, pieces
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 from mup_lightning.files import OneWriter, make_folder, write_json
@@ -71,12 +69,7 @@ def prepare(
         found = Manifest.load(folder)
         if (found.source_hash, found.vocab_hash) == (known.source_hash, vocabulary.hash):
             return found
-    card.pin()
-    names = [(path.name, state.sha256) for path, state in zip(files, sources.files.values(), strict=True)]
-    sources.source_hash = card.source_hash(names)
-    sources.source_hash += "" if share == WHOLE else f" {share}"
-    own = (vocabulary.name, sources.source_hash, card.provenance(), vocabulary.vocabulary)
-    manifest = Manifest.begin(card.name, *own)
+    manifest = begin(card, sources, files, vocabulary, share)
     if done:
         found = same(Manifest.load(folder), manifest, folder, changes)
         with suppress(OSError):  # on a read-only disk
@@ -93,16 +86,9 @@ def prepare(
         if unfinished.exists():
             journal = read_checked(Journal, unfinished)
             manifest = same(journal.manifest, manifest, folder, "")
-        writers = {
-            name: SplitWriter(folder, name, journal.shard_tokens, split, journal.hashes.get(name, ""), manifest.dtype)
-            for name, split in manifest.splits.items()
-        }
-        for writer in writers.values():
-            stack.callback(writer.close)
+        writers = writers_of(folder, manifest, journal.shard_tokens, stack, journal.hashes)
         vocabulary.save(folder)
-        records = Records(folder, journal.records) if card.deduplicate else None
-        if records:
-            stack.callback(records.close)
+        records = stack.enter_context(closing(Records(folder, journal.records))) if card.deduplicate else None
         reader = DocumentReader(card, card.input_files(), vocabulary.objection, manifest, journal.position, share)
         for _ in _written(card, reader, vocabulary, writers, records, progress):
             journal.records = records.count if records else 0
@@ -112,14 +98,34 @@ def prepare(
         return finish(card, folder, manifest, writers, sources, share)
 
 
+def begin(
+    card: Card, sources: Sources, files: list[Path], tokenizer: Tokenizer, share: tuple[int, int] = WHOLE
+) -> Manifest:
+    """The manifest of a corpus without tokens; pins the card, and says in `sources` what is made of these files."""
+    card.pin()
+    names = [(path.name, state.sha256) for path, state in zip(files, sources.files.values(), strict=True)]
+    sources.source_hash = card.hash(files=names) + (f" {share}" if share != WHOLE else "")
+    own = (tokenizer.name, sources.source_hash, card.provenance(), tokenizer.vocabulary)
+    return Manifest.begin(card.name, *own)
+
+
+def writers_of(
+    folder: Path, manifest: Manifest, shard_tokens: int, stack: ExitStack, hashes: dict[str, str] | None = None
+) -> dict[str, SplitWriter]:
+    """Split -> its writer, which the stack closes; `hashes` are of open shards that an earlier writer has left."""
+    return {
+        name: stack.enter_context(
+            closing(SplitWriter(folder, name, shard_tokens, split, (hashes or {}).get(name, ""), manifest.dtype))
+        )
+        for name, split in manifest.splits.items()
+    }
+
+
 def _files_of(card: Card, share: tuple[int, int]) -> list[Path]:
     """The local files of a share of a card's source, in order; a hub's has none."""
     files = card.input_files()
-    return (
-        files
-        if share == WHOLE or not files
-        else list(dict.fromkeys(piece.path for piece in pieces(card, files, share)))
-    )
+    own = pieces(card, files, share) if share != WHOLE and files else map(Piece, files)
+    return list(dict.fromkeys(piece.path for piece in own))
 
 
 def finish(

@@ -1,15 +1,13 @@
-"""Records what a corpus was made of, so that later changes to its card or files are noticed."""
+"""What a source consists of, how several processes share it, and what of it has changed since a corpus was made."""
 
-import hashlib
-import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self, TypeVar
 
 from mup_lightning.data.card import Card, load_card
 from mup_lightning.data.encodings import DESCRIPTION
@@ -18,6 +16,56 @@ from mup_lightning.errors import UserError
 from mup_lightning.files import file_sha256, write_json
 
 RECORD = "sources.json"
+
+T = TypeVar("T")
+WHOLE = (1, 1)
+"""The share of a source that is all of it: number 1 of 1."""
+
+
+class Piece(NamedTuple):
+    """A whole file, or one row group of a Parquet file; a share of a source has whole pieces."""
+
+    path: Path
+    group: int = 0
+    first_row: int = 0
+    rows: int = 0
+
+
+def pieces(card: Card, files: Sequence[Path], share: tuple[int, int] = WHOLE) -> Sequence[Piece]:
+    """A share of the local pieces of a card, in order. Raises UserError where there are fewer pieces than shares."""
+    if card.source.kind != "parquet":
+        return share_of([Piece(path) for path in files], share)
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    found: list[Piece] = []
+    for path in files:
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{card.path}: {path} is no whole Parquet file: {error}") from None
+        check_column(card, names, path)
+        found += [Piece(path, group, sum(sizes[:group]), rows) for group, rows in enumerate(sizes)]
+    return share_of(found, share)
+
+
+def share_of(items: Sequence[T], share: tuple[int, int]) -> Sequence[T]:
+    """Number I of N equal parts of a sequence. Raises UserError where it has fewer than N items."""
+    number, of = share
+    if share != WHOLE and of > len(items):
+        raise UserError(f"the source has {len(items)} files or row groups; expected at most as many shares, not {of}")
+    return items[(number - 1) * len(items) // of : number * len(items) // of]
+
+
+def check_column(card: Card, found: list[str], path: Path | None = None) -> None:
+    """Raise UserError where a card's text column is none of those found (in a file)."""
+    if card.text_column not in found:
+        of = f" of {path}" * (path is not None)
+        raise UserError(
+            f"{card.path}: text_column is {card.text_column!r}, but the documents{of} have only "
+            f"{', '.join(found) or 'nothing'}. Set it to one of these."
+        )
 
 
 @dataclass
@@ -55,15 +103,13 @@ class Sources:
         states = {}
         for path in files:
             name, status = os.path.relpath(path, card.path.parent), path.stat()
-            before = known.files.get(name) if known else None
-            same = before is not None and before.size == status.st_size
-            if before and same and before.changed == status.st_ctime_ns:
-                states[name] = before
-            else:
-                digest = file_sha256(path) if every or same else ""
-                states[name] = File(status.st_size, status.st_ctime_ns, digest)
-        rules = hashlib.sha256(json.dumps(card.rules(), sort_keys=True).encode()).hexdigest()
-        return cls(os.path.relpath(card.path, folder), rules, states)
+            now, before = File(status.st_size, status.st_ctime_ns, ""), known.files.get(name) if known else None
+            if before and replace(before, sha256="") == now:
+                now = before
+            elif every or (before and before.size == now.size):
+                now.sha256 = file_sha256(path)
+            states[name] = now
+        return cls(os.path.relpath(card.path, folder), card.hash(), states)
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
@@ -91,9 +137,7 @@ def note_changes(folder: str | Path) -> None:
     """Say on stderr how the card or files of a corpus have changed since it was prepared, where they are here.
 
     It is a note, not a refusal: the corpus is whole, and a run that continues wants the text with which it began.
-
-    Raises:
-        UserError: the record is damaged.
+    Raises UserError where the record is damaged.
     """
     folder = Path(folder)
     record = Sources.load(folder)

@@ -14,9 +14,8 @@ import pyarrow.parquet
 import pytest
 
 from mup_lightning.data import documents as documents_module
-from mup_lightning.data.card import Sections, Validation
+from mup_lightning.data.card import Sections, Validation, cut, is_validation
 from mup_lightning.data.documents import DocumentReader, _as_bytes
-from mup_lightning.data.sections import cut, is_validation
 from mup_lightning.data.shards import Manifest
 from mup_lightning.errors import UserError
 

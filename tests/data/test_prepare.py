@@ -14,8 +14,7 @@ import pytest
 
 from mup_lightning.data import prepare as prepare_module
 from mup_lightning.data import sources as sources_module
-from mup_lightning.data.card import Validation, load_card
-from mup_lightning.data.sections import is_validation
+from mup_lightning.data.card import Validation, is_validation, load_card
 from mup_lightning.data.shards import Manifest, SplitWriter, TokenStore, manifest_hash
 from mup_lightning.data.sources import note_changes
 from mup_lightning.data.tokenizer import Tokenizer

@@ -13,8 +13,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from mup_lightning.config.data import VOCABULARIES
 from mup_lightning.data import tokenizer as tokenizer_module
+from mup_lightning.data.card import is_validation
 from mup_lightning.data.encodings import _public, read_ranks
-from mup_lightning.data.sections import is_validation
 from mup_lightning.data.shards import TokenStore
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
