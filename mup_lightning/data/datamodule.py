@@ -26,8 +26,9 @@ class MicroBatches(Dataset[Batch]):
         self.micro_batch, self.rank, self.world_size = micro_batch, rank, world_size
 
     def __getitem__(self, number: int) -> Batch:
-        """`tokens` (micro_batch, context + 1), `counters` and `sources` (micro_batch,), all int64.
+        """`tokens` (micro_batch, context + 1), inputs and targets offset by one; all is int64.
 
+        `counters` and `sources`, (micro_batch,), are the samples' places in the run, and the indices of their corpora.
         Micro-batches (outer) and ranks (inner) run through the counters in order, so a step's global batch is the same
         whatever the world size and the accumulation.
         """
@@ -61,11 +62,9 @@ class RunLoader(DataLoader[Batch]):
 
 
 class TokenDataModule(pl.LightningDataModule):
-    """Training batches and validation windows of a prepared corpus, or of several.
+    """Training batches (see `MicroBatches`) and validation windows of a prepared corpus, or of several.
 
-    A batch is a dict: `tokens` int64 (micro_batch, context + 1), inputs and targets offset by one; `counters` int64
-    (micro_batch,), the samples' places in the run; `sources`, likewise, the indices of their corpora. Give the Trainer
-    `use_distributed_sampler=False`, `max_steps`, and
+    Give the Trainer `use_distributed_sampler=False`, `max_steps`, and
     `accumulate_grad_batches=accumulation_steps(batch_size, micro_batch, world_size)`; one "epoch" is the whole run of
     `max_steps` optimizer steps. `seed` is that of the sample order. `token_bytes` is `Tokenizer.lengths` as a tensor.
     """
@@ -112,8 +111,7 @@ class TokenDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """The micro-batches of this rank, from the first unfinished step.
 
-        Raises:
-            UserError: the checkpoint belongs to another order of samples, or the Trainer does not fit the data.
+        Raises UserError where the checkpoint belongs to another order of samples, or the Trainer does not fit the data.
         """
         for key, now in self.state_dict().items():
             if self._resumed.get(key, now) != now:

@@ -1,6 +1,7 @@
 """Exact duplicates among documents, found by a hash of their text; and what is kept of each document for a join."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -45,12 +46,11 @@ class Records:
     """The file of records in a folder, of which the first `count` are kept from an earlier writer."""
 
     def __init__(self, folder: Path, count: int = 0) -> None:
-        self.path, self.count = folder / RECORDS, count
-        self.path.touch()
-        with self.path.open("r+b") as file:
-            file.truncate(count * RECORD.itemsize)
+        path, self.count = folder / RECORDS, count
+        path.touch()
+        os.truncate(path, count * RECORD.itemsize)
         self.seen = Seen(read_records(folder)["hash"].copy())
-        self._file: BinaryIO = self.path.open("ab")
+        self._file: BinaryIO = path.open("ab")
 
     def append(self, records: np.ndarray) -> None:
         """Write the records of documents that are kept."""

@@ -124,8 +124,7 @@ def _append(folder: Path, manifest: Manifest, writers: dict[str, SplitWriter], s
 
 def _documents(folder: Path, manifest: Manifest, split: str) -> Iterator[np.ndarray]:
     """The tokens of each document of a split, its end-of-text token included."""
-    for shard in manifest.splits[split].shards:
-        shard.check(folder, True, manifest.itemsize)
+    for shard in manifest.check(folder, split).splits[split].shards:
         rest = np.empty(0, manifest.dtype)
         for chunk in chunks_of(folder / shard.file, manifest.dtype):
             tokens, begin = np.concatenate([rest, chunk]), 0

@@ -55,9 +55,8 @@ def prepare(
     same bytes as without the interruption. `force` overwrites whatever corpus the folder holds; `progress` shows a bar
     where stderr is a terminal. `share`, number I of N, prepares a part of the corpus, for `join`.
 
-    Raises:
-        UserError: the folder holds another corpus, the input is bad or changes meanwhile, a split is empty, or the disk
-            is full (finished shards are kept).
+    Raises UserError where the folder holds another corpus, the input is bad or changes meanwhile, a split is empty, or
+    the disk is full (finished shards are kept).
     """
     finished, unfinished = folder / MANIFEST, folder / JOURNAL
     files, known = _files_of(card, share), None if force else Sources.load(folder)
@@ -67,7 +66,7 @@ def prepare(
     done = finished.exists() and not force and not unfinished.exists() and not (folder / LOCK).exists()
     if done and known and not changes:
         found = Manifest.load(folder)
-        if (found.source_hash, found.vocab_hash) == (known.source_hash, vocabulary.hash):
+        if (found.source_hash, found.vocab_hash) == (known.source_hash, vocabulary.vocabulary.sha256):
             return found
     manifest = begin(card, sources, files, vocabulary, share)
     if done:
@@ -113,12 +112,11 @@ def writers_of(
     folder: Path, manifest: Manifest, shard_tokens: int, stack: ExitStack, hashes: dict[str, str] | None = None
 ) -> dict[str, SplitWriter]:
     """Split -> its writer, which the stack closes; `hashes` are of open shards that an earlier writer has left."""
-    return {
-        name: stack.enter_context(
-            closing(SplitWriter(folder, name, shard_tokens, split, (hashes or {}).get(name, ""), manifest.dtype))
-        )
-        for name, split in manifest.splits.items()
-    }
+    writers = {}
+    for name, split in manifest.splits.items():
+        writer = SplitWriter(folder, name, shard_tokens, split, (hashes or {}).get(name, ""), manifest.dtype)
+        writers[name] = stack.enter_context(closing(writer))
+    return writers
 
 
 def _files_of(card: Card, share: tuple[int, int]) -> list[Path]:

@@ -34,9 +34,9 @@ class Shard:
     tokens: PositiveInt
     sha256: str
 
-    def check(self, folder: Path, verify: bool, itemsize: int = 2) -> None:
+    def check(self, folder: Path, verify: bool, dtype: str) -> None:
         """Raise UserError unless the file exists, has the size of its tokens and (if `verify`) its sha256."""
-        path, expected = folder / self.file, itemsize * self.tokens
+        path, expected = folder / self.file, np.dtype(dtype).itemsize * self.tokens
         if not path.is_file():
             raise UserError(f"shard {path} is missing; {AGAIN}")
         if (size := path.stat().st_size) != expected:
@@ -109,11 +109,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read the manifest of a prepared folder.
-
-        Raises:
-            UserError: the folder or the manifest is missing, damaged, or of another format version.
-        """
+        """Read the manifest of a prepared folder; UserError where it is missing, damaged, or of another version."""
         path = Path(folder) / MANIFEST
         if not path.exists():
             tokenizer = " --tokenizer bytes" if path.parent.name.endswith("-bytes") else ""
@@ -126,14 +122,15 @@ class Manifest:
             raise UserError(f"{path} is damaged: its dtype is {found.dtype}, of {found.vocab_size} tokens; {AGAIN}")
         return found
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a token in a shard."""
-        return np.dtype(self.dtype).itemsize
-
     def save(self, folder: str | Path) -> None:
         """Write manifest.json into `folder`, atomically."""
         write_json(Path(folder) / MANIFEST, asdict(self))
+
+    def check(self, folder: Path, split: str, verify: bool = True) -> Self:
+        """Itself; raises UserError unless every shard of a split is there, whole, and of its sha256 if `verify`."""
+        for shard in self.splits[split].shards:
+            shard.check(folder, verify, self.dtype)
+        return self
 
 
 T = TypeVar("T")
@@ -184,13 +181,9 @@ class TokenStore:
     def open(cls, path: str | Path, split: str, verify: bool = True) -> Self:
         """Open a split ("train" or "val") of a prepared folder; `verify` compares every shard's sha256 (about 1 GB/s).
 
-        Raises:
-            UserError: the folder, manifest or a shard is missing, of another format version, truncated or altered.
+        Raises UserError where the folder, manifest or a shard is missing, of another version, truncated or altered.
         """
-        manifest = Manifest.load(path)
-        for shard in manifest.splits[split].shards:
-            shard.check(Path(path), verify, manifest.itemsize)
-        return cls(path, split, manifest)
+        return cls(path, split, Manifest.load(path).check(Path(path), split, verify))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -206,9 +199,7 @@ class TokenStore:
     def windows(self, starts: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
         """The tokens start to start + length - 1 of each start, across shards: int64, shape (len(starts), length).
 
-        Raises:
-            IndexError: a window reaches outside the split.
-            UserError: a token id is beyond the vocabulary (a damaged shard).
+        Raises IndexError for a window outside the split, UserError for a token id beyond the vocabulary (damage).
         """
         first = np.asarray(starts, dtype=np.int64)
         if first.size and (first.min() < 0 or first.max() + length > len(self)):
@@ -252,16 +243,14 @@ class SplitWriter:
     def __init__(
         self, folder: Path, name: str, shard_tokens: int, split: Split, known: str = "", dtype: str = "<u2"
     ) -> None:
-        self.folder, self.name, self.shard_tokens, self.split = folder, name, shard_tokens, split
-        self.dtype = np.dtype(dtype)
-        itemsize = self.dtype.itemsize
+        self.folder, self.name, self.shard_tokens, self.split, self.dtype = folder, name, shard_tokens, split, dtype
         self._open_tokens = split.tokens - sum(shard.tokens for shard in split.shards)
-        path = self._path
-        if path.is_file() and path.stat().st_size > itemsize * self._open_tokens:
-            os.truncate(path, itemsize * self._open_tokens)
+        path, size = self._path, np.dtype(dtype).itemsize * self._open_tokens
+        if path.is_file() and path.stat().st_size > size:
+            os.truncate(path, size)
         kept = [*split.shards, *([Shard(path.name, self._open_tokens, known)] if self._open_tokens else [])]
         for shard in kept:
-            shard.check(folder, bool(shard.sha256), itemsize)
+            shard.check(folder, bool(shard.sha256), dtype)
         for later in set(folder.glob(f"{name}-[0-9]*.bin")) - {folder / shard.file for shard in kept}:
             later.unlink()
         self._file: BinaryIO | None = None

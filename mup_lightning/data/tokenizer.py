@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,9 @@ class Tokenizer:
     Text is only ever text, so that no document can forge the boundary between documents: a literal "<|endoftext|>"
     becomes ordinary tokens; under bytes, where byte 0 ends a document, a text with a NUL is refused.
 
-    Args:
-        source: gpt2, bytes, or a file that `encodings.describe` understands.
-
-    Attributes:
-        name: gpt2, bytes, or that of the description.
-        description: None for those that come with the package.
-
-    Raises:
-        UserError: the file is missing or damaged, or its library is not installed.
+    `source` is gpt2, bytes, or a file that `encodings.describe` understands; `name` is gpt2, bytes, or that of the
+    `description`, which is None for those that come with the package. Raises UserError where the file is missing or
+    damaged, or its library is not installed.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -101,14 +95,9 @@ class Tokenizer:
         return self.vocabulary.eot
 
     @property
-    def hash(self) -> str:
-        """sha256 hex of what defines the vocabulary."""
-        return self.vocabulary.sha256
-
-    @property
     def reference(self) -> str:
         """What data.tokenizer says of it."""
-        return reference(self.name, self.hash)
+        return reference(self.name, self.vocabulary.sha256)
 
     @property
     def dtype(self) -> np.dtype:
@@ -194,46 +183,36 @@ class Tokenizer:
                 return len(self.engine.decode_single_token_bytes(token))
             return 0
         text = self.engine.id_to_token(token) or ""
-        if self._byte_level and token not in self._added:  # which writes every byte as a character
+        if token in self._as_letters:
             return len(text)
         return 1 if re.fullmatch(r"<0x[0-9A-F]{2}>", text) else len(text.replace("▁", " ").encode())
 
     @cached_property
-    def _added(self) -> Any:
-        return self.engine.get_added_tokens_decoder()
-
-    @cached_property
-    def _byte_level(self) -> bool:
-        return '"ByteLevel"' in json.dumps(json.loads(self.engine.to_str())["decoder"])
+    def _as_letters(self) -> set[int]:
+        """Tokens of Hugging Face's that write every byte as a character."""
+        if '"ByteLevel"' not in json.dumps(json.loads(self.engine.to_str())["decoder"]):
+            return set()
+        return set(range(self.vocab_size)) - set(self.engine.get_added_tokens_decoder())
 
     def _encode(self, text: str) -> np.ndarray:
         if self.name == "bytes":
             return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(self.dtype)
-        if self.description or len(text) <= LONGEST_BLANK:
-            return self._ids(self.engine, text)
         # A word ends before white space. Of a run, all but the last character is one word; at the end of the text, all.
         parts, done = [], 0
-        for run in re.finditer(f"{BLANK}{{{LONGEST_BLANK},}}", text):
+        long = not self.description and len(text) > LONGEST_BLANK
+        for run in re.finditer(f"{BLANK}{{{LONGEST_BLANK},}}", text) if long else ():
             end = run.end() - (run.end() < len(text))
-            parts += [self._ids(self.engine, text[done : run.start()])]
-            parts += [self._ids(self._one_word, text[run.start() : end])]
+            parts += [(self.engine, text[done : run.start()]), (_gpt2(ALL), text[run.start() : end])]
             done = end
-        return np.concatenate([*parts, self._ids(self.engine, text[done:])])
-
-    @cached_property
-    def _one_word(self) -> Any:
-        return _gpt2(ALL)
-
-    def _ids(self, encoding: Any, text: str) -> np.ndarray:
         # No special token allowed and none forbidden: the meaning of `encode_ordinary`, but into an array (uint32).
-        return encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=()).astype(self.dtype)
+        plain: dict[str, Any] = {"allowed_special": set(), "disallowed_special": ()}
+        ids = [engine.encode_to_numpy(part, **plain) for engine, part in [*parts, (self.engine, text[done:])]]
+        return np.concatenate(ids).astype(self.dtype)
 
 
+@cache
 def _gpt2(pattern: str) -> Any:
-    """tiktoken's encoding, built from the rank file in this package (no network, no cache folder).
-
-    `pattern` cuts the text into the words that are then merged.
-    """
+    """tiktoken's encoding, from the rank file in this package (no network); `pattern` cuts text into words to merge."""
     import tiktoken
 
     vocabulary = VOCABULARIES["gpt2"]
