@@ -5,8 +5,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from mup_lightning.callbacks.dashboard import Dashboard, pages, panels
-from mup_lightning.callbacks.divergence import Divergence
-from mup_lightning.callbacks.forecast import BesideForecast
+from mup_lightning.callbacks.loss_checks import BesideForecast, Divergence
 from mup_lightning.callbacks.losses import Losses, Validation
 from mup_lightning.callbacks.noise_scale import NoiseScale
 from mup_lightning.callbacks.norms import FeatureNorms, GradientNorms, UpdateCheck

@@ -112,28 +112,22 @@ def train(config: Config) -> int:
     if process is None:
         return launch.start_all(config)
     with launch.reporting(process):
-        return _train(config, first=process.rank == 0)
+        tune_allocator()
+        from mup_lightning.training.train import after, before, train
 
+        first = process.rank == 0  # which speaks
+        if first:
+            print(before(config), flush=True)
+        result = train(config)
+        if first:
+            print(after(config, result), flush=True)
+        if result.finished or not signals.in_job():
+            return 0 if result.finished else 130
+        if not first:  # an exit status other than 0 would make srun kill the process that requeues
+            return 0
+        from mup_lightning.slurm.submit import requeue
 
-def _train(config: Config, *, first: bool) -> int:
-    """Be one of the processes that train; the first speaks."""
-    tune_allocator()
-    from mup_lightning.training.train import after, before, train
-
-    if first:
-        print(before(config), flush=True)
-    result = train(config)
-    if first:
-        print(after(config, result), flush=True)
-    if result.finished:
-        return 0
-    if not signals.in_job():
-        return 130
-    if not first:  # an exit status other than 0 would make srun kill the process that requeues
-        return 0
-    from mup_lightning.slurm.requeue import requeue
-
-    return 0 if requeue(result.steps, result.first_step) else 130
+        return 0 if requeue(result.steps, result.first_step) else 130
 
 
 def evaluate(settings: EvaluateSettings) -> None:

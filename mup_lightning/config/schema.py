@@ -88,7 +88,7 @@ class TrainerConfig(Typed, prefix="trainer."):
         peak_flops: what MFU divides by, FLOP/s of one device: a number (a data sheet's dense value in the run's
             precision), measure (a matrix product for a third of a second at the start), or off (no MFU).
         spike_sigmas: a step's loss is a spike where it exceeds the median of the last losses by this many of their
-            spreads (`callbacks/divergence.py` defines them); 0: spikes are not looked for.
+            spreads (`callbacks/loss_checks.py` defines them); 0: spikes are not looked for.
         spike_window: losses that median and spread are taken of.
         spike_stop: this many spikes among the last spike_window steps end the run; 0: never.
     """

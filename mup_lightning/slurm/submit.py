@@ -1,5 +1,7 @@
-"""`mup-lightning submit`: refuses beforehand whatever training would refuse, writes a readable script, submits it."""
+"""Jobs: what training would refuse is refused before they are submitted, their scripts, how they requeue themselves."""
 
+import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,8 +14,7 @@ from mup_lightning import signals
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_json, write_atomic, write_json, yaml_text
-from mup_lightning.slurm.options import WORD, SlurmConfig
-from mup_lightning.slurm.requeue import run
+from mup_lightning.slurm.options import WORD, SlurmConfig, seconds
 
 RECORD = "job.json"
 """File in the folder `slurm` of a run, with the number of its last job."""
@@ -40,7 +41,7 @@ export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 export {signals.VARIABLE}={slurm.max_requeues}
 
 # Both are ignored until the training has its own handlers; one process that dies ends them all.
-srun --kill-on-bad-exit=1{_cpus(slurm)} bash -c 'trap "" USR1 TERM; exec "$@"' task \\
+{_srun(slurm)} --kill-on-bad-exit=1 bash -c 'trap "" USR1 TERM; exec "$@"' task \\
   {command}
 """
     # A snapshot: a recipe that changes while the job waits, or between two restarts, changes nothing.
@@ -67,7 +68,7 @@ def submit_sweep(sweep: Path, command: list[str], slurm: SlurmConfig, *, out: Pa
     array = (f"--array=1-{tasks}", "--nodes=1", "--ntasks-per-node=1")
     text = f"""{_head(slurm, folder / "%A_%a.log", slurm.job or f"sweep-{out.name}", "TERM", *array)}
 status=0
-srun{_cpus(slurm)} {shlex.join([str(_program()), *command])} --shard "$SLURM_ARRAY_TASK_ID/{tasks}" || status=$?
+{_srun(slurm)} {shlex.join([str(_program()), *command])} --shard "$SLURM_ARRAY_TASK_ID/{tasks}" || status=$?
 
 # 130: stopped by TERM (the time limit is near, or preempted). Requeue: what is finished is not run again.
 # The task, not $SLURM_JOB_ID: one of the tasks has the number of the whole array.
@@ -135,11 +136,9 @@ def check(config: Config, slurm: SlurmConfig) -> None:
 def refuse_second_job(folder: Path) -> None:
     """Raise UserError if a run's last job is queued or running: two would overwrite each other's checkpoints."""
     record = folder / "slurm" / RECORD
-    if not record.is_file():
+    if not record.is_file() or not available():
         return
     job = read_json(record, "the number of the run's last job; if squeue lists no such job, remove the file")["job"]
-    if not available():
-        return
     done = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False)
     if state := done.stdout.strip():  # nothing for a job that is over or unknown
         raise UserError(
@@ -176,9 +175,9 @@ def _head(slurm: SlurmConfig, log: Path, name: str, signal: str, *more: str) -> 
     return "\n".join(["#!/bin/bash", *options, "", *slurm.setup])
 
 
-def _cpus(slurm: SlurmConfig) -> str:
-    """Since SLURM 22.05, srun does not take this option over from sbatch."""
-    return f" --cpus-per-task={slurm.cpus}" if slurm.cpus else ""
+def _srun(slurm: SlurmConfig) -> str:
+    """The beginning of a line; since SLURM 22.05, srun does not take this option over from sbatch."""
+    return f"srun --cpus-per-task={slurm.cpus}" if slurm.cpus else "srun"
 
 
 def available() -> bool:
@@ -205,3 +204,64 @@ def _program() -> Path:
     if not program.is_file():
         raise UserError(f"there is no {program}, which the job would run; pip install this package there")
     return program
+
+
+def run(*command: str, script: str | None = None) -> str:
+    """The output of a SLURM command, both streams; raises UserError, which quotes it, where it is missing or fails."""
+    try:
+        done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(
+            f"{command[0]} cannot be run ({error.strerror}): submit on a machine of the cluster; with --dry the script "
+            f"is printed anywhere"
+        ) from error
+    said = (done.stdout.strip() + "\n" + done.stderr.strip()).strip().replace("sbatch: ", "")
+    if done.returncode:
+        raise UserError(f"{command[0]} refuses the job: " + said.replace("\n", "; "))
+    return said
+
+
+def requeue(step: int, first_step: int) -> bool:
+    """Put this job back into the queue. Called by one process, after all of them have saved.
+
+    `step` optimizer steps are done, `first_step` of them before this process started. Returns whether it was requeued:
+    a cancelled job is not. Raises UserError where it would be requeued forever, or SLURM refuses.
+    """
+    job, again = os.environ.get("SLURM_JOB_ID"), "submit it again with the same command and resume=auto"
+    if job is None:
+        raise UserError(f"step {step} is saved, but {signals.VARIABLE} is set outside of a SLURM job; unset it")
+    try:
+        # SLURM itself is asked, because variables such as SLURM_ARRAY_TASK_ID may come from a job in which this one was
+        # submitted. Of an array's tasks, one has the number of them all, and all are shown under it.
+        shown = run("scontrol", "show", "job", job).split("\n\n")
+        records = (dict(re.findall(r"(\w+)=(\S*)", text)) for text in shown)
+        fields = next((record for record in records if record.get("JobId") == job), None)
+        if fields is None:
+            raise UserError(f"scontrol knows no job {job}")
+        if _is_cancelled(fields):
+            print(f"job {job} was cancelled: step {step} is saved, and it does not go back into the queue", flush=True)
+            return False
+        restarts = int(fields["Restarts"])
+        if restarts and step == first_step:
+            raise UserError(
+                "it has made no step since it was requeued, so another requeue would not help; ask for more time "
+                "(--slurm.time), or for a partition where it is not preempted so soon"
+            )
+        if restarts >= int(os.environ[signals.VARIABLE]):
+            raise UserError(f"it has been requeued {restarts} times, which is the limit (slurm.max_requeues)")
+        task = fields.get("ArrayTaskId", "")
+        run("scontrol", "requeue", f"{fields['ArrayJobId']}_{task}" if task.isdecimal() else job)
+    except UserError as error:
+        raise UserError(
+            f"step {step} is saved, but job {job} cannot go back into the queue: {error}. To continue, {again}"
+        ) from error
+    print(f"job {job} goes back into the queue, and continues after step {step}", flush=True)
+    return True
+
+
+def _is_cancelled(fields: dict[str, str]) -> bool:
+    """Whether SLURM is ending the job for another reason than its time limit. Preempted jobs still count as running."""
+    if fields["JobState"] != "COMPLETING":
+        return fields["JobState"] == "CANCELLED"
+    limit = fields["TimeLimit"]
+    return not limit[:1].isdigit() or seconds(fields["RunTime"]) < seconds(limit)

@@ -43,11 +43,6 @@ class Checkpoint:
     identity: dict[str, Any]
     files: dict[str, dict[str, Any]]
 
-    @property
-    def state(self) -> Path:
-        """The file that Lightning reads."""
-        return self.path / STATE_FILE
-
 
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint's description alone; raises UserError where there is none, or it cannot be read."""

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mup_lightning.callbacks.losses import bits_per_byte
 from mup_lightning.data.sampler import validation_batches
-from mup_lightning.data.shards import Manifest, TokenStore, reference
+from mup_lightning.data.shards import TokenStore, reference
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.data.tokenizer_json import SAMPLE
 from mup_lightning.errors import UserError
@@ -39,11 +39,19 @@ def evaluate(
         raise UserError(f"{path} {what}; name a prepared corpus: --data FOLDER")
     folder = data or next(iter(own.sources))  # type: ignore[union-attr]
     store = TokenStore.open(folder, "val", verify=own is None or own.verify)
-    token_bytes = torch.from_numpy(_tokenizer(store.manifest, folder, subject).lengths)
-    device = best_device()
+    ours, name = subject.tokenizer, reference(store.manifest.tokenizer, store.manifest.vocab_hash)
+    theirs, device = Tokenizer.find(name, folder), best_device()
+    # The same vocabulary may come in several files.
+    if theirs.reference != ours.reference and not (
+        np.array_equal(theirs.lengths, ours.lengths) and np.array_equal(theirs.encode(SAMPLE), ours.encode(SAMPLE))
+    ):
+        raise UserError(
+            f"{folder} has another vocabulary, {name} ({theirs.vocab_size} tokens), than the model in {subject.path}, "
+            f"{ours.reference} ({ours.vocab_size} tokens); prepare the corpus with that: --tokenizer"
+        )
     batches = validation_batches(store, _context(subject, context), batch, val_tokens=val_tokens)
     shown = tqdm(list(batches), desc="evaluating", disable=None)
-    nats, tokens, text = loss_sums(subject.model.to(device), shown, token_bytes, device).tolist()
+    nats, tokens, text = loss_sums(subject.model.to(device), shown, torch.from_numpy(theirs.lengths), device).tolist()
     loss = nats / tokens
     return {
         "checkpoint": str(subject.path),
@@ -69,21 +77,6 @@ def answer(path: Path, task: Path, *, batch: int = 8, context: int | None = None
     model, context = subject.model.to(best_device()), _context(subject, context)
     found = questions.accuracy(model, subject.tokenizer, asked, batch, context)
     return {"checkpoint": str(subject.path), "step": subject.step, "task": str(task), **found}
-
-
-def _tokenizer(manifest: Manifest, folder: str, subject: Finished) -> Tokenizer:
-    """A corpus's tokenizer. Raises UserError where the model's gives other tokens to a text."""
-    own, name = subject.tokenizer, reference(manifest.tokenizer, manifest.vocab_hash)
-    found = Tokenizer.find(name, folder)
-    # The same vocabulary may come in several files.
-    if found.reference != own.reference and not (
-        np.array_equal(found.lengths, own.lengths) and np.array_equal(found.encode(SAMPLE), own.encode(SAMPLE))
-    ):
-        raise UserError(
-            f"{folder} has another vocabulary, {name} ({found.vocab_size} tokens), than the model in {subject.path}, "
-            f"{own.reference} ({own.vocab_size} tokens); prepare the corpus with that: --tokenizer"
-        )
-    return found
 
 
 def _context(subject: Finished, asked: int | None) -> int:

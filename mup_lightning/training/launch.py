@@ -86,8 +86,8 @@ def note(trainer: TrainerConfig) -> str | None:
     if chosen is not None and chosen.launcher:
         return None
     for launcher, names in LAUNCHERS.items():
-        rank, size, local_rank = (int(os.environ.get(name, "0")) for name in names)
-        if rank > 0 or size > 1 or local_rank > 0:
+        rank, size, local_rank = (int(os.environ.get(name, 0)) for name in names)
+        if rank or size > 1 or local_rank:
             found = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
             does = "trains a whole run of its own" if chosen else f"starts {trainer.devices} processes of its own"
             return (
@@ -167,9 +167,11 @@ def start_all(config: Config) -> int:
             file = Path(folder) / "config.yaml"
             file.write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config)))))
             command = [sys.executable, "-m", "mup_lightning.cli.main", "train", "-c", str(file)]
+            strange = {name for names in LAUNCHERS.values() for name in names}  # what launchers have left
+            kept = {k: v for k, v in os.environ.items() if k not in strange and not k.startswith("TORCHELASTIC_")}
             for rank in range(count):
                 # A process group of their own: Ctrl-C reaches them once, through this process.
-                environment = _variables(rank, count, port) | {REPORTS: folder}
+                environment = kept | _as_torchrun(Process(rank, count, rank), "127.0.0.1", port) | {REPORTS: folder}
                 running.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, process_group=0))
                 if caught:
                     return _outcome([INTERRUPTED], caught, Path(folder))
@@ -180,13 +182,6 @@ def start_all(config: Config) -> int:
                 process.wait()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def _variables(rank: int, count: int, port: int) -> dict[str, str]:
-    """The environment of a process, without what launchers have left in this one's."""
-    strange = {name for names in LAUNCHERS.values() for name in names}
-    kept = {k: v for k, v in os.environ.items() if k not in strange and not k.startswith("TORCHELASTIC_")}
-    return kept | _as_torchrun(Process(rank, count, rank), "127.0.0.1", port)
 
 
 @contextmanager
@@ -224,50 +219,40 @@ def _outcome(codes: Sequence[int | None], caught: Sequence[int], folder: Path) -
         return 130
     reports = {int(file.stem): read_json(file, "a report") for file in sorted(folder.glob("*.json"))}
     killed = next((rank for rank, code in enumerate(codes) if code is not None and code < 0), None)
-    refusals = [report["text"] for report in reports.values() if report["refusal"]]
     if killed is not None:
         name = signal.Signals(-(codes[killed] or 0)).name
         what = f"process {killed + 1} of {len(codes)} was killed by {name}"
         what += ", perhaps because memory ran out" if name == "SIGKILL" else ""
-    elif refusals:
+    elif refusals := [report["text"] for report in reports.values() if report["refusal"]]:
         print(f"error: {refusals[0]}", file=sys.stderr)
         return 1
     else:
-        first = min(reports, key=lambda rank: reports[rank]["time"], default=None)
-        if first is not None:
-            print(reports[first]["text"], file=sys.stderr)
-        number = next(rank for rank, code in enumerate(codes) if code) if first is None else first
+        failed = sorted(reports, key=lambda rank: reports[rank]["time"])
+        if failed:
+            print(reports[failed[0]]["text"], file=sys.stderr)
+        number = [*failed, *(rank for rank, code in enumerate(codes) if code)][0]
         what = f"process {number + 1} of {len(codes)} has failed"
-    print(
-        f"error: {what}, and the others have been ended; the same command with resume=last continues from the newest "
-        f"checkpoint",
-        file=sys.stderr,
-    )
+    advice = "the same command with resume=last continues from the newest checkpoint"
+    print(f"error: {what}, and the others have been ended; {advice}", file=sys.stderr)
     return 1
-
-
-def is_watched() -> bool:
-    """Whether `start_all` has started this process."""
-    return REPORTS in os.environ
 
 
 @contextmanager
 def reporting(process: Process) -> Iterator[None]:
     """Around the work of a process: where `start_all` has started it, it ends with its parent, and reports errors."""
-    if not is_watched():
+    if REPORTS not in os.environ:
         yield
         return
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def end_with_parent() -> None:  # which writes nothing, and whose end of the pipe closes when it dies
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
         end(process, error)
-
-
-def _end_with_parent() -> None:
-    """The parent writes nothing, and its end of the pipe closes when it dies."""
-    os.read(0, 1)
-    os._exit(1)
 
 
 def end(process: Process, error: BaseException) -> NoReturn:

@@ -21,6 +21,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.optim.registry import resolve_rules
 from mup_lightning.optim.schedule import lr_factor
 from mup_lightning.training import hugging_face, loggers
+from mup_lightning.training.checkpoint import STATE_FILE
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import Result, RunFolder, identity_of, is_first_process, resume_from
 from mup_lightning.training.saving import Restore, SaveCheckpoints
@@ -73,7 +74,7 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
         trainer = make_trainer(config, folder, watching, accumulation, start.step if start else None, keep=keep)
         if writes:
             folder.open(config, start)
-        trainer.fit(module, data, ckpt_path=str(start.state) if start else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=str(start.path / STATE_FILE) if start else None, weights_only=True)
 
         done, newest = trainer.global_step, saving.last or start
         result = Result(

@@ -149,27 +149,27 @@ class Together(pl.Callback):
         """Raise UserError, in every process, for values that differ: of files, or of what `auto` has found."""
         every: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(every, leaves(plain(self.config)))
-        first = every[0]
         for number, other in enumerate(every, 1):
-            for key in sorted(first.keys() | other.keys()):
-                if other.get(key) != first.get(key):
-                    raise UserError(
-                        f"{key} is {first.get(key)} in process 1 and {other.get(key)} in process {number}; set it to "
-                        f"one value for all"
-                    )
+            for key in sorted(every[0].keys() | other.keys()):
+                if (own := other.get(key)) != (first := every[0].get(key)):
+                    advice = "set it to one value for all"
+                    raise UserError(f"{key} is {first} in process 1 and {own} in process {number}; {advice}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """End at once after an unexpected error, so that whoever started the processes can end the others.
 
         Lightning would first tear down what may wait for the others, while they wait for this one.
         """
+        by_hand = isinstance(exception, KeyboardInterrupt) and launch.REPORTS not in os.environ
         if isinstance(exception, torch.distributed.DistNetworkError) and not torch.distributed.is_initialized():
             address, port = launch.meeting_point(self.process)
             cause = str(exception).partition("\n")[0]
             exception = UserError(
                 f"the processes cannot meet at {address}:{port} ({cause}); set MASTER_PORT to a port that is free there"
             )
-        elif isinstance(exception, UserError) or (isinstance(exception, KeyboardInterrupt) and not launch.is_watched()):
+        elif isinstance(exception, UserError) or (
+            isinstance(exception, KeyboardInterrupt) and launch.REPORTS not in os.environ
+        ):
             return
         for logger in trainer.loggers:
             logger.finalize("failed")

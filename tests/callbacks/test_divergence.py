@@ -9,7 +9,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from mup_lightning.callbacks.divergence import spike_limit
+from mup_lightning.callbacks.loss_checks import spike_limit
 from mup_lightning.errors import Diverged
 from mup_lightning.studies.features import read_scalars
 from mup_lightning.training.module import GPT2Module

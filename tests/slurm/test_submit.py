@@ -11,7 +11,7 @@ from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
 from mup_lightning.slurm import submit
 from mup_lightning.slurm.options import seconds
-from mup_lightning.slurm.requeue import requeue
+from mup_lightning.slurm.submit import requeue
 from tests.slurm.conftest import Runs
 from tests.studies.sweeps import tiny_sweep, write
 
