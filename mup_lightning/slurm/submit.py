@@ -41,7 +41,7 @@ export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 export {signals.VARIABLE}={slurm.max_requeues}
 
 # Both are ignored until the training has its own handlers; one process that dies ends them all.
-{_srun(slurm)} --kill-on-bad-exit=1 bash -c 'trap "" USR1 TERM; exec "$@"' task \\
+srun --kill-on-bad-exit=1{_cpus(slurm)} bash -c 'trap "" USR1 TERM; exec "$@"' task \\
   {command}
 """
     # A snapshot: a recipe that changes while the job waits, or between two restarts, changes nothing.
@@ -68,7 +68,7 @@ def submit_sweep(sweep: Path, command: list[str], slurm: SlurmConfig, *, out: Pa
     array = (f"--array=1-{tasks}", "--nodes=1", "--ntasks-per-node=1")
     text = f"""{_head(slurm, folder / "%A_%a.log", slurm.job or f"sweep-{out.name}", "TERM", *array)}
 status=0
-{_srun(slurm)} {shlex.join([str(_program()), *command])} --shard "$SLURM_ARRAY_TASK_ID/{tasks}" || status=$?
+srun{_cpus(slurm)} {shlex.join([str(_program()), *command])} --shard "$SLURM_ARRAY_TASK_ID/{tasks}" || status=$?
 
 # 130: stopped by TERM (the time limit is near, or preempted). Requeue: what is finished is not run again.
 # The task, not $SLURM_JOB_ID: one of the tasks has the number of the whole array.
@@ -175,9 +175,9 @@ def _head(slurm: SlurmConfig, log: Path, name: str, signal: str, *more: str) -> 
     return "\n".join(["#!/bin/bash", *options, "", *slurm.setup])
 
 
-def _srun(slurm: SlurmConfig) -> str:
-    """The beginning of a line; since SLURM 22.05, srun does not take this option over from sbatch."""
-    return f"srun --cpus-per-task={slurm.cpus}" if slurm.cpus else "srun"
+def _cpus(slurm: SlurmConfig) -> str:
+    """Since SLURM 22.05, srun does not take this option over from sbatch."""
+    return f" --cpus-per-task={slurm.cpus}" if slurm.cpus else ""
 
 
 def available() -> bool:

@@ -167,9 +167,7 @@ class Together(pl.Callback):
             exception = UserError(
                 f"the processes cannot meet at {address}:{port} ({cause}); set MASTER_PORT to a port that is free there"
             )
-        elif isinstance(exception, UserError) or (
-            isinstance(exception, KeyboardInterrupt) and launch.REPORTS not in os.environ
-        ):
+        elif isinstance(exception, UserError) or by_hand:
             return
         for logger in trainer.loggers:
             logger.finalize("failed")
