@@ -29,20 +29,14 @@ MANIFEST = "manifest.json"
 """File of a prepared corpus that describes it, and is written last."""
 
 
-def _names(tokenizer: str) -> bool:
-    return tokenizer in (*VOCABULARIES, "corpus") or re.fullmatch(r"[\w.-]+:[0-9a-f]{64}", tokenizer) is not None
-
-
+_TOKENIZER = re.compile(rf"{'|'.join(VOCABULARIES)}|corpus|[\w.-]+:[0-9a-f]{{64}}")
 TokenizerName = Annotated[
-    str, Bound("gpt2, bytes, or corpus: the vocabulary that the corpus was prepared with", _names)
+    str, Bound("gpt2, bytes, or corpus: the vocabulary that the corpus was prepared with", _TOKENIZER.fullmatch)
 ]
-
-
-def _is_name(folder: str) -> bool:
-    return bool(folder) and folder[0] not in "{["  # a mapping or list that did not parse
-
-
-Folder = Annotated[str, Bound("the folder of a prepared corpus, such as data/prepared/austen-gpt2", _is_name)]
+Folder = Annotated[
+    str,  # no mapping or list that did not parse
+    Bound("the folder of a prepared corpus, such as data/prepared/austen-gpt2", re.compile(r"(?s)[^{\[].*").fullmatch),
+]
 Mixture = Annotated[dict[str, PositiveFloat], Bound("several with their weights, {FOLDER: 0.7, FOLDER: 0.3}", bool)]
 
 

@@ -28,7 +28,9 @@ def identity(config: Config) -> dict[str, Any]:
     if law := config.recipe.law:
         recipe["time_rule"] = "fitted"
         recipe["law"] = {axis: found.estimate for axis in ("batch", "tokens") if (found := law.exponents[axis])}
-    recipe["base"] = {name: changed for name, all_of in recipe["base"].items() if (changed := _not_one(all_of))}
+    # Factors that change nothing are left out.
+    changing = {name: {key: f for key, f in all_of.items() if f != 1.0} for name, all_of in recipe["base"].items()}
+    recipe["base"] = {name: factors for name, factors in changing.items() if factors}
     recipe["decay_gains"] |= not config.recipe.weight_decay
     if config.derive().multipliers.attention == 1.0 and model["attention_scale"] == "auto":
         model["attention_scale"] = "1/sqrt(d)"
@@ -44,11 +46,6 @@ def complete(config: Config, rules: dict[str, Any]) -> dict[str, Any]:
     """
     known = leaves(identity(config) | {"rules": rules})
     return ADDED | known | {"model.attention_scale": config.model.attention_scale}
-
-
-def _not_one(factors: dict[str, float]) -> dict[str, float]:
-    """Factors without those that change nothing."""
-    return {key: factor for key, factor in factors.items() if factor != 1.0}
 
 
 ADDED: dict[str, Any] = {

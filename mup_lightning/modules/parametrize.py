@@ -23,47 +23,26 @@ from torch import nn
 
 from mup_lightning import tables
 from mup_lightning.errors import UserError
-from mup_lightning.modules.roles import conclude, counterpart, pattern
+from mup_lightning.modules.roles import Conclusion, conclude, counterpart, pattern
 from mup_lightning.modules.trace import Traced, trace
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.registry import RULES, Overrides
 from mup_lightning.optim.rule import Group
-from mup_lightning.spectral.recipe import Recipe, RecipeConfig, Values, derive
-from mup_lightning.spectral.roles import ParameterInfo, Role
+from mup_lightning.spectral.recipe import Recipe, RecipeConfig, derive
+from mup_lightning.spectral.roles import Role
 from mup_lightning.typed import build
 
 
 @dataclass(frozen=True)
-class Conclusion:
-    """What was concluded about one parameter.
-
-    Attributes:
-        info: its role and shape.
-        base_shape: of its counterpart in the base.
-        k: matrices of the branch that it is in, or 2.
-        values: what the recipe gives it.
-        why: the reason for the role, in words.
-    """
-
-    info: ParameterInfo
-    base_shape: tuple[int, ...]
-    k: int
-    values: Values
-    why: str
-
-
-@dataclass(frozen=True)
 class Parametrized:
-    """A module under the recipe.
+    """A module under the recipe, with its base learning rate `lr`.
 
     Attributes:
         groups: parameter groups with "params", "lr", "weight_decay", "eps" and the options of the "rule" they name.
         conclusions: by parameter.
         multipliers: module -> factor on its output ("output"), or on its input ("input").
-        widths: of the base, and of the module.
-        depths: their numbers of residual branches.
-        lr: the base learning rate.
+        widths: of the base, and of the module; `depths` are their numbers of residual branches.
     """
 
     groups: list[Group]
@@ -142,13 +121,19 @@ def parametrize(
     (base_width, width), depths = max(sides, key=sides.__getitem__), (len(of_base.branches), len(traced.branches))
     sizes = {"base_width": base_width, "base_depth": max(1, depths[0])}
     config = build(RecipeConfig, recipe | sizes, "recipe.")
-    found, unsure = {}, []
+
+    @cache
+    def solved(k: int, own: float | None) -> Recipe:
+        ratio = 1.0 if own is None else own
+        return derive(replace(config, branch_depth=k), width, max(1, depths[1]), (1, 1), {"kv": ratio, "head": ratio})
+
+    conclusions, unsure = {}, []
     for name, (twin, like) in twins.items():
         grows = [one != other for one, other in zip(shapes[1][twin], shapes[2][like], strict=True)]
-        ratios = [here / there for here, there in zip(shapes[0][name], shapes[1][twin], strict=True)]
         declared = next((role for names, role in (declare or {}).items() if fnmatch(name, names)), None)
+        parameter = (name, shapes[0][name], shapes[1][twin], grows)
         try:
-            found[name] = conclude(name, shapes[0][name], grows, ratios, width / base_width, traced, declared)
+            conclusions[name] = conclude(*parameter, width / base_width, traced, declared, solved)
         except UserError as error:
             unsure.append(f"  {name} {shapes[0][name]}: {error}")
     if unsure:
@@ -157,17 +142,7 @@ def parametrize(
         advice = f"Say what they are: declare={{'NAME': ROLE}}, with patterns as in 'blocks.*.x'; roles are {roles}"
         raise UserError("\n".join(["the role of these parameters is not certain:", *unsure[:12], *more, advice]))
 
-    @cache
-    def solved(k: int, own: float | None) -> Recipe:
-        ratio = 1.0 if own is None else own
-        return derive(replace(config, branch_depth=k), width, max(1, depths[1]), (1, 1), {"kv": ratio, "head": ratio})
-
-    recipes = {name: solved(k, own) for name, (_, k, own, _) in found.items()}
-    conclusions = {
-        name: Conclusion(info, shapes[1][twins[name][0]], k, recipes[name].of(info), why)
-        for name, (info, k, _, why) in found.items()
-    }
-    of_all = replace(solved(2, None), exactly=lambda info: recipes[info.name].of(info))
+    of_all = replace(solved(2, None), exactly=lambda info: conclusions[info.name].values)
     multipliers = _multipliers(module, traced, conclusions, {k: solved(k, None) for k in (1, 2)})
     for name, one in conclusions.items():
         if RULES[one.values.rule].whole_matrix and len(one.info.shape) != 2:
@@ -250,9 +225,8 @@ def _rescale(
     for name, parameter in module.named_parameters():
         other, found = theirs[twins[name][0]], conclusions[name]
         factor = 1.0 if found.info.role.is_vector else found.values.init_std / unit
-        if parameter.numel() < 2 or bool((parameter == parameter.flatten()[0]).all()):
-            continue
-        if factor == 1.0 and parameter.shape == other.shape:
+        same = factor == 1.0 and parameter.shape == other.shape
+        if same or parameter.numel() < 2 or bool((parameter == parameter.flatten()[0]).all()):
             continue
         sizes = [float(tensor.double().square().mean().sqrt()) for tensor in (other, parameter)]
         if sizes[1] > 0:

@@ -1,11 +1,13 @@
 """The role of a parameter of any module, from how it is used and which of its sides grow."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mup_lightning.errors import UserError
 from mup_lightning.modules.trace import Traced, Use
+from mup_lightning.spectral.recipe import Recipe, Values
 from mup_lightning.spectral.roles import ParameterInfo, Role
 
 
@@ -25,20 +27,37 @@ def counterpart(name: str, others: Mapping[str, Any], which: str) -> str:
     return min(alike, key=lambda other: sum(a != b for a, b in zip(other.split("."), name.split("."), strict=True)))
 
 
-Found = tuple[ParameterInfo, int, float | None, str]
-"""A parameter's info, the k of its branch, the ratio of an output side that does not grow as the width, and why."""
+@dataclass(frozen=True)
+class Conclusion:
+    """What was concluded about one parameter.
+
+    Its role and shape, the shape of its counterpart in the base, the matrices of the branch that it is in (or 2), what
+    the recipe gives it, and the reason for the role, in words.
+    """
+
+    info: ParameterInfo
+    base_shape: tuple[int, ...]
+    k: int
+    values: Values
+    why: str
 
 
 def conclude(
     name: str,
     shape: tuple[int, ...],
+    base_shape: tuple[int, ...],
     grows: Sequence[bool],
-    ratios: Sequence[float],
     r_n: float,
     traced: Traced,
     declared: str | None,
-) -> Found:
-    """Raises UserError, with the reason alone, where the role is not certain."""
+    solved: Callable[[int, float | None], Recipe],
+) -> Conclusion:
+    """What is concluded of a parameter; raises UserError, with the reason alone, where the role is not certain.
+
+    `r_n` is the width over the base's; `solved` is the recipe of a branch with k matrices, where a side that does not
+    grow as the width has its own ratio.
+    """
+    ratios = [here / there for here, there in zip(shape, base_shape, strict=True)]
     uses = traced.uses.get(name, [])
     if not uses:
         raise UserError("the forward pass does not use it")
@@ -56,14 +75,16 @@ def conclude(
     else:
         role, why = _matrix(uses, grows, inside)
         why = f"{why}, {where}" + f" of {k} in a row" * inside
-    out = _sides(role, uses, ratios)[0]
+    # Output and input side over the base's; a vector has outputs alone, or none that grow.
+    out, inner = (ratios[0] if ratios else 1.0), None
+    if len(ratios) > 1 and not role.is_vector:
+        out, inner = ratios[:2] if uses[0].outputs_first else ratios[1::-1]
     own = None if role in (Role.INPUT, Role.OUTPUT) or out == r_n else out
     constant = 0.0 if role.is_vector else None
     info = ParameterInfo(name=name, shape=shape, role=role, constant=constant, side="" if own is None else "kv")
-    inner = _sides(role, uses, ratios)[1]
     if role is Role.HIDDEN and inner not in (None, r_n):
         raise UserError(f"its inputs are {inner:g} times the base's, the width {r_n:g} times")
-    return info, k, own, why
+    return Conclusion(info, base_shape, k, solved(k, own).of(info), why)
 
 
 def _matrix(uses: Sequence[Use], grows: Sequence[bool], inside: bool) -> tuple[Role, str]:
@@ -85,10 +106,3 @@ def _matrix(uses: Sequence[Use], grows: Sequence[bool], inside: bool) -> tuple[R
         growing = {(True, True): "both sides grow", (False, False): "no side grows"}.get((out, inner), "one side grows")
         raise UserError(f"{growing}, {'in a residual branch' if inside else 'on the main path'}")
     return known[inside, out, inner]
-
-
-def _sides(role: Role, uses: Sequence[Use], ratios: Sequence[float]) -> tuple[float, float | None]:
-    """Output and input side over the base's; a vector has outputs alone, or none that grow."""
-    if len(ratios) < 2 or role.is_vector:
-        return (ratios[0] if ratios else 1.0), None
-    return (ratios[0], ratios[1]) if uses[0].outputs_first else (ratios[1], ratios[0])

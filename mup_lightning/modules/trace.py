@@ -29,13 +29,10 @@ _IN_OUT |= {torch.Tensor.mm, torch.Tensor.addmm}
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a parameter.
+    """One use of a parameter: in the innermost `module`, and the residual `branch` of a number; None: the main path.
 
-    Attributes:
-        outputs_first: whether its first side are the outputs (True) or the inputs (False) of a product; None: it is
-            used in no product, but added, or multiplied by elements.
-        module: name of the innermost module that was running.
-        branch: number of the residual branch that it is in; None: it is on the main path.
+    `outputs_first`: whether its first side are the outputs (True) or the inputs (False) of a product; None: it is used
+    in no product, but added, or multiplied by elements.
     """
 
     outputs_first: bool | None
@@ -45,13 +42,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Branch:
-    """A residual branch.
-
-    Attributes:
-        module: name of a module whose output is what the branch adds to the stream; None: there is none.
-        k: matrices that follow one another in it.
-        parameters: names of those in it.
-    """
+    """A residual branch: k matrices that follow one another, and the module whose output is what it adds, if any."""
 
     module: str | None
     k: int
@@ -109,18 +100,15 @@ class _Recorder(TorchFunctionMode):
         outputs = [tensor for tensor in _tensors(result) if id(tensor) not in self.names]
         if not outputs:
             return result
-        parameters: dict[str, bool] = {}
-        for tensor in inputs:
-            if id(tensor) in self.names:
-                parameters[self.names[id(tensor)]] = False
+        parameters = {self.names[id(tensor)]: False for tensor in inputs if id(tensor) in self.names}
         turned = func in _TURNS or getattr(func, "__name__", "") in ("transpose", "permute", "swapaxes")
         for source in sources:
             if not self.nodes[source].data:  # it only carries parameters
                 parameters |= {name: was != turned for name, was in self.nodes[source].parameters.items()}
         if turned and not sources:
             parameters = dict.fromkeys(parameters, True)
-        operands = [(tensor, self.made[id(tensor)]) for tensor in inputs if id(tensor) in self.made]
-        operands = [(tensor, source) for tensor, source in operands if self.nodes[source].data]
+        known = (tensor for tensor in inputs if id(tensor) in self.made)
+        operands = [pair for pair in zip(known, sources, strict=True) if self.nodes[pair[1]].data]
         node = _Node(func, sources, parameters, self.stack[-1], bool(operands), operands=operands)
         for source in sources:
             node.ancestors |= self.nodes[source].ancestors | 1 << source
@@ -157,14 +145,9 @@ class _Recorder(TorchFunctionMode):
 
 
 def trace(module: nn.Module, example: Sequence[Any]) -> Traced:
-    """Run a module once on example inputs, and find out how it is made.
+    """Run a module once on example inputs, in evaluation mode, and find out how it is made; it is left as it was.
 
-    Args:
-        module: is run in evaluation mode, and left as it was.
-        example: positional arguments of its forward pass.
-
-    Raises:
-        UserError: a residual branch contains others.
+    `example` are positional arguments of its forward pass. Raises UserError where a residual branch contains others.
     """
     recorder, was_training = _Recorder(module, example), module.training
     module.eval()

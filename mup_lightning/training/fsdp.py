@@ -82,3 +82,7 @@ class FSDPStrategy(DDPStrategy):
         for mine in self._flats.values():
             for parameter in mine.values():
                 parameter.grad = None
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Nothing: every process saves its own states (`tensors.held`)."""
+        return {}

@@ -11,6 +11,7 @@ ZeRO 2 continues in eight at ZeRO 1, or in one. No pickle: loading runs no code.
 
 import hashlib
 import json
+from bisect import insort
 from collections import defaultdict
 from itertools import chain
 from pathlib import Path
@@ -84,15 +85,12 @@ class Shards:
         files = [safe_open(path, framework="pt") for path in sorted(folder.glob(f"rank_{'[0-9]' * 5}.safetensors"))]
         self._file = {key: file for file in files for key in file.keys()}  # noqa: SIM118
         self._pieces: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
-        self.quantities: dict[str, list[str]] = defaultdict(list)
-        for key in sorted(self._file):
+        self.quantities: dict[str, dict[str, None]] = defaultdict(dict)
+        for key in self._file:
             quantity, _, place = key.partition("/")
             name, _, start = place.partition("@")
-            if quantity not in self.quantities[name]:
-                self.quantities[name].append(quantity)
-            self._pieces[quantity, name].append((int(start) if start else -1, key))
-        for pieces in self._pieces.values():
-            pieces.sort()
+            self.quantities[name][quantity] = None
+            insort(self._pieces[quantity, name], (int(start) if start else -1, key))
 
     def read(self, quantity: str, name: str) -> torch.Tensor:
         """A whole quantity of a parameter: in its own shape where one process held it whole, else flat."""
