@@ -76,9 +76,8 @@ class NoiseScale(SavedCallback):
         squares = torch.stack([module.noise_square.double(), module.gradient_norm.double().square()]).tolist()
         self._found.append(estimate(self.part, self.batch, *squares))
         square, trace = self.means
-        values = {"gradient_square": square, "variance": trace, "batch": float(self.batch)}
-        found = values if self.tokens is None else values | {"tokens": self.tokens}
-        log(trainer, {f"noise_scale/{name}": value for name, value in found.items()}, step)
+        values = {"gradient_square": square, "variance": trace, "batch": float(self.batch), "tokens": self.tokens}
+        log(trainer, {f"noise_scale/{name}": value for name, value in values.items() if value is not None}, step)
 
 
 def estimate(small: float, large: float, small_square: float, large_square: float) -> tuple[float, float]:

@@ -207,12 +207,9 @@ def cut(text: str, sections: Sections | None) -> list[str]:
 def _shorten(text: str, longest: int) -> Iterator[str]:
     start = 0
     while len(text) - start > longest:
-        end = start + longest
-        for separator in ("\n\n", "\n", " "):
-            at = text.rfind(separator, start, end)
-            if at >= start:
-                end = at + len(separator)
-                break
+        last = start + longest
+        ends = ((text.rfind(separator, start, last), len(separator)) for separator in ("\n\n", "\n", " "))
+        end = next((at + length for at, length in ends if at >= 0), last)
         yield text[start:end]
         start = end
     yield text[start:]

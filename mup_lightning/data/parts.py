@@ -124,11 +124,8 @@ def _append(folder: Path, manifest: Manifest, writers: dict[str, SplitWriter], s
 
 def _documents(folder: Path, manifest: Manifest, split: str) -> Iterator[np.ndarray]:
     """The tokens of each document of a split, its end-of-text token included."""
-    for shard in manifest.check(folder, split).splits[split].shards:
-        rest = np.empty(0, manifest.dtype)
-        for chunk in chunks_of(folder / shard.file, manifest.dtype):
-            tokens, begin = np.concatenate([rest, chunk]), 0
-            for end in (np.flatnonzero(tokens == manifest.eot) + 1).tolist():
-                yield tokens[begin:end]
-                begin = end
-            rest = tokens[begin:]
+    rest = np.empty(0, manifest.dtype)
+    for chunk in chunks_of(folder, manifest.check(folder, split).splits[split], manifest.dtype):
+        tokens = np.concatenate([rest, chunk])
+        *documents, rest = np.split(tokens, np.flatnonzero(tokens == manifest.eot) + 1)
+        yield from documents

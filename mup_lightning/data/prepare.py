@@ -240,20 +240,20 @@ def unigram_loss(folder: Path, splits: dict[str, Split], vocab_size: int) -> flo
     -sum_v m_v ln((n_v + 1) / (N + V)) / M, with n_v of N training and m_v of M validation tokens and V in the
     vocabulary: the loss of a model that has learned nothing but frequencies, which a run should soon pass.
     """
-    n, m = (np.zeros(vocab_size, dtype=np.int64) for _ in SPLITS)
+    n, m = np.zeros((2, vocab_size), dtype=np.int64)
     for counts, split in ((n, "train"), (m, "val")):
-        for shard in splits[split].shards:
-            for tokens in chunks_of(folder / shard.file, dtype_of(vocab_size)):
-                counts += np.bincount(tokens, minlength=vocab_size)
+        for tokens in chunks_of(folder, splits[split], dtype_of(vocab_size)):
+            counts += np.bincount(tokens, minlength=vocab_size)
     log_p = np.log((n + 1) / (n.sum() + vocab_size))
     return float(-(m * log_p).sum() / m.sum())
 
 
-def chunks_of(file: Path, dtype: str) -> Iterator[np.ndarray]:
-    """The tokens of a shard, `COUNTED` at a time. Not memory-mapped: pages of a whole shard would count as memory."""
-    with file.open("rb") as stream:
-        while len(tokens := np.fromfile(stream, dtype, COUNTED)):
-            yield tokens
+def chunks_of(folder: Path, split: Split, dtype: str) -> Iterator[np.ndarray]:
+    """The tokens of a split, `COUNTED` at a time. Not memory-mapped: pages of a whole shard would count as memory."""
+    for shard in split.shards:
+        with (folder / shard.file).open("rb") as stream:
+            while len(tokens := np.fromfile(stream, dtype, COUNTED)):
+                yield tokens
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:

@@ -93,7 +93,6 @@ def check(config: Config, slurm: SlurmConfig) -> None:
     Raises UserError where the two contradict each other, for what `train` would refuse, and if the run has a job.
     """
     from mup_lightning.data.datamodule import TokenDataModule
-    from mup_lightning.data.mixture import Corpora
     from mup_lightning.data.sampler import accumulation_steps
     from mup_lightning.plan.plan import plan
     from mup_lightning.training.run import RunFolder, identity_of, resume_from
@@ -127,10 +126,10 @@ def check(config: Config, slurm: SlurmConfig) -> None:
     accumulation_steps(data.batch_size, micro_batch, trainer.devices * trainer.nodes)
     # Shards must be there and of the right length; their contents are compared when training starts.
     checked = replace(data, verify=False, micro_batch=micro_batch)
-    TokenDataModule(checked, config.model.context, config.seed, trainer.max_steps).setup()
-    folder = RunFolder(config)
+    module, folder = TokenDataModule(checked, config.model.context, config.seed, trainer.max_steps), RunFolder(config)
+    module.setup()
     refuse_second_job(folder.path)
-    resume_from(config, folder, identity_of(config, Corpora(data)))
+    resume_from(config, folder, identity_of(config, module.corpora))
 
 
 def refuse_second_job(folder: Path) -> None:

@@ -103,7 +103,8 @@ class GPT2Module(pl.LightningModule):
             return
         if not getattr(self.trainer.strategy, "parts_gradients", False):
             self._clip(optimizer.param_groups)
-        self._estimate_hessian()
+        if wanting := self.hybrid.wants_hessian():
+            self._estimate_hessian(wanting)
         if self.noise_sequences:
             self._measure_noise()
 
@@ -127,17 +128,28 @@ class GPT2Module(pl.LightningModule):
     def see_gradient_norm(self, norm: torch.Tensor) -> None:
         """Keep the global norm of this step's raw gradients; raises Diverged where it, or the loss, is not finite."""
         self.gradient_norm = norm
-        if not torch.isfinite(norm + self.step_loss()):
-            raise Diverged(self._not_finite(), self.trainer.global_step + 1)
+        if torch.isfinite(norm + self.step_loss()):
+            return
+        step, what = self.trainer.global_step + 1, f"the norm of the gradients is {float(norm)}"
+        # The tokens of the first bad micro-batch, or of the whole step.
+        counters = torch.cat([batch["counters"] for _, batch in self.micro_losses])
+        for loss, batch in reversed(self.micro_losses):
+            if not torch.isfinite(loss):
+                what, counters = f"the loss is {loss.item()}", batch["counters"]
+        samples = self.trainer.datamodule.describe(counters.cpu())  # type: ignore[attr-defined]
+        raise Diverged(
+            f"{what} in step {step}. Stopped before the optimizer step: no weight has changed, and every saved "
+            f"checkpoint is kept. Usual remedies: a lower recipe.lr, a longer schedule.warmup_steps.\n"
+            f"The batch on process {self.global_rank}:\n{samples}",
+            step,
+        )
 
-    def _estimate_hessian(self) -> None:
-        """Where a rule (Sophia) needs it before this step: estimate the Hessian's diagonal on the whole batch.
+    def _estimate_hessian(self, wanting: dict[str, torch.Tensor]) -> None:
+        """Estimate the Hessian's diagonal on the whole batch, which a rule (Sophia) needs before this step.
 
         A second forward and backward pass that touches no .grad, and so none of the hooks that average gradients over
         processes.
         """
-        if not (wanting := self.hybrid.wants_hessian()):
-            return
         context, reduce = self.config.model.context, self.trainer.strategy.reduce
         draws = partial(uniforms, self.config.seed, self.trainer.global_step)
         with self._autocast():
@@ -202,20 +214,6 @@ class GPT2Module(pl.LightningModule):
             sums = loss_sums(self.model, data.val_windows(source=source), data.token_bytes, self.device, self)
         nats, tokens, text = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         return nats, tokens, text
-
-    def _not_finite(self) -> str:
-        """What is not finite, in which step, and the tokens of the first bad micro-batch, or of the whole step."""
-        counters = torch.cat([batch["counters"] for _, batch in self.micro_losses])
-        what = f"the norm of the gradients is {float(self.gradient_norm)}"
-        for loss, batch in reversed(self.micro_losses):
-            if not torch.isfinite(loss):
-                what, counters = f"the loss is {loss.item()}", batch["counters"]
-        samples = self.trainer.datamodule.describe(counters.cpu())  # type: ignore[attr-defined]
-        return (
-            f"{what} in step {self.trainer.global_step + 1}. Stopped before the optimizer step: no weight has changed, "
-            f"and every saved checkpoint is kept. Usual remedies: a lower recipe.lr, a longer schedule.warmup_steps.\n"
-            f"The batch on process {self.global_rank}:\n{samples}"
-        )
 
 
 @torch.no_grad()

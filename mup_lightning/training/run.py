@@ -113,14 +113,15 @@ class RunFolder:
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         files, found = sorted(self.tensorboard.glob("*tfevents*")), set[str]()
+        if not files:
+            rows = self.rows()
+            return {tag for row in rows if int(row["step"]) == step for tag in row} if self.csv.is_file() else None
         for event in (event for file in files for event in EventFileLoader(str(file)).Load()):
             if event.session_log.status == SessionLog.START and event.step <= step:
                 found.clear()
             elif event.step == step:
                 found |= {value.tag for value in event.summary.value}
-        if not files and self.csv.is_file():
-            return {tag for row in self.rows() if int(row["step"]) == step for tag in row}
-        return found if files else None
+        return found
 
     def rows(self) -> list[dict[str, str]]:
         """What the table of curves has in each row, by tag; without the row that a killed run had begun."""
