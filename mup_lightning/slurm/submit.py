@@ -135,9 +135,11 @@ def check(config: Config, slurm: SlurmConfig) -> None:
 def refuse_second_job(folder: Path) -> None:
     """Raise UserError if a run's last job is queued or running: two would overwrite each other's checkpoints."""
     record = folder / "slurm" / RECORD
-    if not record.is_file() or not available():
+    if not record.is_file():
         return
     job = read_json(record, "the number of the run's last job; if squeue lists no such job, remove the file")["job"]
+    if not available():
+        return
     done = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False)
     if state := done.stdout.strip():  # nothing for a job that is over or unknown
         raise UserError(
