@@ -119,9 +119,9 @@ class BesideForecast(SavedCallback):
         log(trainer, {f"forecast/{name}": value for name, value in values.items()}, step)
         inside = low <= smoothed <= high or not made.curve
         if inside != self.inside:
-            how = "is back in its forecast's interval" if inside else "has left its forecast's interval"
-            kind = "note" if inside else "warning"
-            _say(trainer, f"{kind}: the training loss, {smoothed:.4f}, {how}, {low:.4f} to {high:.4f}", step)
+            kind, how = ("note", "is back in") if inside else ("warning", "has left")
+            where = f"its forecast's interval, {low:.4f} to {high:.4f}"
+            _say(trainer, f"{kind}: the training loss, {smoothed:.4f}, {how} {where}", step)
         self.inside = inside
         if step == trainer.max_steps and self.validation.last is not None:
             loss = self.validation.last

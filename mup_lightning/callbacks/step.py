@@ -135,7 +135,7 @@ class Stopping(StepCallback):
         signals.expect(None)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Give the signals back, also after an error."""
         self._restore()
 
     def _vote(self, trainer: pl.Trainer) -> None:

@@ -174,19 +174,12 @@ class DocumentReader:
                     for record in [file.read().replace(b"\r\n", b"\n")] if self._by_file else lines:
                         if not begun and record.strip():
                             begun = True
-                            self._check_look(path, record)
+                            _check_look(self.card.source.kind, path, record)
                         number += 1
                         yield record
 
         records = islice(read(), self.read, None)
         return iter(lambda: list(islice(records, FILES if self._by_file else ROWS)), [])
-
-    def _check_look(self, path: Path, record: bytes) -> None:
-        """Refuse a file whose first record, not blank, is of another kind than the card says."""
-        of_kind = _JSON_BEGINNINGS if self.card.source.kind == "jsonl" else ()
-        for pattern, look in (*_BEGINNINGS, *of_kind):
-            if re.match(pattern, record.removeprefix(codecs.BOM_UTF8)):
-                raise UserError(f"{path}, of kind {self.card.source.kind}, looks like {look.format(path.name)}")
 
     def _parquet(self) -> Iterator[list[Any]]:
         """The text column of parquet files, each of its own type."""
@@ -252,6 +245,13 @@ class DocumentReader:
             self._other_columns = self._other_columns or list(record)
             raise _BadDocument(f"no {self.card.text_column}", f"only {', '.join(record) or 'nothing'}")
         return _decode(record[self.card.text_column])
+
+
+def _check_look(kind: str, path: Path, record: bytes) -> None:
+    """Refuse a file whose first record, not blank, is of another kind than the card says."""
+    for pattern, look in (*_BEGINNINGS, *(_JSON_BEGINNINGS if kind == "jsonl" else ())):
+        if re.match(pattern, record.removeprefix(codecs.BOM_UTF8)):
+            raise UserError(f"{path}, of kind {kind}, looks like {look.format(path.name)}")
 
 
 def _as_bytes(array: Any) -> Any:

@@ -135,8 +135,14 @@ def finish(
     share: tuple[int, int] = WHOLE,
 ) -> Manifest:
     """Close the shards and write the manifest last; of a part, which may lack a split, what `join` needs is kept."""
-    if share == WHOLE:
-        _check_splits(card, manifest)
+    empty = [name for name, split in manifest.splits.items() if not split.documents]
+    if empty and share == WHOLE:
+        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items())) or "none"
+        advice = f"Change validation.fraction ({card.validation.fraction}), try another seed, or cut long documents."
+        raise UserError(
+            f"{card.path}: nothing for the split {' or '.join(empty)} in {manifest.documents} usable documents "
+            f"(skipped: {skipped}). {advice if manifest.documents else 'Check source and its files.'}"
+        )
     for writer in writers.values():
         writer.close_shard()
     manifest.skipped = dict(sorted(manifest.skipped.items()))
@@ -208,16 +214,6 @@ def drop_duplicates(manifest: Manifest, count: int) -> None:
     if count:
         manifest.documents -= count
         manifest.skipped["duplicate"] = manifest.skipped.get("duplicate", 0) + count
-
-
-def _check_splits(card: Card, manifest: Manifest) -> None:
-    if empty := [name for name, split in manifest.splits.items() if not split.documents]:
-        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items())) or "none"
-        advice = f"Change validation.fraction ({card.validation.fraction}), try another seed, or cut long documents."
-        raise UserError(
-            f"{card.path}: nothing for the split {' or '.join(empty)} in {manifest.documents} usable documents "
-            f"(skipped: {skipped}). {advice if manifest.documents else 'Check source and its files.'}"
-        )
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A vocabulary as Hugging Face's tokenizer.json, which the library `tokenizers` and transformers read.
 
-Byte-pair encoding there works on characters: each byte is written as one (`letters`), and the merges are listed.
+Byte-pair encoding there works on characters: each byte is written as one, and the merges are listed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,6 +20,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> tuple[str, str]:
     """
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Fast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     engine = tokenizer.engine
     if tokenizer.description is not None and isinstance(engine, Fast):
@@ -28,7 +29,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> tuple[str, str]:
         ranks, special, pattern = {bytes([byte]): byte for byte in range(1, 256)}, {"\0": tokenizer.eot}, None
     else:
         ranks, special, pattern = engine._mergeable_ranks, engine._special_tokens, engine._pat_str
-    letter = letters()
+    letter = bytes_to_unicode()
     spelt = {token: "".join(letter[byte] for byte in token) for token in ranks}
     vocabulary = {spelt[token]: rank for token, rank in ranks.items()} | special
     fast = Fast(models.BPE(vocabulary, [(spelt[left], spelt[right]) for left, right in merges(ranks)]))
@@ -38,13 +39,6 @@ def tokenizer_json(tokenizer: Tokenizer) -> tuple[str, str]:
     fast.decoder = decoders.ByteLevel()
     fast.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     return fast.to_str(), next(token for token, number in special.items() if number == tokenizer.eot)
-
-
-def letters() -> list[str]:
-    """A printable character for each byte, as GPT-2's vocab.json has it: itself, or else one from U+0100 on."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return [chr(byte) if byte in plain else chr(0x100 + others.index(byte)) for byte in range(256)]
 
 
 def merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:

@@ -27,14 +27,10 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint.
+    """A complete checkpoint: its folder, the optimizer steps done, and the whole configuration as plain nested values.
 
-    Attributes:
-        path: its folder.
-        step: optimizer steps done.
-        config: the run's whole configuration, as plain nested values.
-        identity: what must be equal for the run to be continued exactly: `config.identity` and the data's hash.
-        files: name -> {"bytes", "sha256"}.
+    `identity`: what must be equal for the run to be continued exactly, `config.identity` and the data's hash; `files`:
+    name -> {"bytes", "sha256"}.
     """
 
     path: Path

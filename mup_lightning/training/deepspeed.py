@@ -161,11 +161,8 @@ def clip_in_units(wrapped: Any, units: list[float]) -> None:
     """Make DeepSpeed clip by the norm of gradients in the units of their groups; see `GPT2Module._clip`.
 
     DeepSpeed takes the norm of each group of gradients, and then hands the total to the function that clips a group.
-    The norm that it reports stays the plain one.
-
-    Args:
-        wrapped: DeepSpeed's optimizer of stage 1, 2 or 3; two of its methods are replaced.
-        units: of each of its groups, in order.
+    The norm that it reports stays the plain one. Two methods of its optimizer `wrapped`, of stage 1, 2 or 3, are
+    replaced; `units` are those of its groups, in order.
     """
     norms: list[torch.Tensor] = []
     norm_of, clip = wrapped.get_grad_norm_direct, wrapped.unscale_and_clip_grads
@@ -191,11 +188,8 @@ def reduce_in_order(wrapped: Any, parameters: list[torch.Tensor]) -> None:
     differs between processes: gradients of different parameters are then added to each other, silently.
 
     A gradient that arrives early waits until those before it have arrived. What still waits when the backward pass is
-    over (behind a parameter without a gradient) goes then, in order.
-
-    Args:
-        wrapped: DeepSpeed's optimizer of stage 2 or 3; two of its methods are replaced.
-        parameters: of the model, in the order of the forward pass.
+    over (behind a parameter without a gradient) goes then, in order. Two methods of DeepSpeed's optimizer `wrapped` are
+    replaced; `parameters` are in the order of the forward pass.
     """
     order = {id(parameter): place for place, parameter in enumerate(reversed(parameters))}
     waiting: dict[int, tuple[Any, ...]] = {}

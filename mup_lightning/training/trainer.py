@@ -88,13 +88,7 @@ def resolve_micro_batch(config: Config) -> None:
 
 
 def make_trainer(
-    config: Config,
-    folder: RunFolder,
-    callbacks: list[pl.Callback],
-    accumulation: int,
-    start: int | None,
-    *,
-    keep: bool,
+    config: Config, folder: RunFolder, callbacks: list[pl.Callback], accumulation: int, start: int | None, *, keep: bool
 ) -> pl.Trainer:
     """A Lightning Trainer for a resolved configuration, with callbacks in the order in which they run.
 
