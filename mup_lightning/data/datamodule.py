@@ -43,7 +43,7 @@ class RunLoader(DataLoader[Batch]):
     """Micro-batches from the first unfinished one to the last of a run.
 
     Its length is that of the WHOLE run, even after a resume: Lightning's count includes the batches done before.
-    Lightning treats it as resumable; it has no state itself, as TokenDataModule keeps the position.
+    Lightning treats it as resumable; it has no state itself, as the position is that of the optimizer's steps.
     """
 
     def __init__(self, dataset: MicroBatches, finished: int, total: int, **options: Any) -> None:
@@ -80,7 +80,6 @@ class TokenDataModule(pl.LightningDataModule):
         self.config, self.context, self.seed, self.max_steps = config, context, seed, max_steps
         self.rank, self.world_size, self.accumulation = 0, 1, 0
         self._opened = False
-        self._resumed: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Open and check the corpus; raises UserError for anything in it that does not fit the configuration."""
@@ -109,17 +108,10 @@ class TokenDataModule(pl.LightningDataModule):
         return self.trainer.global_step if self.trainer is not None else 0
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The micro-batches of this rank, from the first unfinished step.
+        """The micro-batches of this rank, from the first unfinished step; UserError: the Trainer does not fit the data.
 
-        Raises UserError where the checkpoint belongs to another order of samples, or the Trainer does not fit the data.
+        That a checkpoint has the same order of samples is a part of its identity (`training.run`).
         """
-        for key, now in self.state_dict().items():
-            if self._resumed.get(key, now) != now:
-                raise UserError(
-                    f"the checkpoint was written with {key} = {self._resumed[key]}, this run has {key} = {now}: the "
-                    f"samples would come in another order. Resume with the old value, or start a new run."
-                )
-        self._resumed = {}
         if self.trainer is not None:
             self._align_progress(self.trainer)
         return RunLoader(
@@ -134,20 +126,6 @@ class TokenDataModule(pl.LightningDataModule):
         """A source's validation windows of this rank (see validation_batches), `batch` or micro_batch at a time."""
         size, store = batch or self.config.sequences, self.val_stores[source]
         return validation_batches(store, self.context, size, self.rank, self.world_size, self.config.val_tokens)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The run's progress in samples, and what the order of samples depends on."""
-        return {
-            "batch_size": self.config.batch_size,
-            "seed": self.seed,
-            "context": self.context,
-            "corpus": self.corpora.hash,
-            "consumed_samples": self.finished_steps * self.config.batch_size,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint. World size, micro_batch and workers may differ; train_dataloader compares."""
-        self._resumed = dict(state_dict)
 
     def describe(self, counters: torch.Tensor) -> str:
         """Describe a batch for error messages: its samples, and the shard and index where each begins."""
