@@ -67,56 +67,43 @@ class TokenDataModule(pl.LightningDataModule):
     Give the Trainer `use_distributed_sampler=False`, `max_steps`, and
     `accumulate_grad_batches=accumulation_steps(batch_size, micro_batch, world_size)`; one "epoch" is the whole run of
     `max_steps` optimizer steps. `seed` is that of the sample order. `token_bytes` is `Tokenizer.lengths` as a tensor.
+    Raises UserError for anything in a corpus that does not fit the configuration.
     """
-
-    corpora: Corpora
-    val_stores: list[TokenStore]
-    samples: Samples
-    token_bytes: torch.Tensor
-    batches: MicroBatches
 
     def __init__(self, config: DataConfig, context: int, seed: int, max_steps: int) -> None:
         super().__init__()
-        self.config, self.context, self.seed, self.max_steps = config, context, seed, max_steps
+        self.config, self.context, self.max_steps = config, context, max_steps
         self.rank, self.world_size, self.accumulation = 0, 1, 0
-        self._opened = False
+        self.corpora = Corpora(config)
+        for manifest in self.corpora.manifests.values():
+            check_vocabulary(manifest, config.tokenizer)
+        stores, self.val_stores = (
+            [TokenStore.open(folder, split, config.verify) for folder in self.corpora.shares]
+            for split in ("train", "val")
+        )
+        self.samples = Samples(stores, list(self.corpora.shares.values()), context, seed)
+        self.token_bytes = torch.from_numpy(Tokenizer.find(config.tokenizer, *config.sources).lengths)
+        for store in self.val_stores:
+            samples_in(store, context, config.val_tokens)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open and check the corpus; raises UserError for anything in it that does not fit the configuration."""
+        """Learn which process this is; raises UserError where they cannot share the batch."""
         if self.trainer is not None:
             self.rank, self.world_size = self.trainer.global_rank, self.trainer.world_size
-        config = self.config
-        self.accumulation = accumulation_steps(config.batch_size, config.sequences, self.world_size)
-        if not self._opened:
-            self.corpora = Corpora(config)
-            for manifest in self.corpora.manifests.values():
-                check_vocabulary(manifest, config.tokenizer)
-            stores, self.val_stores = (
-                [TokenStore.open(folder, split, config.verify) for folder in self.corpora.shares]
-                for split in ("train", "val")
-            )
-            self.samples = Samples(stores, list(self.corpora.shares.values()), self.context, self.seed)
-            self.token_bytes = torch.from_numpy(Tokenizer.find(config.tokenizer, *config.sources).lengths)
-            self._opened = True
-        self.batches = MicroBatches(self.samples, config.sequences, self.rank, self.world_size)
-        for store in self.val_stores:
-            samples_in(store, self.context, config.val_tokens)
-
-    @property
-    def finished_steps(self) -> int:
-        """Optimizer steps done since the run began, resumes included: the only counter that batches depend on."""
-        return self.trainer.global_step if self.trainer is not None else 0
+        self.accumulation = accumulation_steps(self.config.batch_size, self.config.sequences, self.world_size)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The micro-batches of this rank, from the first unfinished step; UserError: the Trainer does not fit the data.
 
         That a checkpoint has the same order of samples is a part of its identity (`training.run`).
         """
+        done = 0  # optimizer steps, resumes included: the only counter that batches depend on
         if self.trainer is not None:
             self._align_progress(self.trainer)
+            done = self.trainer.global_step
         return RunLoader(
-            self.batches,
-            self.finished_steps * self.accumulation,
+            MicroBatches(self.samples, self.config.sequences, self.rank, self.world_size),
+            done * self.accumulation,
             self.max_steps * self.accumulation,
             num_workers=self.config.workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

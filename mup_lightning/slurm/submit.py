@@ -126,10 +126,10 @@ def check(config: Config, slurm: SlurmConfig) -> None:
     accumulation_steps(data.batch_size, micro_batch, trainer.devices * trainer.nodes)
     # Shards must be there and of the right length; their contents are compared when training starts.
     checked = replace(data, verify=False, micro_batch=micro_batch)
-    module, folder = TokenDataModule(checked, config.model.context, config.seed, trainer.max_steps), RunFolder(config)
-    module.setup()
+    corpora = TokenDataModule(checked, config.model.context, config.seed, trainer.max_steps).corpora
+    folder = RunFolder(config)
     refuse_second_job(folder.path)
-    resume_from(config, folder, identity_of(config, module.corpora))
+    resume_from(config, folder, identity_of(config, corpora))
 
 
 def refuse_second_job(folder: Path) -> None:

@@ -48,7 +48,6 @@ def train(config: Config, *, callbacks: Sequence[pl.Callback] = (), progress: bo
     accumulation, folder, writes = settle(config), RunFolder(config), keep and is_first_process()
     with folder.written() if writes else nullcontext():
         data = TokenDataModule(config.data, config.model.context, config.seed, steps)
-        data.setup()
         if config.data.verify and is_first_process():
             for corpus in config.data.sources:
                 note_changes(corpus)
