@@ -92,7 +92,9 @@ def test_one_corpus_in_a_mixture_is_that_corpus(corpora):
     folder = next(iter(corpora))
     plain, mixed = module(folder), module({folder: 0.3})
     for number in (0, 50):
-        assert torch.equal(plain.batches[number]["tokens"], mixed.batches[number]["tokens"])
+        assert torch.equal(
+            plain.train_dataloader().dataset[number]["tokens"], mixed.train_dataloader().dataset[number]["tokens"]
+        )
     assert plain.state_dict() == mixed.state_dict()
     assert plain.corpora.hash == manifest_hash(Manifest.load(folder))
 
