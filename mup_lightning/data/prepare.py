@@ -104,8 +104,7 @@ def begin(
     card.pin()
     names = [(path.name, state.sha256) for path, state in zip(files, sources.files.values(), strict=True)]
     sources.source_hash = card.hash(files=names) + (f" {share}" if share != WHOLE else "")
-    own = (tokenizer.name, sources.source_hash, card.provenance(), tokenizer.vocabulary)
-    return Manifest.begin(card.name, *own)
+    return Manifest.begin(card.name, tokenizer.name, sources.source_hash, card.provenance(), tokenizer.vocabulary)
 
 
 def writers_of(

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice, tee
 
 import torch
@@ -51,23 +51,21 @@ def generate(
     if unknown := [token for token in prompt if not 0 <= token < model.vocab_size]:
         raise UserError(f"the prompt has token {unknown[0]}; the model's vocabulary ends at {model.vocab_size - 1}")
     cache, chance = Cache(model.config, device=device), torch.Generator().manual_seed(seed)
-    return _drawn(model, list(prompt), cache, eot, lambda logits_V: choose(logits_V, temperature, top_k, top_p, chance))
 
+    @torch.inference_mode()
+    def drawn(seen: list[int]) -> Iterator[int]:
+        while True:
+            if len(seen) > context:
+                seen, cache.length = seen[-max(1, context // 2) :], 0
+            unread = torch.tensor([seen[cache.length :]], device=device)
+            logits_V = model.logits(model.features(unread, cache=cache)[:, -1]).squeeze(0)
+            token = choose(logits_V.double().cpu(), temperature, top_k, top_p, chance)
+            if token == eot:
+                return
+            seen.append(token)
+            yield token
 
-@torch.inference_mode()
-def _drawn(
-    model: GPT2, seen: list[int], cache: Cache, eot: int | None, choice: Callable[[torch.Tensor], int]
-) -> Iterator[int]:
-    while True:
-        if len(seen) > model.config.context:
-            seen, cache.length = seen[-max(1, model.config.context // 2) :], 0
-        unread = torch.tensor([seen[cache.length :]], device=model.token.weight.device)
-        logits_V = model.logits(model.features(unread, cache=cache)[:, -1]).squeeze(0)
-        token = choice(logits_V.double().cpu())
-        if token == eot:
-            return
-        seen.append(token)
-        yield token
+    return drawn(list(prompt))
 
 
 def choose(logits_V: torch.Tensor, temperature: float, top_k: int | None, top_p: float, chance: torch.Generator) -> int:
