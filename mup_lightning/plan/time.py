@@ -43,13 +43,8 @@ STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 """Of several GPUs, as they are compared; zero0 is ddp whose exchange waits for the backward pass to end."""
 
 BOUNDS = ("compute", "memory", "network")
-
-NODE = 8
-"""GPUs that NVLink joins."""
-
-MOVED = 4
-"""Times that a pass moves what a block keeps: written and read forward, read and its gradient written backward."""
-
+NODE = 8  # GPUs that NVLink joins
+MOVED = 4  # times that a pass moves what a block keeps: written, read, read again, and its gradient written
 EAGER, EAGER_MATRICES = 3, 6
 """Times that a rule of separate operations, elementwise or on matrices, moves what a fused one would move once."""
 
@@ -188,14 +183,12 @@ class Clock:
         self.every = min((group["hessian_every"] for group in groups if "hessian_every" in group), default=None)
         rates = {"bfloat16": machine.flops * machine.products, "float32": machine.plain_flops * machine.products}
         rates["decomposition"] = machine.decompositions
-        self.steps = []  # seconds of each parameter's rule
-        for group in groups:
-            rule = RULES[group["rule"]]
-            for info in group["infos"]:
-                count = rule.blocks(group, info)
-                matrix = len(info.shape) > 1
-                work = rule.arithmetic(group, info.shape[0] // count, info.block_shape[1]) if matrix else {}
-                self.steps.append(count * sum(operations / rates[kind] for kind, operations in work.items()))
+        self.steps = [0.0]  # seconds of each matrix's rule
+        for own, info in ((group, info) for group in groups for info in group["infos"] if len(info.shape) > 1):
+            rule = RULES[own["rule"]]
+            count = rule.blocks(own, info)
+            work = rule.arithmetic(own, info.shape[0] // count, info.block_shape[1])
+            self.steps.append(count * sum(operations / rates[kind] for kind, operations in work.items()))
 
     def one_pass(self, sequences: int) -> tuple[float, float]:
         """Seconds of compute and memory, forward and backward, of so many sequences."""
@@ -238,9 +231,8 @@ class Clock:
         summed, gathered = 2 * whole + buckets * tree, whole + self.gathers * ring
         stage = stage_of(strategy)
         if stage == 3:
-            messages = 3 * (
-                self.config.model.depth + 1 if strategy == "fsdp" else max(self.config.model.depth, buckets)
-            )
+            depth = self.config.model.depth
+            messages = 3 * (depth + 1 if strategy == "fsdp" else max(depth, buckets))
             found = passes * max(0.0, 3 * whole + messages * ring - one_pass)
         elif strategy == "ddp":
             found = max(0.0, summed - 2 / 3 * one_pass)

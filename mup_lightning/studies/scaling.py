@@ -26,10 +26,9 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Fit:
-    """An exponent a of value = c · size^a: the mean over the seeds of the slope of log value against log size.
+    """An exponent a of value = c · size^a, with its 95 % interval; see `fit`.
 
-    Its 95 % interval is `low` to `high`; `last` is the slope between the two largest sizes alone, which shows how much
-    curvature is left.
+    `last` is the slope between the two largest sizes alone, which shows how much curvature is left.
     """
 
     exponent: float
@@ -62,10 +61,7 @@ def fit(sizes: Sequence[float], values: Sequence[Sequence[float]]) -> Fit:
 
 
 def student_t(degrees_of_freedom: float, intervals: int = 1) -> float:
-    """The 97.5 % point of Student's t: the half width of a two-sided 95 % interval in standard errors.
-
-    Of several `intervals` it is that of each, such that all hold at once (Bonferroni).
-    """
+    """Half a two-sided 95 % interval in standard errors; of each of several that all hold (Bonferroni)."""
     return float(stats.t.ppf(1 - 0.025 / intervals, degrees_of_freedom))
 
 
@@ -148,10 +144,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Finding:
-    """A conclusion about `of`, such as ("mlp", "adamw", "weights"): its reason, the lines it rests on, and notes.
-
-    The verdict is None where nothing is claimed.
-    """
+    """A conclusion about `of`, such as ("mlp", "adamw", "weights"); its verdict is None where nothing is claimed."""
 
     of: Label
     verdict: Verdict | None
@@ -224,10 +217,7 @@ def deciding(found: Sequence[Line]) -> list[Line]:
 
 
 def conclude(found: Sequence[Line], where: Callable[[Line], str]) -> tuple[Verdict, str]:
-    """The verdict over judged lines, and its reason: how many make it, and the two furthest outside their bands.
-
-    `where` puts a line's label into words, up to and including what the exponent belongs to.
-    """
+    """The verdict over judged lines, and its reason, with the two furthest outside; `where` puts a label into words."""
     worst = deciding(found)
     words = [f"{where(line)}{line.number}, allowed {line.allowed}" for line in worst[:2]]
     some = "; ".join(words) + "; ..." * (len(worst) > 2)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from mup_lightning.plan.time import STRATEGIES, Time
@@ -15,8 +14,7 @@ MARKS = dict(zip(STRATEGIES, "os^vD", strict=True))
 
 def draw(times: Sequence[Time], gpu_memory: float, title: str, file: Path) -> Path:
     """Draw a curve for each strategy; markers are empty where a GPU's memory, in bytes, is exceeded."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    ax = figure.subplots()
+    figure, ((ax,),) = style.panels(1, 1, (7.2, 4.4))
     for strategy, color in zip(STRATEGIES, style.SERIES, strict=False):
         mine = [time for time in times if time.strategy in ("single", strategy)]
         sizes, rates = [time.gpus for time in mine], [time.tokens / time.seconds / time.gpus for time in mine]

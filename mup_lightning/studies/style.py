@@ -36,6 +36,19 @@ def save(figure: Figure, file: Path) -> Path:
     return file
 
 
+def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+    """A figure of this size, inches, and its axes, (rows, columns); options are those of `Figure.subplots`."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def legend(figure: Figure, names: Sequence[str] = (), **options: Any) -> None:
+    """Add one legend of all labels in a figure, each once; `names` are their order, if it is another than drawn."""
+    marks = {label: mark for ax in figure.axes for mark, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    shown = [name for name in names or marks if name in marks]
+    figure.legend([marks[name] for name in shown], shown, frameon=False, **options)
+
+
 def decorate(ax: Axes) -> None:
     """Give a panel its grid, and take its upper and right edge away."""
     ax.grid(True, color="0.92", linewidth=0.8)
@@ -105,10 +118,7 @@ def write(ax: Axes, lines: Sequence[tuple[str, Any]], *, below: bool = False) ->
 
 
 def share_scale(axes: Sequence[Axes], sizes: Sequence[float], lines: int = 1) -> None:
-    """Give panels over sizes one logarithmic scale: at least a factor of 4, so that small noise looks small.
-
-    There is room for so many lines of text at the top of each.
-    """
+    """Give panels one logarithmic scale, at least a factor of 4, with room for so many lines of text at the top."""
     for ax in axes:
         ax.set_yscale("log")
     low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)

@@ -39,8 +39,8 @@ def each(
 ) -> Iterator[tuple[int, R]]:
     """Do all items in their order, and yield the number of each, from 0, with its result as soon as it is done.
 
-    Each worker is an executor of its own: its death costs one item, which is known, and no other worker. An item's own
-    error is raised here.
+    Each worker is an executor of its own: its death costs one item, and no other worker. An item's own error is raised
+    here.
 
     Args:
         do: a function at a module's top level, or a `partial` of one: processes import it.
@@ -110,10 +110,7 @@ def _do(do: Callable[[T], R], item: T) -> R:
 def run_all(
     name: str, measure: Callable[[T], R], items: Sequence[T], workers: int, work: Sequence[float] | None = None
 ) -> list[R]:
-    """Measure all items under one progress bar, called `name`: the results, in the order of the items.
-
-    `measure` and `workers` are those of `each`; the items with most `work` (any unit) begin first.
-    """
+    """Measure all items, those with most `work` first, under one progress bar: the results, in the items' order."""
     work = work or [1.0] * len(items)
     order = sorted(range(len(items)), key=lambda place: -work[place])
     where = f"on {workers} worker processes" if workers else "in this process"
@@ -175,9 +172,9 @@ def cores() -> int:
 
 def free_memory() -> int:
     """Bytes available on this machine, at most what the container's limit or SLURM's job grants."""
-    granted = [int(os.environ.get("SLURM_MEM_PER_NODE") or 0) << 20]  # 0: all of the node's
-    granted.append((int(os.environ.get("SLURM_MEM_PER_CPU") or 0) << 20) * cores())
-    granted += [int(limit) for limit in [_limit("memory.max")] if limit.isdecimal()]
+    node, core = (int(os.environ.get(f"SLURM_MEM_PER_{of}") or 0) << 20 for of in ("NODE", "CPU"))  # 0: all of it
+    limit = _limit("memory.max")
+    granted = [node, core * cores(), int(limit) if limit.isdecimal() else 0]
     return min([psutil.virtual_memory().available, *filter(None, granted)])
 
 

@@ -12,8 +12,17 @@ from mup_lightning.callbacks.norms import tag
 from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
 from mup_lightning.model.taps import LAYER_POINTS, POINTS
-from mup_lightning.studies.features import compare, other_differences, read_run, read_scalars, spread
-from mup_lightning.studies.features.report import OVERVIEW, STEPS_SHOWN, WHAT, shown_steps
+from mup_lightning.studies.features.report import (
+    OVERVIEW,
+    STEPS_SHOWN,
+    WHAT,
+    compare,
+    other_differences,
+    read_run,
+    read_scalars,
+    shown_steps,
+    spread,
+)
 from tests.studies.conftest import norm, write_events
 
 MakeRun = Callable[..., Path]

@@ -6,7 +6,7 @@ import pytest
 from mup_lightning.errors import UserError
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.verdict import transfer
-from mup_lightning.studies.tune.prediction import predict
+from mup_lightning.studies.tune.tune import predict
 from tests.studies.tables import COLUMNS, curves, write
 
 SIDES = (*COLUMNS, "width", "depth")

@@ -172,7 +172,7 @@ def test_the_grid_grows_where_a_value_as_good_as_the_best_is_the_last(corpus, tm
     monkeypatch.setattr(tune, "run_all_trials", run)
     monkeypatch.setattr(tune, "ROUNDS", 2)
     monkeypatch.setattr(tune, "groups_of", lambda *_: found)
-    monkeypatch.setattr("mup_lightning.studies.tune.target.against", lambda *_: (0.0, ""))
+    monkeypatch.setattr("mup_lightning.studies.tune.proxies.against", lambda *_: (0.0, ""))
     file = proxies(tmp_path, vary={"seed": [0]})
     arguments = ["--recipe.lr", str(2**-9), "--sweep", file, "--out", str(tmp_path / "out")]
     assert main(["tune", *options(corpus, *arguments)]) == 0

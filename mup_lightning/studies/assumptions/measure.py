@@ -9,6 +9,7 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,13 @@ def check(settings: AssumptionSettings) -> Assumptions:
     todo = trainings(settings)
     work = [_WORK[network] * config.model.depth for network, config in todo]
     runs = run_all("assumptions", measure, todo, cores() if settings.workers is None else settings.workers, work)
-    base_lr: dict[str, dict[str, float]] = {}
-    for network, config in todo:
-        base_lr.setdefault(network, {})[config.recipe.optimizer] = config.recipe.lr
-    findings = [
-        conclude([one for one in runs if one.of == (network, optimizer)], assumption, settings)
-        for assumption in CLAIMS
+    base_lr = {
+        network: {config.recipe.optimizer: config.recipe.lr for name, config in todo if name == network}
         for network in settings.networks
-        for optimizer in settings.optimizer
+    }
+    findings = [
+        conclude([one for one in runs if one.of == tuple(of)], assumption, settings)
+        for assumption, *of in product(CLAIMS, settings.networks, settings.optimizer)
     ]
     return Assumptions(settings=settings, base_lr=base_lr, findings=findings, runs=runs)
 
@@ -78,22 +78,17 @@ def check(settings: AssumptionSettings) -> Assumptions:
 def trainings(settings: AssumptionSettings) -> list[tuple[str, Config]]:
     """Every network that is trained: mlp or gpt2, and its configuration."""
     result = []
-    for network in settings.networks:
-        for optimizer in settings.optimizer:
-            config = base_config(network, optimizer, settings)
-            if network == "gpt2":
-                open_corpus(config)  # refused now rather than in a worker
-            for depth in settings.depths:
-                sized = replace(config, model=replace(config.model, depth=depth))
-                result += [(network, replace(sized, seed=seed)) for seed in range(settings.seeds)]
+    for network, optimizer in product(settings.networks, settings.optimizer):
+        config = base_config(network, optimizer, settings)
+        if network == "gpt2":
+            open_corpus(config)  # refused now rather than in a worker
+        for depth, seed in product(settings.depths, range(settings.seeds)):
+            result.append((network, replace(config, model=replace(config.model, depth=depth), seed=seed)))
     return result
 
 
 def base_config(network: str, optimizer: str, settings: AssumptionSettings) -> Config:
-    """Everything but depth and seed: μP at k >= 2 without weight decay, and after the warm-up a constant rate.
-
-    The base learning rate is that of `settings.rates`, or of the optimizer's recipe.
-    """
+    """Everything but depth and seed: μP at k >= 2 without weight decay, after the warm-up a constant rate."""
     expected = "base learning rates by network and optimizer, such as recipes/experiment/assumptions.yaml has"
     rates = convert(read_yaml(Path(settings.rates), expected), dict[str, dict[str, PositiveFloat]], settings.rates)
     recipe = build_config([preset("optimizer", optimizer)]).recipe
@@ -101,13 +96,12 @@ def base_config(network: str, optimizer: str, settings: AssumptionSettings) -> C
     width, depth = BASE[network]
     samples = settings.batch if network == "mlp" else settings.sequences
     warmup = settings.steps // 10 if settings.warmup is None else settings.warmup
+    data = {"path": settings.data, "tokenizer": "bytes", "verify": False, "batch_size": samples, "micro_batch": samples}
     own: dict[str, Any] = {
         "model": {"width": settings.width, "context": settings.context, "tied": False},
         "recipe": {"lr": lr, "base_width": width, "base_depth": depth},
         "schedule": {"kind": "constant", "warmup_steps": warmup},
-        "data": {"path": settings.data, "tokenizer": "bytes", "verify": False},
-        "data.batch_size": samples,
-        "data.micro_batch": samples,
+        "data": data,
         "trainer.max_steps": settings.steps + 1,
     }
     return build_config([preset("optimizer", optimizer), own])
@@ -189,17 +183,11 @@ def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
 
 
 def weight_ratios(before: list[torch.Tensor], after: list[torch.Tensor]) -> Pairs:
-    """‖W+ΔW‖/(‖W‖+‖ΔW‖) and ‖ΔW‖/‖W‖ of matrices before and after a step.
-
-    The first is 1 where the step lies along W's leading singular vectors; it cannot be smaller than (1-s)/(1+s), with
-    s the second.
-    """
+    """‖W+ΔW‖/(‖W‖+‖ΔW‖) and ‖ΔW‖/‖W‖ of matrices before and after a step."""
     # In float64: a step is small against its weight, and the Gram matrix squares its rounding.
-    W = [weight.double() for weight in before]
-    new = [weight.double() for weight in after]
-    change = [second - first for first, second in zip(W, new, strict=True)]
-    norms = iter(spectral_norms([*W, *new, *change]))
-    sizes, totals, steps = ([next(norms) for _ in W] for _ in range(3))
+    W, new = ([weight.double() for weight in weights] for weights in (before, after))
+    norms = spectral_norms([*W, *new, *(second - first for first, second in zip(W, new, strict=True))])
+    sizes, totals, steps = (norms[n * len(W) : (n + 1) * len(W)] for n in range(3))
     return [(all_ / (size + step), step / size) for size, all_, step in zip(sizes, totals, steps, strict=True)]
 
 
@@ -217,11 +205,7 @@ def activation_ratio(before: torch.Tensor, after: torch.Tensor) -> float:
 
 
 def own_gradients(inputs_BTI: torch.Tensor, deltas_BTO: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
-    """G_(i), the gradient of sample i's own loss, for every sample of a batch: (B, O, I), or (B, I, O) if transposed.
-
-    Exact: the batch's loss is the mean over its samples and no sample sees another, so the gradient of a sample's own
-    loss is B times its contribution to that of the batch. Arguments are those of `alignment`.
-    """
+    """G_(i), the gradient of every sample's own loss, exact: (B, O, I), or (B, I, O) if transposed; see `alignment`."""
     gradients_BOI = torch.einsum("bto,bti->boi", deltas_BTO, inputs_BTI) * len(inputs_BTI)
     return gradients_BOI.mT if transposed else gradients_BOI
 

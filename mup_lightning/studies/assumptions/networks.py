@@ -1,9 +1,9 @@
 """The networks whose assumptions are checked, with their optimizers and data: a residual MLP and our GPT-2.
 
-The MLP is the probe's, h_l = h_{l-1} + α W₂ φ(W₁ h_{l-1}), on the probe's task; its biases start at 0. The GPT-2 reads
-bytes of a prepared corpus, and a sequence is a sample. Its branches' matrices are V and the output projection of
-attention (between which attention's averaging takes the place of a nonlinearity), and the MLP's up and down matrices.
-Its embeddings are not tied: a tied matrix would be input and output at once, and its update the sum of both.
+The MLP is the probe's, on the probe's task. The GPT-2 reads bytes of a prepared corpus, and a sequence is a sample. Its
+branches' matrices are V and the output projection of attention (between which attention's averaging takes the place of
+a nonlinearity), and the MLP's up and down matrices. Its embeddings are not tied: a tied matrix would be input and
+output at once, and its update the sum of both.
 
 Shapes: B samples, T positions in a sample (1 for the MLP), I and O a matrix's inputs and outputs, C width.
 """
@@ -125,11 +125,8 @@ class Network:
 
 def build_network(network: str, config: Config) -> Network:
     """The network "mlp" or "gpt2" of this width, depth and seed, under this recipe."""
-    return _mlp(config) if network == "mlp" else _gpt2(config)
-
-
-def _mlp(config: Config) -> Network:
-    """The probe's network; samples are (B, 1, D): one position each."""
+    if network == "gpt2":
+        return _gpt2(config)
     model = build_mlp(replace(config.recipe, branch_depth=2), config.model.width, config.model.depth, config.seed)
     matrices = [Matrix("input", "input", factor=model.recipe.multipliers.input)]
     for block in range(config.model.depth):
@@ -142,13 +139,13 @@ def _mlp(config: Config) -> Network:
         matrices=matrices,
         stops=[*model.branches, model.output],
         batches=batches(config.seed, config.data.batch_size),
-        inputs=lambda batch: batch[0].unsqueeze(1),
+        inputs=lambda batch: batch[0].unsqueeze(1),  # one position in a sample
         loss=lambda batch: F.cross_entropy(model(batch[0].unsqueeze(1)).squeeze(1), batch[1]),
     )
 
 
 def _gpt2(config: Config) -> Network:
-    """A batch is (B, T + 1) tokens. The embedding is a matrix like any other: tokens count as one-hot vectors."""
+    """To its embedding, a matrix like any other, tokens are one-hot vectors; a batch is (B, T + 1) tokens."""
     model, optimizer = build_training(config)
     matrices = [Matrix("token", "token.weight", factor=model.multipliers.input)]
     for block in range(config.model.depth):

@@ -158,8 +158,8 @@ def picture(result: Assumptions, assumption: str) -> Figure:
         found = next(result.about(assumption, network)).lines
         columns[network] = list(dict.fromkeys(line.label[0] for line in found))
     most = max(map(len, columns.values()))
-    figure = Figure(figsize=(max(9.0, 1.0 + 2.6 * most), 1.6 + 2.7 * len(networks)), layout="constrained")
-    grid = figure.subplots(len(networks), most, squeeze=False, sharex=True, sharey="row")
+    size = max(9.0, 1.0 + 2.6 * most), 1.6 + 2.7 * len(networks)
+    figure, grid = style.panels(len(networks), most, size, sharex=True, sharey="row")
     for axes, network in zip(grid, networks, strict=True):
         for ax, matrix in zip(axes, columns[network], strict=False):
             _draw(ax, result, network, assumption, matrix)
@@ -175,16 +175,13 @@ def picture(result: Assumptions, assumption: str) -> Figure:
     handles = [Line2D([], [], color=color, label=f"{time} (step {steps})") for color, (time, steps) in times]
     handles += [Line2D([], [], color="0.3", label=name, **look) for name, look in _looks(result).items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
-    verdicts = []
-    for network in networks:
-        own = ", ".join(f"{one.of[1]} {one.verdict}" for one in result.about(assumption, network))
-        verdicts.append(f"{NETWORKS[network]}: {own}")
+    of = {one: ", ".join(f"{own.of[1]} {own.verdict}" for own in result.about(assumption, one)) for one in networks}
+    verdicts = [f"{NETWORKS[network]}: {own}" for network, own in of.items()]
     figure.suptitle(f"Assumption: {'.   '.join(CLAIMS[assumption])}\n{';  '.join(verdicts)}", fontsize=12)
     return figure
 
 
 def _looks(result: Assumptions) -> dict[str, dict[str, Any]]:
-    """Optimizer -> its line and marker."""
     looks = zip(result.settings.optimizer, cycle("- -- : -.".split()), cycle("os^DvPX"), strict=False)
     return {name: {"linestyle": dashes, "marker": marker, "markersize": 4} for name, dashes, marker in looks}
 

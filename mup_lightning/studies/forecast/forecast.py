@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from mup_lightning.config.forecast import CURVE_POINTS, Forecast, Point
@@ -51,7 +50,7 @@ def run(settings: ForecastSettings, target: Config) -> None:
 
 
 def forecast(ladder: Ladder, law: Law, target: Config, parameters: int, tokens: int) -> Forecast:
-    """The forecast for a target of so many parameters and tokens; its FLOPs, hours and sources are to be filled in.
+    """The forecast for a target of so many parameters and tokens, but for its FLOPs, hours and sources.
 
     Raises UserError where the target's corpus is another than the ladder's, or the ladder says nothing of its size.
     """
@@ -60,20 +59,17 @@ def forecast(ladder: Ladder, law: Law, target: Config, parameters: int, tokens: 
     with suppress(UserError):  # the corpus need not be on this machine
         corpora = Corpora(target.data)
     if corpora is not None:
-        corpus = corpora.hash
+        corpus, other = corpora.hash, f"{target.data.said} is another corpus than the ladder's"
         if ladder.corpus not in ("", corpus):
-            raise UserError(
-                f"{target.data.said} is another corpus than the ladder's; losses on the two cannot be compared"
-            )
+            raise UserError(f"{other}; losses on the two cannot be compared")
         if (epochs := corpora.epochs(tokens)) > MOST_EPOCHS:
             caveats.append(f"the target reads its corpus {epochs:.1f} times, and the law is one of new text")
     if law.at_bounds:
         caveats.append("E or an exponent is at its bound: the ladder does not show how the loss levels off; add sizes")
-    sizes, parameters_of_law = len(ladder.cells), len(law.theta)
-    if sizes < parameters_of_law + 3:
+    if (sizes := len(ladder.cells)) < (enough := len(law.theta) + 3):
         caveats.append(
-            f"{sizes} sizes hardly show where a law of {parameters_of_law} parameters goes beyond them: losses have "
-            f"come out outside such an interval; better {parameters_of_law + 3} sizes or more"
+            f"{sizes} sizes hardly show where a law of {len(law.theta)} parameters goes beyond them: losses have come "
+            f"out outside such an interval; better {enough} sizes or more"
         )
     held_out, widen = None, 1.0
     try:
@@ -111,9 +107,9 @@ def forecast(ladder: Ladder, law: Law, target: Config, parameters: int, tokens: 
 def check(cells: Sequence[Cell]) -> tuple[dict[str, float], float]:
     """Predict the cell of most FLOPs from the others, and by how much intervals are to be widened.
 
-    They are as wide as they would have to be to reach the actual loss. Without an interval (as many cells as the law
-    has parameters) nothing is widened: the fit to all cells has the miss in its misfit. Raises UserError where the
-    others cannot be fitted, or say nothing of the largest.
+    That is what it takes to reach the actual loss. Without an interval (as many cells as the law has parameters)
+    nothing is widened: the fit to all cells has the miss in its misfit. Raises UserError where the others cannot be
+    fitted, or say nothing of the largest.
     """
     *others, last = cells
     law = fit(others, exact=True)
@@ -134,21 +130,19 @@ def curve(cells: Sequence[Cell], floor: float, end: tuple[float, float, float], 
     of the final loss and of the next cell's function, both at 95 %. `floor` is E, `end` the forecast with its ends.
     """
     known = [cell for cell in cells if cell.curve]
-    losses_CX = np.array([cell.curve for cell in known])
-    if len(known) < 2 or losses_CX.min() <= floor or min(cell.loss for cell in known) <= floor:
+    losses_CX, count = np.array([cell.curve for cell in known]), len(known)
+    if count < 2 or losses_CX.min() <= floor or min(cell.loss for cell in known) <= floor:
         return []
     logs_CX = np.log((losses_CX - floor) / np.array([[cell.loss - floor] for cell in known]))
-    count = len(known)
     half_X = student_t(count - 1) * logs_CX.std(axis=0, ddof=1) * math.sqrt(1 + 1 / count)
     share_X, left_X = np.arange(1, CURVE_POINTS + 1) / CURVE_POINTS, np.exp(logs_CX.mean(axis=0))
     loss, low, high = end
     middle_X = floor + (loss - floor) * left_X
     below_X = left_X * np.hypot(loss - low, (loss - floor) * -np.expm1(-half_X))
     above_X = left_X * np.hypot(high - loss, (loss - floor) * np.expm1(half_X))
-    warm = warmup_steps(target) / target.trainer.max_steps
-    kept = share_X - 1 / CURVE_POINTS > warm - 1e-9
-    points_X4 = np.stack([share_X, middle_X, middle_X - below_X, middle_X + above_X], axis=1)
-    return [tuple(point) for point in points_X4[kept].tolist()]
+    kept = share_X - 1 / CURVE_POINTS > warmup_steps(target) / target.trainer.max_steps - 1e-9
+    points_4X = np.stack([share_X, middle_X, middle_X - below_X, middle_X + above_X])[:, kept]
+    return list(zip(*points_4X.tolist(), strict=True))
 
 
 def text(result: Forecast, ladder: Ladder, law: Law) -> str:
@@ -163,11 +157,9 @@ def text(result: Forecast, ladder: Ladder, law: Law) -> str:
         f"{', '.join(f'{name} {value:.4g}' for name, value in values.items())}; misses a size by {law.misfit:.2%}",
     ]
     if law.direction is not None:
-        other = {"N": "D", "D": "N"}[law.sizes[0]]
-        fixed = len(sizes["ND".index(other)]) == 1
-        lines.append(
-            f"          {other} {'does not vary' if fixed else 'grows with it'}, so E and the rest hold there alone"
-        )
+        other, own = ("D", sizes[1]) if law.sizes[0] == "N" else ("N", sizes[0])
+        does = "does not vary" if len(own) == 1 else "grows with it"
+        lines.append(f"          {other} {does}, so E and the rest hold there alone")
     if held:
         ends = f" [{held['low']:.4f}, {held['high']:.4f}]" if "low" in held else ""
         lines.append(
@@ -188,8 +180,7 @@ def text(result: Forecast, ladder: Ladder, law: Law) -> str:
 
 def draw(result: Forecast, cells: Sequence[Cell], law: Law, file: Path) -> Path:
     """Draw the cells, the law through them and on to the target with its band, and the largest as predicted."""
-    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
-    ax = figure.subplots()
+    figure, ((ax,),) = style.panels(1, 1, (7.6, 4.8))
     sizes = sorted({cell.size for cell in cells})
     for number, size in enumerate(sizes):
         own = sorted((cell for cell in cells if cell.size == size), key=lambda cell: cell.tokens)
@@ -207,8 +198,8 @@ def draw(result: Forecast, cells: Sequence[Cell], law: Law, file: Path) -> Path:
     logs = np.log(sorted([*places, target], key=lambda place: place[2]))
     share = np.linspace(0, len(logs) - 1, 25 * (len(logs) - 1) + 1)
     size_X, tokens_X, flops_X = (np.exp(np.interp(share, range(len(logs)), column)) for column in logs.T)
-    both = zip(size_X, tokens_X, strict=True)
-    loss_X, low_X, high_X = np.array([law.predict(*place, widen=result.widened) for place in both]).T
+    found = [law.predict(*place, widen=result.widened) for place in zip(size_X, tokens_X, strict=True)]
+    loss_X, low_X, high_X = np.array(found).T
     color = style.SERIES[2]
     ax.plot(flops_X, loss_X, "-" if whole else "--", color=color, linewidth=1.2, label="law, 95 % of single runs")
     ax.fill_between(flops_X, low_X, high_X, color=color, alpha=0.13, linewidth=0)

@@ -33,10 +33,7 @@ _SAME = ("recipe.optimizer", "recipe.parametrization", "data.tokenizer")
 
 @dataclass(frozen=True)
 class Ladder:
-    """The cells in order of their FLOPs, how many runs they rest on, the corpus's hash, and reasons for doubt.
-
-    `corpus` is empty where the tables do not say.
-    """
+    """Cells in order of their FLOPs, how many runs they rest on, the corpus's hash (empty: unknown), and caveats."""
 
     cells: list[Cell]
     runs: int
@@ -86,15 +83,11 @@ def read_ladder(places: Sequence[Path], target: Config) -> Ladder:
         hashes = own[own["log2_value"] == found.best_value]["config_hash"]
         seen = [records.get(name, {"result": {}})["result"].get("curve") for name in hashes]
         whole = all(one and len(one) == CURVE_POINTS for one in seen)
-        cell = Cell(
-            **{side: int(first[side]) for side in ("width", "depth", "parameters", "tokens")},
-            loss=found.loss,
-            se=float(np.linalg.norm(curve.root[curve.values == found.best_value])),
-            spread=noise.between_seeds or 0.0,
-            dof=noise.dof,
-            log2_value=found.best_value,
-            curve=tuple(np.mean(seen, axis=0).tolist()) if whole else (),
-        )
+        width, depth, parameters, tokens = (int(first[side]) for side in ("width", "depth", "parameters", "tokens"))
+        se = float(np.linalg.norm(curve.root[curve.values == found.best_value]))
+        along = tuple(np.mean(seen, axis=0).tolist()) if whole else ()
+        noisy = (se, noise.between_seeds or 0.0, noise.dof)
+        cell = Cell(width, depth, parameters, tokens, found.loss, *noisy, found.best_value, along)
         key = (cell.size, cell.tokens)
         best[key] = min(cell, best.get(key, cell), key=lambda cell: cell.loss)
     if noise.residual is None:
@@ -104,10 +97,7 @@ def read_ladder(places: Sequence[Path], target: Config) -> Ladder:
 
 
 def _alike(runs: pd.DataFrame, records: Mapping[str, Record], target: Config) -> tuple[pd.DataFrame, list[str]]:
-    """The runs that are like the target wherever those of the ladder differ, and where all of them differ from it.
-
-    Adds the columns `batch` and `planned` (steps), as text; empty where nothing is known of them.
-    """
+    """The runs like the target, with columns `batch` and `planned` (steps), text or empty; and what all differ in."""
     columns, theirs = losses.options(runs), complete(target, {})
     known: dict[str, dict[str, Any]] = {}
     for name in {*runs["config_hash"]} & records.keys():
@@ -116,14 +106,11 @@ def _alike(runs: pd.DataFrame, records: Mapping[str, Record], target: Config) ->
             known[name] = complete(Config.from_plain(config), {}) | length
     settings: list[dict[str, str]] = []
     for row in runs.fillna("").to_dict("records"):
-        said: dict[str, Any] = {
-            f"recipe.{name}": row.get(name, "") for name in ("optimizer", "parametrization", "branch_depth")
-        }
+        said = {f"recipe.{name}": row.get(name, "") for name in ("optimizer", "parametrization", "branch_depth")}
         said |= {key: row[key] for key in columns if row[key] != ""} | known.get(row["config_hash"], {})
-        said = {key: losses.spelling(value) for key, value in said.items() if value != "" and key != row.get("value")}
-        settings.append(said)
-    caveats = []
-    keep = np.ones(len(runs), dtype=bool)
+        said.pop(row.get("value"), None)
+        settings.append({key: losses.spelling(value) for key, value in said.items() if value != ""})
+    caveats, keep = [], np.ones(len(runs), dtype=bool)
     for key in sorted({key for own in settings for key in own}):
         if key.startswith(_SCALE) and not (key in columns and key.startswith("rules.")):
             continue

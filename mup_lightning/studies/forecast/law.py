@@ -30,9 +30,9 @@ _ON_THE_LINE = 0.1
 
 
 def model_size(width: int, depth: int) -> float:
-    """The N of the law: 12 depth width², the matrices inside blocks but for a factor that all sizes share.
+    """The N of the law, 12 depth width²: the matrices inside blocks but for a factor that all sizes share.
 
-    Embeddings are left out (Kaplan et al. 2020): small models have most of their parameters there, which buy little.
+    Without embeddings (Kaplan et al. 2020): small models have most of their parameters there, which buy little.
     """
     return 12.0 * depth * width**2
 
@@ -99,12 +99,11 @@ class Law:
     @property
     def values(self) -> dict[str, float]:
         """E, A, alpha, B, beta, those that are in it."""
-        count = len(self.sizes)
-        terms, exponents = self.theta[1 : 1 + count], self.theta[1 + count :]
-        found = {"E": float(self.theta[0])}
-        for name, log, exponent, middle in zip(self.sizes, terms, exponents, self.centre, strict=True):
-            letters = ("A", "alpha") if name == "N" else ("B", "beta")
-            found |= dict(zip(letters, (math.exp(log + exponent * middle), float(exponent)), strict=True))
+        floor, *rest = self.theta.tolist()
+        found, count = {"E": floor}, len(self.sizes)
+        for name, log, exponent, middle in zip(self.sizes, rest[:count], rest[count:], self.centre, strict=True):
+            factor, power = ("A", "alpha") if name == "N" else ("B", "beta")
+            found |= {factor: math.exp(log + exponent * middle), power: exponent}
         return found
 
     @property
@@ -136,12 +135,11 @@ class Law:
     def _off(self, size: float, tokens: float, on: Array) -> str:
         """Why nothing is known of a size off the ladder's line; `on` is the nearest place on it, in logs."""
         assert self.direction is not None
-        for place, what in enumerate(("N (12 depth width²)", "tokens")):
-            if abs(self.direction[place]) < 1e-3:
-                own, theirs = (size, tokens)[place], math.exp(self.origin[place])
-                return (
-                    f"{what}: {own:,.0f} in the target, {theirs:,.0f} in all of the ladder; add runs in which it varies"
-                )
+        sides = zip(("N (12 depth width²)", "tokens"), (size, tokens), np.exp(self.origin), self.direction, strict=True)
+        for what, own, theirs, share in sides:
+            if abs(share) < 1e-3:
+                known = f"{own:,.0f} in the target, {theirs:,.0f} in all of the ladder"
+                return f"{what}: {known}; add runs in which it varies"
         near = f"N {math.exp(on[0]):,.0f} with {math.exp(on[1]):,.0f} tokens"
         return (
             f"N (12 depth width²) and tokens grow only together in the ladder, which says nothing of N {size:,.0f} "
@@ -152,9 +150,9 @@ class Law:
 def fit(cells: Sequence[Cell], *, exact: bool = False) -> Law:
     """Fit the law by Huber's loss on log losses, from a grid of starts.
 
-    How sure it is follows from the cells' noise between seeds, and from the misfit common to all that the residuals
-    leave beyond it, by the law's slopes around the fit (`estimate.regress`). `exact` allows as many cells as
-    parameters. Raises UserError where cells are too few, of one size, or do not fall.
+    How sure it is follows from the cells' noise and their misfit, by the law's slopes around the fit
+    (`estimate.regress`). `exact` allows as many cells as parameters. Raises UserError where cells are too few, of one
+    size, or do not fall.
     """
     logs_C2 = np.log([[cell.size, cell.tokens] for cell in cells])
     y_C = np.log([cell.loss for cell in cells])
@@ -168,9 +166,8 @@ def fit(cells: Sequence[Cell], *, exact: bool = False) -> Law:
     needed = 1 + 2 * len(sizes)
     if len(cells) < needed + (not exact):
         law = " + ".join(["E", *({"N": "A N^-α", "D": "B D^-β"}[name] for name in sizes)])
-        raise UserError(
-            f"the ladder has {len(cells)} sizes, but {law} has {needed} parameters: expected more than that"
-        )
+        known = f"the ladder has {len(cells)} sizes, but {law} has {needed} parameters"
+        raise UserError(f"{known}: expected more than that")
     x_CK = logs_C2[:, ["ND".index(name) for name in sizes]]
     centre = x_CK.mean(axis=0)
     x_CK = x_CK - centre

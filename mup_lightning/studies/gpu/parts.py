@@ -7,8 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.pytorch.callbacks import LambdaCallback
 
 from mup_lightning.config.load import build_config, preset
 from mup_lightning.config.schema import Config
@@ -37,10 +37,7 @@ H100_PEAK = 989e12
 
 @dataclass
 class Row:
-    """A value that was measured.
-
-    `low` and `high` are the bounds that make it PASS, null where there is none; without any it is only reported.
-    """
+    """A value that was measured, and the bounds, if there are any, that make it PASS."""
 
     what: str
     value: float
@@ -77,15 +74,13 @@ class Place:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    @contextmanager
-    def peak(self) -> Iterator[list[int]]:
-        """Receives the peak of allocated bytes inside; stays empty on a CPU."""
-        found: list[int] = []
-        if not self.rehearse:
-            torch.cuda.reset_peak_memory_stats()
-        yield found
-        if not self.rehearse:
-            found.append(torch.cuda.max_memory_allocated())
+    def peak(self) -> int:
+        """The peak of allocated bytes since the last call; 0 on a CPU."""
+        if self.rehearse:
+            return 0
+        found = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return found
 
     def config(self, size: str, family: str = "gpt2", **changes: Any) -> Config:
         """A run on this corpus that validates, logs and measures nothing by itself; names have __ for a dot."""
@@ -150,27 +145,20 @@ def resume(place: Place) -> list[Row]:
     return [Row("a resumed run's last checkpoint differs in bytes", float(straight != again), "", high=0.0)]
 
 
-class _Waits(pl.Callback):
-    """Lets torch warn of everything that makes the CPU wait for the GPU, in all steps but the first two and the last.
-
-    The first ones make what is made once, and the end of a run waits for it.
-    """
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """See the class."""
-        if torch.cuda.is_available():
-            inside = 2 <= trainer.global_step < trainer.max_steps - 1
-            torch.cuda.set_sync_debug_mode("warn" if inside else "default")
-
-
 def waits(place: Place) -> list[Row]:
     """How often a step that logs nothing makes the CPU wait for the GPU: once, to see NaN before weights change."""
     config = place.config("small", trainer__max_steps=12, data__batch_size=16)
     steps = config.trainer.max_steps - 3
+
+    def watch(trainer: pl.Trainer, *_: Any) -> None:
+        if not place.rehearse:
+            inside = 2 <= trainer.global_step < trainer.max_steps - 1
+            torch.cuda.set_sync_debug_mode("warn" if inside else "default")
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            _train(config, callbacks=[_Waits()])
+            _train(config, callbacks=[LambdaCallback(on_train_batch_start=watch)])
         finally:
             if not place.rehearse:
                 torch.cuda.set_sync_debug_mode("default")
@@ -218,8 +206,8 @@ def speed(place: Place, size: str, family: str) -> list[Row]:
     """Tokens/s, MFU and peak memory of a real run, beside a bare loop of the same model and micro-batches."""
     batch = {"small": 256, "medium": 128}.get(size, 64)
     config = place.config(size, family, data__batch_size=batch, recipe__optimizer="adamw", trainer__max_steps=6)
-    with place.peak() as peak:
-        rate = _train(config).tokens_per_second
+    place.peak()
+    rate, peak = _train(config).tokens_per_second, place.peak()
     settle(config)
     planned, bare = plan(config, (1,)), _bare(place, config)
     flops = planned.flops.convention_per_token
@@ -232,16 +220,13 @@ def speed(place: Place, size: str, family: str) -> list[Row]:
         Row("sequences in a forward pass", float(config.data.sequences)),
     ]
     if peak:
-        rows.append(Row("peak memory", peak[0] / 1e9, "GB"))
-        rows.append(Row("peak memory over plan's", peak[0] / planned.memory[0].total, "", 0.9, 1.1))
+        rows.append(Row("peak memory", peak / 1e9, "GB"))
+        rows.append(Row("peak memory over plan's", peak / planned.memory[0].total, "", 0.9, 1.1))
     return rows
 
 
 def steps(place: Place) -> list[Row]:
-    """What a step of half a million tokens takes with Muon-Kimi, and one with the same bits in every run, over AdamW's.
-
-    AdamW's is measured before and after them.
-    """
+    """A step of half a million tokens with Muon-Kimi, and one with the same bits in every run, over AdamW's."""
     make = partial(place.config, "small", trainer__max_steps=5, data__batch_size=512, recipe__optimizer="adamw")
     others: dict[str, dict[str, Any]] = {
         "Muon-Kimi's": {"recipe__optimizer": "muon_kimi"},
@@ -283,10 +268,11 @@ def losses(place: Place) -> list[Row]:
         for turn in range(4):  # the first compiles and allocates
             if turn == 1:
                 begin = place.now()
-            with torch.autocast(place.device, torch.bfloat16), place.peak() as peak:
+            place.peak()
+            with torch.autocast(place.device, torch.bfloat16):
                 torch.autograd.grad(kernel(), (features, weight))
         rows.append(Row(f"{name}: forward and backward", (place.now() - begin) / 3 * 1e3, "ms"))
-        rows += [Row(f"{name}: memory", peak[0] / 1e9, "GB")] if peak else []
+        rows += [Row(f"{name}: memory", peak / 1e9, "GB")] if (peak := place.peak()) else []
     return rows
 
 

@@ -104,8 +104,7 @@ class External:
 
     def step_on(self, network: ResidualMLP, lr: float, decay: float = 0.0) -> tuple[Step, list[torch.optim.Optimizer]]:
         """Its step on a network, and the optimizers that make it: itself, and AdamW for vectors that it refuses."""
-        matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-        vectors = [parameter for parameter in network.parameters() if parameter.ndim == 1]
+        matrices, vectors = ([p for p in network.parameters() if (p.ndim == 1) == flat] for flat in (False, True))
         given: Any = {
             ALL: [*matrices, *vectors],
             MARKED: [{"params": matrices, "use_muon": True}, {"params": vectors, "use_muon": False}],
@@ -139,8 +138,7 @@ class External:
                         for name, parameter in network.named_parameters()
                     }
                     return Update(number, before, change, state)
-        tried = self.settings.steps
-        raise self.refusal(f"it changed no matrix in {tried} steps; does it warm up? Give it more --steps")
+        raise self.refusal(f"it changed no matrix in {number} steps; does it warm up? Give it more --steps")
 
     def refusal(self, reason: str) -> UserError:
         """The error that says why it cannot be probed."""
@@ -157,11 +155,7 @@ class External:
 
 
 def external_subject(path: str, arguments: dict[str, Any], settings: ProbeSettings) -> Subject:
-    """The torch optimizer class "package.module:Class" as a subject, once its first update has been examined.
-
-    `arguments` are for its constructor, in addition to parameters, lr and weight decay. Raises UserError where there is
-    no such class, or it cannot be probed, and says why.
-    """
+    """The torch optimizer class "package.module:Class", built with these arguments. UserError: it cannot be probed."""
     external = External(path, arguments, settings)
     learning_rate = _learning_rate(external)
     # If steps are proportional, the same large rate as for our own. If not its own rate, in float64, or the weight's
@@ -186,20 +180,19 @@ def _learning_rate(external: External) -> dict[str, Any]:
     if matrices <= SAME:
         with suppress(UserError):
             proportional = _differences(external, LR)[0] <= SAME
-    meaning = "steps are proportional to the learning rate"
     if matrices > SAME:
-        meaning = "steps are not proportional to the learning rate: the proposed factors on it are only a first guess, "
+        meaning = "not proportional to the learning rate: the proposed factors on it are only a first guess, "
         meaning += "and exponents hold for this rate"
-    elif not proportional:
-        meaning += ", but not up to very large ones; probed at this rate"
-    elif vectors > SAME:
-        meaning += "; those of vectors are not (does it have another rate for them?)"
+    else:
+        own = "; those of vectors are not (does it have another rate for them?)" * (vectors > SAME)
+        meaning = "proportional to the learning rate"
+        meaning += own if proportional else ", but not up to very large ones; probed at this rate"
     return {
         "default": external.lr,
         "first_moving_step": external.once.number,
         "proportional": proportional,
         "difference": matrices,
-        "meaning": meaning,
+        "meaning": f"steps are {meaning}",
     }
 
 
@@ -214,12 +207,10 @@ def _differences(external: External, lr: float) -> list[float]:
 
 
 def _weight_decay(external: External) -> dict[str, Any]:
-    """How weight decay enters a step, in plain values: is the difference that it makes -lr · decay · W?
-
-    At a thousandth of the rate, where float64 allows it: many classes take the decay off the stepped weight, W + ΔW.
-    """
+    """How weight decay enters a step, in plain values: is the difference that it makes -lr · decay · W?"""
     kind, factor = "none", None
     if "weight_decay" in external.decays:
+        # At a small rate, where float64 allows it: many classes take the decay off the stepped weight, W + ΔW.
         lr, same = (1e-3 * external.lr, 0.01) if external.dtype == torch.float64 else (external.lr, 0.05)
         without, decayed = (external.first_update(lr, decay) for decay in (0.0, DECAY))
         # If the numbers differ, it moved by decay alone before it moved by gradients.

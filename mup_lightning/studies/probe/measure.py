@@ -106,7 +106,7 @@ def our_subject(name: str, branch_depth: int, arguments: dict[str, Any] | None =
 
 
 def build_network(settings: ProbeSettings, width: int, depth: int, seed: int) -> ResidualMLP:
-    """The probed network of one size. Its inits and multipliers are the same for all optimizers."""
+    """The probed network of one size, with the same inits and multipliers for all optimizers."""
     n, L = settings.base
     base = RecipeConfig(optimizer="adamw", branch_depth=settings.branch_depth, base_width=n, base_depth=L)
     return build_mlp(base, width, depth, seed, settings.inputs)
@@ -162,8 +162,8 @@ def measure(subject: Subject, settings: ProbeSettings, width: int, depth: int, s
     "later" (that of a window). None where a step changed nothing.
     """
     torch.manual_seed(seed)  # for optimizers that draw numbers; all of ours comes from generators
-    network = build_network(settings, width, depth, seed).to(subject.dtype)
-    step = subject.build(network, *(size / base for size, base in zip((width, depth), settings.base, strict=True)))
+    network, (n, L) = build_network(settings, width, depth, seed).to(subject.dtype), settings.base
+    step = subject.build(network, width / n, depth / L)
     sizes = step_sizes(settings, width, depth)
     losses: list[float] = []
     directions: dict[Role, list[float | None]] = {role: [] for role in subject.roles}
@@ -182,9 +182,7 @@ def measure(subject: Subject, settings: ProbeSettings, width: int, depth: int, s
 
 def _geometric_mean(values: list[Any]) -> float | None:
     """Mean of sizes that are all above 0; None if one is not."""
-    if not all(value is not None and value > 0 for value in values):
-        return None
-    return math.exp(math.fsum(map(math.log, values)) / len(values))
+    return math.exp(math.fsum(map(math.log, values)) / len(values)) if all(values) else None
 
 
 @torch.no_grad()

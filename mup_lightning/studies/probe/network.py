@@ -33,16 +33,13 @@ class Branch(nn.Module):
         """See `parameters.collect`."""
         result: dict[str, Declaration] = {}
         for number, layer in enumerate(self.layers):
-            assert isinstance(layer, nn.Linear)
-            result |= linear(layer, f"layers.{number}")
+            result |= linear(layer, f"layers.{number}")  # type: ignore[arg-type]
         return result
 
     def forward(self, h_BC: torch.Tensor) -> torch.Tensor:
         """At k = 1 the nonlinearity comes first: a ReLU after the last matrix would add up over depth."""
-        if len(self.layers) == 1:
-            return self.layers[0](F.relu(h_BC))
         for number, layer in enumerate(self.layers):
-            h_BC = layer(F.relu(h_BC) if number else h_BC)
+            h_BC = layer(F.relu(h_BC) if number or len(self.layers) == 1 else h_BC)
         return h_BC
 
 
@@ -77,10 +74,7 @@ class ResidualMLP(nn.Module):
 
 
 def build_mlp(base: RecipeConfig, width: int, depth: int, seed: int, inputs: int = INPUTS) -> ResidualMLP:
-    """A network of D = `inputs` on the condition: at the base layers keep the size of their input, branches are small.
-
-    `base` says branch depth, parametrization and base shape; inits and multipliers are set here.
-    """
+    """A network on the condition: at the base layers keep the size of their input, branches are small."""
     std = base.base_width**-0.5
     base = replace(
         base,

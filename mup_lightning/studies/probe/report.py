@@ -38,10 +38,7 @@ LOOKS = {"first": (style.SERIES[0], "s", 0.97), "later": (style.SERIES[2], "o", 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Result):
-    """A finished probe, with one finding, whose lines are labelled (role, window, axis); see `Subject.facts`.
-
-    `proposal` is a recipe for an undeclared optimizer, see `propose`; None for one of ours.
-    """
+    """A finished probe, whose lines are labelled (role, window, axis); `proposal` is None for an optimizer of ours."""
 
     settings: ProbeSettings
     facts: dict[str, Any]
@@ -61,10 +58,7 @@ class Probe(Result):
 def conclude(
     name: str, family: Family | None, settings: ProbeSettings, facts: dict[str, Any], runs: list[Run]
 ) -> Probe:
-    """Fit, and hold every exponent against what the family declares; without a family, propose one.
-
-    Raises UserError where no window has steps in all networks.
-    """
+    """Judge every exponent by the family's declaration, or propose a family. UserError: nothing has moved."""
 
     def band(label: Label) -> Band | None:
         if family is None:
@@ -116,10 +110,9 @@ def snap(value: float) -> Fraction:
 def propose(name: str, found: Sequence[Line], branch_depth: int) -> dict[str, Any]:
     """Propose a recipe: measured exponents of all roles that it updates, snapped to quarters, are taken for a family.
 
-    In plain values: "window": the steps that it rests on (the later ones, where a recipe is used, if there are any);
-    "direction": role -> ‖A‖_R; "recipe" and, as text, "table"; "nearest": those of our families that declare the most
-    similar ‖A‖_R; "off": the largest difference of an exponent from theirs; "warnings": exponents whose interval does
-    not contain the quarter they were snapped to.
+    In plain values: "window": the steps that it rests on, later ones if there are any; "direction": role -> ‖A‖_R;
+    "recipe" and, as text, "table"; "nearest": those of our families that declare the most similar ‖A‖_R; "off": the
+    largest difference of an exponent from theirs; "warnings": intervals that do not contain their quarter.
     """
     window = max(line.label[1] for line in found)  # "first" < "later"
     fits = {(line.label[0], line.label[2]): line.fit for line in found if line.label[1] == window and line.fit}
@@ -146,29 +139,27 @@ def propose(name: str, found: Sequence[Line], branch_depth: int) -> dict[str, An
 
 def _distance(snapped: dict[Role, Scale], family: Family, branch_depth: int) -> float:
     """Largest difference of an exponent from what a family declares; whole-matrix ones leave vectors to AdamW."""
-    worst = 0.0
+    found = []
     for role, scale in snapped.items():
         mine = FAMILIES["adamw"] if family.whole_matrix and role.is_vector else family
         difference = scale / mine.direction(solve(role, branch_depth)).asymptotic
-        worst = max(worst, float(abs(difference.width)), float(abs(difference.depth)))
-    return worst
+        found += [float(abs(difference.width)), float(abs(difference.depth))]
+    return max(found)
 
 
 def text(probe: Probe) -> str:
     """One probe for the terminal: exponents, what is declared, the verdict; a recipe where one is proposed."""
     table = [row[1:] for row in [HEAD, *_rows(probe)]]
-    parts = [
-        f"‖A‖_R of {probe.name}, exponents with 95 % intervals (✗ FAIL, ? UNCLEAR, – no step)\n{tables.text(table)}"
-    ]
+    head = f"‖A‖_R of {probe.name}, exponents with 95 % intervals (✗ FAIL, ? UNCLEAR, – no step)"
+    parts = [f"{head}\n{tables.text(table)}"]
     if probe.proposal:
-        parts.append(f"Proposed recipe: {probe.proposal['table']}")
         notes = [
             f"learning rate: {probe.facts['learning_rate']['meaning']}",
             f"weight decay: {probe.facts['weight_decay']['meaning']}",
             f"parameters given to it: {probe.facts['grouping']}",
             *(f"warning: {warning}" for warning in probe.proposal["warnings"]),
         ]
-        parts.append("\n".join(notes))
+        parts += [f"Proposed recipe: {probe.proposal['table']}", "\n".join(notes)]
     return "\n\n".join([*parts, probe.finding.sentence])
 
 
@@ -196,8 +187,7 @@ def _roles(probe: Probe) -> list[str]:
 def picture(probe: Probe) -> Figure:
     """A column per role, width above depth. Each curve is shown relative to its smallest network."""
     roles = _roles(probe)
-    figure = Figure(figsize=(1.2 + 2.9 * len(roles), 6.6), layout="constrained")
-    grid = figure.subplots(len(AXES), len(roles), squeeze=False, sharey="row")
+    figure, grid = style.panels(len(AXES), len(roles), (1.2 + 2.9 * len(roles), 6.6), sharey="row")
     for row, axis in zip(grid, AXES, strict=True):
         sizes = list(probe.settings.line(axis).values())
         for ax, role in zip(row, roles, strict=True):
@@ -209,8 +199,7 @@ def picture(probe: Probe) -> Figure:
         where, _, bias = role.partition("_")
         several = "hidden biases" if bias else "hidden matrices"
         ax.set_title(several if where == "hidden" else f"{where} {bias or 'matrix'}")
-    labels = {label: handle for ax in grid.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(labels.values(), labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    style.legend(figure, loc="outside lower center", ncols=len(LOOKS) + 1)
     title = f"How the raw step A of {probe.name} grows with the network (‖·‖_R: RMS operator norm)"
     figure.suptitle(f"{title}\n{textwrap.fill(probe.finding.sentence, 34 * len(roles))}", fontsize=11)
     return figure

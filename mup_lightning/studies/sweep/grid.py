@@ -57,34 +57,26 @@ class Checker:
         self._opened: dict[tuple[Any, ...], Corpora] = {}
 
     def check(self, config: Config) -> Checked:
-        """Check a configuration as `train` would, and fill in what `auto` means on this machine.
-
-        Raises UserError too for what a study cannot do.
-        """
+        """Check a configuration as `train` would, and fill in what `auto` means. UserError: no study can run it."""
         trainer, data = config.trainer, config.data
         if trainer.strategy != "single":
             processes = "the runs of a study take one process each (single), and --workers says how many run at once"
             raise UserError(f"trainer.strategy is {trainer.strategy}; {processes}")
         micro_batches = settle(config)
         planned = plan(config, device="cpu" if trainer.accelerator == "cpu" else "cuda")
-        corpora, steps = self._open(config), trainer.max_steps
-        flops = planned.flops_of(steps)
-        validations = max(1, steps // (trainer.validate_every or steps))
-        seen = corpora.validation_tokens(data.val_tokens)
-        validating = validations * seen * planned.flops.matmul_per_token / 3  # forward alone
-        overhead = steps * micro_batches * (_OVERHEAD + _OVERHEAD_PER_BLOCK * config.model.depth)
-        corpus, work = (corpora.hash, corpora.unigram_loss), flops + validating + overhead
-        return Checked(*corpus, planned.tokens, flops, work, planned.memory[0].total, planned.parameter_count)
-
-    def _open(self, config: Config) -> Corpora:
-        """The corpora, which have been opened with this context and verified."""
-        key = (*config.data.sources.items(), config.data.tokenizer, config.model.context, config.data.val_tokens)
+        key = (*data.sources.items(), data.tokenizer, config.model.context, data.val_tokens)
         if key not in self._opened:
-            TokenDataModule(config.data, config.model.context, config.seed, config.trainer.max_steps).setup()
-            for corpus in config.data.sources:
+            TokenDataModule(data, config.model.context, config.seed, trainer.max_steps).setup()
+            for corpus in data.sources:
                 note_changes(corpus)
-            self._opened[key] = Corpora(config.data)
-        return self._opened[key]
+            self._opened[key] = Corpora(data)
+        corpora, steps = self._opened[key], trainer.max_steps
+        flops, validations = planned.flops_of(steps), max(1, steps // (trainer.validate_every or steps))
+        seen = validations * corpora.validation_tokens(data.val_tokens)
+        validating = seen * planned.flops.matmul_per_token / 3  # forward alone
+        overhead = steps * micro_batches * (_OVERHEAD + _OVERHEAD_PER_BLOCK * config.model.depth)
+        of_text, work = (corpora.hash, corpora.unigram_loss), flops + validating + overhead
+        return Checked(*of_text, planned.tokens, flops, work, planned.memory[0].total, planned.parameter_count)
 
 
 @dataclass
@@ -118,8 +110,7 @@ class Trial:
 def expand(sweep: Sweep, defaults: Mapping[str, Any] | None = None, checker: Checker | None = None) -> list[Trial]:
     """All trials, those of most work first; those that several grids name are one.
 
-    `defaults` (dotted key -> value) are below everything that the sweep says; a `checker` that has opened the corpus
-    need not verify it again. Raises UserError for a configuration that
+    `defaults` (dotted key -> value) are below everything that the sweep says. Raises UserError for a configuration that
     training would refuse, naming the file, the grid and the values, or where nothing is swept.
     """
     keys = _varying(sweep.grids)
@@ -166,8 +157,7 @@ def _varying(grids: tuple[Grid, ...]) -> list[str]:
     """Keys that a grid varies, or that grids set differently from one another; of a run's tokens, its steps."""
     keys = [key for grid in grids for key in grid.vary]
     for key in (key for grid in grids for key in grid.set):
-        if any(grid.set.get(key, grids) != grids[0].set.get(key, grids) for grid in grids):
-            keys.append(key)
+        keys += [key] * any(grid.set.get(key, grids) != grids[0].set.get(key, grids) for grid in grids)
     return list(dict.fromkeys("trainer.max_steps" if key == "tokens" else key for key in keys))
 
 
@@ -197,10 +187,7 @@ def shard(trials: list[Trial], text: str) -> list[Trial]:
 
 
 def config_hash(config: Config, corpus: str) -> str:
-    """sha256 of all that determines the numbers of a run, from its resolved configuration and its corpus's hash.
-
-    That is what must be equal to continue a run exactly, and what may then still change its length or its last digits.
-    """
+    """sha256 of all that determines the numbers of a run: what must be equal to continue it, its length and devices."""
     trainer, data = config.trainer, config.data
     more: dict[str, Any] = {"max_steps": trainer.max_steps, "accelerator": trainer.accelerator}
     more |= {"micro_batch": data.micro_batch, "val_tokens": data.val_tokens}

@@ -81,14 +81,10 @@ def run(settings: SweepSettings) -> int:
 def run_trials(
     trials: list[Trial], folder: Path, workers: int | None, keep: str = "off", whole: Sequence[Trial] = ()
 ) -> Summary:
-    """Run the trials that are not finished, and say what comes of them.
+    """Run the trials that are not finished, and say what comes of them. Raises UserError if the folder cannot be used.
 
-    Args:
-        trials: to run; of the whole sweep, or of a shard of it.
-        folder: of the results; UserError if it cannot be used.
-        workers: processes; None: as many as the machine carries.
-        keep: see `Sweep.keep_runs`.
-        whole: the trials of the whole sweep, which are in the table; empty: `trials`.
+    `workers`: None: as many as the machine carries; `keep`: see `Sweep.keep_runs`; `whole`: the trials of the whole
+    sweep, which are in the table, where these are a shard of it.
     """
     whole, total = whole or trials, len(trials)
     known = prepare(folder, whole)
@@ -183,18 +179,15 @@ def dry_run(trials: list[Trial], folder: Path, workers: int | None) -> str:
 def speed_of(trials: Sequence[Trial], records: Mapping[str, Record]) -> tuple[float, int]:
     """Work per second of one worker, and how many of the trials that are finished it was taken from."""
     took = {name: number(str(record["result"]["seconds"])) for name, record in records.items()}
-    timed = [(trial, took[trial.hash]) for trial in trials if took.get(trial.hash, 0) > 0]  # a table may not say
-    seconds = sum(seconds for _, seconds in timed)
-    return sum(trial.checked.work for trial, _ in timed) / seconds if seconds else ASSUMED_SPEED, len(timed)
+    timed = [trial for trial in trials if took.get(trial.hash, 0) > 0]  # a table may not say
+    seconds = sum(took[trial.hash] for trial in timed)
+    return sum(trial.checked.work for trial in timed) / seconds if timed else ASSUMED_SPEED, len(timed)
 
 
 def _cost(trials: list[Trial], speed: float) -> list[str]:
     """Tokens, FLOPs, and minutes of one worker at this speed."""
-    return [
-        f"{sum(trial.checked.tokens for trial in trials):,}",
-        f"{sum(trial.checked.flops for trial in trials):.2g}",
-        f"{sum(trial.checked.work for trial in trials) / speed / 60:.1f}",
-    ]
+    tokens, flops, work = (sum(getattr(one.checked, what) for one in trials) for what in ("tokens", "flops", "work"))
+    return [f"{tokens:,}", f"{flops:.2g}", f"{work / speed / 60:.1f}"]
 
 
 def run_trial(trial: Trial, folder: Path, keep: str) -> tuple[str, str]:
@@ -225,10 +218,7 @@ def run_trial(trial: Trial, folder: Path, keep: str) -> tuple[str, str]:
 
 
 def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
-    """Train a trial in a run folder below `root`: the columns of its row that only the run knows.
-
-    Those are losses (None if there is none), steps, seconds, and why it diverged, which is a result, not an error.
-    """
+    """Train a trial in a run folder below `root`: what only the run knows of its row; a divergence is a result, too."""
     begin = time.perf_counter()
     config = placed(trial, root)
     folder = Path(config.run.root) / config.run.name
@@ -247,7 +237,7 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
             loss, diverged = None, f"step {result.steps}: the validation loss is {loss}"
     if keep == "logs":
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    losses = torch.stack(seen.all).cpu() if seen.all else torch.full((1,), math.nan)
+    losses = torch.stack(seen.all).cpu() if seen.all else torch.empty(0)
     train_loss = float(losses[-max(1, max_steps // 10) :].mean())
     return {
         "loss": loss,
@@ -258,7 +248,7 @@ def measure(trial: Trial, root: Path, keep: str) -> dict[str, Any]:
         "tokens_per_second": round(speed, 1),
         "noise_scale": noise and round(noise, 1),
         "diverged": diverged,
-        "curve": six_digits(curve(losses.tolist()[: len(seen.all)], seen.steps, max_steps)),
+        "curve": six_digits(curve(losses.tolist(), seen.steps, max_steps)),
     }
 
 

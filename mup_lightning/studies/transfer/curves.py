@@ -15,10 +15,7 @@ _UNSTABLE = 4.0
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviation of a loss between seeds at one value, pooled, and once each seed's random effect is removed.
-
-    In nats; None where it is unknown. `dof` are the degrees of freedom of `residual`.
-    """
+    """Standard deviation of a loss between seeds, nats, pooled, and without each seed's effect; None: unknown."""
 
     between_seeds: float | None
     residual: float | None
@@ -55,19 +52,16 @@ class Curve:
     @property
     def trained(self) -> dict[float, float]:
         """Value -> mean loss, of those that are not lost."""
-        both = zip(self.values.tolist(), self.means.tolist(), strict=True)
-        return {value: mean for value, mean in both if math.isfinite(mean)}
+        tried = np.isfinite(self.means)
+        return dict(zip(self.values[tried].tolist(), self.means[tried].tolist(), strict=True))
 
     @property
     def lost(self) -> list[float]:
         """The other values, ascending."""
-        return [float(value) for value in self.values[~np.isfinite(self.means)]]
+        return self.values[~np.isfinite(self.means)].tolist()
 
     def at(self, value: float) -> float | None:
-        """Mean loss at log2 of a base value: by a parabola through the three nearest that were tried.
-
-        Infinite where the value, or one next to it, is lost; None outside of what was tried.
-        """
+        """Mean loss at log2 of a value, by a parabola; infinite at or beside a lost one, None where it is unknown."""
         grid, near = self.values, np.isclose(self.values, value)
         if near.any():
             return float(self.means[near][0])
@@ -76,8 +70,7 @@ class Curve:
         above = int(np.searchsorted(grid, value))
         if not np.isfinite(self.means[above - 1 : above + 1]).all():
             return math.inf
-        trained = np.isfinite(self.means)
-        three = sorted(np.flatnonzero(trained), key=lambda i: abs(grid[i] - value))[:3]
+        three = sorted(np.flatnonzero(np.isfinite(self.means)), key=lambda i: abs(grid[i] - value))[:3]
         return float(np.polyval(np.polyfit(grid[three], self.means[three], len(three) - 1), value))
 
     @property

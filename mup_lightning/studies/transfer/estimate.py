@@ -221,7 +221,7 @@ class Regression:
     noise_dof: float
 
     def error(self, of: Array, more: float = 0.0, own: float = 0.0) -> tuple[float, float]:
-        """Standard error of the combination `of` @ b, and its degrees of freedom (Welch and Satterthwaite).
+        """Standard error of `of` @ b, and its degrees of freedom (Welch and Satterthwaite).
 
         Of an optimum there rather than the model's value, with `more` = 1 misfit and the variance `own` of its error.
         """
@@ -263,10 +263,7 @@ def regress(y: Array, known: Array, design: Array, noise: Noise, weighted: bool 
 
 
 def slope_of(optima: Sequence[Optimum], noise: Noise) -> Slope | None:
-    """Fit a line to the optima; None where there are fewer than two.
-
-    With one seed the noise is unknown: the interval is a plain regression's, or wider where optima lie at an edge.
-    """
+    """Fit a line to the optima; None: there are fewer than two. With one seed it is a plain regression's interval."""
     left = len(optima) - 2
     if left < 0:
         return None

@@ -29,8 +29,8 @@ def draw(found: Sequence[Group], folder: Path) -> list[Path]:
 
 def _figure(family: Sequence[Group]) -> Figure:
     """Loss against base value above, the best value against size below."""
-    figure = Figure(figsize=(1.6 + 3.7 * len(family), 7.2), layout="constrained")
-    upper, lower = figure.subplots(2, len(family), squeeze=False, sharey="row", height_ratios=(1.25, 1))
+    size, shared = (1.6 + 3.7 * len(family), 7.2), {"sharey": "row", "height_ratios": (1.25, 1)}
+    figure, (upper, lower) = style.panels(2, len(family), size, **shared)
     curves = [curve for one in family for curve in one.curves]
     sizes = [size for _, size in sorted({(curve.position, curve.size) for curve in curves})]
     colors = {size: style.STEPS(i / max(1, len(sizes) - 1)) for i, size in enumerate(sizes)}
@@ -46,14 +46,8 @@ def _figure(family: Sequence[Group]) -> Figure:
     lower[0].set_ylim(values.min() - 0.8, values.max() + 0.8)  # the whole grid, so that small moves look small
     upper[0].set_ylabel("validation loss, nats per token")
     lower[0].set_ylabel(f"log2 of the best {family[0].settings.get('value', 'base value')}")
-    marks = {label: mark for ax in upper for mark, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    names = [name for name in (*sizes, "best tried", "diverged") if name in marks]
-    figure.legend(
-        *([marks[name] for name in names], names),
-        title=family[0].axis,
-        loc="outside right upper" if len(family) > 1 else "outside right center",  # or the title would reach it
-        frameon=False,
-    )
+    place = "outside right upper" if len(family) > 1 else "outside right center"  # or the title would reach it
+    style.legend(figure, [*sizes, "best tried", "diverged"], title=family[0].axis, loc=place)
     lines = [family[0].title, "where the best value transfers, it lies on the dashed line at every size"]
     wrapped = [part for line in lines for part in textwrap.wrap(line, 22 + 34 * len(family))]
     figure.suptitle("\n".join(wrapped), fontsize=12 if len(family) > 1 else 11)
@@ -110,12 +104,8 @@ def _draw_optima(ax: Axes, found: Group) -> None:
 
 
 def draw_law(found: LawFit, target: Place, file: Path) -> Path:
-    """Draw the optima against each axis with the law and its band, as far as the target.
-
-    On a panel the other axes are as in the middle of the runs: each optimum is moved there along the law.
-    """
-    figure = Figure(figsize=(1.2 + 3.5 * len(found.axes), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(found.axes), squeeze=False, sharey=True)[0]
+    """Draw the optima with the law and its band, each axis as far as the target, moved to the middle of the others."""
+    figure, (panels,) = style.panels(1, len(found.axes), (1.2 + 3.5 * len(found.axes), 4.4), sharey=True)
     joint = {cell.place for cell in found.joint}
     for ax, axis in zip(panels, found.axes, strict=True):
         number, own = AXES.index(axis), found.exponent(axis)
@@ -125,13 +115,14 @@ def draw_law(found: LawFit, target: Place, file: Path) -> Path:
             return width, depth, tokens, batch
 
         for cell in found.cells:
-            side, several = cell.place[number], cell.place in joint
+            side = cell.place[number]
             move = found.at(at(side), line=True)[0] - found.at(cell.place, line=True)[0]
-            look = {"markerfacecolor": "white"} if several else {}
-            label = "optimum, off the centre on several axes" if several else "optimum"
-            for best in filter(None, [cell.best]):
+            look: dict[str, Any] = {"label": "optimum"}
+            if cell.place in joint:
+                look = {"markerfacecolor": "white", "label": "optimum, off the centre on several axes"}
+            if best := cell.best:
                 error = {"yerr": 1.96 * best.se, "fmt": "o", "capsize": 3, "color": style.SERIES[2]}
-                ax.errorbar(side, best.value + move, label=label, **error, **look)
+                ax.errorbar(side, best.value + move, **error, **look)
         low, high = found.range(axis)
         for first, last, line, color, label in (
             (low, high, "-", style.SERIES[2], "law, with 95 % for an optimum"),
@@ -152,8 +143,7 @@ def draw_law(found: LawFit, target: Place, file: Path) -> Path:
             style.log_sizes(ax, sorted({cell.place[number] for cell in found.cells} | {target[number]}))
         style.decorate(ax)
     panels[0].set_ylabel("log2 of the best recipe.lr")
-    marks = {label: mark for ax in panels for mark, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(marks.values()), list(marks), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    style.legend(figure, loc="outside lower center", ncols=4, fontsize=9)
     return style.save(figure, file)
 
 

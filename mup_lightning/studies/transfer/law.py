@@ -43,8 +43,7 @@ class Cell:
 
 def name(place: Place) -> str:
     """A place in words."""
-    width, depth, tokens, batch = place
-    return f"width {width:g}, depth {depth:g}, {tokens:,.0f} tokens, {batch:,.0f} a step"
+    return "width {:g}, depth {:g}, {:,.0f} tokens, {:,.0f} a step".format(*place)
 
 
 def cells_of(runs: pd.DataFrame, noise: float | None = None) -> tuple[list[Cell], Noise]:
@@ -123,8 +122,7 @@ class LawFit:
         if axis not in self.axes:
             return None
         of = np.eye(1 + len(self.axes))[1 + self.axes.index(axis)]
-        se, dof = self.model.error(of)
-        value = float(of @ self.model.coefficients)
+        (se, dof), value = self.model.error(of), float(of @ self.model.coefficients)
         return Estimate(value, value - student_t(dof) * se, value + student_t(dof) * se)
 
     def at(self, place: Place, *, line: bool = False) -> tuple[float, float]:
@@ -159,16 +157,14 @@ class LawFit:
         columns = list(zip(*(cell.place for cell in self.cells), strict=True))
         centre = [max(column, key=column.count) for column in columns]
         off = [sum(side != own for side, own in zip(cell.place, centre, strict=True)) for cell in self.cells]
-        star = [cell for cell, count in zip(self.cells, off, strict=True) if count < 2]
-        joint = [cell for cell, count in zip(self.cells, off, strict=True) if count > 1]
+        star, joint = ([c for c, n in zip(self.cells, off, strict=True) if (n > 1) == far] for far in (False, True))
         design = _design([cell.place for cell in star], self.axes, self.middle)
         if not joint or len(star) <= design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
             return []
         model = regress_optima([cell.best for cell in star if cell.best], design, self.noise, weighted=True)
         found = []
-        for cell in joint:
-            (of,), best = _design([cell.place], self.axes, self.middle), cell.best
-            if best:
+        for cell, of in zip(joint, _design([cell.place for cell in joint], self.axes, self.middle), strict=True):
+            if best := cell.best:
                 se, dof = model.error(of, 1.0, best.se**2)
                 half_width = student_t(dof, len(joint)) * se
                 found.append(Joint(cell.place, best.value - float(of @ model.coefficients), half_width))
@@ -187,10 +183,7 @@ def _design(places: Sequence[Place], axes: Sequence[str], middle: Array) -> Arra
 
 
 def fit(cells: Sequence[Cell], noise: Noise) -> LawFit:
-    """Fit the law to all cells whose best value lies between others that were tried.
-
-    Raises UserError where none does, all are of one size, sizes grow only together, or too few optima are left.
-    """
+    """Fit the law to all cells whose best value lies between others that were tried. UserError: they do not tell it."""
     kept = [cell for cell in cells if cell.best and not cell.best.edge]
     if not kept:
         raise UserError("at every size the best value is the last one tried, so there is no law; widen the grid")
@@ -211,10 +204,7 @@ def fit(cells: Sequence[Cell], noise: Noise) -> LawFit:
 
 
 def text(found: LawFit, sde: Mapping[str, float]) -> str:
-    """The exponents against what is derived, the optima against the law, and what speaks against it.
-
-    `sde` are the exponents that this time rule derives.
-    """
+    """The exponents against those derived (`sde`), the optima against the law, and what speaks against it."""
     rows = [["axis", "tried", "exponent, 95 %", "derived, none", "derived, sde"]]
     for axis in AXES:
         low, high = found.range(axis)
@@ -222,20 +212,17 @@ def text(found: LawFit, sde: Mapping[str, float]) -> str:
         if own is None:
             rows.append([axis, f"{low:,.0f} alone", "none: one size", "", ""])
             continue
-        cells = [
-            f"{value:+.3g} {'inside' if own.low <= value <= own.high else 'OUTSIDE'}"
-            for value in (0.0, sde.get(axis, 0.0))
-        ]
-        rows.append([axis, tried, tables.interval(own.estimate, own.low, own.high), *cells])
-    cells_ = [["width", "depth", "tokens", "batch", "best", "law", "off"]]
+        said = [(value, own.low <= value <= own.high) for value in (0.0, sde.get(axis, 0.0))]
+        derived = [f"{value:+.3g} {'inside' if inside else 'OUTSIDE'}" for value, inside in said]
+        rows.append([axis, tried, tables.interval(own.estimate, own.low, own.high), *derived])
+    optima = [["width", "depth", "tokens", "batch", "best", "law", "off"]]
     for cell in found.cells:
         if best := cell.best:
             law, _ = found.at(cell.place, line=True)
+            error, mark = f" ± {best.se:.2f}" * bool(best.se), " (cliff)" * best.cliff
             sides = [f"{side:,.0f}" for side in cell.place]
-            error = f" ± {best.se:.2f}" if best.se else ""
-            mark = " (cliff)" if best.cliff else ""
-            cells_.append([*sides, f"2^{best.value:.2f}{error}{mark}", f"2^{law:.2f}", tables.signed(best.value - law)])
-    lines = [tables.text(rows), "", tables.text(cells_), ""]
+            optima.append([*sides, f"2^{best.value:.2f}{error}{mark}", f"2^{law:.2f}", tables.signed(best.value - law)])
+    lines = [tables.text(rows), "", tables.text(optima), ""]
     lines.append(f"noise {found.noise}; misfit of the optima {math.sqrt(found.model.misfit):.2f} powers of two")
     for joint in found.joint:
         apart = "as the single axes predict" if abs(joint.off) <= joint.half_width else "NOT as the axes predict"

@@ -34,7 +34,6 @@ _VARY = {
 """Axis -> columns besides its own that vary along it. Runs over the batch see as many tokens, so their steps vary."""
 
 _EXPECTED = f"the results.csv of a sweep, or the columns {', '.join(COLUMNS)} (an empty loss: diverged)"
-_NO_NUMBER = ["", "nan", "inf", "+inf", "-inf"]
 _POINTED = re.compile(r"\s*[+-]?\d+\.\d+\s*")
 _DECIMAL_COMMA = re.compile(r"^(\s*[+-]?\d+),(\d+(?:[eE][+-]?\d+)?\s*)$")
 _LARGEST = 1e9
@@ -42,12 +41,11 @@ _LARGEST = 1e9
 
 
 def read_table(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
-    """Read a CSV file as text, however it was saved.
+    """Read a CSV file as text, however a spreadsheet saved it (byte order mark, semicolons, decimal commas, UTF-16).
 
-    Spreadsheets write a byte order mark, other line ends, semicolons or tabs with decimal commas, UTF-16, and blank
-    rows and columns. `path` may be the folder whose results.csv is meant, and `needed` are columns that must be there.
-    Returns text cells, numbers with a decimal point; the index names each row for messages: "PATH, row 2". Raises
-    UserError where it cannot be read, is not a table, lacks a column or has one twice, or has no rows.
+    `path` may be the folder whose results.csv is meant, and `needed` are columns that must be there. Returns text
+    cells, numbers with a decimal point; the index names each row for messages: "PATH, row 2". Raises UserError where
+    it cannot be read, is not a table, lacks a column or has one twice, or has no rows.
     """
     path = path / "results.csv" if path.is_dir() else path
     try:
@@ -85,7 +83,7 @@ def numbers(table: pd.DataFrame, column: str, expected: str, *, empty: bool = Fa
     text = table[column].str.strip()
     found = pd.to_numeric(text, errors="coerce").astype(float)
     found = found.where(found.abs() <= _LARGEST)
-    wrong = found.isna() & ~(text.str.lower().isin(_NO_NUMBER) & empty)
+    wrong = found.isna() & ~(text.str.lower().isin(["", "nan", "inf", "+inf", "-inf"]) & empty)
     if wrong.any():
         where = wrong.idxmax()
         raise UserError(f"{where}: {column} is {table.loc[where, column]!r}; expected {expected}")
@@ -116,10 +114,10 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
         table = table[~zero]
     table = table.assign(**{column: "" for column in ("steps", "corpus", "config_hash") if column not in table})
     sides = table["size"].str.split("x").map(lambda sides: [number(side) for side in sides])
-    if (wrong := sides.map(lambda sides: len(sides) > 2 or not all(0 < side < math.inf for side in sides))).any():
-        where = wrong.idxmax()
-        found = table.loc[where, "size"]
-        raise UserError(f"{where}: size is {found!r}; expected a number above 0, or WIDTHxDEPTH")
+    for where, own in sides.items():
+        if len(own) > 2 or not all(0 < side < math.inf for side in own):
+            found = table.loc[where, "size"]
+            raise UserError(f"{where}: size is {found!r}; expected a number above 0, or WIDTHxDEPTH")
     columns = [column for column in (*SETTINGS, *options(table)) if column in table]
     return table.assign(
         settings=[_settings(row, columns) for row in table.to_dict("records")],
@@ -132,10 +130,7 @@ def read_losses(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
 
 
 def refuse_different(runs: pd.DataFrame, families: Sequence[Hashable], columns: Sequence[str]) -> None:
-    """Raise UserError for losses of different texts, or after different numbers of steps.
-
-    `families` are equal for runs that are compared, and must agree in these columns where the table says.
-    """
+    """Raise UserError where runs of one family, which are compared, differ in one of these columns."""
     trained = runs.assign(family=families)[runs["loss"].notna()]
     for column in columns:
         known = trained[trained[column].replace("", None).notna()]
@@ -173,7 +168,6 @@ def options(table: pd.DataFrame) -> list[str]:
 
 
 def _settings(row: dict[str, str], columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """What separates groups of runs; see `read_losses`."""
     varies = {row.get("value"), row["axis"]} | _VARY.get(row["axis"], set())
     own = {key: row[key] for key in columns if row[key] and key not in varies}
     if row["axis"] == "batch" and (steps := number(row.get("trainer.max_steps", ""))) > 0:

@@ -77,10 +77,7 @@ class TransferSettings(BestSettings, prefix="--"):
 
 
 def run(settings: TransferSettings) -> None:
-    """Print the transfer report, and draw it if a folder is given.
-
-    Raises UserError where the table cannot be read or compared, or the folder cannot be made.
-    """
+    """Print the transfer report, and draw it if a folder is given. UserError: runs cannot be read or compared."""
     if settings.out:
         check_folder(settings.out)
     runs = losses.read_losses(settings.results)
@@ -113,8 +110,7 @@ def text(found: Sequence[Group]) -> str:
             parts.append(f"{one.label}: {one.verdict}\n{_table(one)}\n{metrics}")
         if len(family) > 1:
             lines = [[family[0].axis, *(one.label for one in family)]]
-            for size, best in compared(family).items():
-                lines.append([size, *("-" if loss is None else f"{loss:.3f}" for loss in best)])
+            lines += [[size, *map(_shown, best)] for size, best in compared(family).items()]
             parts.append(f"best loss at equal size\n{tables.text(lines)}")
     return "\n\n".join([*parts, LEGEND])
 
@@ -165,11 +161,10 @@ def markdown(found: Sequence[Group]) -> str:
 def to_dict(found: Sequence[Group]) -> dict[str, Any]:
     """The groups as plain values for JSON; None where there is no value. docs/method/transfer.md lists the keys."""
     comparisons = []
-    for family in families(found):
-        if len(family) > 1:
-            labels = [one.label for one in family]
-            best = {size: dict(zip(labels, own, strict=True)) for size, own in compared(family).items()}
-            comparisons.append(dict(family[0].family) | {"best_loss": best})
+    for family in (family for family in families(found) if len(family) > 1):
+        labels = [one.label for one in family]
+        best = {size: dict(zip(labels, own, strict=True)) for size, own in compared(family).items()}
+        comparisons.append(dict(family[0].family) | {"best_loss": best})
     return {"groups": [_group(one, family) for family in families(found) for one in family], "comparisons": comparisons}
 
 
@@ -214,7 +209,7 @@ def _group(found: Group, family: Sequence[Group]) -> dict[str, Any]:
 
 def _finite(value: float | None) -> float | None:
     """A value for JSON, which has no infinity."""
-    return value if value is not None and math.isfinite(value) else None
+    return None if value == math.inf else value
 
 
 def run_best(settings: BestSettings) -> None:
@@ -244,16 +239,10 @@ def run_best(settings: BestSettings) -> None:
 def best_values(path: Path) -> list[dict[str, Any]]:
     """Read a sweep's table and find the best value of every group, groups in order of their best losses.
 
-    Returns for each group:
-        group: column -> text of what its runs share.
-        losses: log2 of the value -> mean loss over the seeds, adjusted where these differ between values; None where
-            any seed diverged.
-        leveled: values were run with different seeds, so losses are not plain means.
-        lost: log2 of the values without a loss -> "diverged".
-        best: log2 of the value with the lowest loss; None where all are lost.
-        edge: the best value is the smallest or largest tried: a better one may lie beyond.
-        unigram_loss: loss of a unigram model of the corpus, nats per token.
-        steps: of every run that finished; where none did, the most that any run made.
+    Returns for each group: what its runs share ("group"); by log2 of the value, the mean "losses" over the seeds, nats
+    per token (None where any seed diverged), and those "lost"; whether values were run with different seeds, so that
+    losses are no plain means ("leveled"); log2 of the "best" (None: all are lost), and whether it is the smallest or
+    largest tried ("edge"); the corpus's "unigram_loss"; and "steps", the most that any run made.
 
     Raises UserError where the table cannot be read, holds two runs of one value and seed, or a group mixes texts or
     steps.

@@ -88,10 +88,7 @@ class Group:
         return float(np.sqrt(np.mean((y - np.polyval(np.polyfit(x, y, 1), x)) ** 2)))
 
     def robustness(self, curve: Curve) -> float | None:
-        """Nats lost at a size where the best value tried is off by one power of two, the mean of either way.
-
-        Infinite where such a value is lost; None where it was not tried.
-        """
+        """Nats lost with a value off by one power of two, the mean of either way; None: one was not tried."""
         if (best := self.at(curve.size)) is None:
             return None
         below, above = (curve.at(best.best_value + side) for side in (-1.0, 1.0))
@@ -143,9 +140,8 @@ def transfer(
         steps = round(done.max()) if done.nunique() == 1 else None
         seeds = int(own.groupby(["position", "log2_value"]).size().max())
         measured = (curves, own_noise, optima, regrets, slope_of(optima, own_noise))
-        group = Group(axis, dict(settings), steps, seeds, *measured)
-        group.verdict = judge(group, slope_tolerance, regret_tolerance)
-        found.append(group)
+        found.append(Group(axis, dict(settings), steps, seeds, *measured))
+        found[-1].verdict = judge(found[-1], slope_tolerance, regret_tolerance)
     if all(len(group.curves) < 2 for group in found):  # there are no two sizes, or columns tell all of them apart
         own = [f"{axis} {', '.join(of['size'].unique())}" for axis, of in runs.groupby("axis", sort=False)]
         settings = pd.DataFrame([dict(each) for each in runs["settings"]]).fillna("")
@@ -223,11 +219,9 @@ def _drift(found: Group, tolerance: float) -> str:
         return ""
     falls = slope.slope < -tolerance and slope.high < 0 and slope.bound in ("", "at most")
     rises = slope.slope > tolerance and slope.low > 0 and slope.bound in ("", "at least")
-    if not (falls or rises):
-        return ""
     axis = "width and depth" if found.axis == "both" else found.axis
-    by = f"{'falls' if falls else 'rises'} by {'at least ' if slope.bound else ''}{abs(slope.slope):.2f}"
-    return f"the best value {by} powers of two for each doubling of the {axis}"
+    by = f"{'falls' if falls else 'rises'} by {'at least ' * bool(slope.bound)}{abs(slope.slope):.2f}"
+    return f"the best value {by} powers of two for each doubling of the {axis}" if falls or rises else ""
 
 
 def _dear(cost: Regret, tolerance: float) -> bool:

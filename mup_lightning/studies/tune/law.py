@@ -30,8 +30,15 @@ from mup_lightning.studies.transfer.figures import draw_law
 from mup_lightning.studies.transfer.law import FAR, Cell, LawFit, Place, cells_of, fit, name, text
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.tune import FURTHER, LAW_SWEEP, ROUNDS, TuneSettings
-from mup_lightning.studies.tune.proxies import like_target, lowest, proxy_trials, results_of
-from mup_lightning.studies.tune.target import caveats, cost_of, write_target
+from mup_lightning.studies.tune.proxies import (
+    caveats,
+    cost_of,
+    like_target,
+    lowest,
+    proxy_trials,
+    results_of,
+    write_target,
+)
 
 AROUND = 2
 """Powers of two on either side of where a cell begins that are tried with the first seed."""
@@ -113,10 +120,8 @@ class Design:
         more = {rate: set(seeds) for rate, seeds in rates.items()}
         ends = cell.best.ends if cell.best else {-1}
         if ends and not self.rates:
-            low, high = min(rates), max(rates)
-            for end in ends:
-                for step in range(1, FURTHER + 1):
-                    more[(low if end < 0 else high) + end * step] = {self.seeds[0]}
+            for end, step in product(ends, range(1, FURTHER + 1)):
+                more[(min(rates) if end < 0 else max(rates)) + end * step] = {self.seeds[0]}
         elif cell.best:
             for rate in rates:
                 if abs(rate - cell.best.best_value) <= BESIDE:
@@ -137,17 +142,14 @@ class Design:
         for place, cell in self.cells:
             own = dict(cell.set)
             for axis, side in zip(AXES, place, strict=True):
-                times = 2 ** math.floor(reach[axis] * math.log2(side / centre[axis]) + 0.5) if reach[axis] > 1 else 1
-                if reach[axis] > 1 and _KEYS[axis] in own:
-                    own[_KEYS[axis]] = max(1, round(own[_KEYS[axis]] / side * centre[axis] * times))
+                if reach[axis] > 1 and (key := _KEYS[axis]) in own:
+                    times = 2 ** math.floor(reach[axis] * math.log2(side / centre[axis]) + 0.5)
+                    own[key] = max(1, round(own[key] / side * centre[axis] * times))
             cells.append(replace(cell, set=own))
         return replace(self, cells=_placed(cells, self.target))
 
     def within(self, minutes: float, speed: float, workers: int) -> "Design":
-        """The design that reaches as far along every axis as the minutes allow, and no further than the target.
-
-        UserError: not even this one fits.
-        """
+        """The design that reaches as far as the minutes allow, and no further than the target. UserError: none fits."""
         if (least := self.minutes(speed, workers)) > minutes:
             small = f"--budget {minutes:g} is too small for the design of {self.sweep.file}"
             raise UserError(f"{small}: it needs {math.ceil(least)} minutes on {workers} workers (or a smaller file)")
@@ -197,7 +199,16 @@ def run(settings: TuneSettings, target: Config, folder: Path) -> int:
     first = design.trials(wanted)
     workers = max(1, how_many(first * len(design.cells), settings.workers))
     if settings.dry_run:
-        print(_preview(settings, design, first, folder, workers))
+        speed, _ = speed_of(first, read_trials(folder))
+        design = design.within(settings.budget, speed, workers) if settings.budget else design
+        trials = design.trials({place: design.first(start) for place in design.places})
+        seeds, minutes = ", ".join(map(str, design.seeds)), design.minutes(speed, workers)
+        print(dry_run(trials, folder, settings.workers))
+        print(
+            f"then seeds {seeds} at the best {2 * BESIDE + 1} rates of each, and more rates where the best is the last "
+            f"tried: about {minutes:.0f} minutes of {workers} workers in all"
+        )
+        print(cost_of(target, sum(trial.checked.flops for trial in trials)))
         return 0
     known: set[str] = set()
     for _ in range(2 * ROUNDS):
@@ -222,24 +233,6 @@ def run(settings: TuneSettings, target: Config, folder: Path) -> int:
 def _refuse_value(key: str, where: str) -> None:
     if key != "recipe.lr":
         raise UserError(f"{where} is of {key}; --law fits the law of recipe.lr, which recipe.time_rule can use")
-
-
-def _preview(settings: TuneSettings, design: Design, first: Sequence[Trial], folder: Path, workers: int) -> str:
-    """The cells, how many rates and seeds each has, and what that costs."""
-    speed, _ = speed_of(first, read_trials(folder))
-    if settings.budget:
-        design = design.within(settings.budget, speed, workers)
-    start = math.log2(design.target.recipe.lr)
-    trials = design.trials({place: design.first(start) for place in design.places})
-    seeds = ", ".join(map(str, design.seeds))
-    return "\n".join(
-        [
-            dry_run(trials, folder, settings.workers),
-            f"then seeds {seeds} at the best {2 * BESIDE + 1} rates of each, and more rates where the best is the last "
-            f"tried: about {design.minutes(speed, workers):.0f} minutes of {workers} workers in all",
-            cost_of(design.target, sum(trial.checked.flops for trial in trials)),
-        ]
-    )
 
 
 def _conclude(found: LawFit, proxies: Sequence[Config], target: Config, folder: Path, source: Path) -> int:
@@ -272,9 +265,6 @@ def _conclude(found: LawFit, proxies: Sequence[Config], target: Config, folder: 
         value, _ = found.at((place[0], place[1], tokens, batch))
         values |= {"recipe.time_rule": f"fitted:{file}", "recipe.base_tokens": tokens, "recipe.base_batch": batch}
     values["recipe.lr"] = float(f"{2**value:.4g}")
-    comment = [
-        f"By the law of small models, for {name(place)}; {source}",
-        *"\n".join(said).splitlines(),
-    ]
+    comment = [f"By the law of small models, for {name(place)}; {source}", *"\n".join(said).splitlines()]
     figure = draw_law(found, place, folder / "law.png")
     return write_target(folder / "tuned.yaml", target, values, comment, [figure, file])

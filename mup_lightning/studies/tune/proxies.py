@@ -1,7 +1,12 @@
-"""The small models that stand for a target: what they take over from it, and what makes them useless for it."""
+"""The small models that stand for a target: what they take over from it, what makes them useless for it or leaves it
+open, and the target's configuration with what they have found.
+"""
 
+import json
 import math
-from collections.abc import Sequence
+import shlex
+import textwrap
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +14,14 @@ from typing import Any
 import pandas as pd
 
 from mup_lightning.config.identity import complete
+from mup_lightning.config.load import merge
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
+from mup_lightning.files import write_atomic, yaml_text
 from mup_lightning.optim.registry import options_in_force, used_sections
 from mup_lightning.optim.schedule import warmup_steps
+from mup_lightning.plan.plan import plan
+from mup_lightning.studies.noise import against
 from mup_lightning.studies.sweep.grid import Checker, Trial, expand, look_up
 from mup_lightning.studies.sweep.results import read_trials
 from mup_lightning.studies.sweep.spec import Grid, Sweep
@@ -40,7 +49,7 @@ _OF_THE_TARGET = tuple(
 def results_of(
     results: Path, target: Config, *, tables: bool = False
 ) -> tuple[pd.DataFrame, dict[str, Config], str, Path]:
-    """Those results of a finished sweep whose models are like the target, their configurations, the key, the place.
+    """Those results of a sweep whose models are like the target, their configurations, the key, the place.
 
     Of `tables` whose rows have no configurations, such as published ones: those of its optimizer and parametrization.
     """
@@ -57,9 +66,8 @@ def results_of(
     keys = list(runs["value"].unique())
     if len(keys) > 1:
         raise UserError(f"{place} has sweeps of several values, {' and '.join(keys)}; expected the folder of one sweep")
-    records = read_trials(place).items()
-    of_table = {name: record["config"] for name, record in records if name in set(runs["config_hash"])}
-    known = {name: Config.from_plain(config) for name, config in of_table.items() if config}
+    configs, rows = {name: record["config"] for name, record in read_trials(place).items()}, set(runs["config_hash"])
+    known = {name: Config.from_plain(config) for name, config in configs.items() if config and name in rows}
     if not known:
         raise UserError(f"{place} does not say which configurations its rows have; expected the folder of a sweep")
     differences = {name: incompatibilities(config, target, keys[0]) for name, config in known.items()}
@@ -128,10 +136,10 @@ def _warmup(grid: Grid, target: Config) -> dict[str, Any]:
         return {key: None for key in unset if key not in said}
     if not target.schedule.warmup_steps and target.schedule.warmup_tokens is None:
         return {}
-    share, steps = _warmup_share(target), said.get("trainer.max_steps", target.trainer.max_steps)
     if "trainer.max_steps" in grid.vary or "tokens" in said:
-        return unset | {"schedule.warmup_share": share}
-    return unset | {"schedule.warmup_steps": max(1, round(share * int(steps)))}
+        return unset | {"schedule.warmup_share": _warmup_share(target)}
+    steps = int(said.get("trainer.max_steps", target.trainer.max_steps))
+    return unset | {"schedule.warmup_steps": max(1, round(_warmup_share(target) * steps))}
 
 
 def _warmup_share(config: Config) -> float:
@@ -153,11 +161,11 @@ def refuse_incompatible(proxies: Sequence[Config], target: Config, swept: str, w
 
 
 def incompatibilities(proxy: Config, target: Config, swept: str) -> list[str]:
-    """What makes a proxy useless for a target, in words: optimizer, base values, LayerNorm and so on.
-
-    `swept` is the dotted key that is tuned.
-    """
-    theirs, ours = _complete(target), _complete(proxy)
+    """What makes a proxy useless for a target whose key `swept` is tuned, in words."""
+    theirs, ours = (
+        complete(one, {name: options_in_force(one.rules, name) for name in used_sections(one.recipe.optimizer)})
+        for one in (target, proxy)
+    )
     # What differs there alone does so because of the swept value: without weight decay, gains count as decayed.
     plain = leaves(asdict(target))
     alike = {key for key, value in leaves(asdict(proxy)).items() if key in plain and value == plain[key]}
@@ -170,21 +178,13 @@ def incompatibilities(proxy: Config, target: Config, swept: str) -> list[str]:
     ]
 
 
-def _complete(config: Config) -> dict[str, Any]:
-    """All that determines a training, with the options in force of the rules that it uses."""
-    return complete(
-        config, {name: options_in_force(config.rules, name) for name in used_sections(config.recipe.optimizer)}
-    )
-
-
 def not_transferred(proxies: Sequence[Config], target: Config) -> list[str]:
     """What differs and is not transferred, in words: of a value that proxies differ in, all that they have."""
     found = []
     for key in NOT_TRANSFERRED:
-        theirs = look_up(target, key)
-        values = {look_up(proxy, key) for proxy in proxies} - {"auto"}
+        theirs, values = look_up(target, key), {look_up(proxy, key) for proxy in proxies} - {"auto"}
         ours = sorted(values, key=lambda value: (value is None, value or 0))
-        if theirs != "auto" and any(value != theirs for value in ours):
+        if theirs != "auto" and values - {theirs}:
             found.append(f"{key} is {' or '.join(map(str, ours))} in the proxies, {theirs} in the target")
     share = _warmup_share(target)
     # A difference of less than a step is rounding.
@@ -192,3 +192,56 @@ def not_transferred(proxies: Sequence[Config], target: Config) -> list[str]:
         shares = " or ".join(sorted({f"{_warmup_share(proxy):.1%}" for proxy in proxies}))
         found.append(f"the warm-up takes {shares} of the run in the proxies, {share:.1%} in the target")
     return found
+
+
+def caveats(
+    proxies: Sequence[Config], target: Config, source: Path, but: Collection[str] = ()
+) -> tuple[tuple[int, int], list[str]]:
+    """The base shape that the value belongs to, and what no recipe carries over from proxies, in words, `but` keys."""
+    own = target.recipe.base_width, target.recipe.base_depth
+    if not proxies:
+        unknown = "the table does not say the base shape and base values of its runs: they are taken to be the target's"
+        return own, [f"{unknown}; --recipe.base_width and --recipe.base_depth name others"]
+    base = proxies[0].recipe.base_width, proxies[0].recipe.base_depth
+    differing = [text for text in not_transferred(proxies, target) if text.partition(" ")[0] not in but]
+    more = [f"not transferred by the recipe: {'; '.join(differing)}"] if differing else []
+    if (parametrization := target.recipe.parametrization) != "mup":
+        more.append(f"recipe.parametrization is {parametrization}, which transfers nothing by design")
+        base = own  # SP has none, so that the proxies' may be any
+    elif base != own:
+        also = f"other base values (init_std, eps, weight_decay, multipliers) belong to {base} too, as in the proxies"
+        more.append(f"the target's own base shape is {own}, the proxies' is {base}: {also}")
+    times, note = against(source, target.tokens_per_step)
+    if times > 1:
+        more.append(f"{note} (the lowest loss of the proxies)")
+    return base, more
+
+
+def write_target(
+    file: Path, target: Config, found: dict[str, Any], comment: Sequence[str], written: Sequence[Path]
+) -> int:
+    """Write the target's configuration with what was found, list all that was written, and say how to train it."""
+    name = f"{target.run.name.removesuffix('-tuned')}-tuned"
+    values = leaves(asdict(target)) | {"model.vocab_size": None, "run.name": name} | found  # the tokenizer's vocabulary
+    content = json.loads(json.dumps(merge([values], [Config])))  # tuples as lists
+    # Paths and negative numbers stay whole.
+    wrapper = textwrap.TextWrapper(116, initial_indent="# ", subsequent_indent="#     ", break_on_hyphens=False)
+    head = "\n".join(line for text in comment for line in wrapper.wrap(text))
+    write_atomic(file, yaml_text(content, f"{head}\n"))
+    for each in [*written, file]:
+        print(f"wrote {each}")
+    print(f"\nnext: {cost_of(target)}\n  mup-lightning train -c {shlex.quote(str(file))}", flush=True)
+    return 0
+
+
+def cost_of(target: Config, spent: float = 0.0) -> str:
+    """What training the target takes, compared with FLOPs of the small models (0: not)."""
+    # The learning rate is still to be found, so its floor may lie above the one given.
+    free = replace(target, schedule=replace(target.schedule, min_lr=0.0))
+    planned = plan(free, device="cpu" if target.trainer.accelerator == "cpu" else "cuda")
+    flops = planned.flops_of(target.trainer.max_steps)
+    ratio = f", {float(f'{flops / spent:.2g}'):,g} times the small models together" if spent else ""
+    return (
+        f"the target, width {target.model.width}, depth {target.model.depth}: {target.trainer.max_steps:,} steps of "
+        f"{target.data.batch_size} x {target.model.context} tokens, {flops:.2g} FLOPs{ratio}"
+    )
