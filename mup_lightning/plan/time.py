@@ -1,30 +1,21 @@
 """Time of a training step, estimated before it is run: FLOPs, bytes and messages over what a machine does in a second.
 
-A step's seconds are the sum of three kinds of work, since kernels follow one another, and network work counts as far
-as no computing hides it:
+A step's seconds are those of computing, of all other passes over memory, since kernels follow one another, and of the
+network as far as no computing hides it; docs/method/scale.md says how far to trust them. A whole-matrix rule has its
+work divided over the owners, never below one matrix's. Of N parameters, in float32 as all of training is, one gather W
+is 4N(P - 1)/P bytes to each of P GPUs:
 
-    compute   matrix products at `Machine.products` of the peak, attention's at `Machine.attention`; rules' arithmetic
-    memory    all other passes at `Machine.passes` of the memory's bytes/s:
-              blocks     every byte that a block keeps for its backward pass (`block_activations`), `MOVED` times
-              loss       logits read twice and written once in low precision where the passes are fused, on a GPU; else
-                         eight times in float32; and, in bf16, the head's gradient added up for every chunk
-              weights    in every pass cast to bf16 (6 bytes), gradients cast back and added up (18); in float32, 12
-              optimizer  weights, gradient and state of every rule (12 and twice its state); rules that are no fused
-                         kernel do so `EAGER` or `EAGER_MATRICES` times; clipping, 12
-    network   N parameters, in float32 as all of training is; P GPUs; one gather W is 4N(P - 1)/P bytes to each GPU:
-              ddp        2W to add up gradients, beside the last backward pass
-              zero0, 1   the same after it; zero1, then W for the new weights
-              zero2      2W after every pass, and W for the new weights
-              zero3, fsdp   weights twice and gradients once in every pass, 3W, beside all of its computing
-              matrix rules  ddp, zero0: the matrices' new weights; else weight, gradient and new weight of what moves
-                         to its owner: all matrices of a sharded model, about one a process at zero1 and zero2
+    ddp           2W to add up gradients, beside the last backward pass
+    zero0, 1      the same after it; zero1, then W for the new weights
+    zero2         2W after every pass, and W for the new weights
+    zero3, fsdp   weights twice and gradients once in every pass, 3W, beside all of its computing
+    matrix rules  ddp, zero0: the matrices' new weights; else weight, gradient and new weight of what moves to its
+                  owner: all matrices of a sharded model, about one a process at zero1 and zero2
 
-A whole-matrix rule has its work divided over the owners, never below one matrix's. Rings and trees of a collective
-enter a node of 8 GPUs through all of its network ports, an exchange of matrices through each GPU's own; messages wait
-for as long as NCCL's own model says (src/graph/tuning.cc, protocol LL128).
-
-Not counted: launching kernels (a rule of many small kernels waits for the CPU: Muon-Kimi's step at size small took
-14 ms, not the GPU's 6.6), validation, checkpoints, monitors, waiting for data, and a network that others use too.
+Rings and trees of a collective enter a node through all of its network ports, an exchange of matrices through each
+GPU's own; messages wait for as long as NCCL's own model says (src/graph/tuning.cc, protocol LL128). Not counted:
+launching kernels (Muon-Kimi's step at size small took 14 ms, not the GPU's 6.6), validation, checkpoints, monitors,
+waiting for data, and a network that others use too.
 """
 
 from dataclasses import asdict, dataclass
@@ -51,33 +42,19 @@ EAGER, EAGER_MATRICES = 3, 6
 
 @dataclass(frozen=True)
 class Machine:
-    """What one GPU, or one CPU process, does in a second, and its share of what it could.
+    """What one GPU, or one CPU process, does in a second by the data sheet, and the share of it that is reached."""
 
-    Attributes:
-        flops: of dense bf16 matrix products, by the data sheet.
-        plain_flops: the same in float32.
-        memory: bytes of it.
-        bandwidth: bytes/s of it.
-        nvlink: bytes/s that a GPU sends to others in its node.
-        network: bytes/s that a GPU sends to other nodes.
-        products: share of the peak that a model's matrix products reach.
-        attention: the same of attention, causality counted.
-        passes: share of the bandwidth that passes reach.
-        links: share of nvlink and network that collectives reach.
-        decompositions: FLOP/s of eigenvectors and QR; an order of magnitude, since nobody has measured it for this.
-    """
-
-    flops: float
-    plain_flops: float
-    memory: float
-    bandwidth: float
-    nvlink: float = 450e9
-    network: float = 50e9
-    products: float = 0.755
-    attention: float = 0.26
-    passes: float = 0.56
-    links: float = 0.8
-    decompositions: float = 1e12
+    flops: float  # of dense bf16 matrix products
+    plain_flops: float  # the same in float32
+    memory: float  # bytes
+    bandwidth: float  # bytes/s of the memory
+    nvlink: float = 450e9  # bytes/s that a GPU sends to others in its node
+    network: float = 50e9  # bytes/s that a GPU sends to other nodes
+    products: float = 0.755  # share of the peak that a model's matrix products reach
+    attention: float = 0.26  # the same of attention, causality counted
+    passes: float = 0.56  # share of the bandwidth that passes reach
+    links: float = 0.8  # share of nvlink and network that collectives reach
+    decompositions: float = 1e12  # FLOP/s of eigenvectors and QR; an order of magnitude, since nobody has measured it
 
 
 GPUS = {
@@ -93,29 +70,18 @@ sparsity; half of NVLink's figure, which counts both directions). The network is
 
 @dataclass(frozen=True)
 class Time:
-    """A step of all GPUs.
-
-    Attributes:
-        gpus: how many.
-        strategy: as in trainer.strategy.
-        sequences: in a forward pass of each.
-        passes: per step on each.
-        tokens: of the step: those of data.batch_size, or of the nearest smaller batch that can be divided.
-        compute: seconds of it; so memory and network.
-        mfu: FLOPs by the convention over those of the GPUs' peak.
-        peak_memory: bytes on each GPU.
-    """
+    """A step of all GPUs."""
 
     gpus: int
     strategy: str
-    sequences: int
-    passes: int
-    tokens: int
-    compute: float
-    memory: float
-    network: float
-    mfu: float
-    peak_memory: int
+    sequences: int  # in a forward pass of each
+    passes: int  # per step on each
+    tokens: int  # of the step: those of data.batch_size, or of the nearest smaller batch that can be divided
+    compute: float  # seconds
+    memory: float  # seconds
+    network: float  # seconds
+    mfu: float  # FLOPs by the convention over those of the GPUs' peak
+    peak_memory: int  # bytes on each GPU
 
     @property
     def seconds(self) -> float:
@@ -197,9 +163,11 @@ class Clock:
         rate = machine.flops if self.half else machine.plain_flops
         compute = tokens * (self.products / machine.products + self.attention / machine.attention) / rate
         kept = tokens * (model.depth * block_activations(model, self.half) + C * (14 if self.half else 12))
+        # Weights are cast to bf16 (6 bytes), their gradients back and added up (18); in float32, added up (12).
         moved = MOVED * kept + self.products // 6 * (24 if self.half else 12)
+        # Logits are read twice and written once where the passes are fused, on a GPU; else eight times in float32.
         moved += tokens * V * (3 * (2 if self.half else 4) if self.device == "cuda" else 8 * 4)
-        if self.half:
+        if self.half:  # the head's gradient is added up for every chunk
             chunk = model.loss_chunk or default_chunk(V, torch.device(self.device))
             moved += 10 * C * V * ceil(tokens / chunk)
         return compute, moved / (machine.bandwidth * machine.passes)

@@ -101,21 +101,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Line:
-    """A measured value against size: its exponent, held against a band.
+    """A measured value against size: its exponent, held against a band."""
 
-    Attributes:
-        label: what was measured, such as ("hidden", "later", "width").
-        values: for each seed, that of every size.
-        fit: its exponent; None where a value is zero, so that there is none.
-        band: lowest and highest exponent accepted; None: nothing is claimed.
-        verdict: see `judge`; None where nothing is claimed.
-    """
-
-    label: Label
-    values: list[list[float]]
-    fit: Fit | None
-    band: Band | None
-    verdict: Verdict | None
+    label: Label  # what was measured, such as ("hidden", "later", "width")
+    values: list[list[float]]  # for each seed, that of every size
+    fit: Fit | None  # its exponent; None where a value is zero, so that there is none
+    band: Band | None  # lowest and highest exponent accepted; None: nothing is claimed
+    verdict: Verdict | None  # see `judge`; None where nothing is claimed
 
     @property
     def number(self) -> str:

@@ -27,22 +27,15 @@ from mup_lightning.training.module import build_training
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix that the assumptions are about; its name in results is the same in every block.
-
-    Attributes:
-        parameter: name of the parameter that holds it.
-        block: index of its block; None for the input matrix.
-        part: (index, count) where `count` matrices are stacked along the rows, as Q, K and V are.
-        factor: between its own product and the output that is recorded.
-        next_matrix: name of the matrix that receives its output through a nonlinearity.
-    """
+    """A weight matrix that the assumptions are about; its name in results is the same in every block."""
 
     name: str
-    parameter: str
-    block: int | None = None
+    parameter: str  # name of the parameter that holds it
+    block: int | None = None  # index of its block; None for the input matrix
+    # (index, count) where `count` matrices are stacked along the rows, as Q, K and V are
     part: tuple[int, int] = (0, 1)
-    factor: float = 1.0
-    next_matrix: str | None = None
+    factor: float = 1.0  # between its own product and the output that is recorded
+    next_matrix: str | None = None  # name of the matrix that receives its output through a nonlinearity
 
     def cut(self, rows: torch.Tensor, dim: int) -> torch.Tensor:
         """Its own rows of a tensor whose dimension `dim` runs over the stacked ones."""
@@ -81,23 +74,16 @@ class Activations:
 
 @dataclass
 class Network:
-    """A network with its optimizer and its data, in which the samples of a batch never see each other.
-
-    Attributes:
-        matrices: those that are measured: the input matrix, and then weights of linear layers.
-        stops: the modules that the residual stream enters: every block, and what comes after the last one.
-        batches: endless, a pure function of the seed.
-        inputs: batch -> what enters the input matrix, (B, T, I).
-        loss: batch -> mean loss over its samples, all of equal weight.
-    """
+    """A network with its optimizer and its data, in which the samples of a batch never see each other."""
 
     model: nn.Module
     optimizer: HybridOptimizer
-    matrices: list[Matrix]
+    matrices: list[Matrix]  # those that are measured: the input matrix, and then weights of linear layers
+    # the modules that the residual stream enters: every block, and what comes after the last one
     stops: list[nn.Module]
-    batches: Iterator[Any]
-    inputs: Callable[[Any], torch.Tensor]
-    loss: Callable[[Any], torch.Tensor]
+    batches: Iterator[Any]  # endless, a pure function of the seed
+    inputs: Callable[[Any], torch.Tensor]  # batch -> what enters the input matrix, (B, T, I)
+    loss: Callable[[Any], torch.Tensor]  # batch -> mean loss over its samples, all of equal weight
 
     def weights(self) -> dict[Matrix, torch.Tensor]:
         """Copies of all measured matrices."""

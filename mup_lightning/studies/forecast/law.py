@@ -39,28 +39,18 @@ def model_size(width: int, depth: int) -> float:
 
 @dataclass(frozen=True)
 class Cell:
-    """The loss of one model size and number of tokens (D) at its best base value.
-
-    Attributes:
-        parameters: of the whole model.
-        loss: mean over the seeds, nats per token.
-        se: its standard error, nats; 0: unknown.
-        spread: standard deviation between seeds, nats; 0: unknown.
-        dof: degrees of freedom of both.
-        log2_value: log2 of the best value tried.
-        curve: training losses along the run, see `config.forecast.CURVE_POINTS`; empty: unknown.
-    """
+    """The loss of one model size and number of tokens (D) at its best base value."""
 
     width: int
     depth: int
-    parameters: int
+    parameters: int  # of the whole model
     tokens: int
-    loss: float
-    se: float = 0.0
-    spread: float = 0.0
-    dof: float = math.inf
-    log2_value: float = math.nan
-    curve: tuple[float, ...] = ()
+    loss: float  # mean over the seeds, nats per token
+    se: float = 0.0  # its standard error, nats; 0: unknown
+    spread: float = 0.0  # standard deviation between seeds, nats; 0: unknown
+    dof: float = math.inf  # degrees of freedom of both
+    log2_value: float = math.nan  # log2 of the best value tried
+    curve: tuple[float, ...] = ()  # training losses along the run, see `config.forecast.CURVE_POINTS`; empty: unknown
 
     @property
     def size(self) -> float:
@@ -75,26 +65,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Law:
-    """A fitted law.
+    """A fitted law."""
 
-    Attributes:
-        sizes: which of N and D are in it. Where they vary together, or only one does, N alone or D alone stands for
-            both: L = E + A N^-α, with E and A those of this ladder's D.
-        centre: K means of their logs; `theta` has the terms' logs there.
-        theta: P of the fit: E, K logs of terms, K exponents.
-        around: the log losses as a linear model of `theta`, which says how sure it is.
-        spread: variance of one run's log loss between seeds.
-        origin: means of log N and log D.
-        direction: per unit of the first size's log, that of log N and log D; None where both are free.
-    """
-
+    # which of N and D are in it. Where they vary together, or only one does, N alone or D alone stands for
+    # both: L = E + A N^-α, with E and A those of this ladder's D.
     sizes: tuple[str, ...]
-    centre: Array
-    theta: Array
-    around: Regression
-    spread: float
-    origin: Array
-    direction: Array | None
+    centre: Array  # K means of their logs; `theta` has the terms' logs there
+    theta: Array  # P of the fit: E, K logs of terms, K exponents
+    around: Regression  # the log losses as a linear model of `theta`, which says how sure it is
+    spread: float  # variance of one run's log loss between seeds
+    origin: Array  # means of log N and log D
+    direction: Array | None  # per unit of the first size's log, that of log N and log D; None where both are free
 
     @property
     def values(self) -> dict[str, float]:

@@ -51,24 +51,16 @@ rules that estimate a Hessian) and how many labels that mean is taken over."""
 
 @dataclass(frozen=True)
 class Subject:
-    """An optimizer that is probed.
+    """An optimizer that is probed."""
 
-    Attributes:
-        name: as the user gave it.
-        build: (network, r_n, r_L) -> its step on that network, with weight decay 0.
-        lr: learning rate of every parameter, by which a step is divided to give A.
-        dtype: of the network.
-        roles: that it updates by its own rule.
-        family: what is declared of it; None for an unknown optimizer.
-        facts: recorded with the result: its arguments, and what was found out before the probe.
-    """
-
-    name: str
+    name: str  # as the user gave it
+    # (network, r_n, r_L) -> its step on that network, with weight decay 0
     build: Callable[[ResidualMLP, float, float], Step]
-    lr: float
-    dtype: torch.dtype
-    roles: tuple[Role, ...]
-    family: Family | None = None
+    lr: float  # learning rate of every parameter, by which a step is divided to give A
+    dtype: torch.dtype  # of the network
+    roles: tuple[Role, ...]  # that it updates by its own rule
+    family: Family | None = None  # what is declared of it; None for an unknown optimizer
+    # recorded with the result: its arguments, and what was found out before the probe
     facts: dict[str, Any] = field(default_factory=dict)
 
 

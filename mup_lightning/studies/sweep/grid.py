@@ -81,25 +81,16 @@ class Checker:
 
 @dataclass
 class Trial:
-    """One configuration of a sweep, resolved; its run folder is the sweep's to choose.
-
-    Attributes:
-        hash: of everything that determines its numbers, the contents of the corpus included.
-        axes: "width", "depth", "both", "tokens" or "batch": of every grid that it belongs to.
-        key: the dotted key that is swept.
-        varied: dotted key -> value, of all keys that vary in the sweep.
-        label: what distinguishes it from the others, such as "mup width=64 lr=2^-7 seed=1".
-        start: a checkpoint of another run that it continues from; None: it is a whole run.
-    """
+    """One configuration of a sweep, resolved; its run folder is the sweep's to choose."""
 
     config: Config
-    hash: str
+    hash: str  # of everything that determines its numbers, the contents of the corpus included
     checked: Checked
-    axes: tuple[str, ...]
-    key: str
-    varied: dict[str, Any]
-    label: str = ""
-    start: Checkpoint | None = None
+    axes: tuple[str, ...]  # "width", "depth", "both", "tokens" or "batch": of every grid that it belongs to
+    key: str  # the dotted key that is swept
+    varied: dict[str, Any]  # dotted key -> value, of all keys that vary in the sweep
+    label: str = ""  # what distinguishes it from the others, such as "mup width=64 lr=2^-7 seed=1"
+    start: Checkpoint | None = None  # a checkpoint of another run that it continues from; None: it is a whole run
 
     @property
     def value(self) -> float:

@@ -42,19 +42,13 @@ ASSUMED_SPEED = 4.0e10
 
 @dataclass
 class Summary:
-    """What became of a sweep.
+    """What became of a sweep."""
 
-    Attributes:
-        finished: trials that have a result, earlier ones included.
-        states: how many of those started now ended in which state; see `run_trial`.
-        failed: lines that name the trials without a result, and say why.
-        interrupted: by Ctrl-C or SIGTERM.
-    """
-
-    finished: int = 0
+    finished: int = 0  # trials that have a result, earlier ones included
+    # how many of those started now ended in which state; see `run_trial`
     states: Counter[str] = field(default_factory=Counter)
-    failed: list[str] = field(default_factory=list)
-    interrupted: bool = False
+    failed: list[str] = field(default_factory=list)  # lines that name the trials without a result, and say why
+    interrupted: bool = False  # by Ctrl-C or SIGTERM
 
     @property
     def exit_code(self) -> int:

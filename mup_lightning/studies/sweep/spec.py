@@ -60,23 +60,16 @@ class Grid(Typed, prefix="sweep.grids."):
 
 @dataclass(frozen=True)
 class Sweep(Grid, prefix="sweep."):
-    """A sweep file. What stands outside `grids`, see `Grid`, holds for all of them; a grid's own values win.
+    """A sweep file. What stands outside `grids`, see `Grid`, holds for all of them; a grid's own values win."""
 
-    Attributes:
-        name: of the sweep and its default folder; empty: the file's name.
-        value: the dotted key that is swept.
-        grids: their union is run.
-        keep_runs: whether runs keep their folders: on, logs (without checkpoints), off.
-        for_tune: everything it does not name is a target's: only `mup-lightning tune` can run it.
-        file: where it was read; set by `load`.
-    """
-
-    name: _FolderName = ""
-    value: str = "recipe.lr"
+    name: _FolderName = ""  # of the sweep and its default folder; empty: the file's name
+    value: str = "recipe.lr"  # the dotted key that is swept
+    # their union is run
     grids: Annotated[tuple[Grid, ...], Bound("a list of grids", lambda value: len(value) > 0)] = (Grid(),)
+    # whether runs keep their folders: on, logs (without checkpoints), off
     keep_runs: Literal["off", "logs", "on"] = "off"
-    for_tune: bool = False
-    file: str = ""
+    for_tune: bool = False  # everything it does not name is a target's: only `mup-lightning tune` can run it
+    file: str = ""  # where it was read; set by `load`
 
     @property
     def folder(self) -> Path:

@@ -31,23 +31,15 @@ class Noise:
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean loss against base value at one size, adjusted for the seeds that ran each value.
+    """Mean loss against base value at one size, adjusted for the seeds that ran each value."""
 
-    Attributes:
-        size: the size as written in the table.
-        position: log2 of it.
-        values: V log2 of the base values, ascending.
-        means: V mean losses, nats; infinite where any seed diverged: the mean of the others would flatter the value.
-        root: V x K matrix R with R Rᵀ the covariance of the means, nats²; zero where nothing is known.
-        spread: V standard deviations between seeds, nats; NaN where there are not two.
-    """
-
-    size: str
-    position: float
-    values: Array
+    size: str  # the size as written in the table
+    position: float  # log2 of it
+    values: Array  # V log2 of the base values, ascending
+    # V mean losses, nats; infinite where any seed diverged: the mean of the others would flatter the value
     means: Array
-    root: Array
-    spread: Array
+    root: Array  # V x K matrix R with R Rᵀ the covariance of the means, nats²; zero where nothing is known
+    spread: Array  # V standard deviations between seeds, nats; NaN where there are not two
 
     @property
     def trained(self) -> dict[float, float]:

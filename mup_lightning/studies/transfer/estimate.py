@@ -28,31 +28,22 @@ _UNIFORM = 12**-0.5
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best base value of one size, as written in the table, at `position`, its log2.
-
-    Attributes:
-        value: log2 of the best base value, between the values tried.
-        se: its standard error from the noise and, at an edge or cliff, from the grid; 0: unknown.
-        shape_se: the same because curves are not parabolas. They lean to one side at every size, so it enters no slope.
-        ci_half_width: half the width of its 95 % interval; 0: unknown.
-        best_value: log2 of the best value tried (the middle one if several are equal), with the mean loss there.
-        plateau: the best value and its neighbours, without a gap, whose losses cannot be told from its own.
-        edge: -1 or +1 where the best value is the smallest or largest tried, so the optimum may lie beyond; else 0.
-        ends: of the values tried, -1 and +1, those that are as good as the best one: beyond them may be better ones.
-        cliff: a neighbour is lost, so that there is no parabola: `value` is `best_value`, within half a step.
-    """
+    """The best base value of one size, as written in the table, at `position`, its log2."""
 
     size: str
     position: float
-    value: float
-    se: float
+    value: float  # log2 of the best base value, between the values tried
+    se: float  # its standard error from the noise and, at an edge or cliff, from the grid; 0: unknown
+    # the same because curves are not parabolas. They lean to one side at every size, so it enters no slope.
     shape_se: float
-    ci_half_width: float
-    best_value: float
+    ci_half_width: float  # half the width of its 95 % interval; 0: unknown
+    best_value: float  # log2 of the best value tried (the middle one if several are equal), with the mean loss there
     loss: float
+    # the best value and its neighbours, without a gap, whose losses cannot be told from its own
     plateau: tuple[float, ...]
-    edge: int
-    cliff: bool
+    edge: int  # -1 or +1 where the best value is the smallest or largest tried, so the optimum may lie beyond; else 0
+    cliff: bool  # a neighbour is lost, so that there is no parabola: `value` is `best_value`, within half a step
+    # of the values tried, -1 and +1, those that are as good as the best one: beyond them may be better ones
     ends: frozenset[int] = frozenset()
 
 
@@ -130,23 +121,15 @@ def _vertices(grid: Array, losses_DV: Array, ties_VV: Array, errors_V: Array) ->
 
 @dataclass(frozen=True)
 class Regret:
-    """Cost at one size of a value tuned at the smallest size, on the grid.
+    """Cost at one size of a value tuned at the smallest size, on the grid."""
 
-    Attributes:
-        value: log2 of the tuned value; NaN where nothing trained at the smallest size.
-        nats: mean loss with that value minus the lowest mean loss; None where there is none.
-        why: there is none: "diverged", "missing" (not run) or "untuned" (nothing trained at the smallest size).
-        ci_half_width: half the width of the 95 % interval of `nats`; 0 where the noise is unknown.
-        at_least: the best value of this size is the last one tried, so the regret may be larger.
-        ties: value -> regret and its half width, of values that tie with the tuned one at the smallest size and trained
-            here.
-    """
-
-    value: float
-    nats: float | None = None
-    why: str = ""
-    ci_half_width: float = 0.0
-    at_least: bool = False
+    value: float  # log2 of the tuned value; NaN where nothing trained at the smallest size
+    nats: float | None = None  # mean loss with that value minus the lowest mean loss; None where there is none
+    why: str = ""  # there is none: "diverged", "missing" (not run) or "untuned" (nothing trained at the smallest size)
+    ci_half_width: float = 0.0  # half the width of the 95 % interval of `nats`; 0 where the noise is unknown
+    at_least: bool = False  # the best value of this size is the last one tried, so the regret may be larger
+    # value -> regret and its half width, of values that tie with the tuned one at the smallest size and trained
+    # here
     ties: dict[float, tuple[float, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -175,23 +158,16 @@ def regret(curve: Curve, smallest: Optimum | None, own: Optimum | None, dof: flo
 
 @dataclass(frozen=True)
 class Slope:
-    """Slope of the log2 optimum against log2 size.
+    """Slope of the log2 optimum against log2 size."""
 
-    Attributes:
-        slope: powers of two of the value per doubling of the size, by ordinary least squares.
-        low: lower end of its 95 % interval, up to `high`; None where it is unknown (two sizes of one seed).
-        mean: of the optima, where the line passes at the mean log2 size; `mean_se` is its standard error.
-        dof: degrees of freedom of the interval.
-        bound: "at most" or "at least" where optima lie at an edge of the grid, so that the true slope is below or above
-            this one; "unknown" where some would turn it up and some down; else empty.
-    """
-
-    slope: float
-    low: float | None
+    slope: float  # powers of two of the value per doubling of the size, by ordinary least squares
+    low: float | None  # lower end of its 95 % interval, up to `high`; None where it is unknown (two sizes of one seed)
     high: float | None
-    mean: float
+    mean: float  # of the optima, where the line passes at the mean log2 size; `mean_se` is its standard error
     mean_se: float | None
-    dof: float
+    dof: float  # degrees of freedom of the interval
+    # "at most" or "at least" where optima lie at an edge of the grid, so that the true slope is below or above
+    # this one; "unknown" where some would turn it up and some down; else empty
     bound: str
 
 
@@ -201,24 +177,15 @@ class Regression:
 
     An optimum misses the model by its own error, known from the seeds, and by a misfit common to all (true curvature,
     loss curves that are not parabolas), whose variance is what the residuals leave beyond the known errors, at least 0.
-
-    Attributes:
-        solve: P x C matrix A: the coefficients are A y.
-        coefficients: b.
-        known: C variances of the optima's own errors.
-        misfit: variance of the misfit.
-        left: degrees of freedom of the residuals, C - P.
-        plain: variance of the optima by the residuals alone, where one seed leaves the noise unknown; else 0.
-        noise_dof: degrees of freedom of the known errors.
     """
 
-    solve: Array
-    coefficients: Array
-    known: Array
-    misfit: float
-    left: int
-    plain: float
-    noise_dof: float
+    solve: Array  # P x C matrix A: the coefficients are A y
+    coefficients: Array  # b
+    known: Array  # C variances of the optima's own errors
+    misfit: float  # variance of the misfit
+    left: int  # degrees of freedom of the residuals, C - P
+    plain: float  # variance of the optima by the residuals alone, where one seed leaves the noise unknown; else 0
+    noise_dof: float  # degrees of freedom of the known errors
 
     def error(self, of: Array, more: float = 0.0, own: float = 0.0) -> tuple[float, float]:
         """Standard error of `of` @ b, and its degrees of freedom (Welch and Satterthwaite).

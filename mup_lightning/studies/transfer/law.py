@@ -100,22 +100,14 @@ class Joint:
 
 @dataclass(frozen=True)
 class LawFit:
-    """The law of a table's optima.
+    """The law of a table's optima."""
 
-    Attributes:
-        cells: whose optima it is fitted to; `left_out` had none between the values tried.
-        axes: those along which the cells differ. Along the others there is no exponent.
-        middle: log2 of the cells' mean place.
-        model: c at the middle, then the exponents of `axes`.
-        noise: between seeds.
-    """
-
-    cells: list[Cell]
+    cells: list[Cell]  # whose optima it is fitted to; `left_out` had none between the values tried
     left_out: list[Cell]
-    axes: list[str]
-    middle: Array
-    model: Regression
-    noise: Noise
+    axes: list[str]  # those along which the cells differ. Along the others there is no exponent.
+    middle: Array  # log2 of the cells' mean place
+    model: Regression  # c at the middle, then the exponents of `axes`
+    noise: Noise  # between seeds
 
     def exponent(self, axis: str) -> Estimate | None:
         """The exponent along an axis with its 95 % interval; None: the cells do not differ."""

@@ -27,28 +27,19 @@ _NAMES = NAMES | {"muP k=1": "recipe, k = 1", "muP k>=2": "recipe, k ≥ 2"}
 
 @dataclass
 class Group:
-    """Runs that differ only in size, base value and seed, and what follows from them.
+    """Runs that differ only in size, base value and seed, and what follows from them."""
 
-    Attributes:
-        axis: what grows: width, depth, both, tokens (of the run), batch (tokens in a step), or any other word.
-        settings: column -> text of what the runs share, the parametrization first.
-        steps: of the runs that finished; None where they differ (over tokens or batch), or the table does not say.
-        seeds: largest number of seeds of any value.
-        curves: losses of every size, small to large; `regrets` likewise.
-        optima: of each size where anything trained; `slope` is None where there are fewer than two.
-        verdict: one sentence, see `judge`.
-    """
-
-    axis: str
-    settings: dict[str, str]
+    axis: str  # what grows: width, depth, both, tokens (of the run), batch (tokens in a step), or any other word
+    settings: dict[str, str]  # column -> text of what the runs share, the parametrization first
+    # of the runs that finished; None where they differ (over tokens or batch), or the table does not say
     steps: int | None
-    seeds: int
-    curves: list[Curve]
+    seeds: int  # largest number of seeds of any value
+    curves: list[Curve]  # losses of every size, small to large; `regrets` likewise
     noise: Noise
-    optima: list[Optimum]
+    optima: list[Optimum]  # of each size where anything trained; `slope` is None where there are fewer than two
     regrets: list[Regret]
     slope: Slope | None
-    verdict: str = ""
+    verdict: str = ""  # one sentence, see `judge`
 
     @property
     def label(self) -> str:

@@ -60,19 +60,13 @@ Rates = dict[float, set[int]]
 
 @dataclass
 class Design:
-    """The cells of a sweep file for a target.
-
-    Attributes:
-        cells: where each is, and its grid, without the rate and the seed.
-        rates: to try, where the file names them.
-        seeds: the first is run at all rates, the others around the best.
-    """
+    """The cells of a sweep file for a target."""
 
     sweep: Sweep
     target: Config
-    cells: list[tuple[Place, Grid]]
-    rates: list[float]
-    seeds: list[int]
+    cells: list[tuple[Place, Grid]]  # where each is, and its grid, without the rate and the seed
+    rates: list[float]  # to try, where the file names them
+    seeds: list[int]  # the first is run at all rates, the others around the best
     checker: Checker = field(default_factory=Checker)
 
     @classmethod

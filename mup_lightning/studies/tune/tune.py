@@ -134,21 +134,14 @@ class Drift:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The transferred base value of a dotted key.
-
-    Attributes:
-        log2: of the value: the mean over the proxies' optima.
-        half_width: half the width of its 95 % interval as the proxies' base value; infinite if that is unknown.
-        edge: an optimum is the last value tried, and may lie beyond.
-        caveats: why it may be wrong, in words.
-    """
+    """The transferred base value of a dotted key."""
 
     key: str
-    log2: float
-    half_width: float
-    edge: bool
+    log2: float  # of the value: the mean over the proxies' optima
+    half_width: float  # half the width of its 95 % interval as the proxies' base value; infinite if that is unknown
+    edge: bool  # an optimum is the last value tried, and may lie beyond
     drifts: list[Drift]
-    caveats: list[str]
+    caveats: list[str]  # why it may be wrong, in words
 
     @property
     def value(self) -> float:
