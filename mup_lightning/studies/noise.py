@@ -10,12 +10,8 @@ from mup_lightning.studies.transfer.losses import LOSS, numbers, read_table
 def measured(path: Path) -> tuple[float, float | None] | None:
     """The gradient noise scale, tokens, and the loss at which it was measured; None where it is unknown.
 
-    Args:
-        path: folder of a run, or its result.json; or of a sweep, or its results.csv. Of a sweep it is that of the run
-            with the lowest loss.
-
-    Raises:
-        UserError: there is neither, or it cannot be read.
+    `path` is the folder of a run or its result.json; or of a sweep or its results.csv, where the run with the lowest
+    loss counts. Raises UserError where there is neither, or it cannot be read.
     """
     files = (path / "result.json", path / "results.csv") if path.is_dir() else (path,)
     file = next((file for file in files if file.is_file()), None)
@@ -42,10 +38,8 @@ def against(path: Path, batch: int) -> tuple[float, str]:
     tokens, loss = known
     at = "" if loss is None else f" at loss {loss:.3f}"
     said = f"the batch of {batch:,} tokens is {batch / tokens:.2g} times the gradient noise scale of {path}"
-    said += f", {tokens:,.0f} tokens{at}"
-    if batch > tokens:
-        said += (
-            ": beyond it a larger batch saves hardly any steps, and no rule for the learning rate over the batch "
-            "holds; the noise scale grows as the loss falls, so a run that gets further may bear more"
-        )
-    return batch / tokens, said
+    beyond = (
+        ": beyond it a larger batch saves hardly any steps, and no rule for the learning rate over the batch holds; "
+        "the noise scale grows as the loss falls, so a run that gets further may bear more"
+    )
+    return batch / tokens, f"{said}, {tokens:,.0f} tokens{at}" + beyond * (batch > tokens)

@@ -20,8 +20,7 @@ from mup_lightning.versions import versions
 
 Label = tuple[str, ...]
 Band = tuple[float, float]
-Shape = tuple[int, int]
-"""(width, depth) of a model."""
+Shape = tuple[int, int]  # (width, depth) of a model
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,7 @@ class Verdict(StrEnum):
     UNCLEAR = "UNCLEAR"
 
 
-MARKS = {None: "", Verdict.PASS: "", Verdict.UNCLEAR: " ?", Verdict.FAIL: " ✗"}
-"""Mark after an exponent in a table."""
+MARKS = {None: "", Verdict.PASS: "", Verdict.UNCLEAR: " ?", Verdict.FAIL: " ✗"}  # mark after an exponent in a table
 
 
 def overall(verdicts: Iterable[Verdict | None]) -> Verdict:
@@ -85,18 +83,14 @@ def overall(verdicts: Iterable[Verdict | None]) -> Verdict:
 
 @dataclass(frozen=True)
 class Run:
-    """What one training, `of` something such as ("mlp", "adamw"), gave.
-
-    `seed` is that of weights and data, and `losses` are those before each step. `measured` are plain values, as the
-    study's `measure` describes them; `diverged` is the step at which it diverged, and what was seen there.
-    """
+    """What one training, `of` something such as ("mlp", "adamw"), gave."""
 
     of: Label
     shape: Shape
-    seed: int
-    losses: list[float]
-    measured: dict[str, Any]
-    diverged: str | None = None
+    seed: int  # of weights and data
+    losses: list[float]  # before each step
+    measured: dict[str, Any]  # plain values, as the study's `measure` describes them
+    diverged: str | None = None  # the step at which it diverged, and what was seen there
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def points(
     """Draw P values above 0 of S seeds against size: single seeds pale, and their geometric means, joined by lines.
 
     Given an exponent, its line through the middle of the means takes the place of the joints. `shift` is a factor to
-    the side, so that points of several kinds stay visible where they agree; options are of the means' markers and line.
+    the side, for several kinds in one panel; options are of the means' markers and line.
     """
     x_P, y_SP = np.array(sizes, dtype=float), np.array(values_SP)
     means_P = np.exp(np.log(y_SP).mean(0))

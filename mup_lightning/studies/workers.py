@@ -45,8 +45,7 @@ def each(
     Args:
         do: a function at a module's top level, or a `partial` of one: processes import it.
         items: each is taken when a worker is free for it.
-        workers: processes; 0: do everything in this one.
-        threads: of torch, in each process.
+        workers: processes, of so many torch `threads`; 0: do everything in this one.
         gpus: what the workers find in CUDA_VISIBLE_DEVICES, in turn; empty: what this process has.
         log: the file that workers append their output to; None: they print as this process does.
         died: gives the result of an item whose worker was killed; None: that is a UserError.

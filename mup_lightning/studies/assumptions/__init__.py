@@ -7,8 +7,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.studies import GROWING, AtLeastTwo
 from mup_lightning.typed import Bound, NonNegativeInt, OpenUnitInterval, PositiveFloat, PositiveInt, Typed
 
-TIMES = ("start", "middle", "end")
-"""Times of measurement: after 0, T/2 and T steps."""
+TIMES = ("start", "middle", "end")  # times of measurement: after 0, T/2 and T steps
 
 _Names = Annotated[list[str], Bound("one or more optimizers", lambda names: len(set(names)) == len(names) > 0)]
 

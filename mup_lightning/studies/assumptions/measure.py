@@ -33,14 +33,9 @@ from mup_lightning.typed import PositiveFloat, convert
 
 Pairs = list[tuple[float, float]]
 
-Ratios = dict[str, dict[str, list[float]]]
-"""Quantity -> matrix -> a value for every block."""
-
-BASE = {"mlp": (64, 4), "gpt2": (256, 4)}
-"""The (width, depth) at which each network's learning rates are given."""
-
-_WORK = {"mlp": 1.0, "gpt2": 6.0}
-"""Time of a block of either network, relative to the MLP's."""
+Ratios = dict[str, dict[str, list[float]]]  # quantity -> matrix -> a value for every block
+BASE = {"mlp": (64, 4), "gpt2": (256, 4)}  # the (width, depth) at which each network's learning rates are given
+_WORK = {"mlp": 1.0, "gpt2": 6.0}  # time of a block of either network, relative to the MLP's
 
 
 def run(settings: AssumptionSettings) -> int:
@@ -108,9 +103,8 @@ def base_config(network: str, optimizer: str, settings: AssumptionSettings) -> C
 
 
 def measure(training: tuple[str, Config]) -> Run:
-    """Train a network, mlp or gpt2, and measure it: `measured` is time -> the ratios then, see `measured_step`.
+    """Train a network, mlp or gpt2: `measured` is time -> the ratios then, see `measured_step`.
 
-    After the warm-up the learning rate is constant: at the end of a schedule steps are too small to cancel anything.
     Raises UserError where the training diverges, or a ratio is not defined for the optimizer.
     """
     name, config = training
@@ -143,11 +137,10 @@ def measure(training: tuple[str, Config]) -> Run:
 
 
 def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
-    """One step of training: the loss before it, and the four ratios.
+    """One step of training: the loss before it, and the four ratios of matrices' outputs, and of the residual "stream".
 
-    "weights_step" and "features_step" are the size of the step relative to what it changes. The features are the
-    matrices' outputs, and "stream", the residual stream after each block. Raises FloatingPointError where gradients, or
-    features after the step, are not finite.
+    "weights_step" and "features_step" are the size of the step relative to what it changes. Raises FloatingPointError
+    where something is not finite.
     """
     loss, before = network.observed_loss(batch)
     loss.backward()
@@ -173,9 +166,10 @@ def measured_step(network: Network, batch: Any) -> tuple[torch.Tensor, Ratios]:
         keep("weights", name, weight_ratios([weights[one] for one in mine], [stepped[one] for one in mine]))
         keep("features", name, [feature_ratio(before.output(one), after.output(one)) for one in mine])
         found["alignment"][name] = [aligned[one] for one in mine]
-        if following := mine[0].next_matrix:
+        if following := mine[0].next_matrix:  # ‖φ(Wh)‖/‖Wh‖, averaged over all vectors
             pairs = [(before.output(one), before.inputs[following, one.block]) for one in mine]
-            found["activation"][name] = [activation_ratio(pre, post) for pre, post in pairs]
+            norms = [[torch.linalg.vector_norm(x.double(), dim=-1) for x in pair] for pair in pairs]
+            found["activation"][name] = [float((post / pre).mean()) for pre, post in norms]
     keep("features", "stream", [feature_ratio(h, new) for h, new in zip(before.streams, after.streams, strict=True)])
     if not all(math.isfinite(value) for by in found.values() for values in by.values() for value in values):
         raise FloatingPointError("a ratio is not finite")
@@ -198,12 +192,6 @@ def feature_ratio(before: torch.Tensor, after: torch.Tensor) -> tuple[float, flo
     return float((total / (size + step)).mean()), float((step / size).mean())
 
 
-def activation_ratio(before: torch.Tensor, after: torch.Tensor) -> float:
-    """‖φ(Wh)‖/‖Wh‖ of Wh and φ(Wh), (B, T, C), averaged over all vectors."""
-    pre, post = (torch.linalg.vector_norm(x.double(), dim=-1) for x in (before, after))
-    return float((post / pre).mean())
-
-
 def own_gradients(inputs_BTI: torch.Tensor, deltas_BTO: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
     """G_(i), the gradient of every sample's own loss, exact: (B, O, I), or (B, I, O) if transposed; see `alignment`."""
     gradients_BOI = torch.einsum("bto,bti->boi", deltas_BTO, inputs_BTI) * len(inputs_BTI)
@@ -216,13 +204,10 @@ def alignment(
     """‖ΔW h(x_i)‖ / ‖(1/B) ΔW_(i) h(x_i)‖, averaged over the batch: do the samples' updates add up, or cancel?
 
     ΔW_(i) is the update that the optimizer would make if sample i were the whole batch. Both are first steps, from the
-    weights as they are and an empty optimizer state: the theory's raw direction has no momentum, and with that of
-    training, common to all samples, the ratio would be close to B in any case. See docs/method/assumptions.md. A
-    sample's h, what went into the matrix, is all its positions together, (T, I), and its norm that of all its entries.
-
-    The weight is (O, I), or (I, O) where it is stored transposed; `deltas_BTO` is the gradient of the batch's mean loss
-    with respect to W h. The mean is over samples whose own update moves their feature at all (all, unless a ReLU is
-    dead). Raises UserError where a first step of this optimizer changes nothing.
+    weights as they are and an empty optimizer state, see docs/method/assumptions.md. A sample's h, what went into the
+    matrix, is all its positions together, (T, I). The weight is (O, I), or (I, O) where it is stored transposed;
+    `deltas_BTO` is the gradient of the batch's mean loss with respect to W h. The mean is over samples whose own update
+    moves their feature at all. Raises UserError where a first step of this optimizer changes nothing.
     """
     gradients = own_gradients(inputs_BTI, deltas_BTO, transposed=transposed)
     each = (gradients.mean(0), *gradients)

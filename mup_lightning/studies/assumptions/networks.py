@@ -45,10 +45,8 @@ class Matrix:
 
 @dataclass
 class Activations:
-    """What one forward and backward pass shows of the measured matrices, by (name, block).
-
-    `inputs` is what went in, (B, T, I), `outputs` what came out, with bias and factor, (B, T, O), and .grad after the
-    backward pass; `streams` is the residual stream after every block, (B, T, C).
+    """What a pass shows of the measured matrices, by (name, block): `inputs` (B, T, I), `outputs` with bias and factor
+    (B, T, O), with .grad after the backward pass; and `streams`, the residual stream after every block, (B, T, C).
     """
 
     inputs: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict)

@@ -30,8 +30,7 @@ NO_CLAIM = {("activation", "value")}
 """Measured, but not judged: attention's averaging of V takes the place of a nonlinearity, but the theory, whose
 branches are plain products, makes no claim about it."""
 
-BROAD = ("only", "mean")
-"""Positions that stand for all blocks."""
+BROAD = ("only", "mean")  # positions that stand for all blocks
 
 NETWORKS = {"mlp": "residual MLP", "gpt2": "GPT-2"}
 

@@ -22,13 +22,11 @@ from mup_lightning.studies import style
 from mup_lightning.studies.scaling import Shape, title
 from mup_lightning.typed import Picture, Typed
 
-PREFIX = "features/"
-"""Tags are features/<point>, and features/<point>/layer_<i> inside blocks; see callbacks/norms.py."""
+PREFIX = "features/"  # tags are features/<point>, and features/<point>/layer_<i> inside blocks; see callbacks/norms.py
 
 Curve = list[tuple[int, float]]  # (step, value), in order of the steps
 
-STEPS_SHOWN = 12
-"""Most lines in a panel over depth."""
+STEPS_SHOWN = 12  # most lines in a panel over depth
 
 WHAT = {
     "attention": "attention branch",
@@ -167,10 +165,9 @@ class Row:
 
 
 def compare(runs: list[Run]) -> list[Row]:
-    """Arrange several runs: a row where the width varies and one where the depth varies, as far as there are such runs.
+    """A row where the width varies and one where the depth varies, each at the size of the other with most such runs.
 
-    A row takes the fixed depth (or width) at which one parametrization has the most sizes. Where none has two, width
-    and depth vary together in one row. Raises UserError where all have one size.
+    Where there is none, width and depth vary together in one row. Raises UserError where all have one size.
     """
     runs = sorted(runs, key=lambda run: run.shape)
     if runs[0].shape == runs[-1].shape:

@@ -21,7 +21,7 @@ from mup_lightning.plan.plan import plan
 from mup_lightning.studies import style
 from mup_lightning.studies.forecast import ForecastSettings
 from mup_lightning.studies.forecast.ladder import Ladder, read_ladder
-from mup_lightning.studies.forecast.law import Cell, Law, fit, model_size
+from mup_lightning.studies.forecast.law import AT_BOUND, EXPONENTS, Cell, Law, fit, model_size
 from mup_lightning.studies.scaling import student_t
 
 MOST_EPOCHS = 4
@@ -64,7 +64,8 @@ def forecast(ladder: Ladder, law: Law, target: Config, parameters: int, tokens: 
             raise UserError(f"{other}; losses on the two cannot be compared")
         if (epochs := corpora.epochs(tokens)) > MOST_EPOCHS:
             caveats.append(f"the target reads its corpus {epochs:.1f} times, and the law is one of new text")
-    if law.at_bounds:
+    exponents = law.theta[1 + len(law.sizes) :, None]
+    if law.theta[0] < AT_BOUND or (np.abs(exponents - EXPONENTS) < AT_BOUND).any():
         caveats.append("E or an exponent is at its bound: the ladder does not show how the loss levels off; add sizes")
     if (sizes := len(ladder.cells)) < (enough := len(law.theta) + 3):
         caveats.append(
@@ -105,11 +106,10 @@ def forecast(ladder: Ladder, law: Law, target: Config, parameters: int, tokens: 
 
 
 def check(cells: Sequence[Cell]) -> tuple[dict[str, float], float]:
-    """Predict the cell of most FLOPs from the others, and by how much intervals are to be widened.
+    """Predict the cell of most FLOPs from the others, and how many times as wide an interval would hold its loss.
 
-    That is what it takes to reach the actual loss. Without an interval (as many cells as the law has parameters)
-    nothing is widened: the fit to all cells has the miss in its misfit. Raises UserError where the others cannot be
-    fitted, or say nothing of the largest.
+    Without an interval (as many cells as the law has parameters) that is 1: the fit to all has the miss in its misfit.
+    Raises UserError where the others cannot be fitted, or say nothing of the largest.
     """
     *others, last = cells
     law = fit(others, exact=True)
@@ -125,9 +125,9 @@ def check(cells: Sequence[Cell]) -> tuple[dict[str, float], float]:
 def curve(cells: Sequence[Cell], floor: float, end: tuple[float, float, float], target: Config) -> list[Point]:
     """The target's training loss along its run, from the end of the warm-up on; empty without curves of two cells.
 
-    What a run can still lose, over what it ends with, (training loss - E) / (final loss - E), is nearly one function of
-    the share of the run under one schedule, whatever the size (Qiu et al. 2025, arXiv 2507.02119). Its interval is that
-    of the final loss and of the next cell's function, both at 95 %. `floor` is E, `end` the forecast with its ends.
+    (training loss - E) / (final loss - E) is nearly one function of the share of the run under one schedule, whatever
+    the size (Qiu et al. 2025, arXiv 2507.02119). Its interval is that of the final loss and of the next cell's
+    function, both at 95 %. `floor` is E, `end` the forecast with its ends.
     """
     known = [cell for cell in cells if cell.curve]
     losses_CX, count = np.array([cell.curve for cell in known]), len(known)
@@ -154,7 +154,8 @@ def text(result: Forecast, ladder: Ladder, law: Law) -> str:
     lines = [
         f"ladder    {len(cells)} sizes, {ladder.runs} runs: N {n} (12 depth width²), {d} tokens",
         f"law       L = E + {' + '.join(terms[name] for name in law.sizes)}: "
-        f"{', '.join(f'{name} {value:.4g}' for name, value in values.items())}; misses a size by {law.misfit:.2%}",
+        f"{', '.join(f'{name} {value:.4g}' for name, value in values.items())}; misses a size by "
+        f"{math.sqrt(law.around.misfit):.2%}",
     ]
     if law.direction is not None:
         other, own = ("D", sizes[1]) if law.sizes[0] == "N" else ("N", sizes[0])

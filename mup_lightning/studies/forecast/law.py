@@ -16,13 +16,10 @@ from mup_lightning.studies.scaling import student_t
 from mup_lightning.studies.transfer.curves import Array, Noise
 from mup_lightning.studies.transfer.estimate import Regression, regress
 
-_HUBER = 1e-3
-"""Residual of a log loss, beyond which a cell counts linearly (Hoffmann et al.); at least twice the noise."""
+_HUBER = 1e-3  # residual of a log loss, beyond which a cell counts linearly (Hoffmann et al.); at least twice the noise
+EXPONENTS = 0.02, 2.0  # bounds of α and β
 
-_EXPONENTS = 0.02, 2.0
-"""Bounds of α and β."""
-
-_AT_BOUND = 1e-3
+AT_BOUND = 1e-3
 """How close E, in nats, or an exponent is to a bound that holds it: the solver comes near, and never there."""
 
 _ON_THE_LINE = 0.1
@@ -87,17 +84,6 @@ class Law:
             found |= {factor: math.exp(log + exponent * middle), power: exponent}
         return found
 
-    @property
-    def misfit(self) -> float:
-        """The standard deviation of a cell around the law, beyond its noise, as a share of the loss."""
-        return math.sqrt(self.around.misfit)
-
-    @property
-    def at_bounds(self) -> bool:
-        """Whether E is 0, or an exponent as small or as large as is allowed."""
-        exponents = self.theta[1 + len(self.sizes) :, None]
-        return bool(self.theta[0] < _AT_BOUND or (np.abs(exponents - _EXPONENTS) < _AT_BOUND).any())
-
     def predict(self, size: float, tokens: float, widen: float = 1.0) -> tuple[float, float, float]:
         """The loss of one run, and the ends of its 95 % prediction interval, `widen` times as far away.
 
@@ -129,11 +115,9 @@ class Law:
 
 
 def fit(cells: Sequence[Cell], *, exact: bool = False) -> Law:
-    """Fit the law by Huber's loss on log losses, from a grid of starts.
+    """Fit the law by Huber's loss on log losses, from a grid of starts; how sure it is: see `estimate.regress`.
 
-    How sure it is follows from the cells' noise and their misfit, by the law's slopes around the fit
-    (`estimate.regress`). `exact` allows as many cells as parameters. Raises UserError where cells are too few, of one
-    size, or do not fall.
+    `exact` allows as many cells as parameters. Raises UserError where cells are too few, of one size, or do not fall.
     """
     logs_C2 = np.log([[cell.size, cell.tokens] for cell in cells])
     y_C = np.log([cell.loss for cell in cells])
@@ -161,8 +145,8 @@ def fit(cells: Sequence[Cell], *, exact: bool = False) -> Law:
             )
     known_C, count = np.array([(cell.se / cell.loss) ** 2 for cell in cells]), len(sizes)
     smallest, mean = math.exp(y_C.min()), math.exp(y_C.mean())
-    low = [0.0, *[-25.0] * count, *[_EXPONENTS[0]] * count]
-    high = [smallest, *[25.0] * count, *[_EXPONENTS[1]] * count]
+    low = [0.0, *[-25.0] * count, *[EXPONENTS[0]] * count]
+    high = [smallest, *[25.0] * count, *[EXPONENTS[1]] * count]
     found = [
         least_squares(
             lambda theta: _logs(theta, x_CK)[0] - y_C,

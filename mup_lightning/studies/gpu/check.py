@@ -30,8 +30,7 @@ STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 
 Part = Callable[[Place], list[Row]]
 
-Found = Mapping[str, list[Row] | str]
-"""Name of a part -> its rows, or why there are none."""
+Found = Mapping[str, list[Row] | str]  # name of a part -> its rows, or why there are none
 
 
 def run(settings: GpuCheckSettings) -> int:

@@ -31,8 +31,7 @@ from mup_lightning.training.train import settle, train
 FAMILIES = ("gpt2", "llama")
 H100_TOKENS = {"small": 420e3, "large": 78e3, "xl": 42e3}
 """Size -> tokens/s that one H100 or H200 (the same chip) shall reach in bf16 on GPT-2's blocks."""
-H100_PEAK = 989e12
-"""FLOP/s of dense bf16 products; NVIDIA's data sheet of the H100 SXM."""
+H100_PEAK = 989e12  # FLOP/s of dense bf16 products; NVIDIA's data sheet of the H100 SXM
 
 
 @dataclass

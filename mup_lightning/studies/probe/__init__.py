@@ -11,14 +11,12 @@ from mup_lightning.typed import Bound, PositiveFloat, PositiveInt, Typed
 INPUTS, CLASSES = 16, 8
 """Fixed sides of the probed networks: D of the input matrix, unless set, and K of the output matrix."""
 
-LATER_FROM = 5
-"""The first of the later steps, counted from 1."""
+LATER_FROM = 5  # the first of the later steps, counted from 1
 
 WINDOWS = {"first": "step 1", "later": "later steps"}
 """When ‖A‖_R is taken -> in words: at the first step, where momentum has no effect yet, and over the later ones."""
 
-AXES = {"width": "n", "depth": "L"}
-"""What grows -> its symbol."""
+AXES = {"width": "n", "depth": "L"}  # what grows -> its symbol
 
 QUICK: dict[str, Any] = {"widths": (32, 64, 128), "depths": (2, 4, 8), "steps": 6}
 """What --quick takes in place of the defaults."""

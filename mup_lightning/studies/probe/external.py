@@ -27,11 +27,8 @@ MATRICES = "matrices alone, vectors: AdamW"
 """How parameters are handed over, in the order that is tried. `use_muon` is the key that Muon's own code and its
 descendants look for in parameter groups."""
 
-DECAY = 0.1
-"""Weight decay that is tried."""
-
-SAME = 1e-3
-"""Relative difference up to which two steps count as one."""
+DECAY = 0.1  # weight decay that is tried
+SAME = 1e-3  # relative difference up to which two steps count as one
 
 DECAY_MEANINGS = {
     "none": "it has no weight decay",

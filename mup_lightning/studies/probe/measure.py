@@ -36,8 +36,7 @@ from mup_lightning.studies.probe.report import Probe, conclude, markdown, pictur
 from mup_lightning.studies.scaling import Run, exit_code
 from mup_lightning.studies.workers import run_all
 
-STEP_SIZE = 0.05
-"""‖ΔW‖_R of every step over the weight's own size, at the base."""
+STEP_SIZE = 0.05  # ‖ΔW‖_R of every step over the weight's own size, at the base
 
 LR = 2.0**20
 """So large that a weight is lost in the rounding of its step. What is left is A to all of float32's digits, without
@@ -67,8 +66,7 @@ class Subject:
 def our_subject(name: str, branch_depth: int, arguments: dict[str, Any] | None = None) -> Subject:
     """One of our optimizers, driven as training drives it, with these base values of its rule's options.
 
-    Whole-matrix families are given every matrix, also the input's and the output's, because the recipe makes a claim
-    about all of them; vectors go to AdamW, and are then no part of their table.
+    Whole-matrix families are given every matrix, since the recipe makes a claim about all of them, and no vectors.
     """
     family, adamw = FAMILIES[name], FAMILIES["adamw"]
     roles = tuple(role for role in Role if not (family.whole_matrix and role.is_vector))
@@ -121,8 +119,8 @@ def updates(
 ) -> Iterator[tuple[float, Tensors, Tensors]]:
     """Train a network, in its own dtype; the caller may change the weights between two steps.
 
-    Yields after each step the loss before it, and by parameter name the value before it and what the step added. Raises
-    UserError where a step of the optimizer of this name is not finite.
+    Yields after each step the loss before it, and by parameter the value before it and what the step added. UserError:
+    a step of the optimizer of this name is not finite.
     """
     own_labels = torch.Generator().manual_seed(seed + 1)
     dtype = network.input.dtype
@@ -148,10 +146,9 @@ def updates(
 
 
 def measure(subject: Subject, settings: ProbeSettings, width: int, depth: int, seed: int) -> Run:
-    """Train one network and record its directions.
+    """Train one network: `measured` is role -> ‖A‖_R of each step ("direction") and of the windows ("first", "later").
 
-    `measured` is role -> "direction" (‖A‖_R of each step, the geometric mean over the role's parameters), "first" and
-    "later" (that of a window). None where a step changed nothing.
+    The geometric mean over the role's parameters; None where a step changed nothing.
     """
     torch.manual_seed(seed)  # for optimizers that draw numbers; all of ours comes from generators
     network, (n, L) = build_network(settings, width, depth, seed).to(subject.dtype), settings.base
@@ -201,8 +198,14 @@ def run(settings: ProbeSettings) -> int:
     probes: list[Probe] = []
     for name, folder in folders.items():
         mine = settings.of(name)
-        found = probe(make_subject(name, mine), mine)
-        probes.append(found)
+        if name in FAMILIES:
+            subject = our_subject(name, mine.branch_depth, mine.arguments)
+        else:
+            from mup_lightning.studies.probe.external import external_subject
+
+            sys.path.insert(0, str(Path.cwd()))  # a module in the current folder counts, too
+            subject = external_subject(name, mine.arguments, mine)
+        probes.append(found := probe(subject, mine))
         if not settings.json:
             print(f"{text(found)}\n", flush=True)  # first: a full disk must not cost what was found
         found.write(folder / "probe.json")
@@ -215,17 +218,6 @@ def run(settings: ProbeSettings) -> int:
         short = [found.short() for found in probes]
         print(json.dumps(short if settings.all else short[0], indent=1))
     return exit_code(found.finding for found in probes)
-
-
-def make_subject(name: str, settings: ProbeSettings) -> Subject:
-    """One of ours by its name, or any torch optimizer class by its import path."""
-    if name in FAMILIES:
-        return our_subject(name, settings.branch_depth, settings.arguments)
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # a module in the current folder counts, too
-    from mup_lightning.studies.probe.external import external_subject
-
-    return external_subject(name, settings.arguments, settings)
 
 
 def probe(subject: Subject, settings: ProbeSettings) -> Probe:

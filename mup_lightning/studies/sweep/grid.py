@@ -35,18 +35,14 @@ the runs and the first estimate of their time depend on it."""
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a run before it begins.
+    """What is known of a run before it begins."""
 
-    The hash of its corpus and its unigram loss (nats per token), tokens and FLOPs of the run, expected time in
-    operations of one busy core (`work`), bytes at the peak, and parameters of the model.
-    """
-
-    corpus: str
-    unigram_loss: float
-    tokens: int
-    flops: float
-    work: float
-    memory: int
+    corpus: str  # its hash
+    unigram_loss: float  # nats per token
+    tokens: int  # of the run
+    flops: float  # of the run
+    work: float  # expected time, in operations of one busy core
+    memory: int  # bytes at the peak
     parameters: int
 
 

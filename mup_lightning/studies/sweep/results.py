@@ -23,8 +23,7 @@ COLUMNS = """
 """.split()
 """Of every table, in order; the keys that vary in the sweep follow."""
 
-_SINCE = {"noise_scale"}
-"""Columns that the first tables lack."""
+_SINCE = {"noise_scale"}  # columns that the first tables lack
 
 _ORDER = "parametrization optimizer branch_depth axis width depth size value log2_value seed".split()
 """The columns that rows are sorted by."""
@@ -69,10 +68,9 @@ def _add(records: dict[str, Record], folder: Path) -> dict[str, Record]:
 
 
 def prepare(folder: Path, trials: Sequence[Trial]) -> dict[str, Record]:
-    """Make a folder ready for a sweep of these trials, and return its records, as `read_trials`.
+    """Make a folder ready for a sweep of these trials, a published results.csv included; returns its records.
 
-    A results.csv without its trials (a published one) becomes files of trials. Raises UserError where the folder cannot
-    be written, or something in it is damaged.
+    Raises UserError where the folder cannot be written, or something in it is damaged.
     """
     make_folder(folder)
     try:

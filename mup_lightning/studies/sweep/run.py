@@ -36,8 +36,7 @@ from mup_lightning.training.run import plain
 from mup_lightning.training.train import train
 
 LOG = "workers.log"
-ASSUMED_SPEED = 4.0e10
-"""Operations per second of one worker, until a trial has been timed."""
+ASSUMED_SPEED = 4.0e10  # operations per second of one worker, until a trial has been timed
 
 
 @dataclass
@@ -187,8 +186,8 @@ def _cost(trials: list[Trial], speed: float) -> list[str]:
 def run_trial(trial: Trial, folder: Path, keep: str) -> tuple[str, str]:
     """Train a trial and write its file, unless it exists or another process is running the trial.
 
-    Returns what became of it: ran, diverged (which is a result, too), finished (before, by another process), elsewhere
-    (another process is running it) or failed; and the same in words.
+    Returns what became of it, and the same in words: ran, diverged (a result, too), finished (before, by another
+    process), elsewhere (another process is running it) or failed.
     """
     file = trial_file(folder, trial.hash)
     try:

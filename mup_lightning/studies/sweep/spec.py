@@ -14,8 +14,7 @@ from mup_lightning.typed import Bound, NonNegativeInt, Typed, build, convert
 
 _Exponents = list[Annotated[float, Bound("exponents between -1000 and 1000", lambda value: abs(value) < 1000)]]
 _Values = Annotated[list[Any], Bound("a list of values, or log2: [-9, -8, -7]", lambda value: len(value) > 0)]
-_LENGTHS = {"tokens", "trainer.max_steps"}
-"""Keys that say how long a run is."""
+_LENGTHS = {"tokens", "trainer.max_steps"}  # keys that say how long a run is
 
 _FolderName = Annotated[
     str, Bound("a folder's name, such as lr_width", lambda text: "/" not in text and text not in (".", ".."))
@@ -26,17 +25,15 @@ _FolderName = Annotated[
 class Grid(Typed, prefix="sweep.grids."):
     """A cross product over recipe files, applied left to right.
 
-    Attributes:
-        set: dotted key -> the value in all of its trials; {log2: -7} is a power of two. The key `tokens` stands for
-            the trainer.max_steps in which a run sees so many tokens.
-        vary: dotted key -> values; {log2: [-9, -8, -7]} are powers of two.
-        axis: the key of the size, both (width and depth), tokens (of a run) or batch (tokens in a step; all runs see
-            as many, `tokens`); None: the depth where that alone varies, else the width.
+    {log2: -7} is a power of two, and {log2: [-9, -8, -7]} are several. The key `tokens` stands for the
+    trainer.max_steps in which a run sees so many tokens.
     """
 
     configs: tuple[Path, ...] = ()
-    set: dict[str, Any] = field(default_factory=dict)
-    vary: dict[str, Any] = field(default_factory=dict)
+    set: dict[str, Any] = field(default_factory=dict)  # dotted key -> the value in all of its trials
+    vary: dict[str, Any] = field(default_factory=dict)  # dotted key -> values
+    # The key of the size, both (width and depth), tokens (of a run) or batch (tokens in a step; all runs see as many,
+    # `tokens`); None: the depth where that alone varies, else the width.
     axis: Literal["model.width", "model.depth", "both", "tokens", "batch"] | None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +61,6 @@ class Sweep(Grid, prefix="sweep."):
 
     name: _FolderName = ""  # of the sweep and its default folder; empty: the file's name
     value: str = "recipe.lr"  # the dotted key that is swept
-    # their union is run
     grids: Annotated[tuple[Grid, ...], Bound("a list of grids", lambda value: len(value) > 0)] = (Grid(),)
     # whether runs keep their folders: on, logs (without checkpoints), off
     keep_runs: Literal["off", "logs", "on"] = "off"
@@ -101,8 +97,7 @@ class SweepSettings(Typed, prefix="--"):
 def load(file: str | Path, overrides: Sequence[str] = (), *, tuning: bool = False) -> Sweep:
     """Read a sweep file (YAML with one key, `sweep`), and complete each of its grids by what stands outside of them.
 
-    Overrides are KEY=VALUE with dotted keys and YAML values, and win over what the file sets and varies; `tuning` says
-    that there is a target (`Sweep.for_tune`). Raises UserError where the file cannot be read or used.
+    Overrides, KEY=VALUE, win over the file; `tuning`: there is a target. Raises UserError where it cannot be used.
     """
     fixed = dict(_setting(text) for text in overrides)
     content = read_yaml(Path(file), "a sweep file, see recipes/experiment/")

@@ -72,17 +72,14 @@ class Curve:
 
 
 def curves_of(runs: pd.DataFrame, given: float | None = None) -> tuple[list[Curve], Noise]:
-    """Estimate the noise, and mean losses that do not depend on which seeds ran which value.
+    """A curve for each size, small to large, of means that do not depend on which seeds ran which value; and the noise.
 
     A seed draws the initial weights and the order of samples, and affects neighbouring values alike. So a loss is the
     mean of its value + a random effect of its seed + a residual, independent between sizes (a linear mixed model). The
     residual's variance is what a least-squares fit of values and seeds leaves, pooled over all sizes; the effects' is
-    the rest of the variance between seeds at one value. Means are by generalised least squares, and their covariance
-    reflects which seeds they share (Henderson 1975). Unstable values do not count towards the noise and keep their own
-    spread.
-
-    `given` is the standard deviation between seeds, nats, to assume where no value has two. Returns a curve for each
-    size, small to large, and the noise.
+    the rest of the variance between seeds at one value. Means are by generalised least squares (Henderson 1975).
+    Unstable values do not count towards the noise and keep their own spread. `given` is the standard deviation between
+    seeds, nats, to assume where no value has two.
     """
     runs = runs.sort_values(["position", "log2_value", "seed"])
     trained = runs[~runs["loss"].isna().groupby([runs["position"], runs["log2_value"]]).transform("any")]

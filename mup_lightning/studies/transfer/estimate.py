@@ -22,8 +22,7 @@ the flat side, at four times up to 0.34, however exact the losses are.
 """
 
 _DRAWS = 4000
-_UNIFORM = 12**-0.5
-"""Standard deviation of a uniform distribution over an interval of length 1."""
+_UNIFORM = 12**-0.5  # standard deviation of a uniform distribution over an interval of length 1
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,10 @@ def optima_of(runs: pd.DataFrame, noise: float | None = None) -> tuple[list[tupl
 def optimum(curve: Curve, dof: float) -> Optimum | None:
     """The best base value of a size by a parabola; None where all values are lost.
 
-    The parabola passes through the best value and its two neighbours. Where values tie with the best one within the
-    noise, it is fitted by weighted least squares to all of these and one more on either side. The vertex stays within
-    what was tried. Its standard error is the spread over losses redrawn from the noise model (a parametric bootstrap);
-    at an edge or cliff that of a value anywhere within one grid step is added, elsewhere `_SHAPE`. `dof` are the
-    degrees of freedom of the noise.
+    It passes through the best value and its two neighbours, or is fitted by weighted least squares to all that tie with
+    it and one more on either side. The vertex stays within what was tried. Its standard error is the spread over losses
+    redrawn from the noise model (a parametric bootstrap); at an edge or cliff that of a value anywhere within one grid
+    step is added, elsewhere `_SHAPE`. `dof` are the degrees of freedom of the noise.
     """
     grid, tried = curve.values, np.isfinite(curve.means)
     if not tried.any():
@@ -85,11 +83,10 @@ def optimum(curve: Curve, dof: float) -> Optimum | None:
 
 
 def _vertices(grid: Array, losses_DV: Array, ties_VV: Array, errors_V: Array) -> tuple[Array, ...]:
-    """Optimum of each of D curves: the parabola's vertex, or the best value at an edge or next to a lost one.
+    """Optimum of each of D curves, and indices of its best value and of the first and last that tie with it (D each).
 
-    Losses are infinite where lost; two tie up to a difference of `ties_VV`. Returns the optima, and indices of the best
-    value and of the first and last that tie with it (D each). A value beyond one that is surely worse is no tie,
-    however uncertain it is: curves have one minimum.
+    Losses are infinite where lost; two tie up to a difference of `ties_VV`. A value beyond one that is surely worse is
+    no tie, however uncertain it is: curves have one minimum.
     """
     index, rows, last = np.arange(len(grid)), np.arange(len(losses_DV)), len(grid) - 1
     equal = losses_DV == losses_DV.min(axis=1, keepdims=True)

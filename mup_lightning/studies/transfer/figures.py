@@ -16,8 +16,7 @@ from mup_lightning.studies import style
 from mup_lightning.studies.transfer.law import LawFit, Place
 from mup_lightning.studies.transfer.verdict import Group, bounded_slope, families
 
-_HEADROOM = 0.6
-"""Nats shown above the worst of the best losses, at most: further up, the exact height does not matter."""
+_HEADROOM = 0.6  # nats shown above the worst of the best losses, at most: further up, the exact height does not matter
 
 
 def draw(found: Sequence[Group], folder: Path) -> list[Path]:

@@ -22,11 +22,8 @@ from mup_lightning.studies.transfer.curves import Array, Curve, Noise
 from mup_lightning.studies.transfer.estimate import Optimum, Regression, optima_of, regress_optima
 from mup_lightning.studies.transfer.losses import number
 
-FAR = 10.0
-"""A target this many times beyond the runs is warned of: that the law goes on so far is an assumption."""
-
-Place = tuple[float, float, float, float]
-"""Width, depth, tokens of the run, tokens of a step."""
+FAR = 10.0  # a target this many times beyond the runs is warned of: that the law goes on so far is an assumption
+Place = tuple[float, float, float, float]  # width, depth, tokens of the run, tokens of a step
 
 _SIZES = {"width", "depth", "model.width", "model.depth", "tokens", "trainer.max_steps", "data.batch_size"}
 """Columns that say where a run stands on the axes; in all others the runs of one law agree."""
@@ -47,10 +44,9 @@ def name(place: Place) -> str:
 
 
 def cells_of(runs: pd.DataFrame, noise: float | None = None) -> tuple[list[Cell], Noise]:
-    """The curve and the optimum of every place of a table (`losses.read_losses`), and the noise of all of them.
+    """The curve and the optimum of every place of a table (`losses.read_losses`), and the noise, see `curves_of`.
 
-    `noise` is the standard deviation between seeds, nats, to assume where no value has two. Raises UserError where the
-    table does not say a place, or holds runs of different recipes, or of another recipe.time_rule than none.
+    Raises UserError where the table does not say a place, or holds runs of several recipes, or under a time rule.
     """
     shared = [{k: v for k, v in row if k not in _SIZES} for row in runs["settings"]]
     columns = dict.fromkeys(key for row in shared for key in row)
@@ -120,18 +116,12 @@ class LawFit:
     def at(self, place: Place, *, line: bool = False) -> tuple[float, float]:
         """log2 of the best value at a place, and half the width of its 95 % prediction interval (`line`: of the mean).
 
-        The interval has the coefficients' errors, the misfit, and the unknown shape of curves, which shifts all optima
-        alike. Axes without an exponent change nothing.
+        It has the coefficients' errors, the misfit, and the unknown shape of curves, which shifts all optima alike.
         """
         of = _design([place], self.axes, self.middle)[0]
         se, dof = self.model.error(of, 0.0 if line else 1.0)
-        shape_se = 0.0 if line else float(np.mean([best.shape_se for best in self.optima]))
+        shape_se = 0.0 if line else float(np.mean([cell.best.shape_se for cell in self.cells if cell.best]))
         return float(of @ self.model.coefficients), math.hypot(student_t(dof) * se, student_t(math.inf) * shape_se)
-
-    @property
-    def optima(self) -> list[Optimum]:
-        """Of the cells."""
-        return [cell.best for cell in self.cells if cell.best]
 
     def range(self, axis: str) -> tuple[float, float]:
         """The least and the largest of the cells on an axis."""

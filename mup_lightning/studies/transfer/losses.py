@@ -14,11 +14,8 @@ import pandas as pd
 from mup_lightning.errors import UserError
 from mup_lightning.files import differs
 
-COLUMNS = ("parametrization", "axis", "size", "log2_value", "seed", "loss")
-"""Columns that every table has."""
-
-LOSS = "nats per token (empty: diverged)"
-"""What a cell of a loss holds."""
+COLUMNS = ("parametrization", "axis", "size", "log2_value", "seed", "loss")  # columns that every table has
+LOSS = "nats per token (empty: diverged)"  # what a cell of a loss holds
 
 SETTINGS = ("parametrization", "optimizer", "branch_depth", "value", "width", "depth", "layer_norm")
 """Columns that separate groups of runs, with every column named like an option (`model.context`)."""
@@ -36,8 +33,7 @@ _VARY = {
 _EXPECTED = f"the results.csv of a sweep, or the columns {', '.join(COLUMNS)} (an empty loss: diverged)"
 _POINTED = re.compile(r"\s*[+-]?\d+\.\d+\s*")
 _DECIMAL_COMMA = re.compile(r"^(\s*[+-]?\d+),(\d+(?:[eE][+-]?\d+)?\s*)$")
-_LARGEST = 1e9
-"""Beyond this magnitude neither a power of two nor a loss means anything."""
+_LARGEST = 1e9  # beyond this magnitude neither a power of two nor a loss means anything
 
 
 def read_table(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:

@@ -9,8 +9,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from mup_lightning import tables
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, make_folder, write_json
@@ -256,24 +254,17 @@ def best_values(path: Path) -> list[dict[str, Any]]:
     run_of = ["group", "log2_value", "seed", "config_hash"]
     runs = runs[~runs.duplicated(run_of) | runs.duplicated([*run_of, "axis"])]  # a run may stand there on two axes
     losses.refuse_different(runs, runs["group"], ["unigram_loss", "steps"])
-    found = [_best(dict(group), own) for group, own in runs.groupby("group", sort=False)]
+    found = []
+    for group, own in runs.groupby("group", sort=False):
+        losses.refuse_twice(own)
+        (curve,), _ = curves_of(own)
+        means, values = curve.trained, curve.values.tolist()
+        best = min(means, key=lambda value: means[value], default=None)
+        seeds = own[own["log2_value"].isin(means)].groupby("log2_value")["seed"].agg(frozenset)
+        ended = own[own["loss"].notna()] if own["loss"].notna().any() else own
+        one: dict[str, Any] = {"group": dict(group), "losses": {value: means.get(value) for value in values}}
+        one |= {"leveled": seeds.nunique() > 1, "lost": dict.fromkeys(curve.lost, "diverged")}
+        one |= {"best": best, "edge": best in (values[0], values[-1])}
+        one |= {"unigram_loss": float(ended["unigram_loss"].max()), "steps": int(ended["steps"].max())}
+        found.append(one)
     return sorted(found, key=lambda best: math.inf if best["best"] is None else best["losses"][best["best"]])
-
-
-def _best(group: dict[str, str], runs: pd.DataFrame) -> dict[str, Any]:
-    losses.refuse_twice(runs)
-    (curve,), _ = curves_of(runs)
-    means, values = curve.trained, curve.values.tolist()
-    best = min(means, key=lambda value: means[value], default=None)
-    seeds = runs[runs["log2_value"].isin(means)].groupby("log2_value")["seed"].agg(frozenset)
-    ended = runs[runs["loss"].notna()] if runs["loss"].notna().any() else runs
-    return {
-        "group": group,
-        "losses": {value: means.get(value) for value in values},
-        "leveled": seeds.nunique() > 1,
-        "lost": dict.fromkeys(curve.lost, "diverged"),
-        "best": best,
-        "edge": best in (values[0], values[-1]),
-        "unigram_loss": float(ended["unigram_loss"].max()),
-        "steps": int(ended["steps"].max()),
-    }

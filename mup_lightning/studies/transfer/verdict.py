@@ -86,9 +86,8 @@ class Group:
         return None if below is None or above is None else (below + above) / 2 - best.loss
 
     def penalty(self, family: Sequence["Group"]) -> float | None:
-        """Nats at the largest size with the value that the smaller ones predict, above the best that a family has.
+        """Nats at the largest size with the value that a power law of the smaller ones predicts, above a family's best.
 
-        The prediction is the smaller sizes' optima continued by a power law; of a single one, its optimum as it is.
         Infinite where the predicted value is lost; None where it lies outside of what was tried.
         """
         curve, smaller = self.curves[-1], [best for best in self.optima if best.size != self.curves[-1].size]
@@ -107,11 +106,10 @@ def transfer(
     regret_tolerance: float = REGRET_TOLERANCE,
     noise: float | None = None,
 ) -> list[Group]:
-    """Judge every group of a table: in its order, families together, and in a family SP before k ≥ 2 before k = 1.
+    """Judge every group of a table, families together, and in a family SP before k ≥ 2 before k = 1.
 
     The tolerances still count as transfer: powers of two per doubling, and nats; `noise` is the standard deviation
-    between seeds, nats, of groups that have one seed. Raises UserError where runs cannot be compared: one appears
-    twice, all diverged, no group has two sizes, or corpora or steps differ within a family.
+    between seeds, nats, of groups of one seed. Raises UserError where runs cannot be compared.
     """
     labels = [_family(axis, dict(own)) for axis, own in zip(runs["axis"], runs["settings"], strict=True)]
     own_families = pd.Series(labels, index=runs.index)

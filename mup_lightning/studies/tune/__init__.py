@@ -8,11 +8,8 @@ from mup_lightning.typed import NonNegativeInt, PositiveFloat, Typed
 
 SWEEP, LAW_SWEEP = Path("recipes/experiment/tune.yaml"), Path("recipes/experiment/tune_law.yaml")
 
-FURTHER = 2
-"""Powers of two by which the grid grows where the best value is the last one tried."""
-
-ROUNDS = 4
-"""How often the sweep is run, each time with a larger grid."""
+FURTHER = 2  # powers of two by which the grid grows where the best value is the last one tried
+ROUNDS = 4  # how often the sweep is run, each time with a larger grid
 
 
 @dataclass

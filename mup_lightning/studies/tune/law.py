@@ -29,33 +29,16 @@ from mup_lightning.studies.sweep.spec import Grid, Sweep, load
 from mup_lightning.studies.transfer.figures import draw_law
 from mup_lightning.studies.transfer.law import FAR, Cell, LawFit, Place, cells_of, fit, name, text
 from mup_lightning.studies.transfer.losses import read_losses
-from mup_lightning.studies.tune import FURTHER, LAW_SWEEP, ROUNDS, TuneSettings
-from mup_lightning.studies.tune.proxies import (
-    caveats,
-    cost_of,
-    like_target,
-    lowest,
-    proxy_trials,
-    results_of,
-    write_target,
-)
+from mup_lightning.studies.tune import FURTHER, LAW_SWEEP, ROUNDS, TuneSettings, proxies
 
-AROUND = 2
-"""Powers of two on either side of where a cell begins that are tried with the first seed."""
-
-BESIDE = 1
-"""Powers of two on either side of the best that all seeds are run at."""
-
-SHORTEST = 100
-"""Steps that no run of a stretched design has fewer of."""
-
-ALLOWANCE = 1.25
-"""What grids that grow may cost on top, in the estimate of a design."""
+AROUND = 2  # powers of two on either side of where a cell begins that are tried with the first seed
+BESIDE = 1  # powers of two on either side of the best that all seeds are run at
+SHORTEST = 100  # steps that no run of a stretched design has fewer of
+ALLOWANCE = 1.25  # what grids that grow may cost on top, in the estimate of a design
 
 _KEYS = {"width": "model.width", "depth": "model.depth", "tokens": "tokens", "batch": "data.batch_size"}
 
-Rates = dict[float, set[int]]
-"""log2 of a rate -> the seeds to run it with."""
+Rates = dict[float, set[int]]  # log2 of a rate -> the seeds to run it with
 
 
 @dataclass
@@ -96,13 +79,13 @@ class Design:
         """The trials of these rates and seeds, each on all axes of its cell."""
         grids = []
         for place, cell in self.cells:
-            low = lowest(cell, self.target)
+            low = proxies.lowest(cell, self.target)
             for rate, seeds in wanted.get(place, {}).items():
                 if 2.0**rate >= low:
                     grids.append(replace(cell, vary={self.sweep.value: [2.0**rate], "seed": sorted(seeds)}))
         if not grids:
             raise UserError(f"every {self.sweep.value} that would be tried lies below schedule.min_lr {low:g}")
-        return proxy_trials(replace(self.sweep, grids=tuple(grids)), self.target, 0, 0, self.checker)
+        return proxies.proxy_trials(replace(self.sweep, grids=tuple(grids)), self.target, 0, 0, self.checker)
 
     def first(self, start: float) -> Rates:
         """The rates that a cell begins with."""
@@ -165,7 +148,7 @@ class Design:
 
 def _placed(cells: Sequence[Grid], target: Config) -> list[tuple[Place, Grid]]:
     """Where each cell is, and the cell."""
-    like, found = like_target(target, cells), []
+    like, found = proxies.like_target(target, cells), []
     for cell in cells:
         said = {key: value for key, value in cell.set.items() if key != "tokens"}
         width, depth, tokens, batch = _of(build_config([like, *cell.configs, said]))
@@ -182,9 +165,9 @@ def run(settings: TuneSettings, target: Config, folder: Path) -> int:
     if (rule := target.recipe.time_rule) != "none":
         raise UserError(f"recipe.time_rule is {rule}, and a law is fitted to runs under none; leave it out")
     if settings.results:
-        runs, proxies, key, place = results_of(settings.results, target, tables=True)
+        runs, small, key, place = proxies.results_of(settings.results, target, tables=True)
         _refuse_value(key, str(place))
-        return _conclude(fit(*cells_of(runs)), list(proxies.values()), target, folder, place)
+        return _conclude(fit(*cells_of(runs)), list(small.values()), target, folder, place)
     sweep = load(settings.sweep or LAW_SWEEP, settings.set, tuning=True)
     _refuse_value(sweep.value, sweep.file)
     design = Design.of(sweep, target)
@@ -202,7 +185,7 @@ def run(settings: TuneSettings, target: Config, folder: Path) -> int:
             f"then seeds {seeds} at the best {2 * BESIDE + 1} rates of each, and more rates where the best is the last "
             f"tried: about {minutes:.0f} minutes of {workers} workers in all"
         )
-        print(cost_of(target, sum(trial.checked.flops for trial in trials)))
+        print(proxies.cost_of(target, sum(trial.checked.flops for trial in trials)))
         return 0
     known: set[str] = set()
     for _ in range(2 * ROUNDS):
@@ -229,9 +212,9 @@ def _refuse_value(key: str, where: str) -> None:
         raise UserError(f"{where} is of {key}; --law fits the law of recipe.lr, which recipe.time_rule can use")
 
 
-def _conclude(found: LawFit, proxies: Sequence[Config], target: Config, folder: Path, source: Path) -> int:
+def _conclude(found: LawFit, small: Sequence[Config], target: Config, folder: Path, source: Path) -> int:
     """Print the law and what it says of the target; write law.json, its figure, and the target's configuration."""
-    base, more = caveats(proxies, target, source, ("trainer.max_steps", "data.batch_size"))
+    base, more = proxies.caveats(small, target, source, ("trainer.max_steps", "data.batch_size"))
     place, recipe = _of(target), target.recipe
     derived = exponents(FAMILIES[recipe.optimizer], Role.HIDDEN, recipe.branch_depth, horizon=SDE).lr
     value, half_width = found.at(place)
@@ -261,4 +244,4 @@ def _conclude(found: LawFit, proxies: Sequence[Config], target: Config, folder: 
     values["recipe.lr"] = float(f"{2**value:.4g}")
     comment = [f"By the law of small models, for {name(place)}; {source}", *"\n".join(said).splitlines()]
     figure = draw_law(found, place, folder / "law.png")
-    return write_target(folder / "tuned.yaml", target, values, comment, [figure, file])
+    return proxies.write_target(folder / "tuned.yaml", target, values, comment, [figure, file])

@@ -80,8 +80,8 @@ def results_of(
 def proxy_trials(sweep: Sweep, target: Config, below: int, above: int, checker: Checker | None = None) -> list[Trial]:
     """The trials of a sweep over small models that in all that it does not say are like the target.
 
-    If it names no values, they lie around the target's, from `below` powers of two below it to `above` above. Raises
-    UserError where it contradicts the target, or training would refuse a configuration.
+    If it names no values, they are the target's, those `below` it and those `above`, powers of two. Raises UserError
+    where it contradicts the target, or training would refuse a configuration.
     """
     grids, key = list(sweep.grids), sweep.value
     if any(key in grid.set for grid in grids):
@@ -119,8 +119,8 @@ def names_values(sweep: Sweep) -> bool:
 def like_target(target: Config, grids: Sequence[Grid]) -> dict[str, Any]:
     """Dotted key -> value of all that proxies take over from their target.
 
-    The base shape stays: the recipe scales all base values from it, to smaller models as to larger ones. So does the
-    dimension of the heads, which the recipe does not scale by, if it divides all widths.
+    That is the base shape, too, from which the recipe scales to all sizes, and the heads' dimension if it divides all
+    widths.
     """
     values = {key: value for key, value in leaves(asdict(target)).items() if not key.startswith(_OF_THE_TARGET)}
     widths = [width for grid in grids for width in grid.vary.get("model.width", [grid.set.get("model.width")])]

@@ -21,26 +21,12 @@ from mup_lightning.studies.transfer.figures import draw
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.report import text
 from mup_lightning.studies.transfer.verdict import TRANSFERS, Group, transfer
-from mup_lightning.studies.tune import FURTHER, ROUNDS, SWEEP, TuneSettings, law
-from mup_lightning.studies.tune.proxies import (
-    caveats,
-    cost_of,
-    names_values,
-    not_transferred,
-    proxy_trials,
-    results_of,
-    write_target,
-)
+from mup_lightning.studies.tune import FURTHER, ROUNDS, SWEEP, TuneSettings, law, proxies
 from mup_lightning.tables import interval, signed
 
-AROUND = 3
-"""Powers of two on either side of the target's value that are tried if the sweep file names no values."""
-
-LARGE_DRIFT = 0.5
-"""A drift of more powers of two than this should be looked into before a long run."""
-
-Interval = tuple[float, float, float]
-"""An estimate, and the ends of its 95 % interval; infinite where they are unknown."""
+AROUND = 3  # powers of two on either side of the target's value that are tried if the sweep file names no values
+LARGE_DRIFT = 0.5  # a drift of more powers of two than this should be looked into before a long run
+Interval = tuple[float, float, float]  # an estimate, and the ends of its 95 % interval; infinite where they are unknown
 
 
 def run(settings: TuneSettings, target: Config) -> int:
@@ -52,23 +38,23 @@ def run(settings: TuneSettings, target: Config) -> int:
     if settings.law:
         return law.run(settings, target, folder)
     if settings.results:
-        runs, proxies, key, place = results_of(settings.results, target)
+        runs, small, key, place = proxies.results_of(settings.results, target)
         _refuse_time(set(runs["axis"]), str(place))
-        return _conclude(transfer(runs), list(proxies.values()), key, target, folder, place)
+        return _conclude(transfer(runs), list(small.values()), key, target, folder, place)
     sweep = load(settings.sweep or SWEEP, settings.set, tuning=True)
     _refuse_time({grid.size for grid in sweep.grids}, sweep.file)
     below, above, known = AROUND, AROUND, 0
     if settings.dry_run:
-        trials = proxy_trials(sweep, target, below, above)
+        trials = proxies.proxy_trials(sweep, target, below, above)
         print(dry_run(trials, folder, settings.workers))
-        if not names_values(sweep):
+        if not proxies.names_values(sweep):
             print(f"more values if the best is the first or last of them, at most {ROUNDS - 1} times")
-        print(cost_of(target, sum(trial.checked.flops for trial in trials)))
-        if differing := not_transferred([trial.config for trial in trials], target):
+        print(proxies.cost_of(target, sum(trial.checked.flops for trial in trials)))
+        if differing := proxies.not_transferred([trial.config for trial in trials], target):
             print(f"not transferred by the recipe: {'; '.join(differing)}")
         return 0
     for _ in range(ROUNDS):
-        trials = proxy_trials(sweep, target, below, above)
+        trials = proxies.proxy_trials(sweep, target, below, above)
         if len(trials) == known:  # the grid cannot grow any more
             break
         known = len(trials)
@@ -76,7 +62,7 @@ def run(settings: TuneSettings, target: Config) -> int:
             return code
         groups = groups_of(folder, sweep.value, {trial.hash for trial in trials})
         reached = {end for group in groups for best in group.optima for end in best.ends}
-        if names_values(sweep) or not reached:
+        if proxies.names_values(sweep) or not reached:
             break
         below, above = below + FURTHER * (-1 in reached), above + FURTHER * (1 in reached)
     return _conclude(groups, [trial.config for trial in trials], sweep.value, target, folder, folder)
@@ -95,30 +81,29 @@ def groups_of(folder: Path, key: str, hashes: set[str]) -> list[Group]:
 
 
 def _conclude(
-    groups: list[Group], proxies: Sequence[Config], key: str, target: Config, folder: Path, source: Path
+    groups: list[Group], small: Sequence[Config], key: str, target: Config, folder: Path, source: Path
 ) -> int:
     """Print what was found, draw it, and write the target's configuration with the value."""
-    base, more = caveats(proxies, target, source)
+    base, more = proxies.caveats(small, target, source)
     shape = (target.model.width, target.model.depth)
     result = predict(groups, key, shape, more)
     own = (target.recipe.base_width, target.recipe.base_depth)
     said = result.text(base, shape, look_up(target, key) if base == own else None)
     print(f"\n{text(groups)}\n\n{said}")
-    counted = f"{len(proxies)} runs of {groups[0].steps} steps, seeds: {max(group.seeds for group in groups)}"
+    counted = f"{len(small)} runs of {groups[0].steps} steps, seeds: {max(group.seeds for group in groups)}"
     comment = [f"Tuned on small models, for {shape}. {counted}: {source / 'results.csv'}", *said.splitlines()]
     # A file for each value, so that the weight decay's does not replace the learning rate's.
     file = folder / ("tuned.yaml" if key == "recipe.lr" else f"tuned_{key.rpartition('.')[2]}.yaml")
     found = {key: result.value, "recipe.base_width": base[0], "recipe.base_depth": base[1]}
-    return write_target(file, target, found, comment, draw(groups, folder))
+    return proxies.write_target(file, target, found, comment, draw(groups, folder))
 
 
 @dataclass(frozen=True)
 class Drift:
     """How the best value moved over the proxies along one axis, in powers of two for each doubling.
 
-    If several groups grow along the axis, such as the width at two depths, `slope` is the mean of theirs, and its
-    interval reaches from the lowest end of theirs to the highest: the target may do as any of them does. `doublings`
-    are those from the middle of all proxies, those of the other axes included, to the target.
+    Of several groups, such as the width at two depths, `slope` is the mean, and its interval reaches from their lowest
+    end to their highest: the target may do as any does. `doublings` are from the middle of all proxies to the target.
     """
 
     axis: str
@@ -186,10 +171,9 @@ class Prediction:
 
 
 def predict(groups: Sequence[Group], key: str, target: tuple[int, int], caveats: Sequence[str] = ()) -> Prediction:
-    """Carry the best value over to the target, (width, depth).
+    """Carry the best value over to the target, (width, depth), from groups in which two sizes trained.
 
-    Groups in which fewer than two sizes trained take no part, but their verdicts are among the caveats. Raises
-    UserError where all are like that.
+    The verdicts of the others are among the caveats. Raises UserError where there is no such group.
     """
     useful = [(group, group.slope) for group in groups if group.slope is not None]
     if not useful:
