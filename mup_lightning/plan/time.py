@@ -118,15 +118,10 @@ def stage_of(strategy: str) -> int:
 
 
 class Clock:
-    """Counts seconds of one run on one kind of machine.
+    """Counts seconds of one run on one kind of machine, which each process has; precision auto counts as bf16.
 
-    Args:
-        config: of the run; precision auto counts as bf16.
-        groups: of its optimizer.
-        rules: `rule_memory` of them.
-        flops: per token, of matrix products and attention as computed, and by the convention (see `plan.Flops`).
-        machine: what each process has.
-        device: "cuda" or "cpu".
+    `groups` are its optimizer's, `rules` the `rule_memory` of them, and `flops` those per token, of matrix products and
+    attention as computed, and by the convention (see `plan.Flops`); `device` is "cuda" or "cpu".
     """
 
     def __init__(
@@ -213,26 +208,21 @@ class Clock:
         moving = max(total / gpus, largest) if stage == 3 else largest
         return found + 12 * moving * others / lane + 3 * ring
 
-    def step(self, strategy: str, gpus: int, sequences: int, passes: int) -> tuple[float, float, float]:
-        """Seconds of compute, memory and network of one optimizer step."""
-        found = self.one_pass(sequences)
-        times = passes * (1 + 1 / self.every) if self.every else passes  # Sophia's estimate is a pass of its own
-        own = self.optimizer(gpus, stage_of(strategy))
-        compute, memory = (times * of_pass + of_step for of_pass, of_step in zip(found, own, strict=True))
-        return compute, memory, self.network(strategy, gpus, passes, sum(found))
-
     def time(self, strategy: str, gpus: int, available: float) -> Time:
         """A step with micro-batches that suit the strategy: data.micro_batch, or what fits into `available` bytes.
 
-        Where so many GPUs cannot divide data.batch_size, the step has the nearest smaller batch that they can, but at
-        least one forward pass of each.
+        Where the GPUs cannot divide data.batch_size, it has the nearest smaller batch that they can, at least a pass of
+        each.
         """
         data, stage = self.config.data, stage_of(strategy)
         sequences = micro_batch(self.config, self.rules, gpus, available, stage, self.device)
         sequences = sequences or (1 if data.micro_batch == "auto" else data.sequences)
         passes = max(1, data.batch_size // (sequences * gpus))
         tokens = passes * sequences * gpus * self.config.model.context
-        seconds = self.step(strategy, gpus, sequences, passes)
+        of_pass, of_step = self.one_pass(sequences), self.optimizer(gpus, stage)
+        times = passes * (1 + 1 / self.every) if self.every else passes  # Sophia's estimate is a pass of its own
+        compute, moving = (times * one + once for one, once in zip(of_pass, of_step, strict=True))
+        seconds = compute, moving, self.network(strategy, gpus, passes, sum(of_pass))
         mfu = self.convention * tokens / (sum(seconds) * gpus * self.machine.flops)
         peak = memory(self.config, self.rules, {gpus: sequences}, self.device)[stage].total
         return Time(gpus, strategy, sequences, passes, tokens, *seconds, mfu, peak)

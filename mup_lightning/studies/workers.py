@@ -131,10 +131,17 @@ def start_up(threads: int, gpu: str | None = None, log: Path | None = None) -> N
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
     spell_signs()
+
+    def die_with_parent() -> None:
+        """A killed parent leaves no worker computing for nobody."""
+        if parent := parent_process():
+            connection.wait([parent.sentinel])
+            os._exit(1)
+
     os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     from mup_lightning.training import tune_allocator
 
     tune_allocator()
@@ -142,13 +149,6 @@ def start_up(threads: int, gpu: str | None = None, log: Path | None = None) -> N
 
     torch.set_num_threads(threads)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed worker would leave behind
-
-
-def _die_with_parent() -> None:
-    """A killed parent leaves no worker computing for nobody."""
-    if parent := parent_process():
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def fitting(memory: int, items: int) -> int:

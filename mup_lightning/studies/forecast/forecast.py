@@ -21,7 +21,7 @@ from mup_lightning.plan.plan import plan
 from mup_lightning.studies import style
 from mup_lightning.studies.forecast import ForecastSettings
 from mup_lightning.studies.forecast.ladder import Ladder, read_ladder
-from mup_lightning.studies.forecast.law import AT_BOUND, EXPONENTS, Cell, Law, fit, model_size
+from mup_lightning.studies.forecast.law import Cell, Law, fit, model_size
 from mup_lightning.studies.scaling import student_t
 
 MOST_EPOCHS = 4
@@ -64,8 +64,7 @@ def forecast(ladder: Ladder, law: Law, target: Config, parameters: int, tokens: 
             raise UserError(f"{other}; losses on the two cannot be compared")
         if (epochs := corpora.epochs(tokens)) > MOST_EPOCHS:
             caveats.append(f"the target reads its corpus {epochs:.1f} times, and the law is one of new text")
-    exponents = law.theta[1 + len(law.sizes) :, None]
-    if law.theta[0] < AT_BOUND or (np.abs(exponents - EXPONENTS) < AT_BOUND).any():
+    if law.at_bounds:
         caveats.append("E or an exponent is at its bound: the ladder does not show how the loss levels off; add sizes")
     if (sizes := len(ladder.cells)) < (enough := len(law.theta) + 3):
         caveats.append(

@@ -17,9 +17,9 @@ from mup_lightning.studies.transfer.curves import Array, Noise
 from mup_lightning.studies.transfer.estimate import Regression, regress
 
 _HUBER = 1e-3  # residual of a log loss, beyond which a cell counts linearly (Hoffmann et al.); at least twice the noise
-EXPONENTS = 0.02, 2.0  # bounds of α and β
+_EXPONENTS = 0.02, 2.0  # bounds of α and β
 
-AT_BOUND = 1e-3
+_AT_BOUND = 1e-3
 """How close E, in nats, or an exponent is to a bound that holds it: the solver comes near, and never there."""
 
 _ON_THE_LINE = 0.1
@@ -84,6 +84,12 @@ class Law:
             found |= {factor: math.exp(log + exponent * middle), power: exponent}
         return found
 
+    @property
+    def at_bounds(self) -> bool:
+        """Whether E is 0, or an exponent as small or as large as is allowed."""
+        exponents = self.theta[1 + len(self.sizes) :, None]
+        return bool(self.theta[0] < _AT_BOUND or (np.abs(exponents - _EXPONENTS) < _AT_BOUND).any())
+
     def predict(self, size: float, tokens: float, widen: float = 1.0) -> tuple[float, float, float]:
         """The loss of one run, and the ends of its 95 % prediction interval, `widen` times as far away.
 
@@ -145,8 +151,8 @@ def fit(cells: Sequence[Cell], *, exact: bool = False) -> Law:
             )
     known_C, count = np.array([(cell.se / cell.loss) ** 2 for cell in cells]), len(sizes)
     smallest, mean = math.exp(y_C.min()), math.exp(y_C.mean())
-    low = [0.0, *[-25.0] * count, *[EXPONENTS[0]] * count]
-    high = [smallest, *[25.0] * count, *[EXPONENTS[1]] * count]
+    low = [0.0, *[-25.0] * count, *[_EXPONENTS[0]] * count]
+    high = [smallest, *[25.0] * count, *[_EXPONENTS[1]] * count]
     found = [
         least_squares(
             lambda theta: _logs(theta, x_CK)[0] - y_C,

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -235,11 +236,10 @@ def steps(place: Place) -> list[Row]:
     rates = {what: _train(make(**changes)).tokens_per_second for what, changes in others.items()}
     usual.append(_train(make()).tokens_per_second)
     bounds = {} if place.rehearse else {"Muon-Kimi's": 1.06}
-    mean = sum(usual) / 2
     rows = [Row("AdamW's step, the second time over the first", usual[0] / usual[1], "times")]
-    return rows + [
-        Row(f"{what} step over AdamW's", mean / rate, "times", high=bounds.get(what)) for what, rate in rates.items()
-    ]
+    for what, rate in rates.items():
+        rows.append(Row(f"{what} step over AdamW's", sum(usual) / 2 / rate, "times", high=bounds.get(what)))
+    return rows
 
 
 def losses(place: Place) -> list[Row]:
@@ -256,12 +256,10 @@ def losses(place: Place) -> list[Row]:
         "in chunks, eager (ours)": ours,
         "torch's, whole logits": lambda: torch.nn.functional.cross_entropy((features @ weight.t()).float(), labels),
     }
-    try:
+    with suppress(ImportError):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found]
 
         kernels["Liger's"] = lambda: LigerFusedLinearCrossEntropyLoss()(weight, features, labels)
-    except ImportError:
-        pass
     rows = []
     for name, kernel in kernels.items():
         for turn in range(4):  # the first compiles and allocates

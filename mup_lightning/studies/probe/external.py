@@ -54,12 +54,8 @@ class Update(NamedTuple):
 class External:
     """A torch optimizer class that can be built on any network, and has been examined on the probe's smallest.
 
-    Attributes:
-        lr: the class's own default learning rate; 1e-3 if it has none.
-        decays: constructor arguments that are weight decays; libraries have separate ones for vectors.
-        grouping: how it is given the parameters: the first way that works.
-        dtype: of its first updates: float64, so that small differences are seen, if it can do that.
-        once: its first update at `lr`.
+    It is given the parameters by the first `grouping` that works, in float64 if it can do that, so that small
+    differences are seen. `once` is its first update at its own default learning rate, `lr`.
     """
 
     def __init__(self, path: str, arguments: dict[str, Any], settings: ProbeSettings) -> None:
@@ -78,6 +74,7 @@ class External:
         default = parameters["lr"].default
         self.lr = float(default) if isinstance(default, (int, float)) and default > 0 else 1e-3
         similar = [name for name in parameters if "weight_decay" in name or name.endswith("_wd")]
+        # Libraries have separate decays for vectors.
         self.decays = [n for n in similar if n == "weight_decay" or type(parameters[n].default) in (int, float)]
         if taken := sorted({"lr", *self.decays} & arguments.keys()):
             raise UserError(f"--arguments has {taken[0]!r}, which the probe sets itself; leave it out")

@@ -40,19 +40,13 @@ def trial_file(folder: Path, name: str) -> Path:
     return folder / "trials" / f"{name}.json"
 
 
-def read_trials(folder: Path) -> dict[str, Record]:
-    """Hash -> record of every finished trial; of those in results.csv if there is nothing else. UserError: damaged."""
-    if (folder / "trials").is_dir():
-        return _add({}, folder)
-    if not (folder / "results.csv").exists():
-        return {}
-    table = read_table(folder / "results.csv", [column for column in COLUMNS if column not in _SINCE])
-    numbers(table, "loss", LOSS, empty=True)  # as the report, which reads what is made of it
-    return {row["config_hash"]: {"config": None, "result": row} for row in table.to_dict("records")}
-
-
-def _add(records: dict[str, Record], folder: Path) -> dict[str, Record]:
-    """The records, with those of files that are not among them."""
+def read_trials(folder: Path, known: dict[str, Record] | None = None) -> dict[str, Record]:
+    """Hash -> record of every finished trial, and of those known; or of the rows of results.csv. UserError: damaged."""
+    records = {} if known is None else known
+    if not (folder / "trials").is_dir() and (folder / "results.csv").exists():
+        table = read_table(folder / "results.csv", [column for column in COLUMNS if column not in _SINCE])
+        numbers(table, "loss", LOSS, empty=True)  # as the report, which reads what is made of it
+        return {row["config_hash"]: {"config": None, "result": row} for row in table.to_dict("records")}
     expected = "a trial's result; remove the file, and the sweep runs this trial again"
     for file in (folder / "trials").glob("*.json"):
         if file.stem in records:
@@ -91,7 +85,7 @@ def prepare(folder: Path, trials: Sequence[Trial]) -> dict[str, Record]:
 def write_table(folder: Path, trials: Sequence[Trial], records: dict[str, Record]) -> None:
     """Make results.csv of these trials, after adding to the records those of trials that have ended since."""
     with _lock(folder):
-        known = _add(records, folder)
+        known = read_trials(folder, records)
         rows = [row for trial in trials if trial.hash in known for row in rows_of(trial, known[trial.hash]["result"])]
         columns = list(dict.fromkeys([*COLUMNS, *trials[0].varied]))
         frame = pd.DataFrame(rows, columns=columns, dtype=object).sort_values(_ORDER, key=_numbers)

@@ -125,8 +125,7 @@ class Regret:
     why: str = ""  # there is none: "diverged", "missing" (not run) or "untuned" (nothing trained at the smallest size)
     ci_half_width: float = 0.0  # half the width of the 95 % interval of `nats`; 0 where the noise is unknown
     at_least: bool = False  # the best value of this size is the last one tried, so the regret may be larger
-    # value -> regret and its half width, of values that tie with the tuned one at the smallest size and trained
-    # here
+    # value -> regret and its half width, of values that tie with the tuned one at the smallest size and trained here
     ties: dict[float, tuple[float, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
