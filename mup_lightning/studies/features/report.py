@@ -86,7 +86,7 @@ def run(settings: FigureSettings) -> int:
 
 
 def read_scalars(folder: Path) -> dict[str, Curve]:
-    """Every scalar of a run by its tag, not thinned, without what a killed run wrote after its last checkpoint."""
+    """Every scalar by its tag, not thinned, without what a killed run wrote after a checkpoint. UserError: no files."""
     if not (files := sorted(folder.glob("*tfevents*"))):
         raise UserError(f"{folder} holds no TensorBoard event files; expected those that a run writes there")
     for file in files:
@@ -196,9 +196,9 @@ def spread(curves: list[Curve]) -> tuple[int, float] | None:
 def other_differences(runs: list[Run]) -> list[str]:
     """Keys other than size, parametrization and seed in which the runs differ, which a comparison should mention."""
     meant = "seed model.width model.depth model.heads recipe.parametrization recipe.branch_depth recipe.scale_clip"
-    meant_keys = meant.split()
-    flat = [leaves(identity(run.config)) for run in runs]
-    return [key for key in flat[0] if key not in meant_keys and any(other.get(key) != flat[0][key] for other in flat)]
+    first, *others = (leaves(identity(run.config)) for run in runs)
+    differing = [key for key, value in first.items() if any(other.get(key) != value for other in others)]
+    return [key for key in differing if key not in meant.split()]
 
 
 def comparison_figure(rows: list[Row], point: str) -> Figure:

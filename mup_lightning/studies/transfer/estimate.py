@@ -157,10 +157,10 @@ class Slope:
     """Slope of the log2 optimum against log2 size."""
 
     slope: float  # powers of two of the value per doubling of the size, by ordinary least squares
-    low: float | None  # lower end of its 95 % interval, up to `high`; None where it is unknown (two sizes of one seed)
-    high: float | None
+    low: float  # lower end of its 95 % interval, up to `high`; infinite where it is unknown (two sizes of one seed)
+    high: float
     mean: float  # of the optima, where the line passes at the mean log2 size; `mean_se` is its standard error
-    mean_se: float | None
+    mean_se: float
     dof: float  # degrees of freedom of the interval
     # "at most" or "at least" where optima lie at an edge of the grid, so that the true slope is below or above
     # this one; "unknown" where some would turn it up and some down; else empty
@@ -238,7 +238,7 @@ def slope_of(optima: Sequence[Optimum], noise: Noise) -> Slope | None:
     turns = {math.copysign(1.0, xi) * o.edge for xi, o in zip(x, optima, strict=True) if o.edge and xi}
     bound = {(): "", (-1.0,): "at most", (1.0,): "at least"}.get(tuple(turns), "unknown")
     if not left and (noise.residual is None or not line.known.all()):
-        return Slope(slope, None, None, mean, None, 0.0, bound)
+        return Slope(slope, -math.inf, math.inf, mean, math.inf, math.inf, bound)
     mean_se, _ = line.error(np.array([1.0, 0.0]))
     se, dof = line.error(np.array([0.0, 1.0]))
     half = student_t(dof) * se

@@ -184,7 +184,7 @@ def _group(found: Group, family: Sequence[Group]) -> dict[str, Any]:
         "best_value": {size: o and o.best_value for size, o in best.items()},
         "best_loss": {size: o and o.loss for size, o in best.items()},
         "slope": slope.slope if slope else None,
-        "slope_ci": [slope.low, slope.high] if slope and slope.low is not None else None,
+        "slope_ci": [slope.low, slope.high] if slope and math.isfinite(slope.low) else None,
         "slope_bound": slope.bound if slope else "",
         "regret": largest.nats,
         "regret_infinite": largest.why == "diverged",

@@ -1,7 +1,7 @@
 """From a table of losses to one sentence a group: does the best value of the small model serve the large one?"""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +61,7 @@ class Group:
     @property
     def family(self) -> tuple[tuple[str, str], ...]:
         """Equal for groups that differ only in the parametrization."""
-        return _family(self.axis, self.settings)
+        return _family(self.axis, self.settings.items())
 
     def at(self, size: str) -> Optimum | None:
         """The optimum of a size; None where nothing trained."""
@@ -111,7 +111,7 @@ def transfer(
     The tolerances still count as transfer: powers of two per doubling, and nats; `noise` is the standard deviation
     between seeds, nats, of groups of one seed. Raises UserError where runs cannot be compared.
     """
-    labels = [_family(axis, dict(own)) for axis, own in zip(runs["axis"], runs["settings"], strict=True)]
+    labels = list(map(_family, runs["axis"], runs["settings"]))
     own_families = pd.Series(labels, index=runs.index)
     # Over the tokens runs are as long as they are, and over the batch they see as many tokens.
     lengths = runs.assign(tokens=(runs["steps"] * 2 ** runs["position"]).round())
@@ -147,9 +147,9 @@ def families(found: Iterable[Group]) -> list[list[Group]]:
     return [[one for one in groups if one.family == family] for family in dict.fromkeys(one.family for one in groups)]
 
 
-def _family(axis: str, settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _family(axis: str, settings: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     own = ("parametrization", "branch_depth")
-    return ("axis", axis), *((key, text) for key, text in settings.items() if key not in own)
+    return ("axis", axis), *((key, text) for key, text in settings if key not in own)
 
 
 def judge(found: Group, slope_tolerance: float, regret_tolerance: float) -> str:
@@ -183,8 +183,7 @@ def judge(found: Group, slope_tolerance: float, regret_tolerance: float) -> str:
     lost = ", ".join(curve.size for curve in found.curves if not curve.trained)
     regrets = zip(found.curves, found.regrets, strict=True)
     between = [curve.size for curve, own in regrets if _dear(own, regret_tolerance)]
-    unsure = slope is None or slope.low is None or slope.high is None
-    steep = slope and max(abs(slope.slope), -(slope.low or 0.0) / 2, (slope.high or 0.0) / 2) > slope_tolerance
+    steep = slope is None or max(abs(slope.slope), -slope.low / 2, slope.high / 2) > slope_tolerance
     doubts: dict[str, object] = {
         "fewer than two sizes trained": slope is None,
         f"at {axis} {edges} the best value is the last one tried, so widen the grid": edges
@@ -194,7 +193,7 @@ def judge(found: Group, slope_tolerance: float, regret_tolerance: float) -> str:
         f"{other}: more seeds at {small}": dear and other,
         "the regret may be noise: more seeds": cost.nats and not cheap and not other,
         f"the regret is high at {axis} {', '.join(between)}, although not at the largest": cheap and between,
-        "the slope is too uncertain: more sizes, seeds or steps": not drift and not edges and (unsure or steep),
+        "the slope is too uncertain: more sizes, seeds or steps": not drift and not edges and steep,
     }
     if caveats := [doubt for doubt, holds in doubts.items() if holds]:
         return f"{UNCLEAR}: {'; '.join(filter(None, [drift, *caveats]))}; {facts}"
@@ -203,8 +202,7 @@ def judge(found: Group, slope_tolerance: float, regret_tolerance: float) -> str:
 
 def _drift(found: Group, tolerance: float) -> str:
     """A sentence where the optimum moves faster than is tolerated, and certainly moves; else empty."""
-    slope = found.slope
-    if slope is None or slope.low is None or slope.high is None:
+    if (slope := found.slope) is None:
         return ""
     falls = slope.slope < -tolerance and slope.high < 0 and slope.bound in ("", "at most")
     rises = slope.slope > tolerance and slope.low > 0 and slope.bound in ("", "at least")
@@ -223,6 +221,5 @@ def bounded_slope(slope: Slope | None) -> str:
     if slope is None:
         return "-"
     bound = {"at most": "≤ ", "at least": "≥ ", "unknown": "? "}.get(slope.bound, "")
-    if slope.low is None or slope.high is None:
-        return bound + tables.signed(slope.slope)
-    return bound + tables.interval(slope.slope, slope.low, slope.high)
+    known = math.isfinite(slope.low)
+    return bound + (tables.interval(slope.slope, slope.low, slope.high) if known else tables.signed(slope.slope))

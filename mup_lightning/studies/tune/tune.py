@@ -182,7 +182,7 @@ def predict(groups: Sequence[Group], key: str, target: tuple[int, int], caveats:
     optima = [best for group, _ in useful for best in group.optima]
     # The axes share the base model, so their errors are not independent: no gain is claimed from there being two.
     # Nor from many curves, which lean to the same side at all sizes.
-    errors = [student_t(slope.dof) * slope.mean_se if slope.mean_se is not None else math.inf for slope in slopes]
+    errors = [student_t(slope.dof) * slope.mean_se for slope in slopes]
     shape_se = sum(best.shape_se for best in optima) / len(optima)
     axes = dict.fromkeys(group.axis for group, _ in useful)
     if "both" in axes:  # which adds nothing to a width and a depth
@@ -201,8 +201,7 @@ def _drift(axis: str, useful: Sequence[tuple[Group, Slope]], target: tuple[int, 
     base to the middle of the widths.
     """
     slopes = [slope for group, slope in useful if group.axis == axis]
-    low = min(-math.inf if slope.low is None else slope.low for slope in slopes)
-    high = max(math.inf if slope.high is None else slope.high for slope in slopes)
+    low, high = min(slope.low for slope in slopes), max(slope.high for slope in slopes)
     places = []
     for group, _ in useful:
         if group.axis == axis:
