@@ -27,7 +27,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.files import write_atomic, write_json, yaml_text
 from mup_lightning.slurm.submit import refuse_second_job
 from mup_lightning.studies.coordinates.report import read_check
-from mup_lightning.studies.features import read_run
+from mup_lightning.studies.features.report import read_run
 from mup_lightning.studies.sweep.grid import expand
 from mup_lightning.studies.sweep.results import read_trials
 from mup_lightning.studies.sweep.run import run_trials

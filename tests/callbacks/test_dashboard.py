@@ -8,7 +8,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from mup_lightning.callbacks.dashboard import pages, panels
 from mup_lightning.optim.registry import RULES
-from mup_lightning.studies.features import read_scalars
+from mup_lightning.studies.features.report import read_scalars
 from mup_lightning.training.module import build_training
 from mup_lightning.training.train import train
 from tests.callbacks.test_forecast import forecast_of

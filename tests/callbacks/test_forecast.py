@@ -10,7 +10,7 @@ from mup_lightning.config.forecast import Forecast
 from mup_lightning.errors import UserError
 from mup_lightning.files import write_json
 from mup_lightning.plan.plan import plan
-from mup_lightning.studies.features import read_scalars
+from mup_lightning.studies.features.report import read_scalars
 from mup_lightning.training.train import train
 
 EMPTY = {"flops": 1e9, "hours": None, "beyond": {}, "law": {}, "held_out": None, "caveats": [], "cells": []}

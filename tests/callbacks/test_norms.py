@@ -12,7 +12,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.model.taps import NormRecorder
 from mup_lightning.optim import muon
 from mup_lightning.spectral.roles import Role
-from mup_lightning.studies.features import read_scalars
+from mup_lightning.studies.features.report import read_scalars
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
 

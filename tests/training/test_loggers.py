@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mup_lightning.errors import UserError
-from mup_lightning.studies.features import read_scalars
+from mup_lightning.studies.features.report import read_scalars
 from mup_lightning.training.run import RunFolder
 from mup_lightning.training.train import after, train
 from tests.callbacks.test_forecast import forecast_of

@@ -151,7 +151,7 @@ def waits(place: Place) -> list[Row]:
     steps = config.trainer.max_steps - 3
 
     def watch(trainer: pl.Trainer, *_: Any) -> None:
-        if not place.rehearse:
+        if not place.rehearse:  # the first steps make what is made once, and the end of a run waits for its last one
             inside = 2 <= trainer.global_step < trainer.max_steps - 1
             torch.cuda.set_sync_debug_mode("warn" if inside else "default")
 
