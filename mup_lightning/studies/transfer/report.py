@@ -207,7 +207,7 @@ def _group(found: Group, family: Sequence[Group]) -> dict[str, Any]:
 
 def _finite(value: float | None) -> float | None:
     """A value for JSON, which has no infinity."""
-    return None if value == math.inf else value
+    return value if value is not None and math.isfinite(value) else None
 
 
 def run_best(settings: BestSettings) -> None:
