@@ -109,20 +109,6 @@ class Line:
         return tables.plus_minus(self.fit.exponent, self.fit.half_width) if self.fit else "zero"
 
     @property
-    def outside(self) -> float:
-        """How far the interval leaves the band, in widths of the band; below 0: it does not."""
-        if self.fit is None or self.band is None:
-            return math.inf
-        least, most = self.band
-        return max(self.fit.high - most, least - self.fit.low) / (most - least)
-
-    @property
-    def allowed(self) -> str:
-        """The band, such as ±0.1."""
-        least, most = self.band or (-math.inf, math.inf)
-        return f"±{most:g}" if least == -most else f"{least:+.3g} to {most:+.3g}"
-
-    @property
     def means(self) -> list[float]:
         """The value at every size, averaged over the seeds."""
         return [sum(column) / len(column) for column in zip(*self.values, strict=True)]
@@ -197,15 +183,26 @@ def judge(exponent: Fit | None, band: Band) -> Verdict:
 
 
 def deciding(found: Sequence[Line]) -> list[Line]:
-    """The lines that make the verdict over all of them, the furthest outside its band first."""
+    """The lines that make the verdict over all of them, the furthest outside its band, in its widths, first."""
+
+    def inside(line: Line) -> float:
+        if line.fit is None or line.band is None:
+            return -math.inf
+        least, most = line.band
+        return min(most - line.fit.high, line.fit.low - least) / (most - least)
+
     verdict = overall(line.verdict for line in found)
-    return sorted((line for line in found if line.verdict is verdict), key=lambda line: -line.outside)
+    return sorted((line for line in found if line.verdict is verdict), key=inside)
 
 
 def conclude(found: Sequence[Line], where: Callable[[Line], str]) -> tuple[Verdict, str]:
     """The verdict over judged lines, and its reason, with the two furthest outside; `where` puts a label into words."""
     worst = deciding(found)
-    words = [f"{where(line)}{line.number}, allowed {line.allowed}" for line in worst[:2]]
+    words = []
+    for line in worst[:2]:
+        least, most = line.band or (-math.inf, math.inf)
+        allowed = f"±{most:g}" if least == -most else f"{least:+.3g} to {most:+.3g}"
+        words.append(f"{where(line)}{line.number}, allowed {allowed}")
     some = "; ".join(words) + "; ..." * (len(worst) > 2)
     count, verdict = f"{len(worst)} of {len(found)}", overall(line.verdict for line in found)
     return verdict, {

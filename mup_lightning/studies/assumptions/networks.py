@@ -10,7 +10,6 @@ Shapes: B samples, T positions in a sample (1 for the MLP), I and O a matrix's i
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -53,12 +52,6 @@ class Activations:
     outputs: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict)
     streams: list[torch.Tensor] = field(default_factory=list)
 
-    def record(self, matrix: Matrix, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Keep a matrix's input and output, and make the backward pass keep the output's gradient."""
-        if y.requires_grad:
-            y.retain_grad()
-        self.inputs[matrix.name, matrix.block], self.outputs[matrix.name, matrix.block] = x.detach(), y
-
     def output(self, matrix: Matrix) -> torch.Tensor:
         """What came out of this matrix alone, (B, T, O)."""
         return matrix.cut(self.outputs[matrix.name, matrix.block].detach(), -1)
@@ -77,7 +70,7 @@ class Network:
     model: nn.Module
     optimizer: HybridOptimizer
     matrices: list[Matrix]  # those that are measured: the input matrix, and then weights of linear layers
-    # the modules that the residual stream enters: every block, and what comes after the last one
+    # The modules that the residual stream enters: every block, and what comes after the last one.
     stops: list[nn.Module]
     batches: Iterator[Any]  # endless, a pure function of the seed
     inputs: Callable[[Any], torch.Tensor]  # batch -> what enters the input matrix, (B, T, I)
@@ -92,14 +85,19 @@ class Network:
         """The loss, and what the forward pass shows. Nothing here is compiled, which would lose the hooks."""
         seen = Activations()
         first, *inside = self.matrices
-        handles = [self.stops[0].register_forward_pre_hook(lambda _, x: seen.record(first, self.inputs(batch), x[0]))]
-        handles += [
-            stop.register_forward_pre_hook(lambda _, x: seen.streams.append(x[0].detach())) for stop in self.stops[1:]
-        ]
+
+        def keep(matrix: Matrix, x: torch.Tensor, y: torch.Tensor) -> None:
+            if y.requires_grad:
+                y.retain_grad()
+            seen.inputs[matrix.name, matrix.block], seen.outputs[matrix.name, matrix.block] = x.detach(), y
+
+        enter, *after = self.stops
+        handles = [enter.register_forward_pre_hook(lambda _, x: keep(first, self.inputs(batch), x[0]))]
+        for stop in after:
+            handles.append(stop.register_forward_pre_hook(lambda _, x: seen.streams.append(x[0].detach())))
         for matrix in inside:
             layer = self.model.get_submodule(matrix.parameter.removesuffix(".weight"))
-            hook = partial(lambda matrix, _, x, y: seen.record(matrix, x[0], y), matrix)
-            handles.append(layer.register_forward_hook(hook))
+            handles.append(layer.register_forward_hook(lambda _, x, y, of=matrix: keep(of, x[0], y)))
         try:
             return self.loss(batch), seen
         finally:

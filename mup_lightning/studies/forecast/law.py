@@ -64,7 +64,7 @@ class Cell:
 class Law:
     """A fitted law."""
 
-    # which of N and D are in it. Where they vary together, or only one does, N alone or D alone stands for
+    # Which of N and D are in it. Where they vary together, or only one does, N alone or D alone stands for
     # both: L = E + A N^-α, with E and A those of this ladder's D.
     sizes: tuple[str, ...]
     centre: Array  # K means of their logs; `theta` has the terms' logs there

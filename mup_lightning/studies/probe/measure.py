@@ -59,7 +59,7 @@ class Subject:
     dtype: torch.dtype  # of the network
     roles: tuple[Role, ...]  # that it updates by its own rule
     family: Family | None = None  # what is declared of it; None for an unknown optimizer
-    # recorded with the result: its arguments, and what was found out before the probe
+    # Recorded with the result: its arguments, and what was found out before the probe.
     facts: dict[str, Any] = field(default_factory=dict)
 
 

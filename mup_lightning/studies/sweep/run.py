@@ -44,7 +44,7 @@ class Summary:
     """What became of a sweep."""
 
     finished: int = 0  # trials that have a result, earlier ones included
-    # how many of those started now ended in which state; see `run_trial`
+    # How many of those started now ended in which state; see `run_trial`.
     states: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)  # lines that name the trials without a result, and say why
     interrupted: bool = False  # by Ctrl-C or SIGTERM

@@ -62,7 +62,7 @@ class Sweep(Grid, prefix="sweep."):
     name: _FolderName = ""  # of the sweep and its default folder; empty: the file's name
     value: str = "recipe.lr"  # the dotted key that is swept
     grids: Annotated[tuple[Grid, ...], Bound("a list of grids", lambda value: len(value) > 0)] = (Grid(),)
-    # whether runs keep their folders: on, logs (without checkpoints), off
+    # Whether runs keep their folders: on, logs (without checkpoints), off.
     keep_runs: Literal["off", "logs", "on"] = "off"
     for_tune: bool = False  # everything it does not name is a target's: only `mup-lightning tune` can run it
     file: str = ""  # where it was read; set by `load`

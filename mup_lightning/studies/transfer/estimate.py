@@ -33,16 +33,16 @@ class Optimum:
     position: float
     value: float  # log2 of the best base value, between the values tried
     se: float  # its standard error from the noise and, at an edge or cliff, from the grid; 0: unknown
-    # the same because curves are not parabolas. They lean to one side at every size, so it enters no slope.
+    # The same because curves are not parabolas. They lean to one side at every size, so it enters no slope.
     shape_se: float
     ci_half_width: float  # half the width of its 95 % interval; 0: unknown
     best_value: float  # log2 of the best value tried (the middle one if several are equal), with the mean loss there
     loss: float
-    # the best value and its neighbours, without a gap, whose losses cannot be told from its own
+    # The best value and its neighbours, without a gap, whose losses cannot be told from its own.
     plateau: tuple[float, ...]
     edge: int  # -1 or +1 where the best value is the smallest or largest tried, so the optimum may lie beyond; else 0
     cliff: bool  # a neighbour is lost, so that there is no parabola: `value` is `best_value`, within half a step
-    # of the values tried, -1 and +1, those that are as good as the best one: beyond them may be better ones
+    # Of the values tried, -1 and +1, those that are as good as the best one: beyond them may be better ones.
     ends: frozenset[int] = frozenset()
 
 
@@ -125,7 +125,7 @@ class Regret:
     why: str = ""  # there is none: "diverged", "missing" (not run) or "untuned" (nothing trained at the smallest size)
     ci_half_width: float = 0.0  # half the width of the 95 % interval of `nats`; 0 where the noise is unknown
     at_least: bool = False  # the best value of this size is the last one tried, so the regret may be larger
-    # value -> regret and its half width, of values that tie with the tuned one at the smallest size and trained here
+    # Value -> regret and its half width, of values that tie with the tuned one at the smallest size and trained here.
     ties: dict[float, tuple[float, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:

@@ -31,7 +31,7 @@ class Group:
 
     axis: str  # what grows: width, depth, both, tokens (of the run), batch (tokens in a step), or any other word
     settings: dict[str, str]  # column -> text of what the runs share, the parametrization first
-    # of the runs that finished; None where they differ (over tokens or batch), or the table does not say
+    # Of the runs that finished; None where they differ (over tokens or batch), or the table does not say.
     steps: int | None
     seeds: int  # largest number of seeds of any value
     curves: list[Curve]  # losses of every size, small to large; `regrets` likewise
