@@ -33,13 +33,13 @@ def run(settings: AnnealSettings) -> int:
         with located(f"--steps {steps}"):
             trials.append(branch(saved, steps, settings, checker))
     code = run_trials(trials, folder, settings.workers, keep="on").exit_code
-    results = {name: record["result"] for name, record in read_trials(folder).items()}
+    records = read_trials(folder)
     lines = [["steps", "from step", "tokens", "validation loss", "run folder"]]
     for trial in reversed(trials):
-        if (result := results.get(trial.hash)) and trial.start:
+        if trial.hash in records and trial.start:
+            result, place = records[trial.hash]["result"], placed(trial, folder / "runs").run
             numbers = (trial.config.trainer.max_steps, trial.start.step, result["tokens"])
             loss = result["diverged"] if result["loss"] is None else f"{result['loss']:.4f}"
-            place = placed(trial, folder / "runs").run
             lines.append([*(f"{number:,}" for number in numbers), loss, f"{place.root}/{place.name}"])
     if lines[1:]:
         print(f"\n{tables.text(lines)}", flush=True)

@@ -1,7 +1,7 @@
 """Judges each ratio by its exponent of depth and its smallest value, and shows the assumptions. Imports no torch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
@@ -56,11 +56,9 @@ class Assumptions(Result):
     settings: AssumptionSettings
     base_lr: dict[str, dict[str, float]]
 
-    def about(self, assumption: str, network: str | None = None) -> Iterator[Finding]:
+    def about(self, assumption: str, network: str | None = None) -> list[Finding]:
         """The findings about one assumption, for one network or all."""
-        for finding in self.findings:
-            if finding.of[2] == assumption and network in (None, finding.of[0]):
-                yield finding
+        return [one for one in self.findings if one.of[2] == assumption and network in (None, one.of[0])]
 
 
 def positions(values: Sequence[float]) -> dict[str, float]:
@@ -152,10 +150,9 @@ def markdown(result: Assumptions) -> str:
 
 def picture(result: Assumptions, assumption: str) -> Figure:
     """A row for each network, a column for each of its matrices: means over blocks, for each time and optimizer."""
-    networks, columns = result.settings.networks, {}
-    for network in networks:
-        found = next(result.about(assumption, network)).lines
-        columns[network] = list(dict.fromkeys(line.label[0] for line in found))
+    networks = result.settings.networks
+    lines_of = {network: result.about(assumption, network)[0].lines for network in networks}
+    columns = {network: list(dict.fromkeys(line.label[0] for line in found)) for network, found in lines_of.items()}
     most = max(map(len, columns.values()))
     size = max(9.0, 1.0 + 2.6 * most), 1.6 + 2.7 * len(networks)
     figure, grid = style.panels(len(networks), most, size, sharex=True, sharey="row")

@@ -136,10 +136,9 @@ def read_run(folder: Path, point: str | None = None) -> Run:
             name, _, layer = tag.removeprefix(PREFIX).partition("/layer_")
             norms[name][int(layer) if layer else None] = curve
     if not norms:
-        loggers = ", ".join(config.run.loggers) or "[]"
-        every = f"trainer.feature_norms_every {config.trainer.feature_norms_every} and run.loggers {loggers}"
-        with_ = f"it was trained with {every}; expected 1 or more, and tensorboard"
-        raise UserError(f"{folder} has logged no feature norms (yet); {with_}")
+        every, loggers = config.trainer.feature_norms_every, ", ".join(config.run.loggers) or "[]"
+        trained = f"trainer.feature_norms_every {every} and run.loggers {loggers}; expected 1 or more, and tensorboard"
+        raise UserError(f"{folder} has logged no feature norms (yet); it was trained with {trained}")
     if point is not None and point not in norms:
         raise UserError(f"{folder} has no point {point!r}; it has {', '.join(sorted(norms))}")
     return Run(folder.resolve().name, config, dict(norms))
@@ -274,11 +273,10 @@ def _draw_depth(ax: Axes, run: Run, point: str, steps: list[int]) -> None:
     # What the first block is given, h_0, is the residual stream too.
     if point == "residual" and "embedding" in run.norms:
         layers[0] = dict(run.norms["embedding"][None])
+    look: dict[str, Any] = {"linewidth": 1.6, "markersize": 3, "marker": "o" if len(layers) <= 16 else None}
     for step in steps:
         heights = [(block, curve[step]) for block, curve in sorted(layers.items()) if step in curve]
-        marker = "o" if len(layers) <= 16 else None
-        color = style.STEPS(step / max(1, steps[-1]))
-        ax.plot(*zip(*heights, strict=True), color=color, linewidth=1.6, marker=marker, markersize=3)
+        ax.plot(*zip(*heights, strict=True), color=style.STEPS(step / max(1, steps[-1])), **look)
     ax.set_title(WHAT.get(point, point) + (" (0: embedding)" if 0 in layers else ""), fontsize=11)
     ax.set(xlabel="block", ylabel="RMS norm")
     _style(ax)
