@@ -58,7 +58,6 @@ class AssumptionSettings(Typed, prefix="--"):
     json: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UserError for values of a wrong kind, or a warm-up that is longer than the training."""
         super().__post_init__()
         if self.warmup is not None and self.warmup >= self.steps:
             raise UserError(f"--warmup is {self.warmup}; expected fewer steps than the {self.steps} of --steps")

@@ -68,7 +68,6 @@ class ProbeSettings(Typed, prefix="--"):
     json: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UserError for impossible options, and replace defaults by those of --quick and of the optimizer."""
         super().__post_init__()
         if (self.optimizer is None) != self.all:
             raise UserError("expected either --optimizer NAME or --all")

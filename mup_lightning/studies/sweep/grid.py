@@ -149,7 +149,6 @@ def _varying(grids: tuple[Grid, ...]) -> list[str]:
 
 
 def _label(trials: list[Trial], keys: list[str]) -> None:
-    """Label the trials by what differs between them."""
     plain = ["recipe.optimizer", "recipe.parametrization"]
     shown = dict.fromkeys([*plain, "recipe.branch_depth", *keys])
     differing = [key for key in shown if len({str(look_up(trial.config, key)) for trial in trials}) > 1]

@@ -37,7 +37,6 @@ class Grid(Typed, prefix="sweep.grids."):
     axis: Literal["model.width", "model.depth", "both", "tokens", "batch"] | None = None
 
     def __post_init__(self) -> None:
-        """Compute the powers of two, and refuse a key that is both set and varied, and two lengths."""
         super().__post_init__()
         for key, value in self.set.items():
             self.set[key] = _powers(value, key)

@@ -22,7 +22,6 @@ class Noise:
     dof: float
 
     def __str__(self) -> str:
-        """For people: between seeds, and seed by seed where that differs."""
         if self.between_seeds is None or self.residual is None:
             return "unknown (one seed)"
         paired = f" ({self.residual:.3f} seed by seed)" if self.residual != self.between_seeds else ""

@@ -129,7 +129,6 @@ class Regret:
     ties: dict[float, tuple[float, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The nats with their interval, or why there are none."""
         if self.nats is None:
             return {"missing": "not tried", "untuned": "-"}.get(self.why, self.why)
         half = f" (±{self.ci_half_width:.3f})" if self.ci_half_width else ""

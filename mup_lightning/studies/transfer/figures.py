@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from mup_lightning.spectral.horizon import AXES
 from mup_lightning.studies import style
@@ -87,15 +87,13 @@ def _draw_optima(ax: Axes, found: Group) -> None:
     if found.optima:
         ax.axhline(found.optima[0].value, linestyle="--", color="black", linewidth=1.4)
     if found.slope is not None:
-        places = np.array([best.position for best in found.optima])
-        line = found.slope.mean + found.slope.slope * (places - places.mean())
-        ax.plot(2**places, line, color=blue, linewidth=1.4)
+        log2 = np.array([best.position for best in found.optima])
+        ax.plot(2**log2, found.slope.mean + found.slope.slope * (log2 - log2.mean()), color=blue, linewidth=1.4)
         title = f"slope {bounded_slope(found.slope)} a doubling\nregret at {found.curves[-1].size}: {found.regrets[-1]}"
     ax.set_title(f"{found.verdict.partition(':')[0]}\n{title}", fontsize=9.5, loc="left")
-    ax.set_xscale("log", base=2)
-    ax.set_xticks([2**curve.position for curve in found.curves], [curve.size for curve in found.curves])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    places = [2**curve.position for curve in found.curves]
+    style.log_sizes(ax, places)
+    ax.set_xticks(places, [curve.size for curve in found.curves])
     ax.set_xlabel(found.axis)
     ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.tick_params(labelleft=True)

@@ -47,7 +47,6 @@ class BestSettings(Typed, prefix="--"):
     markdown: bool = False
 
     def __post_init__(self) -> None:
-        """Raise UserError if two forms of output are requested, or a value is out of bounds."""
         super().__post_init__()
         if self.json and self.markdown:
             raise UserError("--json and --markdown are two forms of the same report; choose one")

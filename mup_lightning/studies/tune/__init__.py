@@ -42,7 +42,6 @@ class TuneSettings(Typed, prefix="--"):
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse options of a sweep where none is run."""
         super().__post_init__()
         given: dict[str, object] = {"--sweep": self.sweep, "--set": self.set, "--workers": self.workers}
         given |= {"--dry-run": self.dry_run, "--budget": self.budget}

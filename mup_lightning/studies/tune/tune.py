@@ -215,7 +215,6 @@ def _drift(axis: str, useful: Sequence[tuple[Group, Slope]], target: tuple[int, 
 
 
 def _caveats(groups: Sequence[Group], drifts: Sequence[Drift], target: tuple[int, int]) -> list[str]:
-    """All that the results themselves say against the value, in words."""
     found = []
     for group in groups:
         if not group.verdict.startswith(TRANSFERS):
