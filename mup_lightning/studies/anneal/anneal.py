@@ -47,10 +47,7 @@ def run(settings: AnnealSettings) -> int:
 
 
 def branch(saved: Sequence[Checkpoint], steps: int, settings: AnnealSettings, checker: Checker) -> Trial:
-    """The branch of so many steps from one of the trunk's checkpoints (oldest first), checked as `train` would.
-
-    Raises UserError where no checkpoint is one that a whole run of that length would have had, too.
-    """
+    """The branch of so many steps from one of the trunk's checkpoints. UserError: no whole run would have had one."""
     peak = steps - decay_steps(settings.decay, steps)
     begins = f"its decay begins after step {peak}"
     kind, warmup = (last := Config.from_plain(saved[-1].config)).schedule.kind, warmup_steps(last)

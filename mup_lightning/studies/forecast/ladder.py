@@ -42,10 +42,7 @@ class Ladder:
 
 
 def read_ladder(places: Sequence[Path], target: Config) -> Ladder:
-    """Read those runs of some sweeps that are like the target but for their size.
-
-    Raises UserError where a table cannot be read, or its runs cannot be compared with one another or with the target.
-    """
+    """Those runs of some sweeps that are like the target but for their size. UserError: they cannot be compared."""
     tables, records = [], dict[str, Record]()
     for place in places:
         table = losses.read_losses(place, NEEDED)

@@ -234,15 +234,12 @@ def run_best(settings: BestSettings) -> None:
 
 
 def best_values(path: Path) -> list[dict[str, Any]]:
-    """Read a sweep's table and find the best value of every group, groups in order of their best losses.
+    """The best value of every group of a sweep's table, in order of their best losses, as plain values for JSON.
 
-    Returns for each group: what its runs share ("group"); by log2 of the value, the mean "losses" over the seeds, nats
-    per token (None where any seed diverged), and those "lost"; whether values were run with different seeds, so that
-    losses are no plain means ("leveled"); log2 of the "best" (None: all are lost), and whether it is the smallest or
-    largest tried ("edge"); the corpus's "unigram_loss"; and "steps", the most that any run made.
-
-    Raises UserError where the table cannot be read, holds two runs of one value and seed, or a group mixes texts or
-    steps.
+    By log2 of the value: "losses", nats per token, means over the seeds (None where any diverged), and "lost".
+    "leveled": seeds differ between values, so that means are adjusted; "edge": the best is the smallest or largest
+    tried; "steps": the most that any run made. Raises UserError where the table cannot be read, holds a run twice, or a
+    group mixes texts or steps.
     """
     runs = losses.read_losses(path, NEEDED)
     columns = [*GROUP, *losses.options(runs)]
