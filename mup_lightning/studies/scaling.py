@@ -25,10 +25,7 @@ Shape = tuple[int, int]  # (width, depth) of a model
 
 @dataclass(frozen=True)
 class Fit:
-    """An exponent a of value = c · size^a, with its 95 % interval; see `fit`.
-
-    `last` is the slope between the two largest sizes alone, which shows how much curvature is left.
-    """
+    """An exponent a of value = c · size^a, and its 95 % interval; `last`: between the two largest sizes alone."""
 
     exponent: float
     low: float

@@ -91,10 +91,7 @@ class Law:
         return bool(self.theta[0] < _AT_BOUND or (np.abs(exponents - _EXPONENTS) < _AT_BOUND).any())
 
     def predict(self, size: float, tokens: float, widen: float = 1.0) -> tuple[float, float, float]:
-        """The loss of one run, and the ends of its 95 % prediction interval, `widen` times as far away.
-
-        Raises UserError where the ladder says nothing of such a size.
-        """
+        """One run's loss and the ends of its 95 % interval, `widen` times as far away. UserError: it is off the ladder."""
         place = np.log([size, tokens])
         if self.direction is not None:
             on = self.origin + self.direction * ((place - self.origin) @ self.direction)

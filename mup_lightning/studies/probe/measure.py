@@ -64,9 +64,8 @@ class Subject:
 
 
 def our_subject(name: str, branch_depth: int, arguments: dict[str, Any] | None = None) -> Subject:
-    """One of our optimizers, driven as training drives it, with these base values of its rule's options.
-
-    Whole-matrix families are given every matrix, since the recipe makes a claim about all of them, and no vectors.
+    """One of our optimizers with these base values of its rule's options; whole-matrix ones get all matrices, no
+    vectors.
     """
     family, adamw = FAMILIES[name], FAMILIES["adamw"]
     roles = tuple(role for role in Role if not (family.whole_matrix and role.is_vector))

@@ -88,9 +88,9 @@ def build_mlp(base: RecipeConfig, width: int, depth: int, seed: int, inputs: int
 
 
 def batches(seed: int, batch: int, inputs: int = INPUTS) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless fresh batches of one task: the class that a small random network, the teacher, gives a Gaussian sample.
+    """Endless fresh batches of one task, x (B, D) and labels (B,): the class that a small random network gives x.
 
-    x (B, D) with entries of size 1, and labels (B,) int64: a pure function of the seed, whatever network learns them.
+    A pure function of the seed, whatever network learns them.
     """
     generator = torch.Generator().manual_seed(seed)
     first = torch.randn(inputs, TEACHER_UNITS, generator=generator) / inputs**0.5

@@ -62,10 +62,7 @@ def read_trials(folder: Path, known: dict[str, Record] | None = None) -> dict[st
 
 
 def prepare(folder: Path, trials: Sequence[Trial]) -> dict[str, Record]:
-    """Make a folder ready for a sweep of these trials, a published results.csv included; returns its records.
-
-    Raises UserError where the folder cannot be written, or something in it is damaged.
-    """
+    """Make a folder ready for a sweep, a published results.csv included; its records. UserError: it cannot be used."""
     make_folder(folder)
     try:
         with _lock(folder):
