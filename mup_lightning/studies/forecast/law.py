@@ -91,7 +91,7 @@ class Law:
         return bool(self.theta[0] < _AT_BOUND or (np.abs(exponents - _EXPONENTS) < _AT_BOUND).any())
 
     def predict(self, size: float, tokens: float, widen: float = 1.0) -> tuple[float, float, float]:
-        """One run's loss and the ends of its 95 % interval, `widen` times as far away. UserError: it is off the ladder."""
+        """One run's loss and the ends of its 95 % interval, `widen` times as far away. UserError: off the ladder."""
         place = np.log([size, tokens])
         if self.direction is not None:
             on = self.origin + self.direction * ((place - self.origin) @ self.direction)

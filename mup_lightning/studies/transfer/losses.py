@@ -72,7 +72,7 @@ def read_table(path: Path, needed: Sequence[str] = COLUMNS) -> pd.DataFrame:
 
 
 def numbers(table: pd.DataFrame, column: str, expected: str, *, empty: bool = False) -> pd.Series:
-    """A text column as numbers; with `empty`, cells that are empty, nan or infinite are NaN. UserError names the row."""
+    """A text column as numbers; with `empty`, cells that are empty, nan or infinite are NaN. UserError names a row."""
     text = table[column].str.strip()
     found = pd.to_numeric(text, errors="coerce").astype(float)
     found = found.where(found.abs() <= _LARGEST)
