@@ -1,4 +1,4 @@
-"""The two families of blocks, for tests that run over both."""
+"""The families of blocks, for tests that run over all."""
 
 GPT2 = {}
 LLAMA = {
@@ -7,7 +7,10 @@ LLAMA = {
 }
 """recipes/model/llama.yaml, but for the number of heads that share keys and values: the tests' models have few."""
 
-FAMILIES = {"gpt2": GPT2, "llama": LLAMA}
+MIXTRAL = LLAMA | {"experts": 4}
+"""Likewise recipes/model/mixtral.yaml, with half of its experts."""
+
+FAMILIES = {"gpt2": GPT2, "llama": LLAMA, "mixtral": MIXTRAL}
 
 
 def model(switches):

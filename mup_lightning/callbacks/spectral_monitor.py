@@ -11,7 +11,8 @@ with ‖W‖_R = √(n_in/n_out)·‖W‖₂, α the multiplier of the layer or 
 and keys are in no product, because whatever they are, a head's output is an average of value vectors. A change of Q or
 K moves the weights of that average, which are Θ(1) as long as the logits and their change are: so ‖Q‖_R, ‖K‖_R and
 their updates should each be Θ(1). So it is with the gate of a gated MLP, whose activation multiplies the outputs of W₁
-one by one. Activations and norms, Θ(1) each, are left out, and so is the sharing of V by heads, which keeps ‖·‖_R.
+one by one, and with a router, whose logits weigh what experts compute. Activations and norms, Θ(1) each, are left out,
+and so is the sharing of V by heads, which keeps ‖·‖_R. Of a layer's experts, means are shown.
 
 **k = 1** asks for α‖W‖ = Θ(1/√L) at the start and α‖ΔW‖ = Θ(1/L) in each step, and says nothing of second-order terms.
 So the product of the weights is multiplied by √L there and the others by L.
@@ -85,7 +86,8 @@ def matrices(model: GPT2) -> list[Matrix]:
         rows, columns = info.block_shape
         n_in, n_out = (rows, columns) if info.transposed else (columns, rows)
         label = re.sub(r"^blocks\.\d+\.|\.weight$", "", name).replace(".", "_")
-        for block, each in enumerate(STACKED.get(label, [label])):
+        labels = STACKED.get(label, [label])
+        for block, each in enumerate(labels * (info.blocks // len(labels) if info.routed else 1)):
             found.append(Matrix((name, block), info.role, each, (n_in / n_out) ** 0.5))
         if model.output_matrix is model.token.weight and name == "token.weight":
             found.append(Matrix((name, 0), Role.OUTPUT, "head", (n_out / n_in) ** 0.5))
@@ -116,16 +118,21 @@ def quantities(
             alpha = multipliers.input if matrix.role is Role.INPUT else multipliers.output
             values[f"spectral/norms/{key}"] = norm
             values[f"spectral/condition/{key}"] = alpha * norm
-    values |= {f"spectral/norms/{Role.HIDDEN}/{key}": layers for key, layers in hidden.items()}
-    depth = len(hidden["mlp_up/w"])
+    depth = len(hidden["attention_out/w"])
+
+    def by_layer(of_all: list[float]) -> list[float]:
+        each = len(of_all) // depth
+        return [fmean(of_all[layer * each : (layer + 1) * each]) for layer in range(depth)]
+
+    values |= {f"spectral/norms/{Role.HIDDEN}/{key}": by_layer(of_all) for key, of_all in hidden.items()}
     for branch, (first, second) in BRANCHES.items():
         for product in PRODUCTS:
             of_second, of_first = product.split("_")
             pairs = zip(hidden[f"{second}/{of_second[:-1]}"], hidden[f"{first}/{of_first[:-1]}"], strict=True)
             power = 0.5 if product == "w2_w1" and branch_depth == 1 else 1.0
-            values[f"spectral/condition/{branch}/{product}"] = [
-                multipliers.residual * a * b * depth**power for a, b in pairs
-            ]
+            values[f"spectral/condition/{branch}/{product}"] = by_layer(
+                [multipliers.residual * a * b * depth**power for a, b in pairs]
+            )
     return values
 
 

@@ -1,4 +1,4 @@
-"""The shape of a Hugging Face GPT-2 or Llama, as settings of a model that computes the same. Imports no torch."""
+"""The shape of a Hugging Face GPT-2, Llama or Mixtral, as settings of a model that computes the same. No torch."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ _MUST_BE: dict[str, dict[str, Any]] = {
         **{"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     },
     "llama": {"rope_scaling": None, "pretraining_tp": 1},
+    "mixtral": {"rope_scaling": None, "sliding_window": None, "router_jitter_noise": 0.0},
 }
 """What of theirs has one value here."""
 
@@ -26,8 +27,16 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "head_dim": None, "rope_theta": 10000.0},
         **{"tie_word_embeddings": False, "num_key_value_heads": None, "rope_parameters": None, "rms_norm_eps": 1e-6},
     },
+    "mixtral": {
+        **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "head_dim": None, "rope_theta": 1e6},
+        **{"tie_word_embeddings": False, "num_key_value_heads": 8, "rope_parameters": None, "rms_norm_eps": 1e-5},
+        **{"num_local_experts": 8, "num_experts_per_tok": 2},
+    },
 }
 """transformers' own defaults of what config.json may leave out."""
+
+
+_EXPERTS = {"experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -38,11 +47,11 @@ def settings(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise UserError(f"{folder} has no config.json; expected the folder of a Hugging Face GPT-2 or Llama")
+        raise UserError(f"{folder} has no config.json; expected the folder of a Hugging Face GPT-2, Llama or Mixtral")
     found = read_json(file, "a Hugging Face model's config.json")
     kind = found.get("model_type") if isinstance(found, dict) else None
     if kind not in _DEFAULTS:
-        raise UserError(f"{file} has model_type {kind!r}; expected gpt2 or llama")
+        raise UserError(f"{file} has model_type {kind!r}; expected {', '.join(_DEFAULTS)}")
     theirs = _DEFAULTS[kind] | found
     if rope := theirs.get("rope_parameters"):
         theirs |= {"rope_theta": rope.get("rope_theta", theirs["rope_theta"])}
@@ -104,6 +113,7 @@ def _llama(theirs: dict[str, Any]) -> dict[str, Any]:
         **{"activation": _activation(theirs["hidden_act"]), "tied": theirs["tie_word_embeddings"]},
         **{"position": "rope", "rope_base": theirs["rope_theta"], "norm": "rmsnorm", "gated": True},
         **{"bias": theirs["attention_bias"], "norm_eps": theirs["rms_norm_eps"]},
+        **{ours: theirs[key] for ours, key in _EXPERTS.items() if key in theirs},
     }
 
 

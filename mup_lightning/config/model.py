@@ -16,7 +16,7 @@ Ratio = Annotated[float, Bound("a number above 0 and up to 1,000,000", lambda va
 
 @dataclass
 class ModelConfig(Typed, prefix="model."):
-    """A decoder-only Transformer: its shape, and switches. The defaults are GPT-2's; recipes/model/ has Llama's.
+    """A decoder-only Transformer: its shape, and switches. The defaults are GPT-2's; recipes/model/ has others.
 
     Attributes:
         width: n, the size of the residual stream.
@@ -35,6 +35,12 @@ class ModelConfig(Typed, prefix="model."):
         activation: the MLP's nonlinearity; gelu is GPT-2's tanh approximation.
         gated: the MLP's activation acts on a matrix of its own, whose result multiplies the hidden units: with silu
             that is SwiGLU (arXiv 2002.05202).
+        experts: MLPs of a block, of which a router sends every token to a few, with weights that add up to 1 (a mixture
+            of experts, arXiv 2401.04088), each with mlp_ratio x width hidden units; null: one MLP, for all tokens.
+        experts_per_token: how many of them compute for each token.
+        balance: factor of the load-balancing loss in what training minimises: the number of experts times the sum of
+            their shares of a sequence's tokens x their mean probabilities there, averaged over sequences and blocks.
+            Losses are reported without it.
         layer_norm: a norm before every branch and a final one; false removes all of them.
         norm: which one: layernorm, or rmsnorm, which neither subtracts the mean nor has a bias.
         norm_eps: what a norm adds to the mean square.
@@ -53,8 +59,8 @@ class ModelConfig(Typed, prefix="model."):
             end-of-text token before it, which its first token is predicted from.
         end_of_text: the token that document_mask goes by; null: that of data.tokenizer.
         dropout: probability, on the embeddings' sum, the attention weights and both branches.
-        weights: folder of a Hugging Face GPT-2 or Llama whose weights training starts from, so that both compute the
-            same function, whatever multipliers the recipe has; weights=FOLDER takes its shape over, too.
+        weights: folder of a Hugging Face GPT-2, Llama or Mixtral whose weights training starts from, so that both
+            compute the same function, whatever multipliers the recipe has; weights=FOLDER takes its shape over, too.
         loss_chunk: tokens whose logits exist at once in the loss; null: as many as make about 50 MB (CPU), 1 GB (GPU).
     """
 
@@ -71,6 +77,9 @@ class ModelConfig(Typed, prefix="model."):
     mlp_ratio: Size | Ratio = 4
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     gated: bool = False
+    experts: Size | None = None
+    experts_per_token: Size = 2
+    balance: NonNegativeFloat = 0.01
     layer_norm: bool = True
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: PositiveFloat = 1e-5
@@ -115,6 +124,13 @@ class ModelConfig(Typed, prefix="model."):
             )
         if self.qk_gain and not self.qk_norm:
             raise UserError("model.qk_gain is true, but model.qk_norm is false; set both, or neither")
+        if self.experts is not None and not 2 <= self.experts_per_token <= self.experts:
+            raise UserError(
+                f"model.experts_per_token is {self.experts_per_token}; expected 2 to {self.experts} (model.experts): a "
+                f"single one has weight 1 whatever the router says, which would learn nothing"
+            )
+        if self.experts is not None and self.bias:
+            raise UserError("model.bias is true, but experts have none; set model.bias false, as model=mixtral does")
         if abs(self.mlp_ratio * self.width - self.hidden) > 1e-3:
             raise UserError(
                 f"model.mlp_ratio {self.mlp_ratio:g} times model.width {self.width} is no whole number of hidden "
@@ -123,8 +139,8 @@ class ModelConfig(Typed, prefix="model."):
 
     @property
     def family(self) -> str:
-        """GPT-2 or Llama: the well-known one of the two that its blocks are like."""
-        return "GPT-2" if self.position == "learned" else "Llama"
+        """GPT-2, Llama or Mixtral: the well-known one that its blocks are like."""
+        return "Mixtral" if self.experts else "GPT-2" if self.position == "learned" else "Llama"
 
     @property
     def head_dim(self) -> int:

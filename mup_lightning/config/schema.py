@@ -194,6 +194,9 @@ class Config(Typed):
                 f"model.vocab_size is {self.model.vocab_size}, but data.tokenizer {self.data.tokenizer} has {tokens} "
                 f"tokens; leave model.vocab_size unset, or choose another tokenizer"
             )
+        if self.recipe.base_experts and not self.model.experts:
+            base = f"recipe.base_experts is {self.recipe.base_experts}, but model.experts is null"
+            raise UserError(f"{base}; give the model experts, or leave recipe.base_experts out")
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Self:
@@ -220,6 +223,8 @@ class Config(Typed):
         shape, base = self.model, self.recipe.base_width
         dims = (shape.head_dim_at(base), shape.head_dim)
         sides: dict[Side, float] = {"head": dims[1] / dims[0], "kv": shape.kv_dim / shape.kv_dim_at(base)}
+        if shape.experts:
+            sides["experts"] = shape.experts / (self.recipe.base_experts or shape.experts)
         attention = dims if shape.attention_scale == "auto" else (1, 1)
         per_head = self.recipe.optimizer in ("muon", "muon_kimi") and self.rules.get("muon", {}).get("per_head", False)
         return derive(

@@ -4,7 +4,8 @@
     h_l = h_{l-1} + α_res · attention(norm(h_{l-1})),  then the same with the MLP
     logits = α_out · W_out · norm(h_L), softly capped where model.logit_cap says so
 
-With all multipliers at 1 and the default switches it is exactly GPT-2; with those of recipes/model/llama.yaml, Llama.
+With all multipliers at 1 and the default switches it is exactly GPT-2; with those of recipes/model/llama.yaml or
+mixtral.yaml, Llama or Mixtral.
 
 Shapes: B batch, T positions, C width, V padded vocabulary, N = B·T.
 """
@@ -80,13 +81,19 @@ class GPT2(nn.Module):
 
         With a cache the tokens follow those that it has seen, and are seen by it; they are one document.
         """
+        return self._features(tokens_BT, recorder, cache)[0]
+
+    def _features(
+        self, tokens_BT: torch.Tensor, recorder: taps.Recorder | None = None, cache: Cache | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """`features`, and what each block with experts says of their balance."""
         T, start = tokens_BT.shape[1], cache.length if cache else 0
         kept = cache.grow(T) if cache else [None] * self.config.depth
         positions, mask_B1TT = torch.arange(start, start + T, device=tokens_BT.device), None
         if self.config.document_mask and not cache:
             assert self.config.end_of_text is not None, "model.end_of_text has not been filled in"
             positions, mask_B1TT = documents(tokens_BT, self.config.end_of_text)
-        x_BTC, turn_2TR = self.token(tokens_BT), None
+        x_BTC, turn_2TR, balances = self.token(tokens_BT), None, list[torch.Tensor]()
         if self.position is not None:
             x_BTC = x_BTC + self.position(positions)
         else:
@@ -95,11 +102,12 @@ class GPT2(nn.Module):
         if recorder is not None:
             recorder.feature(taps.EMBEDDING, None, x_BTC)
         for block, kv_2BGSD in zip(self.blocks, kept, strict=True):
-            x_BTC = block(x_BTC, recorder, turn_2TR, kv_2BGSD, mask_B1TT)
+            x_BTC, balance = block(x_BTC, recorder, turn_2TR, kv_2BGSD, mask_B1TT)
+            balances += [] if balance is None else [balance]
         x_BTC = self.final_norm(x_BTC)
         if recorder is not None:
             recorder.feature(taps.FINAL_NORM, None, x_BTC)
-        return x_BTC * self.multipliers.output
+        return x_BTC * self.multipliers.output, balances
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """(B, T) tokens -> (B, T, vocab_size) logits, with all multipliers, without the vocabulary's padding."""
@@ -118,9 +126,10 @@ class GPT2(nn.Module):
     ) -> torch.Tensor:
         """Mean next-token cross-entropy in nats, 0-dim, of (B, T + 1) int64 tokens: each but the first is a target.
 
-        The recorder, if any, receives the features at every tap, and `losses_BT` every token's own loss.
+        The recorder, if any, receives the features at every tap, and `losses_BT` every token's own loss. Gradients have
+        model.balance times the mean of the blocks' load-balancing losses added, the loss that is returned has not.
         """
-        features_BTC = self.features(window_BT1[:, :-1], recorder)
+        features_BTC, balances = self._features(window_BT1[:, :-1], recorder)
         loss, rms = cross_entropy(
             features_BTC.flatten(0, 1),
             self.output_matrix,
@@ -135,6 +144,9 @@ class GPT2(nn.Module):
         )
         if recorder is not None and rms is not None:
             recorder.rms(taps.LOGITS, None, rms)
+        if balances and torch.is_grad_enabled():
+            balance = self.config.balance * torch.stack(balances).mean()
+            loss = loss + (balance - balance.detach())  # its gradient, and not its value
         return loss
 
     @property
@@ -147,10 +159,17 @@ class GPT2(nn.Module):
     def flops_per_token(self) -> int:
         """6N + 12·L·n·T (Chowdhery et al. 2022, appendix B), the convention that others divide by for their MFU.
 
-        N counts `multiplied`, and attention is counted as if every token saw all T.
+        N counts `multiplied`, of experts those of one token, and attention as if every token saw all T.
         """
         attention = 12 * self.config.depth * self.config.width * self.config.context
-        return 6 * sum(info.numel for info in self.multiplied) + attention
+        return 6 * sum(map(self.active, self.multiplied)) + attention
+
+    def active(self, info: ParameterInfo) -> int:
+        """How many of a parameter's elements compute for one token: all but those of other experts."""
+        config = self.config
+        if not (info.routed and config.experts) or info.side:  # the router computes for all
+            return info.numel
+        return info.numel * config.experts_per_token // config.experts
 
     @property
     def output_matrix(self) -> torch.Tensor:

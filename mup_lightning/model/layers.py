@@ -13,6 +13,7 @@ from torch import nn
 
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.model import taps
+from mup_lightning.model.experts import Experts
 from mup_lightning.model.parameters import Declaration, linear, norm
 from mup_lightning.spectral.recipe import Multipliers
 from mup_lightning.spectral.roles import Role
@@ -174,7 +175,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x (B, T, C) -> x + α·attention(norm(x)), then the same with the MLP, which in parallel blocks reads x itself.
 
-    `layer` is its index, for the taps.
+    `layer` is its index, for the taps. Returned with what `Experts` says of their balance; None without experts.
     """
 
     def __init__(self, config: ModelConfig, layer: int, multipliers: Multipliers) -> None:
@@ -183,7 +184,7 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, multipliers.attention)
         self.mlp_norm = make_norm(config)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config) if config.experts is None else Experts(config, ACTIVATIONS[config.activation])
         self.dropout = nn.Dropout(config.dropout)
 
     def declarations(self) -> dict[str, Declaration]:
@@ -198,7 +199,7 @@ class Block(nn.Module):
         turn_2TR: torch.Tensor | None = None,
         kv_2BGSD: torch.Tensor | None = None,
         mask_B1TT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Both branches; see `Attention.forward`."""
         before_BTC = x_BTC if self.parallel else None
         branch_BTC = self.attention(self.attention_norm(x_BTC), turn_2TR, kv_2BGSD, mask_B1TT)
@@ -207,11 +208,15 @@ class Block(nn.Module):
             recorder.feature(taps.ATTENTION_SCALED, self.layer, branch_BTC, self.multiplier)
         x_BTC = torch.add(x_BTC, self.dropout(branch_BTC), alpha=self.multiplier)
 
-        branch_BTC = self.mlp(self.mlp_norm(x_BTC if before_BTC is None else before_BTC))
+        normed_BTC, balance = self.mlp_norm(x_BTC if before_BTC is None else before_BTC), None
+        if isinstance(self.mlp, Experts):
+            branch_BTC, balance = self.mlp(normed_BTC, recorder, self.layer)
+        else:
+            branch_BTC = self.mlp(normed_BTC)
         if recorder is not None:
             recorder.feature(taps.MLP, self.layer, branch_BTC)
             recorder.feature(taps.MLP_SCALED, self.layer, branch_BTC, self.multiplier)
         x_BTC = torch.add(x_BTC, self.dropout(branch_BTC), alpha=self.multiplier)
         if recorder is not None:
             recorder.feature(taps.RESIDUAL, self.layer, x_BTC)
-        return x_BTC
+        return x_BTC, balance

@@ -15,14 +15,19 @@ ATTENTION_SCALED = "attention_scaled"
 MLP = "mlp"
 MLP_SCALED = "mlp_scaled"
 RESIDUAL = "residual"
+ROUTER = "router"
+LARGEST_LOAD = "largest_load"
 FINAL_NORM = "final_norm"
 LOGITS = "logits"
 
 LAYER_POINTS = (ATTENTION, ATTENTION_SCALED, MLP, MLP_SCALED, RESIDUAL)
 """Points that every block has, in the order of the forward pass."""
 
+EXPERT_POINTS = (ROUTER, LARGEST_LOAD)
+"""Of blocks with experts: the router's logits, and the share of tokens of the expert that has most of them."""
+
 POINTS = (EMBEDDING, *LAYER_POINTS, FINAL_NORM, LOGITS)
-"""All points."""
+"""All points of models without experts."""
 
 
 class Recorder(Protocol):

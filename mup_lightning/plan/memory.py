@@ -203,12 +203,13 @@ def activations(model: ModelConfig, sequences: int, half: bool, device: str, *, 
     `gathered` is ZeRO 3: whole weights on top of the shards (see the module's text).
     """
     tokens, C, V, low = sequences * model.context, model.width, model.padded_vocab, 2 if half else 4
-    block = C * (2 * C + 2 * model.kv_dim + (3 if model.gated else 2) * model.hidden)
+    mlp, K = (3 if model.gated else 2) * model.hidden, model.experts_per_token if model.experts else 1
+    block = C * (2 * C + 2 * model.kv_dim + (model.experts * (mlp + 1) if model.experts else mlp))
     casts = 2 * block * model.depth if half else 0
     whole = 4 * (min(2, model.depth) * block + V * C) if gathered else 0
     # The final norm's input, the features, their gradient from the loss, and the features in low precision.
     head = tokens * C * (3 * 4 + (2 if half else 0)) + 4 * V * C
-    backward = tokens * (low * max(8 * C, 4 * model.hidden if model.gated else 0) + 2 * 4 * C)
+    backward = tokens * (low * max(8 * C, 4 * K * model.hidden if model.gated else 0) + 2 * 4 * C)
     # The chunked cross-entropy while it sweeps: a chunk's logits.
     chunk = min(tokens, model.loss_chunk or default_chunk(V, torch.device(device)))
     loss = 4 * chunk * V
@@ -230,12 +231,19 @@ def block_activations(model: ModelConfig, half: bool) -> int:
     A gate adds its result and what it multiplies (2F). qk_norm and RoPE add the Q and K that they make, without which
     Q's own product need not be kept. Torch's composite RMS norm keeps its normalised input where a gain follows, and
     in bf16 a float32 input. Dropout adds a byte for every element that it masks.
+    Each of K experts keeps the MLP's part, its own copy of the input (C) and its result (C); the router its input in
+    float32 (which without low precision is the norm's result), float32 probabilities, and places in an order (int64).
     """
     C, m, F, low = model.width, model.kv_dim, model.hidden, 2 if half else 4
     heads, moved = C // model.head_dim, model.qk_norm or model.position == "rope"
-    inputs = C * (4 if half and model.grouped else 3) + F  # in bf16 Q's and KV's products each have a cast of their own
-    between = 3 * F if model.gated else F if model.activation != "relu" else 0
-    per_token = low * (inputs + C + 2 * m + between) + 4 * heads
+    inputs = C * (4 if half and model.grouped else 3)  # in bf16 Q's and KV's products each have a cast of their own
+    mlp = F + (3 * F if model.gated else F if model.activation != "relu" else 0)
+    per_token = low * (inputs + C + 2 * m) + 4 * heads
+    if model.experts:
+        K = model.experts_per_token
+        per_token += K * (low * (mlp + 2 * C) + 32) + 4 * model.experts + 4 + (4 - low) * C
+    else:
+        per_token += low * mlp
     if model.layer_norm:
         per_token += 2 * (4 * C + 8 if model.norm == "layernorm" else 8 * C + 4) - (4 * C if model.parallel else 0)
     if moved:

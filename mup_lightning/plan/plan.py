@@ -46,6 +46,7 @@ class Plan:
 
     Attributes:
         parameter_count: of the model, with the padded vocabulary.
+        active_count: those that compute for one token: without the experts that it is not sent to.
         tokens: trained on in the whole run.
         groups: of the optimizer: roles, counts of tensors and parameters, and the values that they share; of these,
             averages are the decays that follow batch and horizon, and over_time the factors that are due to them.
@@ -59,6 +60,7 @@ class Plan:
     """
 
     parameter_count: int
+    active_count: int
     tokens: int
     flops: Flops
     groups: list[dict[str, Any]]
@@ -117,6 +119,7 @@ def plan(
         time = [clock.time(name, P, available) for P in gpus for name in (STRATEGIES if P > 1 else ("single",))]
     return Plan(
         parameter_count=sum(info.numel for info in model.parameter_info.values()),
+        active_count=sum(map(model.active, model.parameter_info.values())),
         tokens=config.tokens,
         flops=flops,
         groups=[
@@ -160,7 +163,7 @@ def _flops(model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
         for info in group["infos"]:
             count = rule.blocks(group, info)
             newton_schulz += count * (rule.operations(group, info.shape[0] // count, info.block_shape[1]) or 0)
-    matrices = sum(info.numel for info in model.multiplied if not info.role.is_vector)
+    matrices = sum(model.active(info) for info in model.multiplied if not info.role.is_vector)
     # A weight takes 2 per token forward, 2 for its own gradient, 2 for its input's. Attention has 2 products forward
     # and 5 backward (the logits again, then the gradients of value, probability, query and key), each with 2·C per
     # pair of positions, of which causality leaves (T + 1)/2 per token.
@@ -178,7 +181,9 @@ def screen(config: Config, plan: Plan, gpu_memory: float, gpu: str = "") -> str:
     model, data, flops = config.model, config.data, plan.flops
     head = [
         f"{model.family} of width {model.width}, depth {model.depth}, "
-        f"context {model.context}: {plan.parameter_count:,} parameters",
+        f"context {model.context}: {plan.parameter_count:,} parameters"
+        + f", {plan.active_count:,} active for a token"
+        * (plan.active_count < plan.parameter_count),
         f"  tokens          {plan.tokens:,} in {config.trainer.max_steps} steps of {data.batch_size} sequences",
         f"  FLOPs           {flops.convention_per_token:.4g} per token by the convention 6N + 12·L·n·T (to compare)",
         f"                  {flops.matmul_per_token:.4g} per token in matrix products as computed (to predict)",

@@ -141,6 +141,9 @@ class Clock:
         model = config.model
         self.attention = 7 * model.width * (model.context + 1) * model.depth
         self.products, self.convention = flops[0] - self.attention, flops[1]
+        routed = sum(info.numel for group in groups for info in group["infos"] if info.routed and not info.side)
+        idle = routed - routed * model.experts_per_token // model.experts if model.experts else 0
+        self.weights = self.products // 6 + idle  # of all experts, whichever a token is sent to
         self.every = min((group["hessian_every"] for group in groups if "hessian_every" in group), default=None)
         rates = {"bfloat16": machine.flops * machine.products, "float32": machine.plain_flops * machine.products}
         rates["decomposition"] = machine.decompositions
@@ -159,7 +162,7 @@ class Clock:
         compute = tokens * (self.products / machine.products + self.attention / machine.attention) / rate
         kept = tokens * (model.depth * block_activations(model, self.half) + C * (14 if self.half else 12))
         # Weights are cast to bf16 (6 bytes), their gradients back and added up (18); in float32, added up (12).
-        moved = MOVED * kept + self.products // 6 * (24 if self.half else 12)
+        moved = MOVED * kept + self.weights * (24 if self.half else 12)
         # Logits are read twice and written once where the passes are fused, on a GPU; else eight times in float32.
         moved += tokens * V * (3 * (2 if self.half else 4) if self.device == "cuda" else 8 * 4)
         if self.half:  # the head's gradient is added up for every chunk

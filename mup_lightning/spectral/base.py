@@ -51,7 +51,8 @@ class RecipeConfig(Typed, prefix="recipe."):
         lr: base learning rate, at the base shape.
         weight_decay: base decoupled weight decay; one step removes lr x weight_decay of a weight.
         base: factors on lr, weight_decay, init_std and eps of single roles or labels, before they are scaled:
-            recipe.base.head.init_std 4. Labels are embedding, position, attention, mlp, head, gain and bias.
+            recipe.base.head.init_std 4. Labels are embedding, position, attention, mlp (experts, too), router, head,
+            gain and bias.
         eps: base ε of AdamW and Adan, and of other rules that need one and have none of their own (rules.shampoo.eps).
         aux_lr_factor: learning rate over lr of everything but the matrices inside blocks: embeddings, head, biases and
             gains (in pure mode only biases and gains), whichever optimizer updates them; null: the family's own.
@@ -68,6 +69,7 @@ class RecipeConfig(Typed, prefix="recipe."):
             1/√(2·base_depth) under mup, whose multiplier has the depth already.
         base_width: width of the base model, at which the values above were tuned.
         base_depth: depth (blocks) of the base model.
+        base_experts: model.experts of the base model, with as many per token; null: those of the model itself.
         time_rule: how values follow the batch B (tokens of an optimizer step) and the horizon T (tokens of the run):
             none; sde, derived (`spectral/horizon.py`); or fitted:FILE, by the law in that file.
         base_batch: tokens of an optimizer step, data.batch_size x model.context, at which the values above were tuned.
@@ -98,6 +100,7 @@ class RecipeConfig(Typed, prefix="recipe."):
     gpt2_residual_init: bool = False
     base_width: PositiveInt = 256
     base_depth: PositiveInt = 4
+    base_experts: PositiveInt | None = None
     time_rule: TimeRule = "none"
     base_batch: PositiveInt | None = None
     base_tokens: PositiveInt | None = None

@@ -16,13 +16,27 @@ is assumed; multipliers and update sizes follow.
 them for the heads leaves ‖·‖_R as it is, so the condition is that of any matrix of the branch, ‖W‖_R = Θ(1) and
 ‖ΔW‖_R = Θ(1), with √(n/m) between ‖·‖_R and ‖·‖₂; the variance that gives this is m/n². A gain that all heads share
 has as many entries as one head has dimensions, m, and moves the branch as a vector of the branch does.
+
+**Experts.** A router of n inputs and E outputs decides which k experts a token is given, and by gates that add up to 1
+with what weight. Its logits, and their changes, are to be Θ(1); a change of Θ(1) in the gates then moves the branch by
+as much as one of its matrices does. But a token hears k rows, not E: gradients reach the rows of its experts alone, and
+an RMS over all rows would let those k grow with E. So each row is a matrix of its own, of n inputs and one output, with
+‖W‖_R = ‖ΔW‖_R = Θ(1): entries of variance 1/n², and logits of 1/√n at first, as a head's. Muon's step has orthogonal
+rows of length 1, which is the step of each row, as long as E < n.
+The branch is a mean of k experts' outputs. With k fixed its size does not depend on E, nor does what each expert must
+be: their matrices keep the condition of an MLP. Only gradients know E. An expert, or a row of the router, is given k/E
+of the tokens, so its step changes the loss by 1/E of what the block's does: ⟨ΔW, G⟩ = Θ(1/(LE)). With a fixed number of
+tokens in a batch, its gradient falls as 1/E, and with it ε, while SGD's rate grows as E. What goes as the squared
+gradient of one token falls as 1/E, too, rather than as 1/E².
+arXiv 2601.20205 keeps k/E, so that every expert sees a fixed share of the tokens, and 2605.14200 lets k and E grow with
+n, too. Here k is fixed, and E alone grows.
 """
 
 from dataclasses import dataclass
 from functools import cache
 
 from mup_lightning.spectral.roles import Role
-from mup_lightning.spectral.scale import HALF, ONE, L, N, S, Scale, largest
+from mup_lightning.spectral.scale import HALF, ONE, E, L, N, S, Scale, largest
 
 INIT_VARIANCE: dict[Role, Scale] = {
     Role.INPUT: ONE,
@@ -46,6 +60,7 @@ class Weight:
         update: the ‖ΔW‖_R that one step must have.
         loss_change: ⟨ΔW, G⟩, its share of the first-order change of the loss in one step.
         noise: what the batch makes of the gradient's size; see `horizon`.
+        routed: one of E experts, or of the router's rows.
     """
 
     role: Role
@@ -56,6 +71,7 @@ class Weight:
     update: Scale
     loss_change: Scale
     noise: Scale = ONE
+    routed: bool = False
 
     @property
     def n_in(self) -> Scale:
@@ -87,20 +103,25 @@ class Weight:
 
     @property
     def hessian_entry(self) -> Scale:
-        """An entry of the Hessian's diagonal, which goes as the squared gradient of one token: no batch averages it."""
-        return (self.gradient_entry / self.noise) ** 2
+        """An entry of the Hessian's diagonal, which goes as the squared gradient of one token: no batch averages it.
+
+        Where it is routed, it is that of the tokens that it is given, times their share of all.
+        """
+        return (self.gradient_entry / self.noise) ** 2 * (E if self.routed else ONE)
 
     @property
     def role_gradient(self) -> Scale:
-        """‖G‖_F of all gradients of this role together: those of L branches add up as their squares."""
-        return self.gradient * (L**HALF if self.role.in_branch else ONE)
+        """‖G‖_F of all gradients of this role together: those of L branches, and of E experts, add up as squares."""
+        return self.gradient * (L**HALF if self.role.in_branch else ONE) * (E**HALF if self.routed else ONE)
 
 
 @cache
-def solve(role: Role, branch_depth: int, n_out: Scale | None = None, noise: Scale = ONE) -> Weight:
+def solve(
+    role: Role, branch_depth: int, n_out: Scale | None = None, noise: Scale = ONE, routed: bool = False
+) -> Weight:
     """Solve the condition for one weight, at k = `branch_depth` matrices in one residual branch (all k >= 2 agree).
 
-    `n_out` is the scale of its output side; None: its role's. `noise` is that of `Weight`.
+    `n_out` is the scale of its output side; None: its role's. `noise` and `routed` are those of `Weight`.
     """
     if branch_depth < 1:
         raise ValueError(f"branch_depth is the number of matrices in a residual branch, at least 1; not {branch_depth}")
@@ -119,7 +140,7 @@ def solve(role: Role, branch_depth: int, n_out: Scale | None = None, noise: Scal
     # the same scale, because the convention makes ‖W‖_R = Θ(1) for hidden matrices.
     if role is Role.HIDDEN:
         update = update / hidden ** (branch_depth - 1)
-    return Weight(role, n_out, init_var, norm, multiplier, update, loss_change, noise)
+    return Weight(role, n_out, init_var, norm, multiplier, update, loss_change / (E if routed else ONE), noise, routed)
 
 
 def _matrix_norm(variance: Scale, n_in: Scale, n_out: Scale) -> Scale:

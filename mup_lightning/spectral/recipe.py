@@ -107,13 +107,15 @@ def exponents(
     n_out: Scale | None = None,
     stepped: Scale | None = None,
     horizon: Horizon = NONE,
+    routed: bool = False,
 ) -> Exponents:
     """One row of the paper's tables: factors on the base values, as powers of r_n and r_L, at k = `branch_depth`.
 
     `n_out` is how the output side scales where that is not as the role's, and `stepped` that of each of the matrices,
-    stacked along the outputs, that the rule takes for one. `horizon` adds powers of batch and tokens.
+    stacked along the outputs, that the rule takes for one. `horizon` adds powers of batch and tokens. `routed`: it is
+    one of E experts, or of their router's rows.
     """
-    weight = solve(role, branch_depth, n_out, horizon.noise)
+    weight = solve(role, branch_depth, n_out, horizon.noise, routed)
     direction = family.direction(replace(weight, n_out=stepped or weight.n_out))
     return Exponents(
         multiplier=weight.multiplier,
@@ -153,14 +155,16 @@ def derive(
     `head_dims` are the dimension of an attention head in the base model and in this one. Where it grows, queries and
     keys come to be aligned, their product grows as d rather than √d, and so the logits' factor 1/√d becomes √d_base/d
     (Yang et al. 2022, Tensor Programs V, definition 4.1). `sides` are output sides that are not the width, over the
-    base model's, needed where the model has any. `per_head`: the rule takes every head's queries, keys and
-    values for matrices of their own. At the base shape values equal the base values to the bit.
+    base model's, needed where the model has any, and experts their number. `per_head`: the rule takes every head's
+    queries, keys and values for matrices of their own. At the base shape values equal the base values to the bit.
     """
     mup, nano = config.parametrization == "mup", config.parametrization == "gpt2"
     r_n, r_L = (width / config.base_width, depth / config.base_depth) if mup else (1.0, 1.0)
     r_B = (batch or config.base_batch) / config.base_batch if config.base_batch else 1.0
     r_T = (tokens or config.base_tokens) / config.base_tokens if config.base_tokens else 1.0
-    here, horizon = Ratios(r_n, r_L, batch=r_B, tokens=r_T), horizon_of(config.time_rule, config.law)
+    ratios: Mapping[Side, float] = (sides or {}) if mup else dict.fromkeys(("kv", "head"), 1.0)
+    here = Ratios(r_n, r_L, experts=ratios.get("experts", 1.0), batch=r_B, tokens=r_T)
+    horizon = horizon_of(config.time_rule, config.law)
     if config.law:
         refuse_unfitted(config.law, here)
     main = variant_of(FAMILIES[config.optimizer], config.variant)
@@ -169,11 +173,13 @@ def derive(
     closing = (2 * (config.base_depth if mup else depth)) ** -0.5
 
     @cache
-    def values(role: Role, r_side: float, n_out: Scale, r_m: float = 1.0, r_head: float | None = None) -> Values:
+    def values(
+        role: Role, r_side: float, n_out: Scale, r_m: float = 1.0, r_head: float | None = None, routed: bool = False
+    ) -> Values:
         # A whole-matrix optimizer takes what is_main, AdamW all else.
         family = main if not main.whole_matrix or is_main(config, role) else FAMILIES["adamw"]
-        row = exponents(family, role, config.branch_depth, n_out, horizon=horizon)
-        weight, own = solve(role, config.branch_depth, n_out, horizon.noise), replace(here, own=r_m)
+        row = exponents(family, role, config.branch_depth, n_out, horizon=horizon, routed=routed)
+        weight, own = solve(role, config.branch_depth, n_out, horizon.noise, routed), replace(here, own=r_m)
         # A step by heads depends on the heads' dimension in the place of m, and in nothing on the matrix's own side.
         by_head = exponents(family, role, config.branch_depth, None, M, horizon)
         step, r_step = (row, r_m) if r_head is None else (by_head, r_head)
@@ -201,9 +207,9 @@ def derive(
     def exactly(info: ParameterInfo) -> Values:
         fixed = info.shape[0] if info.role in (Role.INPUT, Role.OUTPUT) else 0
         r_side = max(width, fixed) / max(config.base_width, fixed) if mup else 1.0
-        ratios = (sides or {}) if mup else dict.fromkeys(("kv", "head"), 1.0)
         r_head = ratios["head"] if per_head and info.heads else None
-        found = values(info.role, r_side, info.n_out, ratios[info.side] if info.side else 1.0, r_head)
+        r_m = 1.0 if info.side in ("", "experts") else ratios[info.side]
+        found = values(info.role, r_side, info.n_out, r_m, r_head, info.routed)
         base = [BaseFactors(), *(config.base[key] for key in (info.role, info.label) if key in config.base)]
         lr, decay, std, eps = (
             math.prod(getattr(factors, key) for factors in base) for key in ("lr", "weight_decay", "init_std", "eps")

@@ -47,12 +47,12 @@ class Role(StrEnum):
         return N if self in (Role.HIDDEN, Role.OUTPUT) else ONE
 
 
-LABELS = ("embedding", "position", "attention", "mlp", "head", "gain", "bias")
+LABELS = ("embedding", "position", "attention", "mlp", "router", "head", "gain", "bias")
 """Kinds of parameters that may have base values of their own, as roles may: see `recipe.base`."""
 
 
-Side = Literal["", "kv", "head"]
-"""What an output side is that does not scale as its role's: the keys and values of all heads, or one head."""
+Side = Literal["", "kv", "head", "experts"]
+"""What an output side is that does not scale as its role's: keys and values of all heads, one head, or the experts."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Declaration:
         closes_branch: the last matrix of a residual branch (GPT-2's extra init factor applies to it).
         side: what its output side is where that is not its role's.
         heads: how many attention heads' matrices are stacked along dim 0; 0 where none are.
+        routed: the matrices of experts, or the rows of their router, each of which is given its share of the tokens.
     """
 
     role: Role
@@ -77,11 +78,12 @@ class Declaration:
     closes_branch: bool = False
     side: Side = ""
     heads: int = 0
+    routed: bool = False
 
     @property
     def n_out(self) -> Scale:
         """How its output side scales."""
-        return M if self.side else self.role.n_out
+        return ONE if self.side == "experts" else M if self.side else self.role.n_out
 
     @property
     def transposed(self) -> bool:

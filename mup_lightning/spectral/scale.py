@@ -3,7 +3,8 @@
 Only products, quotients and rational powers occur in the spectral condition, so rational exponents say everything.
 `Scale.at` evaluates a scale at ratios of sizes. A third letter, S, is the longer side of an embedding or of the head:
 max(n, V). As n grows it is n, and tables print it so; in a real model the vocabulary V may be the longer one. A fourth,
-M, is an output side that has a size of its own between 1 and n: that of keys and values which several heads share.
+M, is an output side that has a size of its own between 1 and n: that of keys and values which several heads share. E
+is the number of experts of a block.
 Constants are dropped. B is the tokens of an optimizer step, T those of the run.
 """
 
@@ -16,12 +17,13 @@ HALF = Fraction(1, 2)
 
 @dataclass(frozen=True)
 class Scale:
-    """The monomial n^width · L^depth · S^side · M^own · B^batch · T^tokens with rational exponents."""
+    """The monomial n^width · L^depth · S^side · M^own · E^experts · B^batch · T^tokens with rational exponents."""
 
     width: Fraction = Fraction(0)
     depth: Fraction = Fraction(0)
     side: Fraction = Fraction(0)
     own: Fraction = Fraction(0)
+    experts: Fraction = Fraction(0)
     batch: Fraction = Fraction(0)
     tokens: Fraction = Fraction(0)
 
@@ -36,7 +38,7 @@ class Scale:
         return Scale(*(power * exponent for power in vars(self).values()))
 
     def __str__(self) -> str:
-        of_size = (("n", self.asymptotic.width), ("m", self.own), ("L", self.depth))
+        of_size = (("n", self.asymptotic.width), ("m", self.own), ("E", self.experts), ("L", self.depth))
         powers = (*of_size, ("B", self.batch), ("T", self.tokens))
         return " ".join(symbol + f"^{shown(power)}" * (power != 1) for symbol, power in powers if power != 0) or "1"
 
@@ -67,6 +69,7 @@ class Ratios:
     depth: float = 1.0
     side: float | None = None
     own: float = 1.0
+    experts: float = 1.0
     batch: float = 1.0
     tokens: float = 1.0
 
@@ -81,12 +84,13 @@ N = Scale(width=Fraction(1))
 L = Scale(depth=Fraction(1))
 S = Scale(side=Fraction(1))
 M = Scale(own=Fraction(1))
+E = Scale(experts=Fraction(1))
 B = Scale(batch=Fraction(1))
 T = Scale(tokens=Fraction(1))
 
 
 def largest(first: Scale, second: Scale) -> Scale:
-    """The scale of a sum or a maximum of two quantities as both n and L grow, and M with n, or not at all.
+    """The scale of a sum or a maximum of two quantities as both n and L grow, and M with n, or not at all; E < n.
 
     Raises ValueError where neither dominates, as for n against L: the answer would depend on how the two grow together.
     """

@@ -20,7 +20,7 @@ from mup_lightning.versions import versions
 
 Label = tuple[str, ...]
 Band = tuple[float, float]
-Shape = tuple[int, int]  # (width, depth) of a model
+Shape = tuple[int, ...]  # (width, depth) of a model, and its experts where their number grows
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class ExportSettings(Typed, prefix="--"):
     Attributes:
         checkpoint: a checkpoint's folder, or a run's folder (its newest checkpoint).
         out: folder, which is made and must not exist.
-        format: hf: a plain Hugging Face GPT-2 or Llama with multipliers folded in, and its tokenizer, for
+        format: hf: a plain Hugging Face GPT-2, Llama or Mixtral with multipliers folded in, and its tokenizer, for
             AutoModelForCausalLM.from_pretrained(FOLDER) and AutoTokenizer;
             plain: this package's own parameters in one safetensors file, with configuration and multipliers.
         verify: compare tokens, logits and greedily generated text with what transformers makes of the folder; where

@@ -1,4 +1,4 @@
-"""A model as the architecture of transformers that computes the same function: GPT-2, or Llama where it has RoPE.
+"""A model as the architecture of transformers that computes the same function: GPT-2, Llama or Mixtral.
 
 A plain Hugging Face model takes the multipliers folded into its weights:
 
@@ -35,6 +35,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "GPT-2": COMMON | {"position": "learned", "norm": "layernorm", "gated": False},
     "Llama": COMMON | {"position": "rope", "norm": "rmsnorm", "gated": True},
 }
+NEEDS["Mixtral"] = NEEDS["Llama"]
 """Architecture -> the switches of our model that it is."""
 
 ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu"}
@@ -87,7 +88,7 @@ def descriptions(model: GPT2, tokenizer: Tokenizer) -> dict[str, str]:
     The end-of-text token stands between documents, and so both ends a text and begins one; it pads, too.
 
     Raises:
-        UserError: neither GPT-2 nor Llama has a switch, which is named, or transformers is not installed.
+        UserError: neither GPT-2 nor Llama nor Mixtral has a switch, which is named, or transformers is not installed.
     """
     architecture(model.config)
     try:
@@ -110,8 +111,8 @@ def descriptions(model: GPT2, tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def description(model: GPT2, special: dict[str, int]) -> Any:
-    """The model's shape and switches, and its special tokens, as a transformers.GPT2Config or LlamaConfig."""
-    from transformers import GPT2Config, LlamaConfig
+    """The model's shape and switches, and its special tokens, as a GPT2Config, LlamaConfig or MixtralConfig."""
+    from transformers import GPT2Config, LlamaConfig, MixtralConfig
 
     config, name = model.config, architecture(model.config)
     common: dict[str, Any] = special | {"vocab_size": model.vocab_size, "tie_word_embeddings": config.tied}
@@ -130,8 +131,13 @@ def description(model: GPT2, special: dict[str, int]) -> Any:
             attn_pdrop=config.dropout,
             **common,
         )
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
+    own: dict[str, Any] = {"attention_bias": config.bias, "mlp_bias": config.bias}
+    if config.experts:
+        # Theirs is k times ours where there is one block; of several, they multiply the means over blocks.
+        own = {"num_local_experts": config.experts, "num_experts_per_tok": config.experts_per_token}
+        own["router_aux_loss_coef"] = config.balance / config.experts_per_token
+    return (MixtralConfig if config.experts else LlamaConfig)(
+        architectures=[f"{name}ForCausalLM"],
         max_position_embeddings=config.context,
         hidden_size=config.width,
         num_hidden_layers=config.depth,
@@ -141,10 +147,8 @@ def description(model: GPT2, special: dict[str, int]) -> Any:
         hidden_act=ACTIVATIONS[config.activation],
         rms_norm_eps=config.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
-        attention_bias=config.bias,
-        mlp_bias=config.bias,
         attention_dropout=config.dropout,
-        **common,
+        **common | own,
     )
 
 
@@ -158,7 +162,7 @@ def pieces(model: GPT2) -> dict[str, list[Piece]]:
     Matrices of GPT-2's blocks are transposed there, as `TRANSPOSED` says; biases that it always has are zeros here.
     """
     config, m, ours = model.config, model.multipliers, dict(model.named_parameters())
-    llama = architecture(config) == "Llama"
+    llama = architecture(config) != "GPT-2"
     last = m.output / m.input if config.tied else 1.0
     token = ours["token.weight"][: model.vocab_size]
     found = {"embed_tokens.weight" if llama else "wte.weight": [(token, m.input)]}
@@ -232,7 +236,7 @@ def load(model: GPT2, folder: Path, tokenizer: Tokenizer | None = None) -> None:
             raise UserError(f"{file} cannot be read ({error}); expected weights as safetensors") from None
     if not theirs:
         raise UserError(f"{folder} has no .safetensors; expected weights as transformers' save_pretrained writes them")
-    prefix = "model." if architecture(model.config) == "Llama" else "transformer."  # which GPT-2's own files lack
+    prefix = "transformer." if architecture(model.config) == "GPT-2" else "model."  # GPT-2's own files lack theirs
     theirs = {name if name.startswith((prefix, "lm_head.")) else prefix + name: own for name, own in theirs.items()}
     embeddings = "embed_tokens.weight" if prefix == "model." else "wte.weight"
     if not model.config.tied and prefix + embeddings in theirs:
@@ -258,7 +262,7 @@ def load(model: GPT2, folder: Path, tokenizer: Tokenizer | None = None) -> None:
 def _block(model: GPT2, number: int) -> dict[str, list[Piece]]:
     """Norms and matrices of a block by Hugging Face's names; GPT-2's queries, keys and values by ours."""
     config, m, ours = model.config, model.multipliers, dict(model.named_parameters())
-    llama = architecture(config) == "Llama"
+    llama = architecture(config) != "GPT-2"
     names = LLAMA_LAYERS if llama else GPT2_LAYERS
     scale = m.attention * (config.head_dim**-0.5 if config.attention_scale == "1/d" else 1)
     factors = {"q": scale, "out": m.residual, "down": m.residual}
@@ -273,4 +277,15 @@ def _block(model: GPT2, number: int) -> dict[str, list[Piece]]:
                 continue
             for name, own in zip(stacked, tensor.chunk(len(stacked)), strict=True):
                 found[f"{names.get(name, name)}.{kind}"] = [(own, factors.get(name, 1.0))]
+    if config.experts:
+        router, gate_up, down = (ours[f"blocks.{number}.mlp.{name}"] for name in ("router.weight", "gate_up", "down"))
+        found["block_sparse_moe.gate.weight"] = [(router, 1.0)]
+        pairs, last = gate_up.chunk(2 * config.experts), down.chunk(config.experts)
+        for expert in range(config.experts):
+            three = {
+                "w1": (pairs[2 * expert], 1.0),
+                "w3": (pairs[2 * expert + 1], 1.0),
+                "w2": (last[expert], m.residual),
+            }
+            found |= {f"block_sparse_moe.experts.{expert}.{name}.weight": [piece] for name, piece in three.items()}
     return found

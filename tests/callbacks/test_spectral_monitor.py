@@ -14,6 +14,8 @@ from mup_lightning.studies.features import read_scalars
 from mup_lightning.training.train import train
 from tests import families
 
+EXPERTS = families.MIXTRAL["experts"]
+
 
 class Bystander(pl.Callback):
     """Keeps the weights before and after every step, by steps done before it; the batch is one micro-batch."""
@@ -32,7 +34,7 @@ class Bystander(pl.Callback):
         return {name: weight.detach().double().numpy().copy() for name, weight in module.model.named_parameters()}
 
     def named(self, step):
-        """Label -> (W, ΔW), with a layer's number before the label in blocks."""
+        """Label -> (W, ΔW), with a layer's number before the label in blocks; of experts, those of all."""
         found = {}
         for name, old in self.before[step].items():
             new = self.after[step][name]
@@ -41,14 +43,19 @@ class Bystander(pl.Callback):
             if old.ndim == 1:
                 continue
             labels = STACKED.get(kind, [kind])
+            routed = kind in ("mlp_gate_up", "mlp_down") and "blocks.0.mlp.router.weight" in self.after[step]
+            labels = labels * (EXPERTS if routed else 1)
             parts = (np.split(weight, len(labels)) for weight in (old, new))
             for label, W, new_W in zip(labels, *parts, strict=True):
-                found[layer, label] = (W, new_W - W)
-        return found
+                before = found.setdefault((layer, label), ([], []))
+                before[0].append(W)
+                before[1].append(new_W - W)
+        return {place: (np.stack(W), np.stack(dW)) for place, (W, dW) in found.items()}
 
 
-def of(matrix, n_in, n_out):
-    return (n_in / n_out) ** 0.5 * np.linalg.svd(matrix, compute_uv=False)[0]
+def of(matrices, n_in, n_out):
+    """‖·‖_R of every expert's matrix, or of the one that there is."""
+    return (n_in / n_out) ** 0.5 * np.linalg.svd(matrices, compute_uv=False)[:, 0]
 
 
 def expected(config, seen):
@@ -59,26 +66,26 @@ def expected(config, seen):
         rows["position"] = config.model.context
     tags = {}
     norms = {
-        (layer, label): [of(m, *reversed(m.shape)) for m in pair]
+        (layer, label): [of(m, *reversed(m.shape[1:])) for m in pair]
         for (layer, label), pair in seen.items()
         if layer is not None
     }
     for place, quantity in enumerate(("w", "dw")):
         for label, count in rows.items():
-            norm = of(seen[None, label][place], count, width)
+            norm = of(seen[None, label][place], count, width).item()
             tags[f"spectral/norms/input/{label}/{quantity}"] = norm
             tags[f"spectral/condition/input/{label}/{quantity}"] = alpha.input * norm
-        norm = of(seen[None, "token" if config.model.tied else "head"][place], width, 256)
+        norm = of(seen[None, "token" if config.model.tied else "head"][place], width, 256).item()
         tags[f"spectral/norms/output/head/{quantity}"] = norm
         tags[f"spectral/condition/output/head/{quantity}"] = alpha.output * norm
         for label in dict.fromkeys(label for _, label in norms):
-            layers = [norms[str(layer), label][place] for layer in range(depth)]
+            layers = [norms[str(layer), label][place].mean() for layer in range(depth)]
             add_layers(tags, f"spectral/norms/hidden/{label}/{quantity}", layers)
     for branch, second, first in (("attention", "attention_out", "attention_value"), ("mlp", "mlp_down", "mlp_up")):
         for product, a, b in (("w2_w1", 0, 0), ("dw2_w1", 1, 0), ("w2_dw1", 0, 1), ("dw2_dw1", 1, 1)):
             times = depth**0.5 if config.recipe.branch_depth == 1 and product == "w2_w1" else depth
             layers = [
-                alpha.residual * norms[str(layer), second][a] * norms[str(layer), first][b] * times
+                np.mean(alpha.residual * norms[str(layer), second][a] * norms[str(layer), first][b] * times)
                 for layer in range(depth)
             ]
             add_layers(tags, f"spectral/condition/{branch}/{product}", layers)
@@ -114,8 +121,9 @@ def wide(tiny):
         {"recipe.branch_depth": 1, "schedule.min_lr": 0.0},  # the last step changes nothing: ΔW is 0, and not NaN
         {"recipe.parametrization": "sp", "model.layer_norm": False, "model.bias": False},
         families.model(families.LLAMA | {"heads": 6}),
+        families.model(families.MIXTRAL | {"heads": 6}),
     ],
-    ids=["adamw", "untied", "k=1", "sp", "llama"],
+    ids=["adamw", "untied", "k=1", "sp", "llama", "mixtral"],
 )
 def test_every_value_is_what_an_svd_says(wide, changes):
     """Names, steps and values of everything that is logged, and histograms over the layers."""
@@ -132,7 +140,7 @@ def test_every_value_is_what_an_svd_says(wide, changes):
     assert all(list(curve) == [0, 2, 4] for curve in found.values())
     events = EventAccumulator(str(logs(config)), size_guidance={HISTOGRAMS: 0}).Reload()
     tags = [tag for tag in events.Tags()["histograms"] if tag.startswith("spectral/")]
-    assert len(tags) == 2 * 4 + (7 if config.model.gated else 6) * 2
+    assert len(tags) == 2 * 4 + (6 + config.model.gated + (config.model.experts is not None)) * 2
     assert [(h.step, h.histogram_value.num) for h in events.Histograms(tags[0])] == [(0, 3), (2, 3), (4, 3)]
 
 

@@ -34,6 +34,8 @@ AT_TWO += [(rule, s) for n, rule in enumerate(OTHERS) for s in ("ddp", f"zero{1 
 BOTH = [(rule, strategy) for rule in ("adamw", "muon_kimi") for strategy in STRATEGIES]
 AT_FOUR = [("sophia", "zero1"), *(("muon_kimi", strategy) for strategy in ("ddp", "zero1", "zero3", "fsdp"))]
 LLAMA = families.model(families.LLAMA | {"qk_norm": True, "qk_gain": True}) | {"rules.muon.per_head": True}
+MIXTRAL = families.model(families.MIXTRAL)
+EXPERTS = [("adamw", "zero3"), ("sophia", "ddp"), *(("muon_kimi", s) for s in ("ddp", "zero2", "zero3", "fsdp"))]
 # Sophia runs the compiled blocks a second time, for its estimate of the Hessian.
 ONE_BLOCK, BFLOAT16 = {"model.depth": 1}, {"trainer.precision": "bf16"}
 COMPILED = [("sophia", "ddp"), ("adamw", "zero0"), ("muon_kimi", "zero1"), ("adamw", "zero2"), ("muon_kimi", "zero3")]
@@ -55,6 +57,7 @@ def settings(config_of):
 def by_two(settings, two):
     """Name of a run of two processes -> its last checkpoint, or the error."""
     special = [(case, "llama", LLAMA) for case in BOTH]
+    special += [(case, "mixtral", MIXTRAL) for case in EXPERTS]
     special += [(case, "bf16", BFLOAT16) for case in BOTH]
     special += [(case, "compiled", ONE_BLOCK | {"trainer.compile": "on"}) for case in COMPILED]
     special += [(("adamw", strategy), "exploding", {"recipe.lr": 1e30}) for strategy in STRATEGIES]
@@ -101,6 +104,13 @@ def test_two_processes_train_the_llama_that_one_does(by_two, alone, rule, strate
     """Matrices of many shapes, stacked in pairs or by heads, and gains of one head."""
     wanted = weights_of(alone(rule, "llama", **LLAMA))
     assert_same_training(weights_of(by_two[f"llama-{rule}-{strategy}"]), wanted, bound=5e-6)
+
+
+@pytest.mark.parametrize(("rule", "strategy"), EXPERTS)
+def test_two_processes_train_the_experts_that_one_does(by_two, alone, rule, strategy):
+    """Tokens go to the same experts, whose loads are balanced alike, however many sequences a process has."""
+    wanted = weights_of(alone(rule, "mixtral", **MIXTRAL))
+    assert_same_training(weights_of(by_two[f"mixtral-{rule}-{strategy}"]), wanted, bound=5e-6)
 
 
 @pytest.mark.parametrize(("rule", "strategy"), AT_FOUR)

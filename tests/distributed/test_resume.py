@@ -19,12 +19,14 @@ RULES = {
     "soap": {"rules.soap.precondition_every": 2},
     "adamw": families.model(families.LLAMA),
     "muon_kimi-llama": families.model(families.LLAMA | {"qk_norm": True, "qk_gain": True}),
+    "muon_kimi-mixtral": families.model(families.MIXTRAL),
 }
 """A rule, and what is trained besides the defaults."""
 BIT = [("muon_kimi", strategy) for strategy in STRATEGIES]
 BIT += [("sophia", "ddp"), ("sophia", "zero3"), ("soap", "ddp"), ("soap", "zero2")]
 BIT += [("adamw", "zero1"), ("adamw", "fsdp")]
 BIT += [("muon_kimi-llama", strategy) for strategy in ("ddp", "zero2", "zero3")]
+BIT += [("muon_kimi-mixtral", strategy) for strategy in ("ddp", "zero3")]
 # From each kind of checkpoint (whole parameters, flat groups, every parameter cut by elements or by rows) to other
 # strategies and numbers of processes. Without dropout, whose draws belong to processes, all compute the same.
 MOVES = [

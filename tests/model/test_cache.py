@@ -6,12 +6,13 @@ import torch
 from mup_lightning.config.schema import Config
 from mup_lightning.model.cache import Cache
 from mup_lightning.model.gpt2 import build
-from tests.families import LLAMA
+from tests.families import LLAMA, MIXTRAL
 from tests.model.test_gpt2 import shake
 
 BLOCKS = {
     "GPT-2": {},
     "Llama": LLAMA,
+    "Mixtral": MIXTRAL,
     "one head of keys and values": LLAMA | {"heads": 4, "kv_heads": 1},
     "grouped, learned positions": {"heads_per_kv": 2},
     "QK-norm": {"qk_norm": True},

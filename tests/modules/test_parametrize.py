@@ -72,7 +72,7 @@ SWITCHES = [
 ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("switches", SWITCHES)
 def test_what_is_found_is_what_our_own_model_declares(family, switches, monkeypatch):
     """Roles and narrower sides of every parameter of it, from its shapes and its forward pass alone."""

@@ -34,7 +34,9 @@ def kept_by_a_block(model, half):
         sizes = {}
 
         def pack(tensor):
-            cast = tensor.dtype == torch.bfloat16 and {tuple(tensor.shape), tuple(tensor.shape[::-1])} & shapes
+            shape = (-1, *tensor.shape[1:]) if tensor.ndim < 3 else (-1, tensor.shape[-1])  # experts' are stacked
+            shape = tuple(tensor.reshape(shape).shape)
+            cast = tensor.dtype == torch.bfloat16 and {shape, shape[::-1]} & shapes
             if not cast and tensor.untyped_storage().data_ptr() not in weights:
                 sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
@@ -58,6 +60,8 @@ SWITCHES = [
         LLAMA | {"qk_norm": True, "qk_gain": True},
         LLAMA | {"kv_heads": None, "qk_norm": True, "activation": "relu"},
     ),
+    LLAMA | {"experts": 4},
+    LLAMA | {"experts": 6, "experts_per_token": 3, "gated": False, "activation": "relu"},
     *({"position": "rope"}, {"heads_per_kv": 2}, {"parallel": True, "gated": True, "activation": "relu"}),
 ]
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mup_lightning.cli.main import main
 from mup_lightning.model.gpt2 import build
-from mup_lightning.plan.plan import plan
+from mup_lightning.plan.plan import plan, screen
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.training.module import GPT2Module
 from tests import families
@@ -101,6 +101,27 @@ def test_a_llama_by_hand():
     kv = next(p for p in shared.parameters if p["name"] == "blocks.0.attention.kv.weight")
     assert (kv["shape"], kv["lr"], kv["init_std"]) == ((128, n), pytest.approx(2**-7 / 4), pytest.approx(0.02 / 4))
     assert kv["eps"] == pytest.approx(1e-16 / 6)
+
+
+def test_a_mixtral_by_hand():
+    """As the Llama, but eight MLPs in a block, of which a token has two, and a router of eight rows."""
+    n, L, V, T, E = 1024, 24, 50304, 1024, 8
+    shape = LLAMA | {"model__width": n, "model__depth": L, "model__head_size": 64, "model__heads_per_kv": 4}
+    shape |= {"model__tied": False, "recipe__optimizer": "adamw", "model__experts": E, "recipe__base_experts": 4}
+    found = plan(configure(**shape), (8,))
+    N, active = (2 * V * n + L * ((2.5 + 10.5 * mlps) * n * n + E * n + 2 * n) + n for mlps in (E, 2))
+    assert (found.parameter_count, found.active_count) == (N, active)
+    assert found.flops.convention_per_token == 6 * (active - V * n) + 12 * L * n * T
+    assert found.flops.matmul_per_token == 6 * (active - V * n - (2 * L + 1) * n) + 7 * n * (T + 1) * L
+    words = screen(configure(**shape), found, 80)
+    assert f"{int(N):,} parameters, {int(active):,} active for a token" in words
+    router, expert = (
+        next(p for p in found.parameters if p["name"] == f"blocks.0.mlp.{name}") for name in ("router.weight", "down")
+    )
+    # From base (256, 4, 4): σ² ∝ 1/n² and 1/n, ε of both ∝ 1/E, and AdamW's rates ∝ 1/n.
+    assert (router["init_std"], router["eps"]) == (pytest.approx(0.02 / 4), pytest.approx(1e-16 / 12))
+    assert (expert["init_std"], expert["eps"]) == (pytest.approx(0.02 / 2), pytest.approx(1e-16 / 48))
+    assert router["lr"] == expert["lr"] == pytest.approx(2**-7 / 4)
 
 
 CASES = [

@@ -25,10 +25,10 @@ RATES = {"muon_kimi": 2**-6, "muon": 2**-5, "sso": 2**-5, "adamw": 2**-7, "lion"
 MATRICES = ("token.weight", "head.weight", "blocks.1.attention.out.weight", "blocks.1.mlp.down.weight")
 
 
-def text():
+def text(rows=8):
     """Windows of tokens as frequent as words are: the theory's gradients are of low rank, those of noise are not."""
     frequencies = 1 / torch.arange(1, VOCABULARY + 1, dtype=torch.float64) ** 1.5
-    return torch.multinomial(frequencies, 8 * 17, True, generator=torch.Generator().manual_seed(0)).view(8, 17)
+    return torch.multinomial(frequencies, rows * 17, True, generator=torch.Generator().manual_seed(0)).view(rows, 17)
 
 
 def second_step(optimizer, width):
@@ -78,19 +78,20 @@ dimension."""
 OVER_WIDTH = [(width, 2) for width in (32, 64, 128, 256)]
 
 
-def fifth_step(optimizer, heads, width, depth, seed, embedding):
+def fifth_step(optimizer, heads, width, depth, seed, embedding, experts=None):
     """Of the last block's matrices and vectors: RMS of the gradient's entries over what is derived, and ‖ΔW‖_R.
 
     In the fifth step: at first, queries, keys and gains hear something else from each head, which adds up to less.
     """
     switches = LLAMA | HEADS[heads] | {"qk_norm": True, "qk_gain": True, "tied": False, "context": 16}
+    switches |= {"experts": experts}
     base = {"base_width": 32, "base_depth": 2, "lr": RATES[optimizer] / 2, "init_std": 0.1, "optimizer": optimizer}
-    base["base"] = {"embedding": {"init_std": embedding}}
+    base |= {"base": {"embedding": {"init_std": embedding}}, "base_experts": experts and 4}
     config = Config.from_plain(
         {"model": switches | {"width": width, "depth": depth}, "recipe": base, "data": {"tokenizer": "bytes"}}
     )
     config.rules = {"muon": {"per_head": heads == "by heads"}}
-    recipe, window = config.derive(), text() % 256
+    recipe, window = config.derive(), text(32 if experts else 8) % 256
     model = build(config.model, recipe, seed).double()
     named = dict(model.named_parameters())
     stepper = HybridOptimizer(make_groups(named, model.parameter_info, recipe, config.rules))
@@ -99,17 +100,20 @@ def fifth_step(optimizer, heads, width, depth, seed, embedding):
         stepper.zero_grad()
         model.loss(window).backward()
         stepper.step()
-    m = {"kv": config.model.kv_dim / config.model.kv_dim_at(32), "head": config.model.head_dim / 8, "": 1.0}
+    m = {"kv": config.model.kv_dim / config.model.kv_dim_at(32), "head": config.model.head_dim / 8}
     found = {}
     for name, info in model.parameter_info.items():
         if not name.startswith(f"blocks.{depth - 1}."):
             continue
         parameter, shape = model.get_parameter(name), (info.blocks, *info.block_shape)
-        derived = solve(info.role, 2, info.n_out).gradient_entry.at(Ratios(width / 32, depth / 2, own=m[info.side]))
-        pairs = zip((parameter.detach() - before[name]).view(shape), parameter.grad.view(shape), strict=True)
-        for block, (change, gradient) in enumerate(pairs):
+        ratios = Ratios(width / 32, depth / 2, own=m.get(info.side, 1.0), experts=(experts or 4) / 4)
+        derived = solve(info.role, 2, info.n_out, routed=info.routed).gradient_entry.at(ratios)
+        each, pairs = [], zip((parameter.detach() - before[name]).view(shape), parameter.grad.view(shape), strict=True)
+        for change, gradient in pairs:
             norm = rms_operator(float(torch.linalg.matrix_norm(change, 2)), replace(info, shape=tuple(change.shape)))
-            found[f"{name.split('.', 2)[2]}.{block}"] = (float(gradient.square().mean().sqrt()) / derived, norm)
+            each.append((float(gradient.square().mean().sqrt()) / derived, norm))
+        kinds = max(1, info.blocks // experts) if info.routed else info.blocks  # gate and up, each of all experts
+        found |= {f"{name.split('.', 2)[2]}.{kind}": np.mean(each[kind::kinds], axis=0) for kind in range(kinds)}
     return found
 
 
@@ -134,3 +138,27 @@ def test_llama_blocks_change_as_derived(optimizer, heads, sizes, embedding):
         assert abs(update) < 0.25, key
         # Few steps of Muon leave the values of shared heads, which start small, still growing to their size.
         assert abs(gradient) < 0.45 or optimizer == "muon_kimi", key
+
+
+@pytest.mark.parametrize(
+    ("sizes", "embedding"),
+    [
+        ([(32, 2, 4), (64, 2, 4), (128, 2, 4)], 1.0),
+        ([(32, 2, 4), (32, 4, 4), (32, 8, 4)], 10.0),
+        ([(32, 2, 4), (32, 2, 8), (32, 2, 16)], 1.0),
+    ],
+    ids=["width", "depth", "experts"],
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon_kimi"])
+def test_experts_change_as_derived(optimizer, sizes, embedding):
+    """Where every expert is given 1/E of the tokens, its gradient falls as 1/E; its steps, and the router's, do not.
+
+    The router's gradient is left out: the few steps that a test can take leave its rows adding up what tokens say as
+    numbers of random signs, as √(1/E) over experts and √(1/n) over the width (docs/method/recipe.md).
+    """
+    found = [[fifth_step(optimizer, "by heads", w, d, seed, embedding, E) for seed in (1, 2)] for w, d, E in sizes]
+    for key in [key for key in found[0][0] if key.startswith("mlp.")]:
+        logs = np.array([[np.log2(at[key]) for at in seeds] for seeds in found]).mean(axis=1)
+        gradient, update = np.polyfit(range(len(sizes)), logs, 1)[0]
+        assert abs(update) < 0.25, key
+        assert abs(gradient) < 0.3 or "router" in key, key

@@ -12,7 +12,7 @@ from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import BaseFactors, Multipliers, RecipeConfig, derive, exponents
 from mup_lightning.spectral.roles import ParameterInfo, Role
-from mup_lightning.spectral.scale import HALF, ONE, L, M, N, Ratios, Scale, largest
+from mup_lightning.spectral.scale import HALF, ONE, E, L, M, N, Ratios, Scale, largest
 
 # arXiv 2603.00541, the tables for k >= 2, as (width, depth) exponents of input / hidden / output.
 PUBLISHED = {
@@ -191,6 +191,42 @@ def test_a_gain_that_all_heads_share_by_hand():
     assert exponents(FAMILIES["adamw"], Role.HIDDEN_BIAS, 2, M).lr == ONE
     assert exponents(FAMILIES["sgd"], Role.HIDDEN_BIAS, 2, M).lr == M * L
     assert solve(Role.HIDDEN_BIAS, 2).gradient_entry == ONE / (N * L)
+
+
+def test_routers_and_experts_by_hand():
+    """A router's row: n inputs, one output. An expert: an MLP's matrix. A step of either changes the loss by 1/E of
+    what the block's does, so that its gradient, and all that is measured by it, goes as 1/E; the squared gradient of
+    single tokens, averaged over all, goes as 1/E too."""
+    router, expert = solve(Role.HIDDEN, 2, ONE, routed=True), solve(Role.HIDDEN, 2, routed=True)
+    usual = solve(Role.HIDDEN, 2)
+    assert (router.init_var, router.norm, router.update) == (ONE / N**2, ONE, ONE)
+    assert (router.gradient_entry, router.hessian_entry) == (ONE / (E * L), ONE / (E * L**2))
+    assert (expert.init_var, expert.norm, expert.update) == (usual.init_var, usual.norm, usual.update)
+    assert (expert.gradient, expert.gradient_entry) == (ONE / (E * L), ONE / (E * N * L))
+    assert expert.hessian_entry == usual.hessian_entry / E
+    assert expert.role_gradient == usual.role_gradient / E**HALF
+    rates = {"adamw": ONE / N, "muon": N**-HALF, "muon_kimi": ONE / N, "sgd": L * E / N, "sso": ONE}
+    for name, family in FAMILIES.items():
+        of_router = exponents(family, Role.HIDDEN, 2, ONE, routed=True)
+        assert of_router.lr == rates.get(name, of_router.lr), name
+        row, dense = exponents(family, Role.HIDDEN, 2, routed=True), exponents(family, Role.HIDDEN, 2)
+        assert row.lr == dense.lr * (E if name == "sgd" else ONE), name
+        options = {"eps": E**-2 if name == "shampoo" else E**-1, "rho": ONE, "sphere": ONE}
+        assert row.scaled == {option: scale * options[option] for option, scale in dense.scaled.items()}, name
+
+
+def test_the_number_of_experts_counts_from_the_base():
+    """Twice the base's: SGD's rates by 2, Muon's and σ as they are. Under SP, and without a base: nothing."""
+    values = {}
+    for parametrization, base, rule in (("mup", 4, "sgd"), ("mup", 4, "muon"), ("mup", None, "sgd"), ("sp", 4, "sgd")):
+        recipe = {"parametrization": parametrization, "base_experts": base, "optimizer": rule}
+        model = {"width": 256, "depth": 4, "experts": 8, "bias": False}
+        config = Config.from_plain({"model": model, "recipe": recipe, "data": {"tokenizer": "bytes"}})
+        router, expert = parameter("router", side="experts", routed=True), parameter("mlp", routed=True)
+        found = config.derive()
+        values[parametrization, base, rule] = (found.of(router).init_std, found.of(router).lr, found.of(expert).lr)
+    assert values.pop(("mup", 4, "sgd")) == (0.02, 2**-6, 2**-6)
+    assert set(values.values()) == {(0.02, 2**-7, 2**-7)}
 
 
 def test_scales_know_what_dominates():

@@ -18,6 +18,7 @@ from mup_lightning.studies.coordinates.run import check, trainings
 from mup_lightning.training.finished import load_model
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
+from tests.families import MIXTRAL, model
 
 SMALL = CheckSettings(widths=[16, 32, 64], seeds=2, workers=0, alone=True)
 
@@ -80,7 +81,9 @@ def test_the_start_is_the_initialisation_on_the_first_validation_windows(tiny):
     for place, block in zip(("first", "last"), module.model.blocks, strict=True):
         for part, name in ((block, "residual"), (block.mlp, "mlp")):
             name = f"{name}, {place} block"
-            part.register_forward_hook(lambda _, __, out, name=name: found.update({name: out}))
+            part.register_forward_hook(
+                lambda _, __, out, name=name: found.update({name: out[0] if isinstance(out, tuple) else out})
+            )
     with torch.no_grad():
         found["logits"] = module.model(windows(config))
     assert len(found) == 5
@@ -136,6 +139,23 @@ def test_trainings_differ_in_size_seed_and_parametrization_alone(tiny):
         assert values["recipe"] | {"parametrization": "mup"} == base["recipe"]
     asked = trainings(replace(SMALL, alone=False), tiny(**{"recipe.parametrization": "sp"}))[0]
     assert Counter(c.recipe.parametrization for c in asked) == {"sp": 6}
+
+
+def test_the_number_of_experts_is_an_axis(tiny):
+    """Of which every model is measured with its router; its size is told apart, and counted from the base."""
+    config = tiny(**model(MIXTRAL), **{"recipe.base_experts": 4, "trainer.max_steps": 1})
+    settings = CheckSettings(axis="experts", experts=[4, 8, 16], seeds=2, workers=0)
+    found = trainings(settings, config)[0]
+    experts = [(c.model.width, c.model.depth, c.model.experts) for c in found if c.recipe.parametrization == "mup"]
+    assert experts == [(32, 2, size) for size in (4, 4, 8, 8, 16, 16)]
+    assert {c.recipe.base_experts for c in found} == {4}
+    run = measuring.measure("experts", found[2])
+    assert run.shape == (32, 2, 8)
+    assert run.measured["changes"]["router, last block"][1] > 0
+    with pytest.raises(UserError, match=r"--axis experts needs recipe\.base_experts, .* set recipe\.base_experts 4"):
+        trainings(settings, tiny(**model(MIXTRAL)))
+    with pytest.raises(UserError, match=r"at width 32, depth 2, experts 1: model\.experts_per_token is 2"):
+        trainings(replace(settings, experts=[1, 2, 4]), config)
 
 
 @pytest.mark.parametrize(

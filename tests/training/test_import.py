@@ -31,6 +31,10 @@ MODELS = {
         *(transformers.LlamaForCausalLM, transformers.LlamaConfig),
         LLAMA | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3},
     ),
+    "mixtral": (
+        *(transformers.MixtralForCausalLM, transformers.MixtralConfig),
+        LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 3, "rope_parameters": {"rope_theta": 500.0}},
+    ),
 }
 RECIPES = {
     "SP": {"recipe.parametrization": "sp"},
@@ -120,13 +124,17 @@ def test_a_resumed_run_needs_the_folder_no_more(tiny, folder, tmp_path):
 
 FAULTS = {
     "no config.json": (lambda path: (path / "config.json").unlink(), {}, "has no config.json; expected the folder"),
-    "another architecture": ({"model_type": "mamba"}, {}, "model_type 'mamba'; expected gpt2 or llama"),
+    "another architecture": ({"model_type": "mamba"}, {}, "model_type 'mamba'; expected gpt2, llama, mixtral"),
     "an unknown activation": (
         {"activation_function": "gelu", "hidden_act": "gelu"},
         {},
         "activation gelu is not among",
     ),
     "scaled frequencies": ({"rope_scaling": {"type": "linear"}, "add_cross_attention": True}, {}, "models here have"),
+    "a window of attention": (
+        {"sliding_window": 8, "add_cross_attention": True, "pretraining_tp": 2},
+        *({}, "models here have"),
+    ),
     "another shape": ({}, {"model.depth": 3}, "model.depth is 3, but 2 in"),
     "a longer context": ({}, {"model.context": 128}, "model.context is 128, but"),
     "no such switch": ({}, {"model.qk_norm": True}, "(where it starts from weights=FOLDER: leave that setting out)"),
@@ -157,7 +165,7 @@ def test_what_cannot_be_taken_over_is_refused(tiny, folder, tmp_path, fault, cap
 def test_weights_of_another_model_are_refused_by_name(tiny, folder, tmp_path):
     path = shutil.copytree(folder, tmp_path / "copy")
     tensors = load_file(path / "model.safetensors")
-    name = next(name for name in tensors if name.endswith(("c_fc.weight", "up_proj.weight")))
+    name = next(name for name in tensors if name.endswith(("c_fc.weight", "up_proj.weight", "w3.weight")))
     for change, message in (
         ({name: tensors[name][:5]}, f"{name} in "),
         ({name: None}, f"has no tensor {name}"),

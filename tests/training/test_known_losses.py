@@ -13,9 +13,12 @@ KNOWN = {
     ("llama", "adamw"): [5.54783, 5.134524, 4.887547, 4.732356, 4.724192],
     ("llama", "muon_kimi"): [5.54783, 5.236348, 4.98253, 4.845613, 4.830751],
     ("llama with gains", "muon_kimi"): [5.547902, 5.232266, 4.977401, 4.834301, 4.821117],
+    ("mixtral", "adamw"): [5.54779, 5.135185, 4.888592, 4.73244, 4.723903],
+    ("mixtral", "muon_kimi"): [5.54779, 5.236713, 4.983127, 4.846688, 4.831793],
 }
 """Family and optimizer -> the losses of every second step, and the validation loss."""
 SWITCHES = {"gpt2": {}, "llama": families.model(families.LLAMA), "llama with gains": EVERY}
+SWITCHES["mixtral"] = families.model(families.MIXTRAL)
 
 
 class Losses(pl.Callback):

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.base import Parametrization
 from mup_lightning.studies import GROWING, AtLeastTwo
+from mup_lightning.studies.scaling import Shape
 from mup_lightning.typed import NonNegativeInt, PositiveFloat, PositiveInt, Typed
 
-SYMBOLS = {"width": "n", "depth": "L", "both": "r"}
+SYMBOLS = {"width": "n", "depth": "L", "both": "r", "experts": "E"}
 """Axis -> what exponents are powers of; r is the factor by which both width and depth have grown."""
 
 
@@ -22,10 +23,11 @@ class CheckSettings(Typed, prefix="--"):
 
     Attributes:
         axis: what grows: width (at model.depth), depth (at model.width), or both in proportion (from model.width and
-            model.depth on).
+            model.depth on), or experts (at both; recipe.base_experts must be set).
         widths: sizes of --axis width, from small to large.
         depths: sizes of --axis depth, from small to large.
         ratios: sizes of --axis both: factors on model.width and model.depth, from small to large.
+        experts: sizes of --axis experts, from small to large.
         seeds: repetitions of every size, with the seeds from 1 on.
         controls: parametrizations that are trained too, for comparison: sp, gpt2, sp_embedding.
         control_seeds: repetitions of these; at most as many.
@@ -42,10 +44,11 @@ class CheckSettings(Typed, prefix="--"):
         table: folders of finished checks, which are printed as one table; nothing is trained.
     """
 
-    axis: Literal["width", "depth", "both"] = "width"
+    axis: Literal["width", "depth", "both", "experts"] = "width"
     widths: Annotated[list[PositiveInt], GROWING] = field(default_factory=lambda: [256, 384, 512, 768])
     depths: Annotated[list[PositiveInt], GROWING] = field(default_factory=lambda: [16, 32, 64])
     ratios: Annotated[list[PositiveFloat], GROWING] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0])
+    experts: Annotated[list[PositiveInt], GROWING] = field(default_factory=lambda: [4, 8, 16, 32])
     seeds: AtLeastTwo = 8
     controls: list[Parametrization] = field(default_factory=lambda: ["sp"])
     control_seeds: AtLeastTwo = 3
@@ -63,16 +66,19 @@ class CheckSettings(Typed, prefix="--"):
         """Repetitions of the controls."""
         return min(self.seeds, self.control_seeds)
 
-    def sizes(self, width: int, depth: int) -> dict[tuple[int, int], float]:
+    def sizes(self, width: int, depth: int) -> dict[Shape, float]:
         """(width, depth) of every model -> its width, depth or ratio, from small to large.
 
-        The arguments are those of the configured model, which --axis depth (or width) keeps and --axis both starts
-        from. Raises UserError where a ratio does not give a whole width and depth.
+        With --axis experts (width, depth, experts) -> experts. The arguments are those of the configured model, which
+        --axis depth, width or experts keeps and --axis both starts from.
+        Raises UserError where a ratio does not give a whole width and depth.
         """
         if self.axis == "width":
             return {(size, depth): size for size in self.widths}
         if self.axis == "depth":
             return {(width, size): size for size in self.depths}
+        if self.axis == "experts":
+            return {(width, depth, size): size for size in self.experts}
         for ratio in self.ratios:
             if width * ratio % 1 or depth * ratio % 1:
                 odd = f"--ratios: {ratio:g} times width {width} and depth {depth} are not whole numbers"

@@ -20,18 +20,18 @@ ALLOWED_RISE = 1.0
 """Nats per token by which a loss may exceed the first one, or that of a uniform guess."""
 
 
-def features(axis: str, depth: int) -> dict[str, list[str]]:
+def features(axis: str, depth: int, experts: bool = False) -> dict[str, list[str]]:
     """Name of a feature -> its taps in a model of this depth, of which the largest counts.
 
     Where the depth grows, blocks are compared at equal fractions of it. So the residual stream has no "first block"
     there: after it, 1/L of the branches are in, and the stream is closer to the embedding the deeper the model is.
     """
     result = {taps.EMBEDDING: [taps.EMBEDDING]}
-    for point in (taps.ATTENTION, taps.MLP, taps.RESIDUAL):
+    for point in (taps.ATTENTION, taps.MLP, taps.RESIDUAL, *([taps.ROUTER] if experts else [])):
         # The residual stream after half of the blocks, and the branches that it then enters.
         middle = max(0, depth // 2 - (point == taps.RESIDUAL))
         places = {"first block": [0], "middle block": [middle], "last block": [depth - 1], "largest": range(depth)}
-        if point == taps.RESIDUAL and axis != "width":
+        if point == taps.RESIDUAL and axis in ("depth", "both"):
             del places["first block"]
         result |= {f"{point}, {place}": [f"{point}/{n}" for n in layers] for place, layers in places.items()}
     return result | {point: [point] for point in (taps.FINAL_NORM, taps.LOGITS)}
@@ -114,8 +114,8 @@ def measure(axis: str, config: Config) -> Run:
     if diverged is None and sound < len(rounds):
         diverged = f"step {sound}: a feature is no longer finite"
     losses = probe.losses[: max(0, sound - 1)]
-    assert config.model.vocab_size is not None
-    named = features(axis, config.model.depth) if sound else {}
+    model = config.model
+    named = features(axis, model.depth, model.experts is not None) if sound else {}
     measured = {
         kind: {
             name: [max(at) for at in zip(*(curves[tap][:sound] for tap in of), strict=True)]
@@ -123,9 +123,10 @@ def measure(axis: str, config: Config) -> Run:
         }
         for kind, curves in (("norms", probe.norms), ("changes", probe.changes))
     }
-    of, shape = (config.recipe.parametrization,), (config.model.width, config.model.depth)
-    diverged = diverged or rise(losses, config.model.vocab_size)
-    return Run(of, shape, config.seed, losses, six_digits(measured), diverged)
+    assert model.vocab_size is not None
+    shape = (model.width, model.depth) + ((model.experts or 0,) if axis == "experts" else ())
+    diverged = diverged or rise(losses, model.vocab_size)
+    return Run((config.recipe.parametrization,), shape, config.seed, losses, six_digits(measured), diverged)
 
 
 def rise(losses: list[float], vocab_size: int) -> str | None:

@@ -21,7 +21,7 @@ from mup_lightning.typed import build
 
 FILE = "coordinates.json"
 
-AXES = {"width": "width n", "depth": "depth L", "both": "growth of width and depth, r"}
+AXES = {"width": "width n", "depth": "depth L", "both": "growth of width and depth, r", "experts": "experts E"}
 
 QUANTITIES = {
     "init": ("norms", 0, "at initialisation"),
@@ -72,7 +72,8 @@ def band(label: Label, settings: CheckSettings, *, layer_norm: bool = True) -> B
     After the last step nothing may grow, and nothing shrink: a change that vanishes with size belongs to a part of the
     model that has stopped learning. Before the first step nothing may grow, but sums of random terms do shrink: L
     branches of size 1/L add up to 1/√L next to the embedding, and n products of a feature with the head's random
-    weights, over n, to logits of 1/√n. Nothing shrinks faster than that, and the rest not at all.
+    weights, over n, to logits of 1/√n. Nothing shrinks faster than that, and the rest not at all. A router's logits
+    are as the head's.
 
     `label` is (feature, one of `QUANTITIES`); with `layer_norm` branches and head receive the residual stream at a
     constant norm.
@@ -81,15 +82,21 @@ def band(label: Label, settings: CheckSettings, *, layer_norm: bool = True) -> B
     if quantity != "init":
         most = settings.feature_band if quantity == "feature" else settings.change_band
         return -most, most
-    least = -0.5 if settings.axis != "depth" and feature == "logits" else 0.0
+    point, _, place = feature.partition(", ")
+    least = -0.5 if settings.axis in ("width", "both") and point in ("logits", "router") else 0.0
     # The stream is the sum of branches, which falls with depth. A LayerNorm removes its size, but not its composition,
     # on which attention depends: measured from 16 to 64 blocks it falls as L^-0.17 in the last one, as the stream does,
     # while MLP branches, the final norm and the logits stay within L^±0.01.
-    point, _, place = feature.partition(", ")
     before = feature == "embedding" or (place == "first block" and point != "residual")
-    if settings.axis != "width" and not before and (not layer_norm or point in ("residual", "attention")):
+    if settings.axis in ("depth", "both") and not before and (not layer_norm or point in ("residual", "attention")):
         least -= 0.5
     return least - settings.growth_at_init, settings.growth_at_init
+
+
+def said(shape: Shape) -> str:
+    """A size in words."""
+    words = zip(("width", "depth", "experts"), shape, strict=False)
+    return ", ".join(f"{name} {size}" for name, size in words)
 
 
 def conclude(
@@ -112,7 +119,7 @@ def conclude(
     sound = {shape: size for shape, size in sizes.items() if shape not in lost}
     bands = partial(band, settings=settings, layer_norm=layer_norm)
     found = scaling.lines(runs, sound, values, bands) if len(sound) > 2 else []
-    names = [f"width {width}, depth {depth}" for width, depth in lost]
+    names = list(map(said, lost))
     if not lost:
         verdict, sentence = scaling.conclude(decisive := _decisive(found), where)
         sentence = sentence if decisive is found else f"before the first step {sentence}"
@@ -163,10 +170,9 @@ def markdown(checks: Sequence[Check]) -> str:
     for check, finding in sorted(pairs, key=lambda pair: pair[1] is pair[0].asked):
         recipe, axis, name = check.config.recipe, check.settings.axis, check.title(finding)
         optimizer = recipe.optimizer + ("" if check.config.model.layer_norm else ", no LayerNorm")
+        optimizer += ", experts" if check.config.model.experts else ""
         optimizer += ", measured variant" if recipe.variant == "measured" else ""
-        smallest, *_, largest = (
-            {"width": width, "depth": depth, "both": (width, depth)}[axis] for width, depth in check.sizes
-        )
+        smallest, *_, largest = check.sizes if axis == "both" else check.sizes.values()
         sizes = f"{axis} {smallest} to {largest}"
         seeds = check.settings.seeds if finding is check.asked else check.settings.of_controls
         rows[optimizer, list(AXES).index(axis), sizes, recipe.lr, name != "SP", name] = [

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mup_lightning.config.load import Layer, merge, preset
 from mup_lightning.config.schema import Config, ScheduleConfig
@@ -11,7 +12,7 @@ from mup_lightning.files import check_folder, read_yaml, write_atomic
 from mup_lightning.spectral.base import Parametrization
 from mup_lightning.studies import style
 from mup_lightning.studies.coordinates import CheckSettings
-from mup_lightning.studies.coordinates.report import FILE, Check, conclude, markdown, picture, read_check, text
+from mup_lightning.studies.coordinates.report import FILE, Check, conclude, markdown, picture, read_check, said, text
 from mup_lightning.studies.scaling import exit_code
 from mup_lightning.studies.workers import fitting, run_all
 from mup_lightning.training import tune_allocator
@@ -87,14 +88,18 @@ def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], li
     from mup_lightning.studies.sweep.grid import Checker
 
     checker, configs, work, memory = Checker(), [], [], 0
+    if settings.axis == "experts" and not config.recipe.base_experts:
+        few = f"recipe.base_experts {settings.experts[0]}"
+        raise UserError(f"--axis experts needs recipe.base_experts, the number that the base has; set {few}")
     for name in parametrizations(settings, config):
         asked = name == config.recipe.parametrization
-        for width, depth in settings.sizes(config.model.width, config.model.depth):
-            with located(f"at width {width}, depth {depth}"):
+        for shape in settings.sizes(config.model.width, config.model.depth):
+            sides: dict[str, Any] = dict(zip(("width", "depth", "experts"), shape, strict=False))
+            with located(f"at {said(shape)}"):
                 # Another size, a constant learning rate, and nothing that only costs time.
                 sized = replace(
                     config,
-                    model=replace(config.model, width=width, depth=depth),
+                    model=replace(config.model, **sides),
                     recipe=replace(config.recipe, parametrization=name),
                     schedule=ScheduleConfig(kind="constant", warmup_steps=0),
                     trainer=replace(config.trainer, validate_every=0, feature_norms_every=0, update_check_every=0),
@@ -136,5 +141,5 @@ def name_of(settings: CheckSettings, config: Config) -> str:
     recipe = config.recipe
     mup = recipe.parametrization == "mup"
     parametrization = f"k{min(recipe.branch_depth, 2)}" if mup else recipe.parametrization
-    without = "" if config.model.layer_norm else "-noln"
+    without = ("-experts" if config.model.experts else "") + ("" if config.model.layer_norm else "-noln")
     return f"{recipe.optimizer}-{settings.axis}-{parametrization}{without}"

@@ -90,11 +90,11 @@ class ProbeSettings(Typed, prefix="--"):
         return self.widths[0], self.depths[0]
 
     @property
-    def shapes(self) -> list[tuple[int, int]]:
+    def shapes(self) -> list[tuple[int, ...]]:
         """(width, depth) of every network: the width line, then the rest of the depth line."""
         return list(self.line("width") | self.line("depth"))
 
-    def line(self, axis: str) -> dict[tuple[int, int], float]:
+    def line(self, axis: str) -> dict[tuple[int, ...], float]:
         """(width, depth) of the networks along an axis -> their width or depth."""
         width, depth = self.base
         return {(n, depth): n for n in self.widths} if axis == "width" else {(width, L): L for L in self.depths}
