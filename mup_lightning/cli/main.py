@@ -42,7 +42,7 @@ submit: run a training, or a sweep as an array, on a SLURM cluster
   cli.verbs:submit(slurm.options:SubmitSettings, Config)
   mup-lightning submit size=xl strategy=ddp nodes=4 --slurm.gpus 8 --slurm.time 12:00:00 run=xl --dry
   mup-lightning submit --sweep recipes/experiment/FILE.yaml --tasks 8 --slurm.gpus 1
-export: write a checkpoint's weights as a plain Hugging Face GPT-2, Llama or Mixtral, or as they are
+export: write a checkpoint's weights as a plain Hugging Face GPT-2, Llama, Qwen3 or Mixtral, or as they are
   training.export:run(training:ExportSettings)
   mup-lightning export runs/nano-muon_kimi-mup --out exported
 generate: text that a model makes of a prompt

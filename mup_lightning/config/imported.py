@@ -1,4 +1,4 @@
-"""The shape of a Hugging Face GPT-2, Llama or Mixtral, as settings of a model that computes the same. No torch."""
+"""The shape of a Hugging Face model, of `_DEFAULTS`, as settings of one that computes the same. Imports no torch."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ _MUST_BE: dict[str, dict[str, Any]] = {
         **{"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     },
     "llama": {"rope_scaling": None, "pretraining_tp": 1},
+    "qwen3": {"rope_scaling": None, "use_sliding_window": False},
     "mixtral": {"rope_scaling": None, "sliding_window": None, "router_jitter_noise": 0.0},
 }
 """What of theirs has one value here."""
@@ -26,6 +27,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
         **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "head_dim": None, "rope_theta": 10000.0},
         **{"tie_word_embeddings": False, "num_key_value_heads": None, "rope_parameters": None, "rms_norm_eps": 1e-6},
+    },
+    "qwen3": {
+        **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "head_dim": 128, "rope_theta": 10000.0},
+        **{"tie_word_embeddings": False, "num_key_value_heads": 32, "rope_parameters": None, "rms_norm_eps": 1e-6},
     },
     "mixtral": {
         **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "head_dim": None, "rope_theta": 1e6},
@@ -47,7 +52,7 @@ def settings(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise UserError(f"{folder} has no config.json; expected the folder of a Hugging Face GPT-2, Llama or Mixtral")
+        raise UserError(f"{folder} has no config.json; expected the folder of a Hugging Face model")
     found = read_json(file, "a Hugging Face model's config.json")
     kind = found.get("model_type") if isinstance(found, dict) else None
     if kind not in _DEFAULTS:
@@ -61,7 +66,7 @@ def settings(folder: Path) -> dict[str, Any]:
             raise UserError(f"{file} has {key} {theirs[key]}; models here have {value}")
     with located(file):
         try:
-            return {"weights": str(folder)} | (_gpt2(theirs) if kind == "gpt2" else _llama(theirs))
+            return {"weights": str(folder)} | (_gpt2(theirs) if kind == "gpt2" else _llama(theirs, kind))
         except (KeyError, TypeError, ZeroDivisionError) as error:
             raise UserError(f"a key is missing or has another type: {error}; expected a {kind}'s") from None
 
@@ -98,7 +103,7 @@ def _gpt2(theirs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _llama(theirs: dict[str, Any]) -> dict[str, Any]:
+def _llama(theirs: dict[str, Any], kind: str) -> dict[str, Any]:
     width, heads = theirs["hidden_size"], theirs["num_attention_heads"]
     if theirs["attention_bias"] != theirs["mlp_bias"]:
         raise UserError("attention_bias and mlp_bias differ; here all linear layers have biases, or none")
@@ -113,6 +118,7 @@ def _llama(theirs: dict[str, Any]) -> dict[str, Any]:
         **{"activation": _activation(theirs["hidden_act"]), "tied": theirs["tie_word_embeddings"]},
         **{"position": "rope", "rope_base": theirs["rope_theta"], "norm": "rmsnorm", "gated": True},
         **{"bias": theirs["attention_bias"], "norm_eps": theirs["rms_norm_eps"]},
+        **dict.fromkeys(("qk_norm", "qk_gain"), kind == "qwen3"),
         **{ours: theirs[key] for ours, key in _EXPERTS.items() if key in theirs},
     }
 

@@ -43,7 +43,7 @@ class ModelConfig(Typed, prefix="model."):
             Losses are reported without it.
         layer_norm: a norm before every branch and a final one; false removes all of them.
         norm: which one: layernorm, or rmsnorm, which neither subtracts the mean nor has a bias.
-        norm_eps: what a norm adds to the mean square.
+        norm_eps: what a norm adds to the mean square; qk_norm does so where norm is rmsnorm.
         qk_norm: RMS-normalise queries and keys per head.
         qk_gain: learned gains after qk_norm, shared by all heads.
         parallel: attention and MLP of a block read the same residual stream, rather than the MLP what attention added.
@@ -59,8 +59,8 @@ class ModelConfig(Typed, prefix="model."):
             end-of-text token before it, which its first token is predicted from.
         end_of_text: the token that document_mask goes by; null: that of data.tokenizer.
         dropout: probability, on the embeddings' sum, the attention weights and both branches.
-        weights: folder of a Hugging Face GPT-2, Llama or Mixtral whose weights training starts from, so that both
-            compute the same function, whatever multipliers the recipe has; weights=FOLDER takes its shape over, too.
+        weights: folder of a Hugging Face GPT-2, Llama, Qwen3 or Mixtral whose weights training starts from, whatever
+            multipliers the recipe has: both compute the same function. weights=FOLDER takes its shape over, too.
         loss_chunk: tokens whose logits exist at once in the loss; null: as many as make about 50 MB (CPU), 1 GB (GPU).
     """
 
@@ -139,8 +139,9 @@ class ModelConfig(Typed, prefix="model."):
 
     @property
     def family(self) -> str:
-        """GPT-2, Llama or Mixtral: the well-known one that its blocks are like."""
-        return "Mixtral" if self.experts else "GPT-2" if self.position == "learned" else "Llama"
+        """GPT-2, Llama, Qwen3 or Mixtral: the well-known one that its blocks are like."""
+        rotary = "Mixtral" if self.experts else "Qwen3" if self.qk_norm else "Llama"
+        return "GPT-2" if self.position == "learned" and not self.experts else rotary
 
     @property
     def head_dim(self) -> int:

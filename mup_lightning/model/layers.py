@@ -62,9 +62,9 @@ def rotate(x_BTHD: torch.Tensor, turn_2TR: torch.Tensor) -> torch.Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHD.dtype)
 
 
-def rms_norm(x_BTHD: torch.Tensor, gain_D: torch.Tensor | None) -> torch.Tensor:
+def rms_norm(x_BTHD: torch.Tensor, gain_D: torch.Tensor | None, eps: float | None = None) -> torch.Tensor:
     """Divide each head's queries or keys by their RMS, and multiply them by a gain if there is one."""
-    return F.rms_norm(x_BTHD, x_BTHD.shape[-1:], None if gain_D is None else gain_D.to(x_BTHD.dtype))
+    return F.rms_norm(x_BTHD, x_BTHD.shape[-1:], None if gain_D is None else gain_D.to(x_BTHD.dtype), eps)
 
 
 class Attention(nn.Module):
@@ -78,6 +78,7 @@ class Attention(nn.Module):
         self.heads, self.head_dim = config.width // config.head_dim, config.head_dim
         self.scale = self.head_dim ** (-1.0 if config.attention_scale == "1/d" else -0.5) * multiplier
         self.qk_norm, self.dropout, self.kv_dim = config.qk_norm, config.dropout, config.kv_dim
+        self.eps = config.norm_eps if config.norm == "rmsnorm" else None
         # Q, K and V in one product; they are three matrices stacked along the rows, and declared as such.
         C, bias = config.width, config.bias
         self.qkv = None if config.grouped else nn.Linear(C, 3 * C, bias=bias)
@@ -121,7 +122,7 @@ class Attention(nn.Module):
             parts = self.qkv(x_BTC).split(C, dim=2)
         q_BTHD, k_BTGD, v_BTGD = (part.unflatten(2, (-1, self.head_dim)) for part in parts)
         if self.qk_norm:
-            q_BTHD, k_BTGD = rms_norm(q_BTHD, self.q_gain), rms_norm(k_BTGD, self.k_gain)
+            q_BTHD, k_BTGD = rms_norm(q_BTHD, self.q_gain, self.eps), rms_norm(k_BTGD, self.k_gain, self.eps)
         if turn_2TR is not None:
             q_BTHD, k_BTGD = rotate(q_BTHD, turn_2TR), rotate(k_BTGD, turn_2TR)
         k_BGSD, v_BGSD, seen_TS = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2), None

@@ -15,8 +15,8 @@ class ExportSettings(Typed, prefix="--"):
     Attributes:
         checkpoint: a checkpoint's folder, or a run's folder (its newest checkpoint).
         out: folder, which is made and must not exist.
-        format: hf: a plain Hugging Face GPT-2, Llama or Mixtral with multipliers folded in, and its tokenizer, for
-            AutoModelForCausalLM.from_pretrained(FOLDER) and AutoTokenizer;
+        format: hf: a plain Hugging Face GPT-2, Llama, Qwen3 or Mixtral with multipliers folded in, and its tokenizer,
+            for AutoModelForCausalLM.from_pretrained(FOLDER) and AutoTokenizer;
             plain: this package's own parameters in one safetensors file, with configuration and multipliers.
         verify: compare tokens, logits and greedily generated text with what transformers makes of the folder; where
             they differ, nothing is written.
@@ -35,7 +35,7 @@ class GenerateSettings(Typed, prefix="--"):
     A text may be longer than the model's context: when that is full, its older half is forgotten.
 
     Attributes:
-        model: a run's folder (its newest checkpoint), a checkpoint's, or a Hugging Face GPT-2's or Llama's.
+        model: a run's folder (its newest checkpoint), a checkpoint's, or a Hugging Face model's.
         prompt: how the text begins; -: what stdin has.
         tokens: at most this many new ones.
         temperature: of the draws, which divides the logits; 0: always the likeliest token.

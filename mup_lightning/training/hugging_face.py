@@ -1,4 +1,4 @@
-"""A model as the architecture of transformers that computes the same function: GPT-2, Llama or Mixtral.
+"""A model as the architecture of transformers that computes the same: GPT-2, Llama, Qwen3 or Mixtral.
 
 A plain Hugging Face model takes the multipliers folded into its weights:
 
@@ -6,7 +6,7 @@ A plain Hugging Face model takes the multipliers folded into its weights:
     a branch's last layer  × α_res               (weight and bias)
     output matrix          × α_out               where it is one of its own
     final norm             × α_out / α_in        where it is the token embedding, which has α_in by then
-    queries                × √d · scale          where attention logits are not scaled by 1/√d
+    queries, or their gain × √d · scale          where attention logits are not scaled by 1/√d
 
 Nothing is lost: both compute the same function, up to rounding. The way back divides by the same factors.
 """
@@ -35,7 +35,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "GPT-2": COMMON | {"position": "learned", "norm": "layernorm", "gated": False},
     "Llama": COMMON | {"position": "rope", "norm": "rmsnorm", "gated": True},
 }
-NEEDS["Mixtral"] = NEEDS["Llama"]
+NEEDS |= {"Mixtral": NEEDS["Llama"], "Qwen3": NEEDS["Llama"] | {"qk_norm": True, "bias": False}}
 """Architecture -> the switches of our model that it is."""
 
 ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu"}
@@ -88,7 +88,7 @@ def descriptions(model: GPT2, tokenizer: Tokenizer) -> dict[str, str]:
     The end-of-text token stands between documents, and so both ends a text and begins one; it pads, too.
 
     Raises:
-        UserError: neither GPT-2 nor Llama nor Mixtral has a switch, which is named, or transformers is not installed.
+        UserError: none of the architectures has a switch, which is named, or transformers is not installed.
     """
     architecture(model.config)
     try:
@@ -111,8 +111,8 @@ def descriptions(model: GPT2, tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def description(model: GPT2, special: dict[str, int]) -> Any:
-    """The model's shape and switches, and its special tokens, as a GPT2Config, LlamaConfig or MixtralConfig."""
-    from transformers import GPT2Config, LlamaConfig, MixtralConfig
+    """The model's shape and switches, and its special tokens, as a configuration of transformers."""
+    from transformers import GPT2Config, LlamaConfig, MixtralConfig, Qwen3Config
 
     config, name = model.config, architecture(model.config)
     common: dict[str, Any] = special | {"vocab_size": model.vocab_size, "tie_word_embeddings": config.tied}
@@ -136,7 +136,9 @@ def description(model: GPT2, special: dict[str, int]) -> Any:
         # Theirs is k times ours where there is one block; of several, they multiply the means over blocks.
         own = {"num_local_experts": config.experts, "num_experts_per_tok": config.experts_per_token}
         own["router_aux_loss_coef"] = config.balance / config.experts_per_token
-    return (MixtralConfig if config.experts else LlamaConfig)(
+    elif config.qk_norm:
+        own = {"head_dim": config.head_dim}
+    return {"Llama": LlamaConfig, "Qwen3": Qwen3Config, "Mixtral": MixtralConfig}[name](
         architectures=[f"{name}ForCausalLM"],
         max_position_embeddings=config.context,
         hidden_size=config.width,
@@ -267,6 +269,11 @@ def _block(model: GPT2, number: int) -> dict[str, list[Piece]]:
     scale = m.attention * (config.head_dim**-0.5 if config.attention_scale == "1/d" else 1)
     factors = {"q": scale, "out": m.residual, "down": m.residual}
     found: dict[str, list[Piece]] = {}
+    if config.qk_norm:  # which takes a factor out of the queries again, so that it goes to their gain
+        factors["q"], ones = 1.0, torch.ones(config.head_dim)
+        for name, factor in (("q", scale), ("k", 1.0)):
+            gain = ours.get(f"blocks.{number}.attention.{name}_gain", ones)
+            found[f"self_attn.{name}_norm.weight"] = [(gain, factor)]
     for layer, stacked in MATRICES.items():
         weight, bias = (ours.get(f"blocks.{number}.{layer}.{kind}") for kind in ("weight", "bias"))
         if weight is None:

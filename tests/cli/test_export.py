@@ -1,4 +1,4 @@
-"""A trained model leaves as a plain Hugging Face GPT-2, Llama or Mixtral."""
+"""A trained model leaves as a plain Hugging Face GPT-2, Llama, Qwen3 or Mixtral."""
 
 import json
 import os
@@ -49,6 +49,8 @@ def trained(tiny, **changes):
         model(LLAMA | {"tied": False, "attention_scale": "1/d"}),
         model(LLAMA | {"heads": 4, "kv_heads": 1, "rope_base": 100.0, "bias": True}),
         model(LLAMA | {"heads_per_kv": 1, "activation": "gelu"}),
+        model(LLAMA | {"qk_norm": True, "qk_gain": True}),
+        model(LLAMA | {"qk_norm": True, "attention_scale": "1/d"}),
         model(MIXTRAL),
         model(MIXTRAL | {"tied": False, "attention_scale": "1/d", "experts": 5, "experts_per_token": 3}),
     ],
@@ -58,8 +60,8 @@ def test_hugging_face_computes_the_same_function(tiny, tmp_path, changes, capsys
     assert main(["export", path, "--out", str(tmp_path / "hf"), "--verify"]) == 0
     assert "the same in transformers: logits of 16 tokens at most " in capsys.readouterr().out
     theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
-    kind = "Mixtral" if "model.experts" in changes else "Llama"
-    assert type(theirs).__name__ == (f"{kind}ForCausalLM" if "model.position" in changes else "GPT2LMHeadModel")
+    rotary = "Mixtral" if "model.experts" in changes else "Qwen3" if "model.qk_norm" in changes else "Llama"
+    assert type(theirs).__name__ == (f"{rotary}ForCausalLM" if "model.position" in changes else "GPT2LMHeadModel")
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     checkpoint = find(tmp_path / "runs" / "tiny")
@@ -171,7 +173,8 @@ def test_plain_is_every_parameter_as_it_is(tiny, tmp_path, capsys):
 
 
 INEXPRESSIBLE = [
-    (model(LLAMA | {"qk_norm": True}), "model.qk_norm true, which Hugging Face's Llama"),
+    (model(LLAMA | {"qk_norm": True, "bias": True}), "model.bias true, which Hugging Face's Qwen3"),
+    ({"model.qk_norm": True}, "model.qk_norm true, which Hugging Face's GPT-2"),
     (model(LLAMA | {"norm": "layernorm"}), "model.norm layernorm, which Hugging Face's Llama"),
     (model(MIXTRAL | {"gated": False}), "model.gated false, which Hugging Face's Mixtral"),
     (model(MIXTRAL | {"position": "learned"}), "model.position learned, which Hugging Face's Mixtral"),

@@ -31,6 +31,7 @@ MODELS = {
         *(transformers.LlamaForCausalLM, transformers.LlamaConfig),
         LLAMA | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3},
     ),
+    "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config, LLAMA | {"head_dim": 8, "rms_norm_eps": 1e-3}),
     "mixtral": (
         *(transformers.MixtralForCausalLM, transformers.MixtralConfig),
         LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 3, "rope_parameters": {"rope_theta": 500.0}},
@@ -124,7 +125,7 @@ def test_a_resumed_run_needs_the_folder_no_more(tiny, folder, tmp_path):
 
 FAULTS = {
     "no config.json": (lambda path: (path / "config.json").unlink(), {}, "has no config.json; expected the folder"),
-    "another architecture": ({"model_type": "mamba"}, {}, "model_type 'mamba'; expected gpt2, llama, mixtral"),
+    "another architecture": ({"model_type": "mamba"}, {}, "model_type 'mamba'; expected gpt2, llama, qwen3, mixtral"),
     "an unknown activation": (
         {"activation_function": "gelu", "hidden_act": "gelu"},
         {},
@@ -132,12 +133,12 @@ FAULTS = {
     ),
     "scaled frequencies": ({"rope_scaling": {"type": "linear"}, "add_cross_attention": True}, {}, "models here have"),
     "a window of attention": (
-        {"sliding_window": 8, "add_cross_attention": True, "pretraining_tp": 2},
+        {"sliding_window": 8, "use_sliding_window": True, "add_cross_attention": True, "pretraining_tp": 2},
         *({}, "models here have"),
     ),
     "another shape": ({}, {"model.depth": 3}, "model.depth is 3, but 2 in"),
     "a longer context": ({}, {"model.context": 128}, "model.context is 128, but"),
-    "no such switch": ({}, {"model.qk_norm": True}, "(where it starts from weights=FOLDER: leave that setting out)"),
+    "no such switch": ({}, {"model.parallel": True}, "(where it starts from weights=FOLDER: leave that setting out)"),
     "no weights": (lambda path: (path / "model.safetensors").unlink(), {}, "has no .safetensors"),
     "half the weights": (
         lambda path: (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:5000]),
