@@ -11,7 +11,7 @@ import pytest
 
 from mup_lightning.callbacks.loss_checks import spike_limit
 from mup_lightning.errors import Diverged
-from mup_lightning.studies.features import read_scalars
+from mup_lightning.studies.features.report import read_scalars
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import RunFolder
 from mup_lightning.training.train import train

@@ -9,7 +9,7 @@ import torch
 from mup_lightning.callbacks.losses import Losses
 from mup_lightning.callbacks.step import StepCallback
 from mup_lightning.errors import UserError
-from mup_lightning.studies.features import read_scalars
+from mup_lightning.studies.features.report import read_scalars
 from mup_lightning.training.evaluate import evaluate
 from mup_lightning.training.train import train
 from tests.conftest import write_corpus

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from mup_lightning.callbacks.noise_scale import NoiseScale, estimate, gradient_square
 from mup_lightning.files import read_json, write_json
-from mup_lightning.studies.features import read_scalars
+from mup_lightning.studies.features.report import read_scalars
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import RunFolder
 from mup_lightning.training.train import train

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, E
 from mup_lightning.callbacks.spectral_monitor import STACKED
 from mup_lightning.errors import Diverged
 from mup_lightning.spectral.recipe import derive
-from mup_lightning.studies.features import read_scalars
+from mup_lightning.studies.features.report import read_scalars
 from mup_lightning.training.train import train
 from tests import families
 

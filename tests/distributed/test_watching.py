@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mup_lightning.studies.features import read_scalars
+from mup_lightning.studies.features.report import read_scalars
 from mup_lightning.training.train import train
 from tests.distributed.conftest import HALF, STRATEGIES
 

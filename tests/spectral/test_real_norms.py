@@ -106,6 +106,8 @@ def fifth_step(optimizer, heads, width, depth, seed, embedding, experts=None):
         if not name.startswith(f"blocks.{depth - 1}."):
             continue
         parameter, shape = model.get_parameter(name), (info.blocks, *info.block_shape)
+        if info.side == "experts":  # each row is a matrix of its own
+            shape = (experts, 1, info.shape[1])
         ratios = Ratios(width / 32, depth / 2, own=m.get(info.side, 1.0), experts=(experts or 4) / 4)
         derived = solve(info.role, 2, info.n_out, routed=info.routed).gradient_entry.at(ratios)
         each, pairs = [], zip((parameter.detach() - before[name]).view(shape), parameter.grad.view(shape), strict=True)
