@@ -37,11 +37,10 @@ class Experts(nn.Module):
 
     def declarations(self) -> dict[str, Declaration]:
         """See `parameters.collect`."""
-        result, first = (
-            linear(self.router, "router", "router", side="experts", routed=True),
-            "gate_up" if self.gated else "up",
+        result = linear(self.router, "router", "router", side="experts", routed=True)
+        result["gate_up" if self.gated else "up"] = Declaration(
+            Role.HIDDEN, "mlp", blocks=self.experts * (1 + self.gated), routed=True
         )
-        result[first] = Declaration(Role.HIDDEN, "mlp", blocks=self.experts * (1 + self.gated), routed=True)
         result["down"] = Declaration(Role.HIDDEN, "mlp", blocks=self.experts, closes_branch=True, routed=True)
         return result
 
