@@ -57,5 +57,6 @@ def default_callbacks(
         found.append(BesideForecast(forecast, losses, validation, trainer))
     if keep and logged is None:
         more = {"forecast": config.run.forecast is not None, "mixed": len(corpora.shares) > 1}
-        found.append(Dashboard(panels(trainer, k, **more), pages(config, model)))
+        layout = panels(trainer, k, **more, experts=config.model.experts is not None)
+        found.append(Dashboard(layout, pages(config, model)))
     return found

@@ -12,7 +12,7 @@ from mup_lightning.callbacks.spectral_monitor import BRANCHES, PRODUCTS
 from mup_lightning.callbacks.step import tensorboard
 from mup_lightning.config.schema import Config, TrainerConfig, leaves
 from mup_lightning.model.gpt2 import GPT2
-from mup_lightning.model.taps import LAYER_POINTS
+from mup_lightning.model.taps import EXPERT_POINTS, LAYER_POINTS
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.horizon import horizon_of
@@ -26,6 +26,8 @@ FEATURES = {
     "mlp": "MLP branch, a curve a layer: Θ(1)",
     "mlp_scaled": "MLP branch times its multiplier, a curve a layer: Θ(1/L)",
     "residual": "residual stream, a curve a layer: Θ(1)",
+    "router": "logits of the experts' router, a curve a layer: Θ(1)",
+    "largest_load": "share of the busiest expert, a curve a layer: 1/E where loads are equal",
     "final_norm": "after the final norm: Θ(1)",
     "logits": "logits: Θ(1)",
 }
@@ -59,7 +61,7 @@ class Dashboard(pl.Callback):
 
 
 def panels(
-    trainer: TrainerConfig, branch_depth: int, *, forecast: bool = False, mixed: bool = False
+    trainer: TrainerConfig, branch_depth: int, *, forecast: bool = False, mixed: bool = False, experts: bool = False
 ) -> dict[str, Charts]:
     """Category -> panels of what is logged, the same at every depth: TensorBoard merges equal ones of several runs."""
     learning = {
@@ -83,8 +85,9 @@ def panels(
     if trainer.peak_flops != "off":
         fast["MFU: share of the peak FLOP/s that the model uses"] = "train/mfu$"
     features = {
-        title: rf"features/{point}/layer_\d+$" if point in LAYER_POINTS else f"features/{point}$"
+        title: rf"features/{point}/layer_\d+$" if point in LAYER_POINTS + EXPERT_POINTS else f"features/{point}$"
         for point, title in FEATURES.items()
+        if experts or point not in EXPERT_POINTS
     }
     layout = {"Is it learning?": learning, "Is it stable?": stable, "How fast is it?": fast}
     if trainer.noise_scale_every:

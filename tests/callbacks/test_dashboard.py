@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
@@ -17,7 +18,15 @@ DOCS = Path(__file__).parents[2] / "docs" / "guide" / "tensorboard.md"
 PLACEHOLDERS = {
     "RULE": list(RULES),
     "BRANCH": ["attention", "mlp"],
-    "MATRIX": ["attention_query", "attention_key", "attention_value", "attention_out", "mlp_up", "mlp_down"],
+    "MATRIX": [
+        "attention_query",
+        "attention_key",
+        "attention_value",
+        "attention_out",
+        "mlp_up",
+        "mlp_down",
+        "mlp_router",
+    ],
     "LAYERS": ["layer_i", "mean", "min", "max"],
 }
 
@@ -42,8 +51,9 @@ def written(result):
     return layouts, texts
 
 
-def test_the_table_is_what_a_run_writes_and_every_panel_finds_tags(tiny, tmp_path):
-    config = tiny(**{"trainer.spectral_norms_every": 4, "trainer.noise_scale_every": 5})
+@pytest.mark.parametrize("switches", [{}, {"model.experts": 3, "model.bias": False}], ids=["gpt2", "with experts"])
+def test_the_table_is_what_a_run_writes_and_every_panel_finds_tags(tiny, tmp_path, switches):
+    config = tiny(**{"trainer.spectral_norms_every": 4, "trainer.noise_scale_every": 5}, **switches)
     config.run.forecast = forecast_of(config, tmp_path / "forecast.json")
     result = train(config, progress=False)
     tags = read_scalars(Path(result.tensorboard)).keys()
@@ -51,6 +61,8 @@ def test_the_table_is_what_a_run_writes_and_every_panel_finds_tags(tiny, tmp_pat
     assert all(tag and meaning and unit for tag, meaning, unit, _ in lines)
     named = {full for tag, *_ in lines for full in expanded(tag.strip("`"))}
     wanted = {tag for tag in named if tag.split("/")[-1] not in set(RULES) - {"adamw", "muon_kimi"}}
+    if not switches:
+        wanted = {tag for tag in wanted if not re.search("router|largest_load", tag)}
     assert {re.sub(r"layer_00[01]$", "layer_i", tag) for tag in tags} == wanted
 
     (layout,), texts = written(result)

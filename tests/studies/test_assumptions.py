@@ -181,7 +181,7 @@ def test_what_gpt2_shows(small):
     mixed = (query @ key.mT * block.attention.scale + future).softmax(2) @ value
     torch.testing.assert_close(seen.inputs["out", 0], mixed.detach())
     for block in model.blocks:
-        h = block(h)
+        h, _ = block(h)
     assert len(seen.streams) == 2
     torch.testing.assert_close(seen.streams[-1], h.detach())
     up = seen.output(matrices["up", 0])
