@@ -1,4 +1,4 @@
-"""The shape of a Hugging Face model, of `_DEFAULTS`, as settings of one that computes the same. Imports no torch."""
+"""The shape of a Hugging Face GPT-2, Llama, Qwen3 or Mixtral, as settings that compute the same. Imports no torch."""
 
 from pathlib import Path
 from typing import Any

@@ -120,7 +120,7 @@ class Card:
         return sorted(real.values())
 
     def pin(self) -> None:
-        """Replace the branch or tag of a hub data set by the commit to which it points now; UserError: none is told."""
+        """Replace a hub data set's branch or tag by the commit it points to now; raises UserError if there is none."""
         name, revision = self.source.dataset or "", self.source.revision or ""
         if self.source.kind != "hub" or re.fullmatch(r"[0-9a-f]{40}", revision) or Path(name).is_dir():
             return

@@ -24,6 +24,22 @@ def make(**switches):
     return model
 
 
+def shape(config):
+    """What transformers calls the shape of a model with rotary embeddings."""
+    return {
+        "vocab_size": 256,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.width // config.head_dim,
+        "num_key_value_heads": config.kv_dim // config.head_dim,
+        "intermediate_size": config.hidden,
+        "max_position_embeddings": config.context,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": config.tied,
+    }
+
+
 def to_hugging_face(model):
     """An independent LlamaForCausalLM with the same weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -31,16 +47,7 @@ def to_hugging_face(model):
     config = model.config
     other = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=256,
-            hidden_size=config.width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.width // config.head_dim,
-            num_key_value_heads=config.kv_dim // config.head_dim,
-            intermediate_size=config.hidden,
-            max_position_embeddings=config.context,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=config.tied,
+            **shape(config),
         )
     ).eval()
     ours = model.state_dict()

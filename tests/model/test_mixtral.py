@@ -17,6 +17,7 @@ from mup_lightning.optim.registry import RULES
 from mup_lightning.spectral.roles import Role
 from tests.families import MIXTRAL
 from tests.model.test_gpt2 import shake
+from tests.model.test_llama import shape
 
 
 def configure(optimizer="adamw", **switches):
@@ -53,17 +54,9 @@ def to_hugging_face(model):
     config = model.config
     other = MixtralForCausalLM(
         MixtralConfig(
-            vocab_size=256,
-            hidden_size=config.width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.width // config.head_dim,
-            num_key_value_heads=config.kv_dim // config.head_dim,
-            intermediate_size=config.hidden,
-            max_position_embeddings=config.context,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
+            **shape(config),
             num_local_experts=config.experts,
             num_experts_per_tok=config.experts_per_token,
-            tie_word_embeddings=config.tied,
             router_aux_loss_coef=config.balance / config.experts_per_token,
             experts_implementation="eager",  # its grouped products take neither float64 nor every side
         )

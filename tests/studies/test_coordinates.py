@@ -142,7 +142,7 @@ def test_trainings_differ_in_size_seed_and_parametrization_alone(tiny):
 
 
 def test_the_number_of_experts_is_an_axis(tiny):
-    """Of which every model is measured with its router; its size is told apart, and counted from the base."""
+    """Every model's router is measured with it; sizes are numbers of experts, counted from the base's."""
     config = tiny(**model(MIXTRAL), **{"recipe.base_experts": 4, "trainer.max_steps": 1})
     settings = CheckSettings(axis="experts", experts=[4, 8, 16], seeds=2, workers=0)
     found = trainings(settings, config)[0]

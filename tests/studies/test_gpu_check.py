@@ -9,7 +9,7 @@ from mup_lightning.files import read_json
 from mup_lightning.studies.gpu import GpuCheckSettings, check, parts
 from mup_lightning.studies.scaling import Verdict
 
-TODO = check.parts(("small",), ("fsdp",), 2)
+PARTS = check.parts(("small",), ("fsdp",), 2)
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def settings(tmp_path):
 def test_the_whole_flow_on_a_cpu(settings, capsys):
     assert check.run(settings) == 0
     found = read_json(settings.out / "gpu_check.json", "the check")
-    assert set(found["parts"]) == set(TODO)
+    assert set(found["parts"]) == set(PARTS)
     assert not found["left_out"]
     rows = {row["what"]: row for rows in found["parts"].values() for row in rows}
     assert abs(rows["gpt2: loss in bf16, over eager fp32"]["value"]) > 0  # bf16 it was
@@ -50,7 +50,7 @@ def test_a_strategy_that_fails_costs_no_other(settings):
 def test_parts_for_which_there_is_no_time_are_named(settings):
     settings.minutes = 1e-9
     assert check.run(settings) == 4
-    assert len(read_json(settings.out / "gpu_check.json", "the check")["left_out"]) == len(TODO)
+    assert len(read_json(settings.out / "gpu_check.json", "the check")["left_out"]) == len(PARTS)
 
 
 def test_verdicts():
