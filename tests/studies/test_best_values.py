@@ -74,6 +74,23 @@ def test_rows_that_differ_in_an_option_are_two_groups_and_those_of_one_run_are_o
     assert lines[2].split()[:4] == ["False", "2^-3", "(edge)", "3.400"]
 
 
+def test_a_figure_shows_each_variant_by_what_sets_it_apart(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("mup_lightning.studies.style.save", lambda figure, file: drawn.append((figure, file)))
+    rows = [{"width": w, "loss": 5 - w / 256, "recipe.base.head.init_std": 1.0} for w in (64, 128)]
+    rows += [row | {"recipe.base.head.init_std": 4.0, "seed": seed, "loss": 4} for row in rows for seed in (0, 1)]
+    rows += [{"parametrization": "sp", "branch_depth": "", "width": 64, "loss": 6, "recipe.base.head.init_std": 1.0}]
+    rows += [{"optimizer": "lion", "width": 64, "loss": "", "recipe.base.head.init_std": 1.0}]  # no row: diverged
+    assert main(["report", "best", table(tmp_path, *rows), "--out", str(tmp_path / "out")]) == 0
+    ((figure, file),) = drawn
+    assert file == tmp_path / "out/best.png"
+    narrow, wide = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == ["width 64, depth 4", "width 128, depth 4"]
+    assert [label.get_text() for label in narrow.get_yticklabels()] == ["SP", "recipe", "recipe, head.init_std 4"]
+    assert len(narrow.containers) == 3
+    assert [dot[0].get_xdata()[0] for dot in wide.containers] == [4.0, 4.5]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

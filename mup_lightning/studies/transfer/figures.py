@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from mup_lightning.spectral.horizon import AXES
 from mup_lightning.studies import style
+from mup_lightning.studies.scaling import NAMES
 from mup_lightning.studies.transfer.law import LawFit, Place
 from mup_lightning.studies.transfer.verdict import Group, bounded_slope, families
 
@@ -142,6 +144,52 @@ def draw_law(found: LawFit, target: Place, file: Path) -> Path:
     panels[0].set_ylabel("log2 of the best recipe.lr")
     style.legend(figure, loc="outside lower center", ncols=4, fontsize=9)
     return style.save(figure, file)
+
+
+def draw_best(found: Sequence[dict[str, Any]], file: Path) -> Path:
+    """Draw the best loss of each group of `best_values`: a panel per shape, a row per variant, the best at the top."""
+    shapes = sorted({_shape(one) for one in found})
+    columns = sorted({column for one in found for column in one["group"]} - {"width", "depth", "value"})
+    usual = {column: Counter(one["group"].get(column, "") for one in found).most_common(1)[0][0] for column in columns}
+    trained = [one for one in found if one["best"] is not None]
+    mean = {shape: np.mean([one["losses"][one["best"]] for one in trained if _shape(one) == shape]) for shape in shapes}
+    ahead: dict[str, list[float]] = {}
+    for one in trained:
+        ahead.setdefault(_variant(one, usual), []).append(one["losses"][one["best"]] - mean[_shape(one)])
+    rows = sorted(ahead, key=lambda name: -float(np.mean(ahead[name])))  # the last one is drawn at the top
+    size = 4.0 + 2.4 * len(shapes), 1.2 + 0.24 * len(rows)
+    figure, (panels,) = style.panels(1, len(shapes), size, sharey=True)
+    for ax, shape in zip(panels, shapes, strict=True):
+        for one in (one for one in trained if _shape(one) == shape):
+            loss, row = one["losses"][one["best"]], rows.index(_variant(one, usual))
+            look = {"color": style.SERIES[2 if one["group"]["parametrization"] == "mup" else 0], "capsize": 2}
+            ax.errorbar(loss, row, xerr=one["between_seeds"], fmt="o", markersize=5, **look)
+            ax.annotate(f"{one['best']:g}", (loss, row), (0, 3), textcoords="offset points", fontsize=6.5, ha="center")
+        ax.set_title("width {1:g}, depth {0:g}".format(*shape), fontsize=10)
+        ax.set_yticks(range(len(rows)), rows, fontsize=8)
+        ax.margins(x=0.12)
+        style.decorate(ax)
+    figure.supxlabel("best validation loss, nats per token; bars: standard deviation between seeds", fontsize=9)
+    value = found[0]["group"]["value"]
+    figure.suptitle(f"each at the best {value} tried: 2 to the power that is written above its dot", fontsize=10)
+    return style.save(figure, file)
+
+
+def _shape(one: dict[str, Any]) -> tuple[float, float]:
+    return float(one["group"]["depth"]), float(one["group"]["width"])
+
+
+def _variant(one: dict[str, Any], usual: dict[str, str]) -> str:
+    """The parametrization, and the settings in which a group differs from most others."""
+    own, apart = one["group"], ("parametrization", "branch_depth")
+    parts = [NAMES.get(own["parametrization"], own["parametrization"])]
+    parts += [f"k = {own['branch_depth']}"] if own.get("branch_depth") not in ("", None, usual["branch_depth"]) else []
+    for column, text in own.items():
+        if column in usual and column not in apart and text != usual[column]:
+            number = f"{float(text):.4g}" if text.replace(".", "").isdigit() else text.lower()
+            short = column.removeprefix("recipe.").removeprefix("base.")
+            parts.append(number if column == "optimizer" else f"{short} {number}")
+    return ", ".join(parts)
 
 
 def _name(one: Group, found: Sequence[Group]) -> str:

@@ -38,11 +38,13 @@ class BestSettings(Typed, prefix="--"):
 
     Attributes:
         results: results.csv of `mup-lightning sweep`, or its folder.
+        out: folder for best.png, each group's loss with the spread between its seeds; null: none.
         json: print JSON.
         markdown: print tables in Markdown.
     """
 
     results: Path
+    out: Path | None = None
     json: bool = False
     markdown: bool = False
 
@@ -59,15 +61,14 @@ class TransferSettings(BestSettings, prefix="--"):
     Attributes:
         results: results.csv of a sweep or its folder; or a .csv with the columns parametrization, axis, size,
             log2_value, seed, loss (empty: diverged).
+        out: folder for figures and transfer.json; null: none.
         json: print JSON.
         markdown: print tables in Markdown.
-        out: folder for figures and transfer.json; null: none.
         noise: standard deviation between seeds, nats, for groups that have one seed; null: unknown.
         slope_tolerance: slope that still counts as transfer, powers of two per doubling.
         regret_tolerance: regret that still counts as transfer, nats.
     """
 
-    out: Path | None = None
     noise: NonNegativeFloat | None = None
     slope_tolerance: PositiveFloat = verdict.SLOPE_TOLERANCE
     regret_tolerance: PositiveFloat = verdict.REGRET_TOLERANCE
@@ -210,8 +211,15 @@ def _finite(value: float | None) -> float | None:
 
 
 def run_best(settings: BestSettings) -> None:
-    """Print the best values; see `best_values`."""
+    """Print the best values, and draw them if a folder is given; see `best_values`."""
+    if settings.out:
+        check_folder(settings.out)
     found = best_values(settings.results)
+    if settings.out:
+        from mup_lightning.studies.transfer.figures import draw_best
+
+        make_folder(settings.out)
+        draw_best(found, settings.out / "best.png")
     if settings.json:
         print(json.dumps(found, indent=1))
         return
@@ -231,6 +239,8 @@ def run_best(settings: BestSettings) -> None:
     print(f"\n{steps} steps; a unigram model has {unigram} nats per token")
     if any(best["leveled"] for best in found):
         print("Losses are means, adjusted where values were run with different seeds (docs/method/transfer.md)")
+    if settings.out:
+        print(f"wrote {settings.out / 'best.png'}")
 
 
 def best_values(path: Path) -> list[dict[str, Any]]:
@@ -238,8 +248,8 @@ def best_values(path: Path) -> list[dict[str, Any]]:
 
     By log2 of the value: "losses", nats per token, means over the seeds (None where any diverged), and "lost".
     "leveled": seeds differ between values, so that means are adjusted; "edge": the best is the smallest or largest
-    tried; "steps": the most that any run made. Raises UserError where the table cannot be read, holds a run twice, or a
-    group mixes texts or steps.
+    tried; "between_seeds": standard deviation of the best's losses, None for one seed; "steps": the most that any run
+    made. Raises UserError where the table cannot be read, holds a run twice, or a group mixes texts or steps.
     """
     runs = losses.read_losses(path, NEEDED)
     columns = [*GROUP, *losses.options(runs)]
@@ -260,6 +270,8 @@ def best_values(path: Path) -> list[dict[str, Any]]:
         ended = own[own["loss"].notna()] if own["loss"].notna().any() else own
         one: dict[str, Any] = {"group": dict(group), "losses": {value: means.get(value) for value in values}}
         one |= {"leveled": seeds.nunique() > 1, "lost": dict.fromkeys(curve.lost, "diverged")}
+        spread = curve.spread[values.index(best)] if best is not None else math.nan
+        one |= {"between_seeds": None if math.isnan(spread) else float(spread)}
         one |= {"best": best, "edge": best in (values[0], values[-1])}
         one |= {"unigram_loss": float(ended["unigram_loss"].max()), "steps": int(ended["steps"].max())}
         found.append(one)
