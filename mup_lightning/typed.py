@@ -99,10 +99,10 @@ def build(cls: type[T], values: Any, prefix: str = "") -> T:
 
 def unknown_key(key: str, known: list[str]) -> UsageError:
     """The error for a key that does not exist, with the nearest one that does."""
-    return UsageError(f"unknown option {key}{_nearest(key, known)}")
+    return UsageError(f"unknown option {key}{nearest(key, known)}")
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
     """The end of a message about a word that is none of those known."""
     near = get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
@@ -118,7 +118,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     except _MismatchError:
         shown = str(value) if isinstance(value, Raw) and value else repr(value)
         small = f", below {_INT64:,}" if isinstance(value, int) and abs(value) >= _INT64 else ""
-        near = _nearest(shown, [str(word) for word in get_args(hint)]) if get_origin(hint) is Literal else ""
+        near = nearest(shown, [str(word) for word in get_args(hint)]) if get_origin(hint) is Literal else ""
         raise UserError(f"{key} is {shown}; expected {describe(hint)}{small}{near}") from None
 
 

@@ -16,7 +16,8 @@ from mup_lightning.config.schema import Config
 from mup_lightning.errors import UsageError, UserError
 from mup_lightning.files import FAILING_DISK
 from mup_lightning.terminal import spell_signs
-from mup_lightning.typed import Option, Raw, build, describe, hints, options
+from mup_lightning.typed import Option, Raw, build, describe, hints, nearest, options
+from mup_lightning.versions import versions
 
 TABLE = """
 train: train a model, or continue a run
@@ -282,16 +283,21 @@ def _row(name: str, text: str) -> str:
 def _overview(words: list[str]) -> int:
     """Print the list of verbs, or of those that begin with a word such as `data`; refuse anything else."""
     first, second = [*words, "", ""][:2]
-    family = [verb for verb in VERBS if first and verb.startswith(f"{first} ")]
-    asked = second if family else first
+    if first == "--version":
+        print(", ".join(f"{name} {found}" for name, found in versions().items() if found))
+        return 0
+    known = [verb for verb in VERBS if first and verb.startswith(f"{first} ")] or list(VERBS)
+    asked = second if (family := len(known) < len(VERBS)) else first
     if asked not in ("", "help", *HELP):
         unknown = f"{first} {second}" if family else first
-        print(f"error: unknown verb {unknown!r}; expected one of {', '.join(family or VERBS)}", file=sys.stderr)
+        near = "" if family else nearest(first, known)
+        near = near or f"; expected one of {', '.join(known)}"
+        print(f"error: unknown verb {unknown!r}{near}", file=sys.stderr)
         return 2
     lines = ["usage: mup-lightning VERB [options]", ""]
     lines += ["Pre-train GPT-2 and Llama models with hyper-parameters derived from one spectral condition.", ""]
-    lines += [f"  {verb:<16} {VERBS[verb].summary}" for verb in family or VERBS]
-    lines += ["", "example:", VERBS[(family or list(VERBS))[0]].example.rstrip("\n")]
+    lines += [f"  {verb:<16} {VERBS[verb].summary}" for verb in known]
+    lines += ["", "example:", VERBS[known[0]].example.rstrip("\n")]
     print("\n".join([*lines, "", "mup-lightning VERB --help explains a verb."]))
     return 0 if asked else 2
 

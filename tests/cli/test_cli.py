@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from mup_lightning import __version__
 from mup_lightning.cli.main import VERBS, main, parse
 from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config
@@ -68,6 +69,11 @@ def test_a_flag_needs_no_value_and_a_list_may_be_repeated():
     assert config == Config()
 
 
+def test_the_version_names_what_a_result_depends_on(capsys):
+    assert main(["--version"]) == 0
+    assert f"mup-lightning {__version__}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
@@ -85,7 +91,7 @@ def test_a_flag_needs_no_value_and_a_list_may_be_repeated():
         ("evaluate", 2, "CHECKPOINT is missing: a checkpoint's folder"),
         ("data prepare CARD.yaml --tok bytes", 2, "unknown option tok"),
         ("data nonsense", 2, "unknown verb 'data nonsense'; expected one of data prepare, data verify, data show"),
-        ("trian", 2, "unknown verb 'trian'; expected one of train"),
+        ("trian", 2, "unknown verb 'trian'; did you mean train?"),
         ("size=nano train", 2, "unknown verb 'size=nano'; expected one of train"),
         ("sweep a.yaml --dryrun", 2, "unknown option dryrun; did you mean dry"),
         ("train --frobnicate", 1, "unknown option frobnicate"),
