@@ -1,8 +1,8 @@
 """`mup-lightning VERB`: parses a command line by the table of verbs, runs it, and ends a user's mistake in one line."""
 
-import importlib
 import inspect
 import os
+import pkgutil
 import re
 import sys
 import textwrap
@@ -173,8 +173,7 @@ def _run(verb: Verb, argv: list[str]) -> int:
 
 def _load(path: str) -> Any:
     """The function or class "module:name" of this package; None of none."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(f"mup_lightning.{module}"), name) if path else None
+    return pkgutil.resolve_name(f"mup_lightning.{path}") if path else None
 
 
 def parse(verb: Verb, argv: list[str]) -> list[Any]:
@@ -202,9 +201,10 @@ def parse(verb: Verb, argv: list[str]) -> list[Any]:
         if flag and not equals:
             if hint is bool and rest[:1] not in (["true"], ["false"]):
                 value = "true"
+            elif not rest and hint is None and name not in ("config", *GROUPS, *WORDS):
+                raise unknown_option(name, classes)
             elif not rest:
-                known = hint is not None or name in ("config", *GROUPS, *WORDS)
-                raise UsageError(f"{item} needs a value") if known else unknown_option(name, classes)
+                raise UsageError(f"{item} needs a value")
             else:
                 value = rest.pop(0)
         own = settings is not None and name in hints(settings) and not is_dataclass(hint)
@@ -247,10 +247,8 @@ def help_of(verb: Verb) -> str:
     usage += " [--option VALUE ...]" * (len(own) > bool(positional))
     usage += " [-c FILE.yaml ...] [size=NAME ...] [--section.key VALUE ...]" * verb.config
     about = re.split(r"\n\s*Attributes:", inspect.getdoc(settings) or "")[0] if settings else ""
-    lines = [usage, "", f"{verb.summary[0].upper()}{verb.summary[1:]}.", about]
-    lines += ["", "example:", verb.example.rstrip("\n")]
-    if own:
-        lines += ["", "options:", *(_explained(option, positional) for option in own)]
+    lines = [usage, "", f"{verb.summary[0].upper()}{verb.summary[1:]}.", about, "", "example:", verb.example.rstrip()]
+    lines += ["", "options:", *(_explained(option, positional) for option in own)] if own else []
     if verb.config:
         lines += ["", "presets (files in recipes/, which -c FILE takes too):"]
         for folder in sorted(RECIPES.glob("*/")):
@@ -283,22 +281,20 @@ def _row(name: str, text: str) -> str:
 def _overview(words: list[str]) -> int:
     """Print the list of verbs, or of those that begin with a word such as `data`; refuse anything else."""
     first, second = [*words, "", ""][:2]
-    if first == "--version":
+    family = [verb for verb in VERBS if verb.startswith(f"{first} ")]
+    known, asked = (family, second) if family else (list(VERBS), first)
+    if asked == "--version":
         print(", ".join(f"{name} {found}" for name, found in versions().items() if found))
         return 0
-    known = [verb for verb in VERBS if first and verb.startswith(f"{first} ")] or list(VERBS)
-    asked = second if (family := len(known) < len(VERBS)) else first
     if asked not in ("", "help", *HELP):
-        unknown = f"{first} {second}" if family else first
-        near = "" if family else nearest(first, known)
-        near = near or f"; expected one of {', '.join(known)}"
-        print(f"error: unknown verb {unknown!r}{near}", file=sys.stderr)
+        near = (not family and nearest(asked, known)) or f"; expected one of {', '.join(known)}"
+        print(f"error: unknown verb {' '.join(words[: 1 + bool(family)])!r}{near}", file=sys.stderr)
         return 2
-    lines = ["usage: mup-lightning VERB [options]", ""]
-    lines += ["Pre-train GPT-2 and Llama models with hyper-parameters derived from one spectral condition.", ""]
+    about = "Pre-train GPT-2 and Llama models with hyper-parameters derived from one spectral condition."
+    lines = ["usage: mup-lightning VERB [options]", "", about, ""]
     lines += [f"  {verb:<16} {VERBS[verb].summary}" for verb in known]
-    lines += ["", "example:", VERBS[known[0]].example.rstrip("\n")]
-    print("\n".join([*lines, "", "mup-lightning VERB --help explains a verb."]))
+    lines += ["", "example:", VERBS[known[0]].example, "mup-lightning VERB --help explains a verb."]
+    print("\n".join(lines))
     return 0 if asked else 2
 
 
