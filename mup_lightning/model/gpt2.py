@@ -7,7 +7,8 @@
 With all multipliers at 1 and the default switches it is exactly GPT-2; with those of recipes/model/llama.yaml or
 mixtral.yaml, Llama or Mixtral.
 
-Shapes: B batch, T positions, C width, V padded vocabulary, N = B·T.
+Shapes: B batch, T positions, C width, V padded vocabulary; of kept keys and values L blocks, G heads, S positions, D
+head dimension.
 """
 
 from dataclasses import replace
@@ -21,12 +22,36 @@ from mup_lightning.config.model import ModelConfig
 from mup_lightning.config.schema import leaves
 from mup_lightning.errors import UserError
 from mup_lightning.model import taps
-from mup_lightning.model.cache import Cache
 from mup_lightning.model.layers import Block, documents, make_norm, rotation
 from mup_lightning.model.loss import cross_entropy, soft_cap
 from mup_lightning.model.parameters import Declaration, ParameterInfo, collect, initialise, norm
 from mup_lightning.spectral.recipe import Multipliers, Recipe
 from mup_lightning.spectral.roles import Role
+
+
+class Cache:
+    """Keys and values of all blocks at the `length` positions that a model has been given, with room for its context.
+
+    Kept while text is generated: what attention needs of the tokens before the next one.
+
+    Attributes:
+        length: positions whose keys and values are there; 0 forgets them.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int = 1, *, device: torch.device | str = "cpu") -> None:
+        kv_heads = config.kv_dim // config.head_dim
+        shape = (config.depth, 2, batch, kv_heads, config.context, config.head_dim)
+        self.length, self._kv_L2BGSD = 0, torch.empty(shape, device=device)
+
+    def grow(self, tokens: int) -> list[torch.Tensor]:
+        """Make room for more positions: for each block (2, B, G, S, D), whose last `tokens` positions it fills.
+
+        Raises ValueError where they exceed the model's context.
+        """
+        self.length += tokens
+        if self.length > self._kv_L2BGSD.shape[4]:
+            raise ValueError(f"{self.length} positions in a context of {self._kv_L2BGSD.shape[4]}")
+        return list(self._kv_L2BGSD[..., : self.length, :])
 
 
 class GPT2(nn.Module):

@@ -1,11 +1,8 @@
 """One Transformer block and its two residual branches, each under the same multiplier.
 
 Shapes: B batch, T positions, C width, H heads, D head dimension (C = H·D), R = D/2 pairs of its channels, G heads of
-keys and values (H without sharing), S positions with those before them, F hidden units (F = mlp_ratio·C).
+keys and values (H without sharing), S positions with those before them.
 """
-
-from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +10,10 @@ from torch import nn
 
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.model import taps
-from mup_lightning.model.experts import Experts
+from mup_lightning.model.mlp import MLP, Experts
 from mup_lightning.model.parameters import Declaration, linear, norm
 from mup_lightning.spectral.recipe import Multipliers
 from mup_lightning.spectral.roles import Role
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -79,12 +70,12 @@ class Attention(nn.Module):
         self.scale = self.head_dim ** (-1.0 if config.attention_scale == "1/d" else -0.5) * multiplier
         self.qk_norm, self.dropout, self.kv_dim = config.qk_norm, config.dropout, config.kv_dim
         self.eps = config.norm_eps if config.norm == "rmsnorm" else None
-        # Q, K and V in one product; they are three matrices stacked along the rows, and declared as such.
+        # Q, K and V in one product; they are three matrices stacked along the rows, and declared as such. Narrower keys
+        # and values scale in their own way, and are no rows of the queries' matrix.
         C, bias = config.width, config.bias
-        self.qkv = None if config.grouped else nn.Linear(C, 3 * C, bias=bias)
-        # Narrower keys and values scale in their own way, and are no rows of the queries' matrix.
-        self.q = nn.Linear(C, C, bias=bias) if config.grouped else None
-        self.kv = nn.Linear(C, 2 * config.kv_dim, bias=bias) if config.grouped else None
+        self.products = {"q": [C], "kv": [config.kv_dim] * 2} if config.grouped else {"qkv": [C] * 3}
+        for name, sides in self.products.items():
+            self.add_module(name, nn.Linear(C, sum(sides), bias=bias))
         self.out = nn.Linear(C, C, bias=bias)
         self.q_gain = nn.Parameter(torch.ones(self.head_dim)) if config.qk_gain else None
         self.k_gain = nn.Parameter(torch.ones(self.head_dim)) if config.qk_gain else None
@@ -92,11 +83,9 @@ class Attention(nn.Module):
     def declarations(self) -> dict[str, Declaration]:
         """See `parameters.collect`."""
         result = linear(self.out, "out", "attention", closes_branch=True)
-        if self.q is not None and self.kv is not None:
-            result |= linear(self.q, "q", "attention", heads=self.heads)
-            result |= linear(self.kv, "kv", "attention", blocks=2, side="kv", heads=2 * self.kv_dim // self.head_dim)
-        elif self.qkv is not None:
-            result |= linear(self.qkv, "qkv", "attention", blocks=3, heads=3 * self.heads)
+        for name, sides in self.products.items():
+            heads, side = sum(sides) // self.head_dim, "kv" if name == "kv" else ""
+            result |= linear(getattr(self, name), name, "attention", blocks=len(sides), heads=heads, side=side)
         if self.q_gain is not None:
             gain = Declaration(Role.HIDDEN_BIAS, "gain", constant=1.0, side="head")
             result |= {"q_gain": gain, "k_gain": gain}
@@ -115,11 +104,8 @@ class Attention(nn.Module):
         earlier positions, and takes those of x as its last T.
         """
         T, C = x_BTC.shape[1:]
-        if self.q is not None and self.kv is not None:
-            parts = (self.q(x_BTC), *self.kv(x_BTC).split(self.kv_dim, dim=2))
-        else:
-            assert self.qkv is not None
-            parts = self.qkv(x_BTC).split(C, dim=2)
+        first, *more = (getattr(self, name)(x_BTC) for name in self.products)
+        parts = (first, *more[0].split(self.kv_dim, dim=2)) if more else first.split(C, dim=2)
         q_BTHD, k_BTGD, v_BTGD = (part.unflatten(2, (-1, self.head_dim)) for part in parts)
         if self.qk_norm:
             q_BTHD, k_BTGD = rms_norm(q_BTHD, self.q_gain, self.eps), rms_norm(k_BTGD, self.k_gain, self.eps)
@@ -144,35 +130,6 @@ class Attention(nn.Module):
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
 
-class MLP(nn.Module):
-    """x (B, T, C) -> (B, T, C), without the residual sum."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.activation = ACTIVATIONS[config.activation]
-        # Gate and up in one product, two matrices stacked along the rows.
-        self.gate_up = nn.Linear(config.width, 2 * config.hidden, bias=config.bias) if config.gated else None
-        self.up = None if config.gated else nn.Linear(config.width, config.hidden, bias=config.bias)
-        self.down = nn.Linear(config.hidden, config.width, bias=config.bias)
-
-    def declarations(self) -> dict[str, Declaration]:
-        """See `parameters.collect`."""
-        result = linear(self.down, "down", "mlp", closes_branch=True)
-        if self.gate_up is not None:
-            result |= linear(self.gate_up, "gate_up", "mlp", blocks=2)
-        elif self.up is not None:
-            result |= linear(self.up, "up", "mlp")
-        return result
-
-    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
-        """Up, nonlinearity, down; with a gate the nonlinearity is the gate's, and multiplies what is up."""
-        if self.gate_up is not None:
-            gate_BTF, up_BTF = self.gate_up(x_BTC).chunk(2, dim=-1)
-            return self.down(self.activation(gate_BTF) * up_BTF)
-        assert self.up is not None
-        return self.down(self.activation(self.up(x_BTC)))
-
-
 class Block(nn.Module):
     """x (B, T, C) -> x + α·attention(norm(x)), then the same with the MLP, which in parallel blocks reads x itself.
 
@@ -185,7 +142,7 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, multipliers.attention)
         self.mlp_norm = make_norm(config)
-        self.mlp = MLP(config) if config.experts is None else Experts(config, ACTIVATIONS[config.activation])
+        self.mlp = MLP(config) if config.experts is None else Experts(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def declarations(self) -> dict[str, Declaration]:
@@ -202,22 +159,24 @@ class Block(nn.Module):
         mask_B1TT: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Both branches; see `Attention.forward`."""
-        before_BTC = x_BTC if self.parallel else None
+        before_BTC = x_BTC
         branch_BTC = self.attention(self.attention_norm(x_BTC), turn_2TR, kv_2BGSD, mask_B1TT)
-        if recorder is not None:
-            recorder.feature(taps.ATTENTION, self.layer, branch_BTC)
-            recorder.feature(taps.ATTENTION_SCALED, self.layer, branch_BTC, self.multiplier)
-        x_BTC = torch.add(x_BTC, self.dropout(branch_BTC), alpha=self.multiplier)
-
-        normed_BTC, balance = self.mlp_norm(x_BTC if before_BTC is None else before_BTC), None
+        x_BTC = self._add(x_BTC, branch_BTC, recorder, taps.ATTENTION, taps.ATTENTION_SCALED)
+        normed_BTC, balance = self.mlp_norm(before_BTC if self.parallel else x_BTC), None
         if isinstance(self.mlp, Experts):
             branch_BTC, balance = self.mlp(normed_BTC, recorder, self.layer)
         else:
             branch_BTC = self.mlp(normed_BTC)
-        if recorder is not None:
-            recorder.feature(taps.MLP, self.layer, branch_BTC)
-            recorder.feature(taps.MLP_SCALED, self.layer, branch_BTC, self.multiplier)
-        x_BTC = torch.add(x_BTC, self.dropout(branch_BTC), alpha=self.multiplier)
+        x_BTC = self._add(x_BTC, branch_BTC, recorder, taps.MLP, taps.MLP_SCALED)
         if recorder is not None:
             recorder.feature(taps.RESIDUAL, self.layer, x_BTC)
         return x_BTC, balance
+
+    def _add(
+        self, x_BTC: torch.Tensor, branch_BTC: torch.Tensor, recorder: taps.Recorder | None, point: str, scaled: str
+    ) -> torch.Tensor:
+        """The stream after a branch, which is recorded with and without its multiplier."""
+        if recorder is not None:
+            recorder.feature(point, self.layer, branch_BTC)
+            recorder.feature(scaled, self.layer, branch_BTC, self.multiplier)
+        return torch.add(x_BTC, self.dropout(branch_BTC), alpha=self.multiplier)

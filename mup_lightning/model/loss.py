@@ -46,69 +46,9 @@ def cross_entropy(
     have logits at once; None: `default_chunk`. `losses_N` is filled with every token's own loss. `compiled`: the
     passes over the logits, about ten, are fused by torch.compile; on a GPU they take longer than the products.
     """
-    chunk = chunk or default_chunk(weight_VC.shape[0], weight_VC.device)
-    if torch.is_grad_enabled() and (features_NC.requires_grad or weight_VC.requires_grad):
-        loss, rms = _ChunkedCrossEntropy.apply(
-            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, measure, losses_N, compiled
-        )
-    else:
-        options = {"grad": False, "measure": measure, "compiled": compiled}
-        loss, rms, _, _ = _sweep(features_NC, weight_VC, targets_N, vocab_size, cap, 0.0, chunk, losses_N, **options)
-    return loss, rms if measure else None
-
-
-def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """cap · tanh(logits / cap) (Gemma 2, arXiv 2408.00118); None: the logits as they are."""
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features_NC: torch.Tensor,
-        weight_VC: torch.Tensor,
-        targets_N: torch.Tensor,
-        vocab_size: int,
-        cap: float | None,
-        z_loss: float,
-        chunk: int,
-        measure: bool,
-        losses_N: torch.Tensor | None,
-        compiled: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        options = {"grad": True, "measure": measure, "compiled": compiled}
-        loss, rms, d_features, d_weight = _sweep(
-            features_NC, weight_VC, targets_N, vocab_size, cap, z_loss, chunk, losses_N, **options
-        )
-        ctx.save_for_backward(d_features, d_weight)
-        ctx.mark_non_differentiable(rms)
-        return loss, rms
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_loss: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        d_features, d_weight = ctx.saved_tensors
-        # In place: autograd passes the buffers to .grad, and a copy of the weight's would be as large as the weight.
-        return d_features.mul_(d_loss), d_weight.mul_(d_loss), *(None,) * 8
-
-
-def _sweep(
-    features_NC: torch.Tensor,
-    weight_VC: torch.Tensor,
-    targets_N: torch.Tensor,
-    vocab_size: int,
-    cap: float | None,
-    z_loss: float,
-    chunk: int,
-    losses_N: torch.Tensor | None,
-    *,
-    grad: bool,
-    measure: bool,
-    compiled: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One pass over the tokens: loss, RMS of the logits, and the gradients of the mean loss (empty without `grad`)."""
     device = features_NC.device
+    chunk = chunk or default_chunk(weight_VC.shape[0], device)
+    grad = torch.is_grad_enabled() and (features_NC.requires_grad or weight_VC.requires_grad)
     # Autocast would cast the weight again in every chunk: take its dtype once, and switch it off inside.
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else features_NC.dtype
@@ -144,7 +84,30 @@ def _sweep(
             else:
                 d_features[rows] = torch.mm(z_KV, w_VC)
                 d_weight += torch.mm(z_KV.t(), x_KC)
-    return loss_sum / tokens, (square_sum / (tokens * vocab_size)).sqrt(), d_features, d_weight
+    loss = loss_sum / tokens
+    if grad:
+        loss = _WithGradients.apply(features_NC, weight_VC, loss, d_features, d_weight)
+    return loss, (square_sum / (tokens * vocab_size)).sqrt() if measure else None
+
+
+def soft_cap(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """cap · tanh(logits / cap) (Gemma 2, arXiv 2408.00118); None: the logits as they are."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+class _WithGradients(torch.autograd.Function):
+    """A loss whose gradients by features and weight are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Any, weight: Any, loss: torch.Tensor, *gradients: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*gradients)
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # In place: autograd passes the buffers to .grad, and a copy of the weight's would be as large as the weight.
+        return *(gradient.mul_(d_loss) for gradient in ctx.saved_tensors), None, None, None
 
 
 def _passes(

@@ -9,8 +9,7 @@ import torch
 
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
-from mup_lightning.model.cache import Cache
-from mup_lightning.model.gpt2 import GPT2
+from mup_lightning.model.gpt2 import GPT2, Cache
 from mup_lightning.training import GenerateSettings
 from mup_lightning.training.finished import best_device, open_model
 

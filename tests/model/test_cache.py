@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from mup_lightning.config.schema import Config
-from mup_lightning.model.cache import Cache
-from mup_lightning.model.gpt2 import build
+from mup_lightning.model.gpt2 import Cache, build
 from tests.families import LLAMA, MIXTRAL
 from tests.model.test_gpt2 import shake
 

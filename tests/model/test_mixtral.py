@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
-from mup_lightning.model.experts import Experts, grouped, grouped_outer
 from mup_lightning.model.gpt2 import build
-from mup_lightning.model.layers import ACTIVATIONS
+from mup_lightning.model.mlp import ACTIVATIONS, Experts, grouped, grouped_outer
 from mup_lightning.model.taps import NormRecorder
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
@@ -120,7 +119,7 @@ def test_gradients_equal_hugging_face_in_float64(switches, rows):
 def test_an_expert_is_an_mlp(gated):
     """Token by token, whichever experts its router chooses, with the activation and the matrices that MLPs have."""
     config = ModelConfig(width=16, vocab_size=256, bias=False, experts=5, experts_per_token=3, gated=gated)
-    layer, generator = Experts(config, ACTIVATIONS["gelu"]), torch.Generator().manual_seed(0)
+    layer, generator = Experts(config), torch.Generator().manual_seed(0)
     for parameter in layer.parameters():
         parameter.data.normal_(generator=generator)
     x_BTC = torch.randn(2, 7, 16, generator=generator)

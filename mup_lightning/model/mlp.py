@@ -1,10 +1,11 @@
-"""A mixture of experts in the place of an MLP: a router sends every token to a few of many MLPs.
+"""The second branch of a block: an MLP for all tokens, or a mixture of experts, of which each takes some of them.
 
-Shapes: B batch, T positions, C width, F hidden units of an expert, E experts, K of them for each token, N = B·T tokens,
+Shapes: B batch, T positions, C width, F hidden units of an MLP, E experts, K of them for each token, N = B·T tokens,
 M = N·K of their assignments, in order of the experts.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,39 @@ from mup_lightning.model import taps
 from mup_lightning.model.parameters import Declaration, linear
 from mup_lightning.spectral.roles import Role
 
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    **{"gelu": partial(F.gelu, approximate="tanh"), "relu": F.relu, "silu": F.silu},
+}
+
+
+def activated(products: torch.Tensor, name: str, gated: bool) -> torch.Tensor:
+    """The activation of this name; with a gate, of the first half of the channels, times the second half."""
+    if not gated:
+        return ACTIVATIONS[name](products)
+    gate, up = products.chunk(2, dim=-1)
+    return ACTIVATIONS[name](gate) * up
+
+
+class MLP(nn.Module):
+    """x (B, T, C) -> (B, T, C), without the residual sum."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation, self.gated = config.activation, config.gated
+        # Gate and up in one product, two matrices stacked along the rows.
+        self.first = "gate_up" if config.gated else "up"
+        self.add_module(self.first, nn.Linear(config.width, (1 + config.gated) * config.hidden, bias=config.bias))
+        self.down = nn.Linear(config.hidden, config.width, bias=config.bias)
+
+    def declarations(self) -> dict[str, Declaration]:
+        """See `parameters.collect`."""
+        first = linear(getattr(self, self.first), self.first, "mlp", blocks=1 + self.gated)
+        return first | linear(self.down, "down", "mlp", closes_branch=True)
+
+    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """Up, with the gate, activation, down."""
+        return self.down(activated(getattr(self, self.first)(x_BTC), self.activation, self.gated))
+
 
 class Experts(nn.Module):
     """x (B, T, C) -> (B, T, C), without the residual sum, and how unbalanced the experts' loads are, 0-dim.
@@ -24,25 +58,23 @@ class Experts(nn.Module):
     elsewhere. All matrices of the experts are stacked along the rows, an expert's gate before its up.
     """
 
-    def __init__(self, config: ModelConfig, activation: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.experts is not None
         self.experts, self.per_token = config.experts, config.experts_per_token
-        self.activation, self.gated = activation, config.gated
+        self.activation, self.gated = config.activation, config.gated
         C, hidden = config.width, config.experts * config.hidden
         self.router = nn.Linear(C, self.experts, bias=False)
-        self.gate_up = nn.Parameter(torch.empty(2 * hidden, C)) if config.gated else None
-        self.up = None if config.gated else nn.Parameter(torch.empty(hidden, C))
+        self.first = "gate_up" if config.gated else "up"
+        self.register_parameter(self.first, nn.Parameter(torch.empty((1 + config.gated) * hidden, C)))
         self.down = nn.Parameter(torch.empty(self.experts * C, config.hidden))
 
     def declarations(self) -> dict[str, Declaration]:
         """See `parameters.collect`."""
-        result = linear(self.router, "router", "router", side="experts", routed=True)
-        result["gate_up" if self.gated else "up"] = Declaration(
-            Role.HIDDEN, "mlp", blocks=self.experts * (1 + self.gated), routed=True
-        )
-        result["down"] = Declaration(Role.HIDDEN, "mlp", blocks=self.experts, closes_branch=True, routed=True)
-        return result
+        return linear(self.router, "router", "router", side="experts", routed=True) | {
+            self.first: Declaration(Role.HIDDEN, "mlp", blocks=self.experts * (1 + self.gated), routed=True),
+            "down": Declaration(Role.HIDDEN, "mlp", blocks=self.experts, closes_branch=True, routed=True),
+        }
 
     def forward(
         self, x_BTC: torch.Tensor, recorder: taps.Recorder | None = None, layer: int | None = None
@@ -69,14 +101,7 @@ class Experts(nn.Module):
         order_M = chosen_BTK.flatten().argsort(stable=True)
         ends_E = counts_BE.sum(0).cumsum(0).to(torch.int32)
         x_MC = self._cast(x_NC).index_select(0, order_M // K)
-        first = self.gate_up if self.gated else self.up
-        assert first is not None
-        hidden = self._multiply(x_MC, first, ends_E)
-        if self.gated:
-            gate_MF, up_MF = hidden.chunk(2, dim=-1)
-            hidden = self.activation(gate_MF) * up_MF
-        else:
-            hidden = self.activation(hidden)
+        hidden = activated(self._multiply(x_MC, getattr(self, self.first), ends_E), self.activation, self.gated)
         y_MC = self._multiply(hidden, self.down, ends_E)
         y_NKC = y_MC.index_select(0, order_M.argsort()).view(-1, K, x_BTC.shape[2])
         return (y_NKC * gate_BTK.flatten(0, 1)[..., None]).sum(1).view(x_BTC.shape), balance
