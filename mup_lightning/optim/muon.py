@@ -48,10 +48,6 @@ class Muon(Rule):
         """The factor on U Vᵀ of one (rows, columns) matrix: A's largest singular value."""
         return 1.0
 
-    def operations(self, group: Group, rows: int, columns: int) -> int | None:
-        """Those of Newton-Schulz."""
-        return operations(rows, columns, group["steps"])
-
     def arithmetic(self, group: Group, rows: int, columns: int) -> dict[str, float]:
         """Those of Newton-Schulz."""
         return {"float32" if group["dtype"] == "float32" else "bfloat16": operations(rows, columns, group["steps"])}

@@ -26,6 +26,7 @@ class Held:
         tensor: the parameter as the model holds it.
         info: recorded when the model was built.
         rule: that steps it.
+        cost: operations of a step where the rule takes whole matrices: processes get equal shares of them.
         flat: ZeRO's flat tensor that has taken its place in its group; None where the group holds the tensor itself.
         owner: rank of the process that steps it and keeps its state; None: all of them do, each what it holds.
     """
@@ -33,6 +34,7 @@ class Held:
     tensor: torch.Tensor
     info: ParameterInfo
     rule: Rule
+    cost: float = 0.0
     flat: torch.Tensor | None = None
     owner: int | None = None
 
@@ -40,11 +42,6 @@ class Held:
     def stepped(self) -> torch.Tensor:
         """What its group holds: itself, or the flat tensor."""
         return self.tensor if self.flat is None else self.flat
-
-    @property
-    def cost(self) -> float:
-        """Of one step; see `Rule.cost`."""
-        return self.info.blocks * self.rule.cost(*self.info.block_shape)
 
 
 class HybridOptimizer(Optimizer):
@@ -71,11 +68,12 @@ class HybridOptimizer(Optimizer):
         super().__init__(groups, defaults={})
         self.check = True
         # Recorded before any wrapper flattens them.
-        self.held: dict[str, Held] = {
-            info.name: Held(parameter, info, RULES[group["rule"]])
-            for group in self.param_groups
-            for parameter, info in zip(group["params"], group["infos"], strict=True)
-        }
+        self.held: dict[str, Held] = {}
+        for group in self.param_groups:
+            rule = RULES[group["rule"]]
+            for parameter, info in zip(group["params"], group["infos"], strict=True):
+                cost = sum(rule.work(group, info).values()) if rule.whole_matrix else 0.0
+                self.held[info.name] = Held(parameter, info, rule, cost)
         self.layouts: dict[torch.Tensor, Layout] = {}
         self.before_update: Callable[[], None] | None = None
         self.watch: Watch | None = None
@@ -176,9 +174,8 @@ class HybridOptimizer(Optimizer):
         shares = [(layout.held, layout.held) for layout in self.layouts.values()]
         whole = [(dict.fromkeys(info.name for info in group["infos"]), None) for group in self.param_groups]
         for names, counts in shares or whole:
-            costs = {name: self.held[name].cost for name in names}
             if self.held[next(iter(names))].rule.whole_matrix:
-                for name, owner in assign(costs, world_size, counts).items():
+                for name, owner in assign({name: self.held[name].cost for name in names}, world_size, counts).items():
                     self.held[name].owner = owner
         self._assigned = True
 

@@ -98,17 +98,9 @@ class Rule(Typed):
         """Whether it needs whole matrices: given a slice or a flat shard it would be another algorithm."""
         return FAMILIES[self.name].whole_matrix
 
-    def cost(self, rows: int, columns: int) -> float:
-        """Operations of one step of a (rows, columns) matrix, up to a factor: processes get equal shares of it."""
-        return rows * columns * (min(rows, columns) if self.whole_matrix else 1)
-
     def blocks(self, group: Group, info: ParameterInfo) -> int:
         """How many matrices, stacked along dim 0 of a parameter, are each updated on its own."""
         return info.blocks
-
-    def operations(self, group: Group, rows: int, columns: int) -> int | None:
-        """Floating-point operations of one step of a (rows, columns) matrix; None where they matter but are unknown."""
-        return None if self.whole_matrix or "hessian_every" in group else 0
 
     def arithmetic(self, group: Group, rows: int, columns: int) -> dict[str, float]:
         """Operations of a mean step of a (rows, columns) matrix on a GPU, by what decides how fast they are.
@@ -117,6 +109,12 @@ class Rule(Typed):
         left out: `plan.time` counts it for all rules.
         """
         return {}
+
+    def work(self, group: Group, info: ParameterInfo) -> dict[str, float]:
+        """`arithmetic` of all the matrices of a parameter."""
+        count = self.blocks(group, info)
+        of_one = self.arithmetic(group, info.shape[0] // count, info.block_shape[1])
+        return {kind: count * operations for kind, operations in of_one.items()}
 
     def scratch(self, group: Group, items: list[Item], device: torch.device) -> int:
         """Bytes that a step of float32 items makes at most, beyond weights, gradients and states."""

@@ -53,10 +53,6 @@ class Shampoo(Rule):
     correct_bias: bool = True
     eps: NonNegativeFloat | None = None
 
-    def cost(self, rows: int, columns: int) -> float:
-        """Two eigendecompositions."""
-        return rows**3 + columns**3
-
     def arithmetic(self, group: Group, rows: int, columns: int) -> dict[str, float]:
         """Covariances and the step; an eigendecomposition is about 9n³, and a root of it 2n³."""
         roots = 11.0 * (rows**3 + columns**3) / group["precondition_every"]

@@ -43,10 +43,6 @@ class SOAP(Rule):
     precondition_every: PositiveInt = 10
     max_dimension: PositiveInt = 10000
 
-    def cost(self, rows: int, columns: int) -> float:
-        """Two QR decompositions."""
-        return rows**3 + columns**3
-
     def arithmetic(self, group: Group, rows: int, columns: int) -> dict[str, float]:
         """Covariances and three rotations; a refresh is a product, 2n³, and the two halves of QR, 8n³/3."""
         cubes = (rows**3 + columns**3) / group["precondition_every"]

@@ -10,6 +10,7 @@ from mup_lightning import tables
 from mup_lightning.config.schema import Config
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.muon import Muon
 from mup_lightning.optim.registry import RULES, resolve_rules
 from mup_lightning.optim.rule import Group
 from mup_lightning.optim.schedule import lr_factor
@@ -108,9 +109,14 @@ def plan(
     if config.model.tied:
         tied = "the output matrix is the token embedding (model.tied), with the input's values"
         notes.append(f"{tied}; logits have the output multiplier instead of the input's")
-    uncounted = {group["rule"] for group in groups if RULES[group["rule"]].operations(group, 1, 1) is None}
+    rules_of = {group["rule"]: RULES[group["rule"]] for group in groups}
+    uncounted = [
+        name
+        for name, rule in sorted(rules_of.items())
+        if hasattr(rule, "hessian_every") or (rule.whole_matrix and not isinstance(rule, Muon))
+    ]
     if uncounted:
-        notes.append(f"the operations of {', '.join(sorted(uncounted))} itself are not in the FLOPs")
+        notes.append(f"the operations of {', '.join(uncounted)} itself are not in the FLOPs")
     flops = _flops(model, groups, tokens_per_step)
     time: list[Time] = []
     if machine:
@@ -157,12 +163,8 @@ def _parameters(model: GPT2, groups: list[Group], recipe: Recipe) -> list[dict[s
 
 def _flops(model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
     T, C, L = model.config.context, model.config.width, model.config.depth
-    newton_schulz = 0
-    for group in groups:
-        rule = RULES[group["rule"]]
-        for info in group["infos"]:
-            count = rule.blocks(group, info)
-            newton_schulz += count * (rule.operations(group, info.shape[0] // count, info.block_shape[1]) or 0)
+    steps = ((RULES[group["rule"]], group, info) for group in groups for info in group["infos"])
+    newton_schulz = sum(int(sum(r.work(group, info).values())) for r, group, info in steps if isinstance(r, Muon))
     matrices = sum(model.active(info) for info in model.multiplied if not info.role.is_vector)
     # A weight takes 2 per token forward, 2 for its own gradient, 2 for its input's. Attention has 2 products forward
     # and 5 backward (the logits again, then the gradients of value, probability, query and key), each with 2·C per

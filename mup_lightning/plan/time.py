@@ -149,10 +149,8 @@ class Clock:
         rates["decomposition"] = machine.decompositions
         self.steps = [0.0]  # seconds of each matrix's rule
         for own, info in ((group, info) for group in groups for info in group["infos"] if len(info.shape) > 1):
-            rule = RULES[own["rule"]]
-            count = rule.blocks(own, info)
-            work = rule.arithmetic(own, info.shape[0] // count, info.block_shape[1])
-            self.steps.append(count * sum(operations / rates[kind] for kind, operations in work.items()))
+            work = RULES[own["rule"]].work(own, info)
+            self.steps.append(sum(operations / rates[kind] for kind, operations in work.items()))
 
     def one_pass(self, sequences: int) -> tuple[float, float]:
         """Seconds of compute and memory, forward and backward, of so many sequences."""
