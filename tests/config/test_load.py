@@ -77,11 +77,30 @@ def test_a_bad_file_is_named_with_its_key_and_what_was_expected(tmp_path, text, 
         build_config([RECIPES / "gpt2.yaml", written(tmp_path, text)])
 
 
+EXPERTS = {"model.experts": 4, "model.bias": False}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model.width": 100, "model.heads": 7}, "model.width is 100 and model.heads is 7"),
+        ({"model.width": 100, "model.heads": 7}, "model.width is 100 and model.heads is 7.*try model.heads 5"),
         ({"model.width": 127}, "model.width 127 has no divisor from 8 to 64"),
+        ({"model.width": 96, "model.heads": 6, "model.kv_heads": 4}, "does not divide the 6 heads.*2, 3, 6"),
+        (
+            {"model.width": 96, "model.heads": 2, "model.kv_heads": 4},
+            "kv_heads is 4, which does not divide the 2 heads",
+        ),
+        ({"model.width": 36, "model.heads": 4, "model.position": "rope"}, "position is rope, .* but a head has 9"),
+        ({"model.width": 64, "model.qk_gain": True}, "model.qk_gain is true, but model.qk_norm is false"),
+        ({"model.width": 100, "model.heads": 5, "model.mlp_ratio": 2.667}, "2.667 times model.width 100 .* 2.67$"),
+        ({"model.width": 64, "model.mlp_ratio": 0.001}, "no whole number of hidden units"),
+        (EXPERTS | {"model.experts_per_token": 5}, "experts_per_token is 5; expected 2 to 4 .model.experts."),
+        (EXPERTS | {"model.experts_per_token": 1}, "experts_per_token is 1; expected 2 to 4 .* learn nothing"),
+        (EXPERTS | {"model.bias": True}, "model.bias is true, but experts have none"),
+        ({"recipe.base.haed.lr": 2}, "unknown option recipe.base.haed; did you mean recipe.base.head"),
+        ({"recipe.optimizer": "muon", "recipe.variant": "measured"}, "variant is measured, but muon was measured as"),
+        ({"recipe.optimizer": "adamw", "recipe.pure": True}, "pure is true, but adamw updates every parameter anyway"),
+        ({"recipe.base_experts": 8}, "recipe.base_experts is 8, but model.experts is null"),
         ({"trainer.devices": 2}, "strategy single runs one process.*set trainer.strategy ddp"),
         ({"trainer.spike_sigmas": 0, "trainer.spike_stop": 3}, "spike_stop is 3, .* trainer.spike_sigmas is 0"),
         ({"trainer.spike_stop": 300}, "spike_stop is 300, which no run can reach: .*spike_window 100"),

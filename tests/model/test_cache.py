@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from mup_lightning.config.schema import Config
-from mup_lightning.model.gpt2 import Cache, build
+from mup_lightning.model.gpt2 import Cache
 from tests.families import LLAMA, MIXTRAL
-from tests.model.test_gpt2 import shake
+from tests.model.models import MULTIPLIED, shaken
 
 BLOCKS = {
     "GPT-2": {},
@@ -28,18 +27,13 @@ CONTEXT = 24
 
 @pytest.fixture(params=BLOCKS)
 def model(request):
-    shape = {"width": 32, "depth": 3, "heads": 4, "context": CONTEXT} | BLOCKS[request.param]
-    recipe = {"init_std": 0.2, "base_width": 8, "base_depth": 1, "input_multiplier": 3.0}
-    config = Config.from_plain({"model": shape, "recipe": recipe, "data": {"tokenizer": "bytes"}})
-    made = build(config.model, config.derive(), seed=0).eval()
-    shake(made)
-    return made
+    return shaken(MULTIPLIED, **{"context": CONTEXT} | BLOCKS[request.param])
 
 
 @pytest.mark.parametrize("sizes", [[1] * CONTEXT, [7, 1, 1, 5, 3, 1, 6], [CONTEXT]], ids=str)
 @torch.no_grad()
 def test_kept_or_computed_anew(model, sizes):
-    tokens = torch.randint(256, (2, CONTEXT), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(101, (2, CONTEXT), generator=torch.Generator().manual_seed(0))
     whole, cache = model(tokens), Cache(model.config, batch=2)
     parts = [model.logits(model.features(part, cache=cache)) for part in tokens.split(sizes, dim=1)]
     assert cache.length == CONTEXT

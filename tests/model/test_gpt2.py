@@ -1,4 +1,4 @@
-"""The model against Hugging Face's GPT-2, and its switches."""
+"""The model as a whole: its loss, its init, its measuring points, and how it is made."""
 
 import subprocess
 import sys
@@ -15,114 +15,7 @@ from mup_lightning.model.gpt2 import build
 from mup_lightning.model.loss import cross_entropy
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
-
-TINY = {"width": 32, "depth": 3, "heads": 4, "context": 16, "vocab_size": 101}
-
-
-def make(recipe=None, seed=0, **switches):
-    config = ModelConfig(**{**TINY, **switches})
-    plain = RecipeConfig(init_std=0.2, base_width=config.width, base_depth=config.depth)  # all multipliers are 1
-    recipe = derive(recipe or plain, config.width, config.depth)
-    return build(config, recipe, seed)
-
-
-def shake(model, seed=1):
-    """Random values everywhere, also in biases and gains, so that no term of the comparison is trivial."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-
-
-def to_hugging_face(model):
-    """An independent GPT2LMHeadModel with the same weights (its Conv1D keeps matrices transposed)."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = model.config
-    other = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.context,
-            n_embd=config.width,
-            n_layer=config.depth,
-            n_head=config.width // config.head_dim,
-            activation_function="gelu_new" if config.activation == "gelu" else "relu",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            tie_word_embeddings=config.tied,
-        )
-    ).eval()
-    ours = model.state_dict()
-    names = {"attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj"}
-    names |= {"mlp_norm": "ln_2", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
-    state = {
-        "transformer.wte.weight": ours["token.weight"][: config.vocab_size],
-        "transformer.wpe.weight": ours["position.weight"],
-        "transformer.ln_f.weight": ours["final_norm.weight"],
-        "transformer.ln_f.bias": ours["final_norm.bias"],
-        "lm_head.weight": ours["token.weight" if config.tied else "head.weight"][: config.vocab_size],
-    }
-    for layer in range(config.depth):
-        for mine, theirs in names.items():
-            weight = ours[f"blocks.{layer}.{mine}.weight"]
-            state[f"transformer.h.{layer}.{theirs}.weight"] = weight if "norm" in mine else weight.t()
-            state[f"transformer.h.{layer}.{theirs}.bias"] = ours[f"blocks.{layer}.{mine}.bias"]
-    other.load_state_dict(state)
-    return other
-
-
-@pytest.mark.parametrize("switches", [{}, {"tied": False}, {"activation": "relu"}, {"heads": None}])
-def test_logits_equal_hugging_face(switches):
-    model = make(**switches).eval()
-    shake(model)
-    tokens = torch.randint(TINY["vocab_size"], (2, 16), generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        ours, theirs = model(tokens), to_hugging_face(model)(tokens).logits
-    assert ours.shape == theirs.shape
-    assert theirs.std() > 0.5
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-
-
-def test_multipliers_are_in_training_and_inference():
-    """Against the definition, with the multipliers folded into the weights of a plain model."""
-    model = make(RecipeConfig(base_width=8, base_depth=1, input_multiplier=3.0, init_std=0.2)).eval()
-    shake(model)
-    m = model.multipliers
-    assert (m.input, m.residual, m.output) == pytest.approx((3.0, 1 / 3, 1 / 4))
-    plain = make().eval()
-    state = model.state_dict()
-    for name in state:
-        if name.startswith(("token", "position")):
-            state[name] = state[name] * m.input
-        if ".attention.out." in name or ".mlp.down." in name:
-            state[name] = state[name] * m.residual
-        if name.startswith("final_norm"):
-            state[name] = state[name] * m.output / m.input  # the tied output matrix has taken the input's factor
-    plain.load_state_dict(state)
-    window = torch.randint(TINY["vocab_size"], (2, 17), generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        torch.testing.assert_close(model(window[:, :-1]), plain(window[:, :-1]), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model.loss(window), plain.loss(window), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "switches",
-    [{"layer_norm": False}, {"bias": False}, {"qk_norm": True}, {"attention_scale": "1/d"}, {"mlp_ratio": 2}],
-)
-def test_switches_change_what_they_say(switches):
-    model, plain = make(**switches), make()
-    names, plain_names = set(model.parameter_info), set(plain.parameter_info)
-    if "layer_norm" in switches:
-        assert plain_names - names == {name for name in plain_names if "norm" in name}
-    elif "bias" in switches:
-        assert plain_names - names == {name for name in plain_names if name.endswith("bias")}
-    else:
-        assert names == plain_names
-    tokens = torch.randint(101, (2, 16), generator=torch.Generator().manual_seed(2))
-    for m in (model, plain):
-        shake(m)
-    assert not torch.allclose(model(tokens), plain(tokens), atol=1e-3)
+from tests.model.models import MULTIPLIED, TINY, make, shaken, windows
 
 
 def test_attention_scale_is_of_the_head_dimension():
@@ -133,7 +26,7 @@ def test_attention_scale_is_of_the_head_dimension():
 
 def test_padding_symbols_do_not_exist_for_the_loss():
     model = make()
-    window = torch.randint(101, (2, 17), generator=torch.Generator().manual_seed(2))
+    window = windows()
     before = model.loss(window)
     before.backward()
     assert model.token.weight.shape[0] == 128
@@ -191,22 +84,10 @@ def test_chunked_loss_under_autocast_is_close_to_float32(compiled):
 
 @pytest.mark.parametrize("cap", [None, 0.5])
 def test_loss_is_the_mean_over_the_logits(cap):
-    model = make(logit_cap=cap)
-    shake(model)
-    window = torch.randint(101, (2, 17), generator=torch.Generator().manual_seed(2))
+    model = shaken(logit_cap=cap)
+    window = windows()
     wanted = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
     torch.testing.assert_close(model.loss(window), wanted)
-
-
-def test_every_parameter_has_its_role():
-    roles = {name: info.role for name, info in make(tied=False).parameter_info.items()}
-    assert roles.pop("token.weight") == roles.pop("position.weight") == Role.INPUT
-    assert roles.pop("head.weight") == Role.OUTPUT
-    assert roles.pop("final_norm.weight") == roles.pop("final_norm.bias") == Role.INPUT_BIAS
-    for name, role in roles.items():
-        matrix = name.endswith("weight") and "norm" not in name
-        assert role == (Role.HIDDEN if matrix else Role.HIDDEN_BIAS), name
-    assert make().parameter_info["blocks.1.attention.qkv.weight"].blocks == 3
 
 
 def test_initialisation_has_the_recipes_size_and_depends_on_nothing_else():
@@ -231,9 +112,7 @@ def test_gpt2_residual_init_scales_the_last_matrix_of_each_branch_only(settings,
 
 def test_taps_measure_what_they_name():
     """Every recorded norm against the features of a forward pass rebuilt by hand from the model's own layers."""
-    model = make(RecipeConfig(base_depth=1, base_width=8, init_std=0.2))
-    shake(model)
-    window = torch.randint(101, (2, 17), generator=torch.Generator().manual_seed(2))
+    model, window = shaken(MULTIPLIED), windows()
     recorder = taps.NormRecorder()
     model.loss(window, recorder)
     found = recorder.norms()
@@ -269,26 +148,6 @@ def test_tied_is_refused_where_input_and_output_differ():
     apart = {**recipe.values, Role.OUTPUT: recipe.values[Role.HIDDEN]}
     with pytest.raises(UserError, match=r"model\.tied.*values of rule, .*\beps\b.*; set model\.tied false"):
         build(ModelConfig(**TINY), type(recipe)(apart, recipe.multipliers), 0)
-
-
-@pytest.mark.parametrize(
-    ("switches", "message"),
-    [
-        ({"width": 100, "heads": 7}, r"model\.width is 100 and model\.heads is 7.*try model\.heads 5"),
-        ({"width": 97}, r"model\.width 97 has no divisor"),
-    ],
-)
-def test_impossible_shapes_are_refused_by_name(switches, message):
-    with pytest.raises(UserError, match=message):
-        ModelConfig(**switches)
-
-
-@pytest.mark.parametrize(
-    ("width", "head_size", "head_dim"),
-    [(1600, 64, 64), (128, 64, 64), (96, 64, 48), (32, 64, 32), (8, 64, 8), (32, 32, 32), (64, 32, 32), (1024, 32, 32)],
-)
-def test_head_dimension_is_the_wanted_one_or_what_the_width_allows(width, head_size, head_dim):
-    assert ModelConfig(width=width, head_size=head_size).head_dim == head_dim
 
 
 def test_a_model_is_laid_out_without_importing_torchs_compiler():

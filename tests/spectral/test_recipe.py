@@ -7,7 +7,6 @@ import pytest
 
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.config.schema import Config
-from mup_lightning.errors import UserError
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import BaseFactors, Multipliers, RecipeConfig, derive, exponents
@@ -132,19 +131,6 @@ def test_the_measured_variant_of_soap_is_the_row_of_adamw(branch_depth):
         assert measured[role].rule == published[role].rule == "soap"
         assert (measured[role].lr, measured[role].weight_decay) == (adamw[role].lr, adamw[role].weight_decay)
     assert measured[Role.HIDDEN].lr == published[Role.HIDDEN].lr / 4
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"base": {"haed": BaseFactors()}}, r"unknown option recipe\.base\.haed; did you mean recipe\.base\.head"),
-        ({"optimizer": "muon", "variant": "measured"}, r"recipe\.variant is measured, but muon was measured as"),
-        ({"optimizer": "adamw", "pure": True}, r"recipe\.pure is true, but adamw updates every parameter anyway"),
-    ],
-)
-def test_values_that_contradict_each_other_are_refused(values, message):
-    with pytest.raises(UserError, match=message):
-        RecipeConfig(**values)
 
 
 def test_narrow_keys_and_values_by_hand():

@@ -18,7 +18,7 @@ from mup_lightning.training.generate import choose, generate, pieces
 from mup_lightning.training.train import train
 from tests import families
 from tests.data.test_tokenizer import byte_fallback
-from tests.model.test_gpt2 import shake
+from tests.model.models import shake
 
 CONTEXT = 16
 PROMPT = [116, 104, 101]
