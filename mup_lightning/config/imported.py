@@ -10,38 +10,51 @@ from mup_lightning.files import read_json
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
 
 _MUST_BE: dict[str, dict[str, Any]] = {
-    "gpt2": {
-        **{"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-    },
+    "gpt2": {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     "llama": {"rope_scaling": None, "pretraining_tp": 1},
     "qwen3": {"rope_scaling": None, "use_sliding_window": False},
     "mixtral": {"rope_scaling": None, "sliding_window": None, "router_jitter_noise": 0.0},
 }
 """What of theirs has one value here."""
 
+_ROTARY = {
+    **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "head_dim": None, "rope_theta": 10000.0},
+    **{"tie_word_embeddings": False, "num_key_value_heads": None, "rope_parameters": None, "rms_norm_eps": 1e-6},
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt2": {
         **{"vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "n_inner": None},
         **{"activation_function": "gelu_new", "tie_word_embeddings": True, "layer_norm_epsilon": 1e-5},
     },
-    "llama": {
-        **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "head_dim": None, "rope_theta": 10000.0},
-        **{"tie_word_embeddings": False, "num_key_value_heads": None, "rope_parameters": None, "rms_norm_eps": 1e-6},
-    },
-    "qwen3": {
-        **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "head_dim": 128, "rope_theta": 10000.0},
-        **{"tie_word_embeddings": False, "num_key_value_heads": 32, "rope_parameters": None, "rms_norm_eps": 1e-6},
-    },
-    "mixtral": {
-        **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "head_dim": None, "rope_theta": 1e6},
-        **{"tie_word_embeddings": False, "num_key_value_heads": 8, "rope_parameters": None, "rms_norm_eps": 1e-5},
-        **{"num_local_experts": 8, "num_experts_per_tok": 2},
-    },
+    "llama": _ROTARY,
+    "qwen3": _ROTARY | {"head_dim": 128, "num_key_value_heads": 32},
+    "mixtral": _ROTARY
+    | {"rope_theta": 1e6, "num_key_value_heads": 8, "rms_norm_eps": 1e-5}
+    | {"num_local_experts": 8, "num_experts_per_tok": 2},
 }
 """transformers' own defaults of what config.json may leave out."""
 
+KEYS: dict[str, dict[str, str]] = {
+    "gpt2": {
+        **{"width": "n_embd", "depth": "n_layer", "heads": "n_head", "context": "n_positions"},
+        **{"vocab_size": "vocab_size", "activation": "activation_function", "norm_eps": "layer_norm_epsilon"},
+        **{"tied": "tie_word_embeddings"},
+    },
+    "llama": {
+        **{"width": "hidden_size", "depth": "num_hidden_layers", "context": "max_position_embeddings"},
+        **{"heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "vocab_size": "vocab_size"},
+        **{"activation": "hidden_act", "norm_eps": "rms_norm_eps", "tied": "tie_word_embeddings"},
+    },
+}
+KEYS["qwen3"] = KEYS["llama"]
+KEYS["mixtral"] = KEYS["llama"] | {"experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
+"""Key of the section `model` -> theirs, of what has the same meaning."""
 
-_EXPERTS = {"experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
+BLOCKS: dict[str, dict[str, Any]] = {
+    "gpt2": {"position": "learned", "norm": "layernorm", "gated": False},
+    "llama": {"position": "rope", "norm": "rmsnorm", "gated": True},
+}
+"""What their blocks are here; Qwen3's and Mixtral's are Llama's."""
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -53,11 +66,11 @@ def settings(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder} has no config.json; expected the folder of a Hugging Face model")
-    found = read_json(file, "a Hugging Face model's config.json")
-    kind = found.get("model_type") if isinstance(found, dict) else None
+    said = read_json(file, "a Hugging Face model's config.json")
+    kind = said.get("model_type") if isinstance(said, dict) else None
     if kind not in _DEFAULTS:
         raise UserError(f"{file} has model_type {kind!r}; expected {', '.join(_DEFAULTS)}")
-    theirs = _DEFAULTS[kind] | found
+    theirs = _DEFAULTS[kind] | said
     if rope := theirs.get("rope_parameters"):
         theirs |= {"rope_theta": rope.get("rope_theta", theirs["rope_theta"])}
         theirs |= {} if rope.get("rope_type", "default") == "default" else {"rope_scaling": rope}
@@ -66,7 +79,9 @@ def settings(folder: Path) -> dict[str, Any]:
             raise UserError(f"{file} has {key} {theirs[key]}; models here have {value}")
     with located(file):
         try:
-            return {"weights": str(folder)} | (_gpt2(theirs) if kind == "gpt2" else _llama(theirs, kind))
+            found = {"weights": str(folder)} | {ours: theirs[name] for ours, name in KEYS[kind].items()}
+            found |= {"activation": _activation(found["activation"])}
+            return found | (_gpt2(theirs) if kind == "gpt2" else _llama(theirs, kind))
         except (KeyError, TypeError, ZeroDivisionError) as error:
             raise UserError(f"a key is missing or has another type: {error}; expected a {kind}'s") from None
 
@@ -94,13 +109,7 @@ def check(model: ModelConfig) -> None:
 
 def _gpt2(theirs: dict[str, Any]) -> dict[str, Any]:
     width = theirs["n_embd"]
-    return {
-        **{"width": width, "depth": theirs["n_layer"], "heads": theirs["n_head"], "context": theirs["n_positions"]},
-        **{"vocab_size": theirs["vocab_size"], "mlp_ratio": (theirs["n_inner"] or 4 * width) / width},
-        **{"activation": _activation(theirs["activation_function"]), "tied": theirs["tie_word_embeddings"]},
-        **{"position": "learned", "norm": "layernorm", "norm_eps": theirs["layer_norm_epsilon"]},
-        **{"gated": False, "bias": True},
-    }
+    return BLOCKS["gpt2"] | {"bias": True, "mlp_ratio": (theirs["n_inner"] or 4 * width) / width}
 
 
 def _llama(theirs: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -111,16 +120,9 @@ def _llama(theirs: dict[str, Any], kind: str) -> dict[str, Any]:
         raise UserError(
             f"head_dim is {theirs['head_dim']}; here {heads} heads of {width} channels have {width // heads}"
         )
-    return {
-        **{"width": width, "depth": theirs["num_hidden_layers"], "heads": heads},
-        **{"kv_heads": theirs["num_key_value_heads"] or heads, "context": theirs["max_position_embeddings"]},
-        **{"vocab_size": theirs["vocab_size"], "mlp_ratio": theirs["intermediate_size"] / width},
-        **{"activation": _activation(theirs["hidden_act"]), "tied": theirs["tie_word_embeddings"]},
-        **{"position": "rope", "rope_base": theirs["rope_theta"], "norm": "rmsnorm", "gated": True},
-        **{"bias": theirs["attention_bias"], "norm_eps": theirs["rms_norm_eps"]},
-        **dict.fromkeys(("qk_norm", "qk_gain"), kind == "qwen3"),
-        **{ours: theirs[key] for ours, key in _EXPERTS.items() if key in theirs},
-    }
+    own = {"kv_heads": theirs["num_key_value_heads"] or heads, "mlp_ratio": theirs["intermediate_size"] / width}
+    own |= {"rope_base": theirs["rope_theta"], "bias": theirs["attention_bias"]}
+    return BLOCKS["llama"] | own | dict.fromkeys(("qk_norm", "qk_gain"), kind == "qwen3")
 
 
 def _activation(name: str) -> str:

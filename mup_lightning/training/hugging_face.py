@@ -32,8 +32,8 @@ from mup_lightning.spectral.recipe import derive
 
 COMMON = {"layer_norm": True, "qk_norm": False, "parallel": False, "logit_cap": None}
 NEEDS: dict[str, dict[str, Any]] = {
-    "GPT-2": COMMON | {"position": "learned", "norm": "layernorm", "gated": False},
-    "Llama": COMMON | {"position": "rope", "norm": "rmsnorm", "gated": True},
+    "GPT-2": COMMON | imported.BLOCKS["gpt2"],
+    "Llama": COMMON | imported.BLOCKS["llama"],
 }
 NEEDS |= {"Mixtral": NEEDS["Llama"], "Qwen3": NEEDS["Llama"] | {"qk_norm": True, "bias": False}}
 """Architecture -> the switches of our model that it is."""
@@ -112,46 +112,26 @@ def descriptions(model: GPT2, tokenizer: Tokenizer) -> dict[str, str]:
 
 def description(model: GPT2, special: dict[str, int]) -> Any:
     """The model's shape and switches, and its special tokens, as a configuration of transformers."""
-    from transformers import GPT2Config, LlamaConfig, MixtralConfig, Qwen3Config
+    from transformers import AutoConfig
 
     config, name = model.config, architecture(model.config)
-    common: dict[str, Any] = special | {"vocab_size": model.vocab_size, "tie_word_embeddings": config.tied}
+    heads = {"heads": config.width // config.head_dim, "kv_heads": config.kv_dim // config.head_dim}
+    ours = vars(config) | heads | {"activation": ACTIVATIONS[config.activation]}
+    kind = name.replace("-", "").lower()
+    found: dict[str, Any] = special | {theirs: ours[key] for key, theirs in imported.KEYS[kind].items()}
     if name == "GPT-2":
-        return GPT2Config(
-            architectures=["GPT2LMHeadModel"],
-            n_positions=config.context,
-            n_embd=config.width,
-            n_layer=config.depth,
-            n_head=config.width // config.head_dim,
-            n_inner=config.hidden,
-            activation_function=ACTIVATIONS[config.activation],
-            layer_norm_epsilon=config.norm_eps,
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            attn_pdrop=config.dropout,
-            **common,
-        )
-    own: dict[str, Any] = {"attention_bias": config.bias, "mlp_bias": config.bias}
+        found |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+        return AutoConfig.for_model(kind, architectures=["GPT2LMHeadModel"], n_inner=config.hidden, **found)
+    found |= {"intermediate_size": config.hidden, "attention_dropout": config.dropout}
+    found |= {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base}}
     if config.experts:
         # Theirs is k times ours where there is one block; of several, they multiply the means over blocks.
-        own = {"num_local_experts": config.experts, "num_experts_per_tok": config.experts_per_token}
-        own["router_aux_loss_coef"] = config.balance / config.experts_per_token
+        found |= {"router_aux_loss_coef": config.balance / config.experts_per_token}
     elif config.qk_norm:
-        own = {"head_dim": config.head_dim}
-    return {"Llama": LlamaConfig, "Qwen3": Qwen3Config, "Mixtral": MixtralConfig}[name](
-        architectures=[f"{name}ForCausalLM"],
-        max_position_embeddings=config.context,
-        hidden_size=config.width,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.width // config.head_dim,
-        num_key_value_heads=config.kv_dim // config.head_dim,
-        intermediate_size=config.hidden,
-        hidden_act=ACTIVATIONS[config.activation],
-        rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
-        attention_dropout=config.dropout,
-        **common | own,
-    )
+        found |= {"head_dim": config.head_dim}
+    else:
+        found |= {"attention_bias": config.bias, "mlp_bias": config.bias}
+    return AutoConfig.for_model(kind, architectures=[f"{name}ForCausalLM"], **found)
 
 
 Piece = tuple[torch.Tensor, float]
