@@ -64,7 +64,7 @@ gpu-check: $(VENV)/.run ## is training right on this machine's GPUs, how fast is
 	@$(MUP) gpu-check $(call given)
 evaluate: $(VENV)/.run ## loss, perplexity and bits per byte of RUN's newest checkpoint
 	@$(MUP) evaluate $(call q,runs/$(RUN)) $(call given,RUN SIZE MODEL OPT PARAM)
-export: $(VENV)/.export ## write RUN's newest weights to exported/RUN as a plain Hugging Face GPT-2 or Llama
+export: $(VENV)/.export ## write RUN's newest weights to exported/RUN as a plain Hugging Face model
 	@$(MUP) export $(call q,runs/$(RUN)) $(call q,out=exported/$(RUN)) $(call given,RUN SIZE MODEL OPT PARAM)
 figure: $(VENV)/.run ## draw RUN's feature norms over depth and time
 	@$(MUP) figure $(call q,runs/$(RUN)) $(call given,RUN SIZE MODEL OPT PARAM)

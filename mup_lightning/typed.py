@@ -5,6 +5,7 @@ the command line. The docstring's `Attributes:` are the help texts. Imports noth
 """
 
 import inspect
+import json
 import math
 import os
 import re
@@ -209,6 +210,11 @@ def hints(cls: Any) -> dict[str, Any]:
 def _hints(cls: Any) -> dict[str, Any]:
     known = get_type_hints(cls, include_extras=True)
     return {field.name: known[field.name] for field in fields(cls)}
+
+
+def as_typed(value: Any) -> str:
+    """A plain value as users type it: null, true, 0.1, text."""
+    return json.dumps(value).strip('"')
 
 
 def key_of(cls: type, name: str) -> str:

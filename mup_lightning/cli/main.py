@@ -199,7 +199,9 @@ def parse(verb: Verb, argv: list[str]) -> list[Any]:
         name = "config" if item[:2] == "-c" and name == "c" else name.replace("-", "_")
         hint = hint_of(name, classes)
         if flag and not equals:
-            if hint is bool and rest[:1] not in (["true"], ["false"]):
+            # A folder may follow a verb's own flag; what follows a switch of the configuration is its value.
+            switched = "." in name and rest and not re.search("^-|=", rest[0])
+            if hint is bool and not switched and rest[:1] not in (["true"], ["false"]):
                 value = "true"
             elif not rest and hint is None and name not in ("config", *GROUPS, *WORDS):
                 raise unknown_option(name, classes)
@@ -290,7 +292,7 @@ def _overview(words: list[str]) -> int:
         near = (not family and nearest(asked, known)) or f"; expected one of {', '.join(known)}"
         print(f"error: unknown verb {' '.join(words[: 1 + bool(family)])!r}{near}", file=sys.stderr)
         return 2
-    about = "Pre-train GPT-2 and Llama models with hyper-parameters derived from one spectral condition."
+    about = "Pre-train GPT-2, Llama, Qwen3 and Mixtral, with hyper-parameters derived from one spectral condition."
     lines = ["usage: mup-lightning VERB [options]", "", about, ""]
     lines += [f"  {verb:<16} {VERBS[verb].summary}" for verb in known]
     lines += ["", "example:", VERBS[known[0]].example, "mup-lightning VERB --help explains a verb."]

@@ -28,8 +28,8 @@ class EvaluateSettings(Typed, prefix="--"):
     """Loss, perplexity and bits per byte of a model on a prepared corpus, or its answers to a file of questions.
 
     Attributes:
-        checkpoint: a checkpoint's folder, a run's folder (its newest checkpoint), or that of a Hugging Face GPT-2 or
-            Llama, such as an export.
+        checkpoint: a checkpoint's folder, a run's folder (its newest checkpoint), or that of a Hugging Face model,
+            such as an export.
         data: folder of a prepared corpus; null: the one that the run was trained on.
         task: JSONL of multiple-choice questions in place of a corpus, with the keys ctx, endings, label (HellaSwag's)
             or query, choices, gold.

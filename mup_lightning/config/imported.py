@@ -6,6 +6,7 @@ from typing import Any
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.errors import UserError, located
 from mup_lightning.files import read_json
+from mup_lightning.typed import as_typed
 
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
 
@@ -50,11 +51,12 @@ KEYS["qwen3"] = KEYS["llama"]
 KEYS["mixtral"] = KEYS["llama"] | {"experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
 """Key of the section `model` -> theirs, of what has the same meaning."""
 
+_COMMON = {"layer_norm": True, "qk_norm": False, "parallel": False, "logit_cap": None}
 BLOCKS: dict[str, dict[str, Any]] = {
-    "gpt2": {"position": "learned", "norm": "layernorm", "gated": False},
-    "llama": {"position": "rope", "norm": "rmsnorm", "gated": True},
+    "gpt2": _COMMON | {"position": "learned", "norm": "layernorm", "gated": False},
+    "llama": _COMMON | {"position": "rope", "norm": "rmsnorm", "gated": True},
 }
-"""What their blocks are here; Qwen3's and Mixtral's are Llama's."""
+"""What their blocks are here; Qwen3's, but for qk_norm, and Mixtral's are Llama's."""
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -71,19 +73,22 @@ def settings(folder: Path) -> dict[str, Any]:
     if kind not in _DEFAULTS:
         raise UserError(f"{file} has model_type {kind!r}; expected {', '.join(_DEFAULTS)}")
     theirs = _DEFAULTS[kind] | said
-    if rope := theirs.get("rope_parameters"):
-        theirs |= {"rope_theta": rope.get("rope_theta", theirs["rope_theta"])}
-        theirs |= {} if rope.get("rope_type", "default") == "default" else {"rope_scaling": rope}
-    for key, value in _MUST_BE[kind].items():
-        if theirs.get(key, value) != value:
-            raise UserError(f"{file} has {key} {theirs[key]}; models here have {value}")
     with located(file):
         try:
-            found = {"weights": str(folder)} | {ours: theirs[name] for ours, name in KEYS[kind].items()}
+            if rope := theirs.get("rope_parameters"):
+                theirs |= {"rope_theta": rope.get("rope_theta", theirs["rope_theta"])}
+                theirs |= {} if rope.get("rope_type", "default") == "default" else {"rope_scaling": rope}
+            for key, value in _MUST_BE[kind].items():
+                if theirs.get(key, value) != value:
+                    raise UserError(f"{key} is {as_typed(theirs[key])}; models here have {as_typed(value)}")
+            found: dict[str, Any] = {"weights": str(folder), "experts": None}
+            found |= {ours: theirs[name] for ours, name in KEYS[kind].items()}
             found |= {"activation": _activation(found["activation"])}
-            return found | (_gpt2(theirs) if kind == "gpt2" else _llama(theirs, kind))
-        except (KeyError, TypeError, ZeroDivisionError) as error:
+            found |= _gpt2(theirs) if kind == "gpt2" else _llama(theirs, kind)
+            ModelConfig(**found)  # refuses what cannot be built
+        except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
             raise UserError(f"a key is missing or has another type: {error}; expected a {kind}'s") from None
+    return found
 
 
 def end_of_text(folder: Path) -> int | None:
@@ -103,13 +108,15 @@ def check(model: ModelConfig) -> None:
         ours = getattr(model, key)
         if ours != theirs and not (key == "context" and ours < theirs) and not (key == "tied" and theirs):
             raise UserError(
-                f"model.{key} is {ours}, but {theirs} in {model.weights}; weights={model.weights} takes it over"
+                f"model.{key} is {as_typed(ours)}, but {as_typed(theirs)} in {model.weights}; leave it out, since "
+                f"weights=FOLDER takes the shape over"
             )
 
 
 def _gpt2(theirs: dict[str, Any]) -> dict[str, Any]:
     width = theirs["n_embd"]
-    return BLOCKS["gpt2"] | {"bias": True, "mlp_ratio": (theirs["n_inner"] or 4 * width) / width}
+    own = {"bias": True, "mlp_ratio": (theirs["n_inner"] or 4 * width) / width}
+    return BLOCKS["gpt2"] | own | {"kv_heads": None, "heads_per_kv": 1, "qk_gain": False}
 
 
 def _llama(theirs: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from mup_lightning.errors import UserError
-from mup_lightning.typed import Bound, NonNegativeFloat, NonNegativeInt, PositiveFloat, Typed, UnitInterval
+from mup_lightning.typed import Bound, NonNegativeFloat, NonNegativeInt, PositiveFloat, Typed, UnitInterval, as_typed
 
 PAD_VOCABULARY_TO = 64
 """Rows of the embedding are padded to a multiple of this, because matrix units are fastest on aligned sides."""
 
 Size = Annotated[int, Bound("a whole number from 1 to 1,000,000", lambda value: 1 <= value <= 1_000_000)]
 Depth = Annotated[int, Bound("a whole number from 1 to 10,000", lambda value: 1 <= value <= 10_000)]
+Experts = Annotated[int, Bound("a whole number from 2 to 1,000,000", lambda value: 2 <= value <= 1_000_000)]
 Ratio = Annotated[float, Bound("a number above 0 and up to 1,000,000", lambda value: 0 < value <= 1_000_000)]
 
 
@@ -77,7 +78,7 @@ class ModelConfig(Typed, prefix="model."):
     mlp_ratio: Size | Ratio = 4
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     gated: bool = False
-    experts: Size | None = None
+    experts: Experts | None = None
     experts_per_token: Size = 2
     balance: NonNegativeFloat = 0.01
     layer_norm: bool = True
@@ -106,10 +107,11 @@ class ModelConfig(Typed, prefix="model."):
                 f"model.width is {self.width} and model.heads is {self.heads}: the width must be divisible by the "
                 f"heads; try model.heads {below}, or model.width {self.width - self.width % self.heads + self.heads}"
             )
-        if self.heads is None and self.head_dim < min(8, self.width, self.head_size):
+        least = min(8, self.width, self.head_size)
+        if self.heads is None and self.head_dim < least:
             raise UserError(
-                f"model.width {self.width} has no divisor from 8 to {self.head_size} to serve as head dimension; "
-                f"choose a width that is a multiple of 8, or set model.heads"
+                f"model.width {self.width} has no divisor from {least} to {self.head_size} to serve as head dimension; "
+                f"choose a width that is a multiple of {least}, or set model.heads"
             )
         heads = self.width // self.head_dim
         if self.kv_heads is not None and heads % self.kv_heads:
@@ -122,12 +124,17 @@ class ModelConfig(Typed, prefix="model."):
                 f"model.position is rope, which turns pairs of channels, but a head has {self.head_dim}; set "
                 f"model.heads or model.head_size so that a head has an even number"
             )
-        if self.qk_gain and not self.qk_norm:
-            raise UserError("model.qk_gain is true, but model.qk_norm is false; set both, or neither")
+        rotary, experts = ("position rope", self.position == "rope"), ("experts", self.experts)
+        needed = {"rope_base": rotary, "qk_gain": ("qk_norm", self.qk_norm)}
+        for key, (other, there) in (needed | dict.fromkeys(("experts_per_token", "balance"), experts)).items():
+            if not there and (value := getattr(self, key)) != getattr(ModelConfig, key):
+                raise UserError(
+                    f"model.{key} is {as_typed(value)}, which does nothing without model.{other}; set both, or neither"
+                )
         if self.experts is not None and not 2 <= self.experts_per_token <= self.experts:
             raise UserError(
-                f"model.experts_per_token is {self.experts_per_token}; expected 2 to {self.experts} (model.experts): a "
-                f"single one has weight 1 whatever the router says, which would learn nothing"
+                f"model.experts_per_token is {self.experts_per_token}; expected 2 to {self.experts} (model.experts); a "
+                f"single one would have weight 1 whatever the router says, so that the router would learn nothing"
             )
         if self.experts is not None and self.bias:
             raise UserError("model.bias is true, but experts have none; set model.bias false, as model=mixtral does")

@@ -1,1 +1,1 @@
-"""GPT-2 and Llama blocks with multipliers, declared parameter roles and named measuring points."""
+"""Blocks of GPT-2, Llama, Qwen3 and Mixtral, with multipliers, declared parameter roles and named measuring points."""

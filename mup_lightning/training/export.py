@@ -36,16 +36,16 @@ def export(path: Path, out: Path, form: Literal["hf", "plain"] = "hf", *, verify
     Args:
         path: a checkpoint's folder, or a run's folder, whose newest checkpoint is meant.
         out: the new folder: model.safetensors, what describes it, and SHA256SUMS. It is there when it is whole.
-        form: hf, which transformers reads as a GPT-2 or a Llama, with tokenizer, or plain: our own parameters as they
-            are, with the run's configuration and the multipliers.
+        form: hf, which transformers reads, with tokenizer, or plain: our own parameters as they are, with the run's
+            configuration and the multipliers.
         verify: before the folder gets its name, compare what transformers makes of it with the model.
 
     Returns:
         One line that says what was written.
 
     Raises:
-        UserError: the folder exists or cannot be written, the checkpoint is missing or damaged, neither GPT-2 nor
-            Llama can express the model, transformers is not installed, or what it makes of the folder differs.
+        UserError: the folder exists or cannot be written, the checkpoint is missing or damaged, none of theirs
+            can express the model, transformers is not installed, or what it makes of the folder differs.
     """
     if os.path.lexists(out):
         raise UserError(f"--out is {out}, which exists already; name a new folder, or remove it")

@@ -29,13 +29,10 @@ from mup_lightning.errors import UserError
 from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.spectral.base import RecipeConfig
 from mup_lightning.spectral.recipe import derive
+from mup_lightning.typed import as_typed
 
-COMMON = {"layer_norm": True, "qk_norm": False, "parallel": False, "logit_cap": None}
-NEEDS: dict[str, dict[str, Any]] = {
-    "GPT-2": COMMON | imported.BLOCKS["gpt2"],
-    "Llama": COMMON | imported.BLOCKS["llama"],
-}
-NEEDS |= {"Mixtral": NEEDS["Llama"], "Qwen3": NEEDS["Llama"] | {"qk_norm": True, "bias": False}}
+NEEDS = {"GPT-2": imported.BLOCKS["gpt2"]} | dict.fromkeys(("Llama", "Mixtral", "Qwen3"), imported.BLOCKS["llama"])
+NEEDS["Qwen3"] = NEEDS["Qwen3"] | {"qk_norm": True, "bias": False}
 """Architecture -> the switches of our model that it is."""
 
 ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu"}
@@ -76,8 +73,8 @@ def architecture(config: ModelConfig) -> str:
         wrong.append("heads_per_kv" if config.kv_heads is None else "kv_heads")
     for key in wrong:
         raise UserError(
-            f"the model has model.{key} {str(getattr(config, key)).lower()}, which Hugging Face's {name} cannot "
-            f"express; export it as it is: --format plain (where it starts from weights=FOLDER: leave that setting out)"
+            f"the model has model.{key} {as_typed(getattr(config, key))}, which Hugging Face's {name} cannot express; "
+            f"export it as it is: --format plain"
         )
     return name
 

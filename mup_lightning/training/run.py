@@ -21,7 +21,7 @@ from mup_lightning.optim.registry import used_sections
 from mup_lightning.optim.schedule import first_difference, lr_factor
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.checkpoint import Checkpoint
-from mup_lightning.typed import build
+from mup_lightning.typed import as_typed, build
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,8 @@ def _refuse_different(start: Checkpoint, before: dict[str, Any], now: dict[str, 
     neutral = {key: 1.0 for key in saved.keys() | own.keys() if key.startswith("recipe.base.")}
     saved, own = neutral | saved, neutral | own
     if differing := [key for key in sorted(saved.keys() | own.keys()) if saved.get(key) != own.get(key)]:
-        lines = "".join(f"\n  {key}: {saved.get(key)} in the checkpoint, {own.get(key)} now" for key in differing)
+        values = {key: (as_typed(saved.get(key)), as_typed(own.get(key))) for key in differing}
+        lines = "".join(f"\n  {key}: {old} in the checkpoint, {new} now" for key, (old, new) in values.items())
         raise UserError(
             f"{start.path} cannot be continued exactly, because {what}this run differs in:{lines}\n"
             f"Resume with the values of the checkpoint (see config.yaml in its run's folder), or start a new run "

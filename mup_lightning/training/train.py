@@ -148,7 +148,7 @@ def after(config: Config, result: Result) -> str:
     if result.finished:
         curves = f"  tensorboard --logdir {config.run.root}    curves and feature norms of all runs"
         lines += ["", "next:", *([curves] if result.tensorboard else [])]
-        if config.model.width < 256:  # the width of recipes/size/base.yaml
+        if config.model.width < 256 and config.model.weights is None:  # the width of recipes/size/base.yaml
             name = f"{config.run.root}/{config.run.name}/config.yaml size=base run={config.run.name}-base"
             larger = f"  mup-lightning train -c {name} steps=30 batch=8 data.micro_batch=auto"
             lines.append(f"{larger}    a larger model, by the same recipe")

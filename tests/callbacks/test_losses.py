@@ -85,7 +85,7 @@ def test_a_mixture_shows_the_loss_of_each_source_and_resumes_to_the_bit(tiny, tm
     losses = [evaluate(Path(straight.checkpoint), name)["validation_loss"] for name in names]
     assert 0.75 * losses[0] + 0.25 * losses[1] == pytest.approx(straight.validation_loss)
     for folder in (names[0], {names[0]: 0.5, names[1]: 0.5}):
-        with pytest.raises(UserError, match=r"data\.mixture: \['3/4', '1/4'\] in the checkpoint, .*now"):
+        with pytest.raises(UserError, match=r'data\.mixture: \["3/4", "1/4"\] in the checkpoint, .*now'):
             train(tiny(**changes | {"data.path": folder, "run.name": "no", "run.resume": checkpoint}), progress=False)
 
 

@@ -67,6 +67,10 @@ def test_a_flag_needs_no_value_and_a_list_may_be_repeated():
     settings, config = parse(VERBS["submit"], words)
     assert (settings.dry, settings.set, settings.slurm.extra) == (True, ["a=1", "b=2"], [])
     assert config == Config()
+    words = "--model.tied False --model.bias no --model.qk_norm --model.parallel seed=1".split()
+    (config,) = parse(VERBS["train"], words)
+    model = config.model
+    assert (model.tied, model.bias, model.qk_norm, model.parallel, config.seed) == (False, False, True, True, 1)
 
 
 def test_the_version_names_what_a_result_depends_on(capsys):
@@ -96,6 +100,8 @@ def test_the_version_names_what_a_result_depends_on(capsys):
         ("sweep a.yaml --dryrun", 2, "unknown option dryrun; did you mean dry"),
         ("train --frobnicate", 1, "unknown option frobnicate"),
         ("train --size", 1, "--size needs a value"),
+        ("train --model.tied maybe", 1, "model.tied is maybe; expected true or false"),
+        ("plan --model.parallel 2 --json", 1, "model.parallel is 2; expected true or false"),
         ("train run=", 1, "run.name is ''; expected the name of a folder"),
     ],
 )

@@ -91,7 +91,12 @@ EXPERTS = {"model.experts": 4, "model.bias": False}
             "kv_heads is 4, which does not divide the 2 heads",
         ),
         ({"model.width": 36, "model.heads": 4, "model.position": "rope"}, "position is rope, .* but a head has 9"),
-        ({"model.width": 64, "model.qk_gain": True}, "model.qk_gain is true, but model.qk_norm is false"),
+        ({"model.width": 256, "model.head_size": 3}, "no divisor from 3 to 3 .*; choose .* multiple of 3, or"),
+        ({"model.qk_gain": True}, "model.qk_gain is true, which does nothing without model.qk_norm; set both, or"),
+        ({"model.rope_base": 5e5}, "rope_base is 500000.0, which does nothing without model.position rope"),
+        ({"model.experts_per_token": 4}, "experts_per_token is 4, which does nothing without model.experts"),
+        ({"model.balance": 0.1}, "model.balance is 0.1, which does nothing without model.experts"),
+        ({"model.experts": 1}, "model.experts is 1; expected a whole number from 2 to 1,000,000, or null"),
         ({"model.width": 100, "model.heads": 5, "model.mlp_ratio": 2.667}, "2.667 times model.width 100 .* 2.67$"),
         ({"model.width": 64, "model.mlp_ratio": 0.001}, "no whole number of hidden units"),
         (EXPERTS | {"model.experts_per_token": 5}, "experts_per_token is 5; expected 2 to 4 .model.experts."),
@@ -125,6 +130,13 @@ def test_presets_are_files_of_a_subfolder_of_recipes(monkeypatch, tmp_path):
     assert word("mine", "first") == [Path("recipes/mine/first.yaml")]
     with pytest.raises(UserError, match=rf"presets are looked for in {tmp_path}/recipes$"):
         word("size", "xl")
+
+
+def test_a_preset_of_blocks_undoes_the_others():
+    families = [yaml.safe_load(file.read_text())["model"] for file in (RECIPES / "model").glob("*.yaml")]
+    assert all(family.keys() == families[0].keys() for family in families)
+    gpt2, mixtral = RECIPES / "model/gpt2.yaml", RECIPES / "model/mixtral.yaml"
+    assert build_config([RECIPES / "model/qwen3.yaml", mixtral, gpt2]) == Config()
 
 
 def test_the_vocabulary_of_a_corpus(tmp_path):

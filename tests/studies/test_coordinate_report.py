@@ -137,6 +137,8 @@ def test_a_check_is_read_back_as_it_was_written_and_other_files_are_refused(tmp_
     file = tmp_path / "check.json"
     check.write(file)
     assert read_check(file) == check
+    with pytest.raises(UserError, match=rf"^{tmp_path}/none\.json cannot be read: No such"):
+        read_check(tmp_path / "none.json")
     old = "check.json is not a result of this version of mup-lightning coord-check: "
     for content, message in (('{"axis": ', "is damaged"), ('{"axis": "width"}', old + "unknown"), ("[]", old)):
         file.write_text(content)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from mup_lightning.cli.main import VERBS, main, parse
-from mup_lightning.config.imported import settings
+from mup_lightning.config.imported import check, settings
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.data.tokenizer_json import tokenizer_json
 from mup_lightning.errors import UserError
@@ -107,11 +108,13 @@ def test_a_vocabulary_of_the_same_size_is_not_the_same(tiny, folder, tmp_path):
     assert train(tiny(**like(path), **{"trainer.max_steps": 1}), progress=False).finished
 
 
-def test_the_word_takes_the_shape_over(folder):
-    words = [f"weights={folder}", "--data.tokenizer", "bytes", "--model.context", "16"]
+def test_the_word_takes_the_shape_over(folder, monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    words = ["model=mixtral", f"weights={folder}", "--data.tokenizer", "bytes", "--model.context", "16"]
     (config,) = parse(VERBS["train"], words)
     assert (config.model.width, config.model.depth, config.model.heads) == (32, 2, 4)
     assert config.model.weights == str(folder)
+    check(config.model)
 
 
 def test_a_resumed_run_needs_the_folder_no_more(tiny, folder, tmp_path):
@@ -138,7 +141,10 @@ FAULTS = {
     ),
     "another shape": ({}, {"model.depth": 3}, "model.depth is 3, but 2 in"),
     "a longer context": ({}, {"model.context": 128}, "model.context is 128, but"),
-    "no such switch": ({}, {"model.parallel": True}, "(where it starts from weights=FOLDER: leave that setting out)"),
+    "no such switch": ({}, {"model.parallel": True}, "model.parallel is true, but false in"),
+    "other experts": ({}, {"model.experts": 6, "model.bias": False}, "model.experts is 6, but "),
+    "frequencies as text": ({"rope_parameters": "all"}, {}, "config.json: a key is missing or has another type: "),
+    "a number as text": ({"vocab_size": "all"}, {}, "config.json: model.vocab_size is 'all'; expected a whole number"),
     "no weights": (lambda path: (path / "model.safetensors").unlink(), {}, "has no .safetensors"),
     "half the weights": (
         lambda path: (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:5000]),

@@ -109,13 +109,16 @@ def test_another_run_is_not_continued_but_a_longer_one_is(tiny, tmp_path, capsys
     for change, named in (
         ({"recipe.lr": 0.001}, r"recipe\.lr: 0\.0078125 in the checkpoint, 0\.001 now"),
         ({"recipe.base_width": 32}, r"recipe\.base_width: 16 in the checkpoint, 32 now"),
-        ({"model.qk_norm": True, "seed": 3}, r"model\.qk_norm: False(.|\n)*seed: 0 in the checkpoint, 3 now"),
+        (
+            {"model.qk_norm": True, "seed": 3},
+            r"model\.qk_norm: false in the checkpoint, true now(.|\n)*seed: 0 in the checkpoint, 3 now",
+        ),
         ({"data.batch_size": 16}, r"data\.batch_size: 8 in the checkpoint, 16 now"),
         ({"model.context": 8}, r"model\.context: 16 in the checkpoint, 8 now"),
         ({"data.path": str(write_corpus(tmp_path / "other", seed=1))}, r"corpus: \w+ in the checkpoint, \w+ now"),
         (
             {"schedule.warmup_steps": 3},
-            r"step 1 was made at 0\.5 .* at 0\.25; .*\n  \S+warmup_steps: None in .*, 3 now\n",
+            r"step 1 was made at 0\.5 .* at 0\.25; .*\n  \S+warmup_steps: null in .*, 3 now\n",
         ),
         (
             {"schedule.kind": "wsd"},

@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +115,8 @@ def test_it_learns_and_keeps_what_repeats_it(tiny, capsys):
     (larger,) = parse(VERBS["train"], proposed.split("    ")[0].split()[2:])
     settle(larger)  # fits together
     assert (larger.model.width, larger.data.path, larger.run.name) == (256, config.data.path, "tiny-base")
+    imported = replace(config, model=replace(config.model, weights="theirs"))
+    assert "size=base" not in after(imported, result)  # it has the size of its weights
     again = build_config([folder.config_file, {"run.name": "again"}])
     assert train(again).validation_loss == result.validation_loss
 

@@ -62,8 +62,9 @@ class Check(Result):
 def read_check(file: Path) -> Check:
     """Read a coordinates.json. Raises UserError where it is missing, damaged, or not the result of such a check."""
     expected = "a result of this version of mup-lightning coord-check"
+    found = read_json(file, expected)
     with located(f"{file} is not {expected}"):
-        return build(Check, read_json(file, expected))
+        return build(Check, found)
 
 
 def band(label: Label, settings: CheckSettings, *, layer_norm: bool = True) -> Band:
