@@ -31,7 +31,7 @@ from mup_lightning.optim.registry import RULES, Overrides
 from mup_lightning.optim.rule import Group
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
-from mup_lightning.typed import build
+from mup_lightning.typed import build, nearest
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,9 @@ def parametrize(
     twins = {name: (counterpart(name, shapes[1], "base"), counterpart(name, shapes[2], "grown")) for name in shapes[0]}
     if left := shapes[1].keys() - {twin for twin, _ in twins.values()}:
         raise UserError(f"the base has {min(left)}, and the module nothing like it; expected two sizes of one module")
+    for names in declare or {}:
+        if not any(fnmatch(name, names) for name in twins):
+            raise UserError(f"declare has {names!r}, which is no parameter of the module{nearest(names, list(twins))}")
     traced, of_base = trace(module, arguments), trace(base, arguments)
     if traced.head_dims and traced.head_dims != of_base.head_dims:
         dims = " and ".join(str(max(found.head_dims)) for found in (of_base, traced))

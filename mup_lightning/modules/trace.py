@@ -23,6 +23,7 @@ _ADDS = {torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, t
 _ADDS |= {torch.Tensor.__radd__, operator.iadd}
 _TURNS = {torch.t, torch.Tensor.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
 _OUT_IN = {F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d}
+_OUT_IN |= {F.multi_head_attention_forward}  # nn.MultiheadAttention: one operation with both of its matrices
 _IN_OUT = {F.embedding, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.Tensor.matmul, torch.Tensor.__matmul__}
 _IN_OUT |= {torch.Tensor.mm, torch.Tensor.addmm}
 

@@ -134,6 +134,26 @@ def test_branches_are_found_however_they_are_written(kind, matrices):
     assert all(use.branch is None for name in ("first.weight", "last.weight") for use in traced.uses[name])
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_torchs_own_attention_is_a_branch_of_two_matrices(norm_first):
+    def make(width, depth):
+        kinds = {"dropout": 0.0, "batch_first": True, "norm_first": norm_first}
+        layer = nn.TransformerEncoderLayer(width, width // 8, 4 * width, **kinds)
+        encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        return nn.Sequential(nn.Linear(24, width), encoder, nn.Linear(width, 10))
+
+    model, x = make(32, 4), torch.randn(2, 5, 24)
+    found = parametrize(model, base=make(16, 2), example=x, **OPTIONS)
+    for matrix in ("in_proj_weight", "out_proj.weight"):
+        conclusion = found.conclusions[f"1.layers.3.self_attn.{matrix}"]
+        assert (conclusion.info.role, conclusion.k) == (Role.HIDDEN, 2)
+    assert found.depths == (4, 8)
+    assert found.multipliers["1.layers.3.self_attn"] == (0.5, "output")
+    trained = model(x)
+    with torch.no_grad():  # where torch would take one fused operation without hooks
+        torch.testing.assert_close(model.eval()(x), trained)
+
+
 @pytest.mark.parametrize("matrices", [1, 2])
 def test_one_matrix_in_a_branch_has_its_own_condition(matrices):
     module, x = Branches(32, 8, matrices), torch.randn(5, 8)
@@ -262,6 +282,7 @@ def test_what_cannot_be_told_is_refused(fault):
         ({"base": Odd(16, "unused")}, "the base has spare, and the module nothing like it"),
         ({"base": Odd(32, "")}, "no side differs between base and module"),
         ({"declare": {"first.*": "in"}}, "declared as 'in'; expected one of input, hidden"),
+        ({"declare": {"fist.weight": "input"}}, "'fist.weight', which is no parameter .*; did you mean first.weight"),
         ({"branch_depth": 1}, "branch_depth is not for parametrize"),
         ({"optimizer": "adamx"}, r"recipe\.optimizer is 'adamx'; expected one of"),
         ({"weight_decya": 0.1}, r"unknown option recipe\.weight_decya; did you mean recipe\.weight_decay"),
