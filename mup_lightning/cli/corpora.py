@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from mup_lightning.cli.verbs import _print as print_plain
+from mup_lightning.cli.verbs import print_plain
 from mup_lightning.errors import UserError
 from mup_lightning.typed import Bound, PositiveInt, Typed
 

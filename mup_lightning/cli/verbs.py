@@ -140,7 +140,7 @@ def evaluate(settings: EvaluateSettings) -> None:
         found = answer(path, settings.task, batch=batch, context=context)
     else:
         found = evaluate(path, settings.data, batch=batch, val_tokens=settings.val_tokens, context=context)
-    _print(found, settings.json)
+    print_plain(found, settings.json)
 
 
 def plan(settings: PlanSettings, config: Config) -> None:
@@ -168,7 +168,7 @@ def plan(settings: PlanSettings, config: Config) -> None:
         batch = f"{config.data.batch_size} x {config.model.context} tokens a step"
         title = f"{blocks}, {model}, {config.recipe.optimizer}, {batch}, {settings.gpu.upper()} ({gb:g} GB)"
         said += f"\n\nfigure: {draw(result.time, gb * 1e9, title, settings.figure)}"
-    _print(plain if settings.json else said)
+    print_plain(plain if settings.json else said)
 
 
 def recipe(settings: RecipeSettings) -> None:
@@ -186,10 +186,10 @@ def recipe(settings: RecipeSettings) -> None:
     if settings.diff:
         known = published.PUBLISHED[settings.diff].tables
         compared = (settings.diff, optimizer or ("adamw" if "adamw" in known else next(iter(known))), k)
-        _print(published.as_plain(*compared) if settings.json else published.as_text(*compared))
+        print_plain(published.as_plain(*compared) if settings.json else published.as_text(*compared))
     elif settings.json:
         plain = {name: tables.as_plain(family, k, horizon) for name, family in families.items()}
-        _print(plain[optimizer] if optimizer else list(plain.values()))
+        print_plain(plain[optimizer] if optimizer else list(plain.values()))
     else:
         one = families[optimizer] if optimizer else None
         print(tables.as_text(one, k, horizon) if one else tables.all_as_text(k, families, horizon))
@@ -220,10 +220,10 @@ def submit(settings: SubmitSettings, config: Config) -> None:
 
 def config(config: Config) -> None:
     """Print the whole configuration as YAML."""
-    _print(asdict(config), as_json=False)
+    print_plain(asdict(config), as_json=False)
 
 
-def _print(value: Any, as_json: bool = True) -> None:
+def print_plain(value: Any, as_json: bool = True) -> None:
     """Print text as it is, and plain values as JSON or YAML."""
     letters = holds_unicode()
     dumped = json.dumps(value, indent=1, ensure_ascii=not letters)

@@ -125,9 +125,7 @@ class HybridOptimizer(Optimizer):
             for info, parameter in zip(group["infos"], group["params"], strict=True)
             if parameter.grad is not None
         ]
-        mine = [(held, parameter) for held, parameter in present if held.owner in (None, rank)]
-        items = [self._item(group, held, parameter, parameter.grad, self.state[parameter]) for held, parameter in mine]
-        self._update(group, [held.info for held, _ in mine], items)
+        self._update(group, [(held, p, p.grad) for held, p in present if held.owner in (None, rank)])
         broadcast([(parameter, held.owner) for held, parameter in present if held.owner is not None])
 
     def _step_flat(self, group: Group, flat: torch.Tensor) -> None:
@@ -140,28 +138,28 @@ class HybridOptimizer(Optimizer):
 
         def update(weights: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> None:
             mine = [self.held[name] for name in weights]
-            items = []
-            for held, weight, gradient in zip(mine, weights.values(), gradients.values(), strict=True):
-                shape, state = held.info.shape, self.state[held.tensor]
-                items.append(self._item(group, held, weight.view(shape), gradient.view(shape), state))
-            self._update(group, [held.info for held in mine], items)
+            shaped = (
+                [flat.view(held.info.shape) for held, flat in zip(mine, flats.values(), strict=True)]
+                for flats in (weights, gradients)
+            )
+            self._update(group, list(zip(mine, *shaped, strict=True)))
 
         owners = {name: self.held[name].owner or 0 for name in layout.held}
         update_at_owners(layout, owners, flat, flat.grad, update)
 
-    def _item(self, group: Group, held: Held, parameter: torch.Tensor, gradient: torch.Tensor, state: State) -> Item:
-        """A whole parameter for its rule."""
-        hessian = self._hessians.pop(held.tensor, None)
-        return Item(parameter, gradient, state, held.rule.blocks(group, held.info), held.info.transposed, hessian)
-
-    def _update(self, group: Group, infos: list[ParameterInfo], items: list[Item]) -> None:
-        """Let the rule step whole parameters, under the eyes of `watch`."""
+    def _update(self, group: Group, mine: list[tuple[Held, torch.Tensor, torch.Tensor]]) -> None:
+        """Let the rule step whole parameters, given with weights and gradients, under the eyes of `watch`."""
+        items = []
+        for held, weight, gradient in mine:
+            blocks, hessian = held.rule.blocks(group, held.info), self._hessians.pop(held.tensor, None)
+            state = self.state[held.tensor]
+            items.append(Item(weight, gradient, state, blocks, held.info.transposed, hessian))
         if not items:
             return
         before = [item.parameter.clone() for item in items] if self.watch else []
         RULES[group["rule"]].update(group, items)
         if self.watch:
-            self.watch(group, infos, items, before)
+            self.watch(group, [held.info for held, _, _ in mine], items, before)
 
     def _assign_owners(self) -> None:
         """Decide who steps which matrix, once: an owner keeps the state, so it must not change.
@@ -192,14 +190,6 @@ class HybridOptimizer(Optimizer):
             name: (held.tensor, self.state[held.tensor])
             for name, held in self.held.items()
             if held.owner in mine and (held.flat is None or held.owner is not None)
-        }
-
-    def elementwise_flats(self) -> dict[torch.Tensor, Layout]:
-        """The flat tensors that elementwise rules step; their states are as flat."""
-        return {
-            flat: layout
-            for flat, layout in self.layouts.items()
-            if not self.held[next(iter(layout.held))].rule.whole_matrix
         }
 
     def wants_hessian(self) -> dict[str, torch.Tensor]:

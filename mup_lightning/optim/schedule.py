@@ -3,9 +3,6 @@
 import math
 from collections.abc import Callable
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-
 from mup_lightning.config.schema import Config
 from mup_lightning.errors import UserError
 
@@ -73,8 +70,3 @@ def first_difference(before: Factor, now: Factor, steps: int) -> tuple[int, floa
     """The first of so many steps in which two schedules differ, counted from 0, and their factors; None: they agree."""
     pairs = ((step, before(step), now(step)) for step in range(steps))
     return next((pair for pair in pairs if pair[1] != pair[2]), None)
-
-
-def make_schedule(optimizer: Optimizer, config: Config) -> LambdaLR:
-    """`lr_factor` as a torch scheduler, to be stepped once per optimizer step."""
-    return LambdaLR(optimizer, lr_factor(config))

@@ -28,7 +28,6 @@ libraries (about 1 GB), the allocator's fragmentation, buffers of the communicat
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import product
 
 import torch
 
@@ -135,7 +134,7 @@ def micro_batch(
     given = config.data.micro_batch
     if given != "auto":
         return None if rest or share % given else given
-    half, least = config.trainer.precision != "fp32", memory(config, rules, {gpus: 1}, device)[zero]
+    half, least = config.trainer.precision != "fp32", memory(config, rules, gpus, 1, zero, device)
 
     def fits(sequences: int) -> bool:
         forward = activations(config.model, sequences, half, device, gathered=zero == 3)
@@ -146,38 +145,36 @@ def micro_batch(
     return None if rest else max((n for n in range(1, share + 1) if share % n == 0 and fits(n)), default=1)
 
 
-def memory(config: Config, rules: Rules, gpus: Mapping[int, int], device: str = "cuda") -> list[Memory]:
-    """Estimate the memory of one GPU, for every number of GPUs and every ZeRO stage; precision auto counts as bf16.
+def memory(config: Config, rules: Rules, P: int, sequences: int, zero: int, device: str = "cuda") -> Memory:
+    """Estimate the memory of each of P GPUs at a ZeRO stage; precision auto counts as bf16.
 
     Stage 0 on one GPU is strategy single.
 
     Args:
         config: of the run.
         rules: `rule_memory` of its optimizer's groups.
-        gpus: numbers of GPUs -> sequences in a forward pass.
+        P: GPUs.
+        sequences: in a forward pass.
+        zero: ZeRO's stage.
         device: "cuda" or "cpu".
     """
     n = sum(rule.numel for rule in rules.values())
     bucket = 4 * min(ZERO_BUCKET, n)
-    half = config.trainer.precision != "fp32"
     matrices = [numel for rule in rules.values() for numel in rule.matrices]
-    found = []
-    for (P, sequences), zero in product(gpus.items(), STAGES):
-        state = sum(
-            max(_shard(rule.state, P), rule.largest_state) if rule.largest else _shard(rule.state, P if zero else 1)
-            for rule in rules.values()
-        )
-        gradients = 4 * _shard(n, P if zero >= 2 else 1)
-        gone = gradients - 4 * _shard(n, P) if zero else 0  # at stage 1: the other processes' partitions
-        step = max(_step(rule, P, zero, device) for rule in rules.values())
-        if config.trainer.spectral_norms_every:
-            step = max(step, 4 * max(matrices)) + 4 * max(_shard(sum(matrices), P), max(matrices))
-        weights, optimizer = 4 * _shard(n, P if zero == 3 else 1), state + (4 * _shard(n, P) if zero else 0)
-        forward = activations(config.model, sequences, half, device, gathered=zero == 3)
-        exchange = (4 * n if P > 1 else 0, bucket, bucket, 3 * bucket)[zero]
-        step = max(0, step + (bucket if zero == 3 else 0) - gone)
-        found.append(Memory(P, zero, weights, gradients, optimizer, forward, exchange, step))
-    return found
+    state = sum(
+        max(_shard(rule.state, P), rule.largest_state) if rule.largest else _shard(rule.state, P if zero else 1)
+        for rule in rules.values()
+    )
+    gradients = 4 * _shard(n, P if zero >= 2 else 1)
+    gone = gradients - 4 * _shard(n, P) if zero else 0  # at stage 1: the other processes' partitions
+    step = max(_step(rule, P, zero, device) for rule in rules.values())
+    if config.trainer.spectral_norms_every:
+        step = max(step, 4 * max(matrices)) + 4 * max(_shard(sum(matrices), P), max(matrices))
+    weights, optimizer = 4 * _shard(n, P if zero == 3 else 1), state + (4 * _shard(n, P) if zero else 0)
+    forward = activations(config.model, sequences, config.trainer.precision != "fp32", device, gathered=zero == 3)
+    exchange = (4 * n if P > 1 else 0, bucket, bucket, 3 * bucket)[zero]
+    step = max(0, step + (bucket if zero == 3 else 0) - gone)
+    return Memory(P, zero, weights, gradients, optimizer, forward, exchange, step)
 
 
 def _shard(total: int, gpus: int) -> int:

@@ -14,7 +14,7 @@ from mup_lightning.optim.muon import Muon
 from mup_lightning.optim.registry import RULES, resolve_rules
 from mup_lightning.optim.rule import Group
 from mup_lightning.optim.schedule import lr_factor
-from mup_lightning.plan.memory import GPU_SHARE, Memory, micro_batch, rule_memory
+from mup_lightning.plan.memory import GPU_SHARE, STAGES, Memory, micro_batch, rule_memory
 from mup_lightning.plan.memory import memory as estimate
 from mup_lightning.plan.time import STRATEGIES, Clock, Machine, Time
 from mup_lightning.plan.time import lines as time_lines
@@ -142,7 +142,7 @@ def plan(
         parameters=_parameters(model, groups, recipe),
         micro_batch=micro,
         accumulation={P: n and batch // (n * P) for P, n in micro.items()},
-        memory=estimate(config, rules, {P: n or least for P, n in micro.items()}, device),
+        memory=[estimate(config, rules, P, n or least, zero, device) for P, n in micro.items() for zero in STAGES],
         time=time,
         notes=notes,
     )

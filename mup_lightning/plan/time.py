@@ -225,5 +225,5 @@ class Clock:
         compute, moving = (times * one + once for one, once in zip(of_pass, of_step, strict=True))
         seconds = compute, moving, self.network(strategy, gpus, passes, sum(of_pass))
         mfu = self.convention * tokens / (sum(seconds) * gpus * self.machine.flops)
-        peak = memory(self.config, self.rules, {gpus: sequences}, self.device)[stage].total
+        peak = memory(self.config, self.rules, gpus, sequences, stage, self.device).total
         return Time(gpus, strategy, sequences, passes, tokens, *seconds, mfu, peak)

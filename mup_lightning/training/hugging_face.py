@@ -37,32 +37,23 @@ NEEDS["Qwen3"] = NEEDS["Qwen3"] | {"qk_norm": True, "bias": False}
 
 ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu"}
 
-MATRICES = {
-    "attention_norm": ["attention_norm"],
-    "attention.qkv": ["q", "k", "v"],
-    "attention.q": ["q"],
-    "attention.kv": ["k", "v"],
-    "attention.out": ["out"],
-    "mlp_norm": ["mlp_norm"],
-    "mlp.gate_up": ["gate", "up"],
-    "mlp.up": ["up"],
-    "mlp.down": ["down"],
-}
-"""Layer of a block -> what is stacked in it, of equal shapes."""
+STACKED = {"attention.qkv": ["q", "k", "v"], "attention.kv": ["k", "v"], "mlp.gate_up": ["gate", "up"]}
+"""Layer of a block -> what is stacked in it, of equal shapes; any other is one matrix or norm."""
 
-GPT2_LAYERS = {
-    "attention_norm": "ln_1",
-    "out": "attn.c_proj",
-    "mlp_norm": "ln_2",
-    "up": "mlp.c_fc",
-    "down": "mlp.c_proj",
+GPT2_NAMES = {
+    **{"token": "transformer.wte", "position": "transformer.wpe", "final_norm": "transformer.ln_f", "head": "lm_head"},
+    **{"attention_norm": "ln_1", "mlp_norm": "ln_2", "out": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
+    **dict.fromkeys("qkv", "attn.c_attn"),  # one
 }
-LLAMA_LAYERS = {
+LLAMA_NAMES = {
+    **{"token": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"},
     **{"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm", "out": "self_attn.o_proj"},
-    **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v")},
-    **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+    **{name: f"self_attn.{name}_proj" for name in "qkv"} | {f"{name}_gain": f"self_attn.{name}_norm" for name in "qk"},
+    **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")} | {"router": "block_sparse_moe.gate"},
 }
-"""Our matrices and norms inside a block -> Hugging Face's."""
+"""Our matrices and norms -> Hugging Face's; those of a block without its beginning."""
+
+EXPERT_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def architecture(config: ModelConfig) -> str:
@@ -140,24 +131,30 @@ def pieces(model: GPT2) -> dict[str, list[Piece]]:
 
     Matrices of GPT-2's blocks are transposed there, as `TRANSPOSED` says; biases that it always has are zeros here.
     """
-    config, m, ours = model.config, model.multipliers, dict(model.named_parameters())
-    llama = architecture(config) != "GPT-2"
-    last = m.output / m.input if config.tied else 1.0
-    token = ours["token.weight"][: model.vocab_size]
-    found = {"embed_tokens.weight" if llama else "wte.weight": [(token, m.input)]}
-    if not llama:
-        found["wpe.weight"] = [(ours["position.weight"], m.input)]
-        found["ln_f.bias"] = [(ours.get("final_norm.bias", torch.zeros(config.width)), last)]
-    found[f"{'norm' if llama else 'ln_f'}.weight"] = [(ours["final_norm.weight"], last)]
-    for number in range(config.depth):
-        block = _block(model, number)
-        if not llama:  # queries, keys and values are one
-            for kind in ("weight", "bias"):
-                block[f"attn.c_attn.{kind}"] = [block.pop(f"{name}.{kind}")[0] for name in ("q", "k", "v")]
-        found |= {f"{'layers' if llama else 'h'}.{number}.{name}": parts for name, parts in block.items()}
-    found = {f"{'model' if llama else 'transformer'}.{name}": parts for name, parts in found.items()}
-    if not config.tied:
-        found["lm_head.weight"] = [(ours["head.weight"][: model.vocab_size], m.output)]
+    config, m, experts = model.config, model.multipliers, model.config.experts or 1
+    gpt2, ours = architecture(config) == "GPT-2", dict[str, torch.Tensor](model.named_parameters())
+    names, blocks = (GPT2_NAMES, "transformer.h") if gpt2 else (LLAMA_NAMES, "model.layers")
+    scale = m.attention * (config.head_dim**-0.5 if config.attention_scale == "1/d" else 1)
+    # A norm of the queries takes a factor out of them again, so that it goes to their gain.
+    factors = {"q_gain" if config.qk_norm else "q": scale, "out": m.residual, "down": m.residual, "head": m.output}
+    factors |= {"token": m.input, "position": m.input, "final_norm": m.output / m.input if config.tied else 1.0}
+    if config.qk_norm and not config.qk_gain:
+        gains = [f"blocks.{number}.attention.{name}_gain" for number in range(config.depth) for name in "qk"]
+        ours |= {name: torch.ones(config.head_dim) for name in gains}
+    found: dict[str, list[Piece]] = {}
+    for name, tensor in ours.items():
+        block, layer, kind = re.findall(r"^(?:blocks\.(\d+)\.)?(.+?)(?:\.(weight|bias))?$", name)[0]
+        stacked = STACKED.get(layer, [layer.rpartition(".")[2]])
+        routed = config.experts and layer in ("mlp.gate_up", "mlp.down")
+        stacked = [(part, expert) for expert in range(experts if routed else 1) for part in stacked]
+        rows = tensor[: model.vocab_size] if layer in ("token", "head") else tensor
+        for (part, expert), view in zip(stacked, rows.chunk(len(stacked)), strict=True):
+            path = f"block_sparse_moe.experts.{expert}.{EXPERT_NAMES[part]}" if routed else names[part]
+            path = f"{blocks}.{block}.{path}" if block else path
+            found.setdefault(f"{path}.{kind or 'weight'}", []).append((view, factors.get(part, 1.0)))
+    for name in [name for name in found if gpt2 and not re.search("wte|wpe|lm_head|bias$", name)]:
+        zeros: list[Piece] = [(torch.zeros(len(view)), 1.0) for view, _ in found[name]]
+        found.setdefault(name.removesuffix("weight") + "bias", zeros)
     return found
 
 
@@ -236,40 +233,3 @@ def load(model: GPT2, folder: Path, tokenizer: Tokenizer | None = None) -> None:
     known = r"lm_head\.weight" if model.config.tied else r"(?!)"
     if unknown := [name for name in theirs if not re.search(rf"\.(masked_bias|attn\.bias|inv_freq)$|^{known}$", name)]:
         raise UserError(f"{folder} has tensors without a place in {architecture(model.config)}: {', '.join(unknown)}")
-
-
-def _block(model: GPT2, number: int) -> dict[str, list[Piece]]:
-    """Norms and matrices of a block by Hugging Face's names; GPT-2's queries, keys and values by ours."""
-    config, m, ours = model.config, model.multipliers, dict(model.named_parameters())
-    llama = architecture(config) != "GPT-2"
-    names = LLAMA_LAYERS if llama else GPT2_LAYERS
-    scale = m.attention * (config.head_dim**-0.5 if config.attention_scale == "1/d" else 1)
-    factors = {"q": scale, "out": m.residual, "down": m.residual}
-    found: dict[str, list[Piece]] = {}
-    if config.qk_norm:  # which takes a factor out of the queries again, so that it goes to their gain
-        factors["q"], ones = 1.0, torch.ones(config.head_dim)
-        for name, factor in (("q", scale), ("k", 1.0)):
-            gain = ours.get(f"blocks.{number}.attention.{name}_gain", ones)
-            found[f"self_attn.{name}_norm.weight"] = [(gain, factor)]
-    for layer, stacked in MATRICES.items():
-        weight, bias = (ours.get(f"blocks.{number}.{layer}.{kind}") for kind in ("weight", "bias"))
-        if weight is None:
-            continue
-        zeros = None if llama else torch.zeros(len(weight))
-        for kind, tensor in (("weight", weight), ("bias", zeros if bias is None else bias)):
-            if tensor is None:
-                continue
-            for name, own in zip(stacked, tensor.chunk(len(stacked)), strict=True):
-                found[f"{names.get(name, name)}.{kind}"] = [(own, factors.get(name, 1.0))]
-    if config.experts:
-        router, gate_up, down = (ours[f"blocks.{number}.mlp.{name}"] for name in ("router.weight", "gate_up", "down"))
-        found["block_sparse_moe.gate.weight"] = [(router, 1.0)]
-        pairs, last = gate_up.chunk(2 * config.experts), down.chunk(config.experts)
-        for expert in range(config.experts):
-            three = {
-                "w1": (pairs[2 * expert], 1.0),
-                "w3": (pairs[2 * expert + 1], 1.0),
-                "w2": (last[expert], m.residual),
-            }
-            found |= {f"block_sparse_moe.experts.{expert}.{name}.weight": [piece] for name, piece in three.items()}
-    return found

@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.lr_scheduler import LambdaLR
 
 from mup_lightning.callbacks.noise_scale import gradient_square
 from mup_lightning.config.schema import Config
@@ -18,7 +19,7 @@ from mup_lightning.model.parameters import stable_seed
 from mup_lightning.model.taps import Recorder
 from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
-from mup_lightning.optim.schedule import make_schedule
+from mup_lightning.optim.schedule import lr_factor
 from mup_lightning.optim.sophia import estimate, sample_labels, uniforms
 from mup_lightning.optim.spectral_norm import total_norm
 
@@ -63,7 +64,7 @@ class GPT2Module(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The one optimizer, made before Lightning moved the model to its device, and its schedule over steps."""
-        schedule = make_schedule(self.hybrid, self.config)
+        schedule = LambdaLR(self.hybrid, lr_factor(self.config))
         return {"optimizer": self.hybrid, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:

@@ -125,8 +125,10 @@ class Shards:
             for quantity in self._states_of(name):
                 value, is_whole = self.read(quantity, name), self._pieces[quantity, name][0][0] < 0
                 state[quantity] = _restored(value if is_whole else value.view(parameter.shape), parameter)
-        for flat, layout in optimizer.elementwise_flats().items():
+        for flat, layout in optimizer.layouts.items():
             some = next(iter(layout.held))
+            if optimizer.held[some].rule.whole_matrix:  # else the states are as flat
+                continue
             for quantity in self._states_of(some):
                 if not self._shape(self._pieces[quantity, some][0][1]):
                     optimizer.state[flat][quantity] = _restored(self.read(quantity, some), flat)

@@ -30,10 +30,10 @@ def make(installed, *words):
     return done.stdout.replace("\\\n", "").replace(f"{installed}/bin/", ""), done.stderr
 
 
-def last(installed, *words):
-    """The last command of the program that make would run."""
-    commands = [line for line in make(installed, *words)[0].splitlines() if line.startswith("mup-lightning")]
-    return shlex.split(commands[-1])[1:]
+def typed(installed, *words):
+    """The commands of the program that make would run, as the shell divides them."""
+    lines = make(installed, *words)[0].splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("mup-lightning ")]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def last(installed, *words):
     ],
 )
 def test_targets_are_commands_of_the_program(installed, words, command):
-    assert shlex.join(last(installed, *words.split())).startswith(command.strip())
+    assert shlex.join(typed(installed, *words.split())[-1]).startswith(command.strip())
 
 
 def test_a_training_from_variables(installed, tmp_path, monkeypatch):
@@ -72,9 +72,8 @@ def test_a_training_from_variables(installed, tmp_path, monkeypatch):
     (tmp_path / "two.yaml").write_text("model: {width: 512}\nrecipe: {weight_decay: 3}\nrun: {name: own}\n")
     files = f"CONFIG={tmp_path}/one.yaml {tmp_path}/two.yaml"
     words = "SIZE=xl OPT=adamw STRATEGY=zero1 PARAM=sp DEVICES=2 BRANCH_DEPTH=1 STEPS=50 BATCH=8 LR=0.01 RESUME=last"
-    verb, *rest = last(
-        installed, "train", *words.split(), files, "SEED=3", "TOKENIZER=bytes", "ARGS=--model.dropout 0.1"
-    )
+    more = ("SEED=3", "TOKENIZER=bytes", "ARGS=--model.dropout 0.1")
+    verb, *rest = typed(installed, "train", *words.split(), files, *more)[-1]
     (config,) = parse(VERBS[verb], rest)
     assert (config.model.width, config.model.depth, config.model.dropout, config.seed) == (512, 48, 0.1, 3)
     recipe, trainer, run = config.recipe, config.trainer, config.run
@@ -87,16 +86,10 @@ def test_a_training_from_variables(installed, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("words", "strategy"), [("GPUS=8", "ddp"), ("GPUS=1", "single"), ("NODES=2", "ddp")])
 def test_a_job_of_several_processes_gets_a_strategy(installed, monkeypatch, words, strategy):
     monkeypatch.chdir(REPOSITORY)
-    verb, *rest = last(installed, "submit", words, "SLURM=default", "MEM=9G", "DRY=1")
+    verb, *rest = typed(installed, "submit", words, "SLURM=default", "MEM=9G", "DRY=1")[-1]
     settings, config = parse(VERBS[verb], rest)
     assert config.trainer.strategy == strategy
     assert (settings.dry, settings.slurm.memory) == (True, "9G")
-
-
-def typed(installed, *words):
-    """The commands of the program that make would run, as the shell divides them."""
-    lines = make(installed, *words)[0].splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("mup-lightning ")]
 
 
 def test_a_corpus_is_prepared_on_demand_but_not_one_that_is_given(installed):

@@ -81,21 +81,3 @@ def test_all_writes_one_table_and_ctrl_c_loses_one_probe_alone(tmp_path, monkeyp
     assert "✗" in table
     assert (tmp_path / "soap" / "probe.png").exists()
     assert not (tmp_path / "adamw").exists()
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ([], "expected either --optimizer NAME or --all"),
-        (["--optimizer", "torch.optim:LBFGS"], "needs a closure"),
-        (["--optimizer", "muon", "--widths", "64,32,16"], "--widths is 64,32,16; expected at least three"),
-        (["--optimizer", "muon", "--arguments", '{"steps": 0}'], "rules.muon.steps is 0"),
-        (["--optimizer", "soap", "--arguments", '{"beta3": 1}'], "unknown option rules.soap.beta3; did you mean"),
-    ],
-)
-def test_mistakes_are_one_clear_line(tmp_path, argv, message, capsys):
-    assert main(["probe", "--out", str(tmp_path / "out"), *argv]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
-    assert "Traceback" not in error

@@ -99,23 +99,23 @@ def test_two_processes_train_what_one_does(by_two, alone, rule, strategy):
             assert (theirs[name].flatten().double() - value.flatten().double()).abs().max() < 1e-4, (quantity, name)
 
 
-@pytest.mark.parametrize(("rule", "strategy"), BOTH)
-def test_two_processes_train_the_llama_that_one_does(by_two, alone, rule, strategy):
-    """Matrices of many shapes, stacked in pairs or by heads, and gains of one head."""
-    wanted = weights_of(alone(rule, "llama", **LLAMA))
-    assert_same_training(weights_of(by_two[f"llama-{rule}-{strategy}"]), wanted, bound=5e-6)
+KINDS = {
+    "four": (AT_FOUR, "fp32", {}),
+    # Matrices of many shapes, stacked in pairs or by heads, and gains of one head.
+    "llama": (BOTH, "llama", LLAMA),
+    # Tokens go to the same experts, whose loads are balanced alike, however many sequences a process has.
+    "mixtral": (EXPERTS, "mixtral", MIXTRAL),
+    "compiled": (COMPILED, "plain", ONE_BLOCK),
+}
+"""Kind of a run -> its cases, and the kind and changes of the run of one process that it is compared with."""
 
 
-@pytest.mark.parametrize(("rule", "strategy"), EXPERTS)
-def test_two_processes_train_the_experts_that_one_does(by_two, alone, rule, strategy):
-    """Tokens go to the same experts, whose loads are balanced alike, however many sequences a process has."""
-    wanted = weights_of(alone(rule, "mixtral", **MIXTRAL))
-    assert_same_training(weights_of(by_two[f"mixtral-{rule}-{strategy}"]), wanted, bound=5e-6)
-
-
-@pytest.mark.parametrize(("rule", "strategy"), AT_FOUR)
-def test_four_processes_train_what_one_does(by_four, alone, rule, strategy):
-    assert_same_training(weights_of(by_four[f"four-{rule}-{strategy}"]), weights_of(alone(rule)), bound=5e-6)
+@pytest.mark.parametrize(("kind", "rule", "strategy"), [(kind, *case) for kind in KINDS for case in KINDS[kind][0]])
+def test_every_kind_of_model_is_trained_as_by_one_process(request, alone, kind, rule, strategy):
+    done = request.getfixturevalue("by_four" if kind == "four" else "by_two")
+    _, other, changes = KINDS[kind]
+    wanted = weights_of(alone(rule, other, **changes))
+    assert_same_training(weights_of(done[f"{kind}-{rule}-{strategy}"]), wanted, bound=5e-6)
 
 
 @pytest.mark.parametrize(("rule", "strategy"), BOTH)
@@ -138,12 +138,6 @@ def test_bf16_is_the_same_mathematics_under_every_strategy(by_two, alone, rule, 
 
     assert distance(wanted, exact) > 0
     assert distance(found, wanted) < 2 * distance(wanted, exact)
-
-
-@pytest.mark.parametrize(("rule", "strategy"), COMPILED)
-def test_compiled_blocks_compute_the_same_under_every_strategy(by_two, alone, rule, strategy):
-    wanted = weights_of(alone(rule, "plain", **ONE_BLOCK))
-    assert_same_training(weights_of(by_two[f"compiled-{rule}-{strategy}"]), wanted, bound=5e-6)
 
 
 def test_a_compiled_block_computes_the_same_in_machine_code(alone):

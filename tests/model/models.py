@@ -15,7 +15,8 @@ def make(recipe=None, seed=0, **switches):
     config = ModelConfig(**{**TINY, **switches})
     plain = RecipeConfig(init_std=0.2, base_width=config.width, base_depth=config.depth)
     sides = dict.fromkeys(("kv", "head", "experts"), 1.0)
-    return build(config, derive(recipe or plain, config.width, config.depth, sides=sides), seed)
+    dims = (2.0, 8.0) if recipe else (1.0, 1.0)
+    return build(config, derive(recipe or plain, config.width, config.depth, dims, sides), seed)
 
 
 def shaken(recipe=None, **switches):

@@ -13,10 +13,14 @@ from tests.model.models import MULTIPLIED, shaken, windows
 NARROW = MIXTRAL | {"width": 48, "mlp_ratio": 0.6875, "experts_per_token": 4}
 """33 hidden units: no multiple of 16 bytes."""
 LOGITS = [
-    *({}, {"tied": False}, {"activation": "relu"}, {"heads": None}),
-    *(LLAMA | more for more in ({}, {"tied": False}, {"heads_per_kv": 1}, {"kv_heads": 1, "mlp_ratio": 2.75})),
-    LLAMA | {"rope_base": 5e5, "width": 48},
-    *(MIXTRAL, MIXTRAL | {"tied": False, "experts": 6, "experts_per_token": 3}, NARROW),
+    *({}, {"tied": False}, {"bias": False}, {"heads": None}, {"attention_scale": "1/d"}),
+    {"activation": "relu", "mlp_ratio": 2},
+    {"activation": "silu", "kv_heads": 4},  # as many as heads, in a matrix of their own
+    *(LLAMA | more for more in ({}, {"tied": False, "attention_scale": "1/d"}, {"rope_base": 5e5, "width": 48})),
+    *(LLAMA | more for more in ({"kv_heads": 1, "mlp_ratio": 2.75, "bias": True}, {"heads_per_kv": 1})),
+    LLAMA | {"activation": "gelu"},
+    *(LLAMA | {"qk_norm": True} | more for more in ({"qk_gain": True}, {"attention_scale": "1/d"})),
+    *(MIXTRAL, NARROW, MIXTRAL | {"tied": False, "attention_scale": "1/d", "experts": 6, "experts_per_token": 3}),
 ]
 GRADIENTS = [
     *({}, {"tied": False}, LLAMA, LLAMA | {"tied": False}),
@@ -40,7 +44,7 @@ def test_logits_are_equal(switches, tmp_path):
     """With multipliers, which transformers has in its weights; and what training minimises is the loss of these."""
     model, window = shaken(MULTIPLIED, **switches), windows()
     m, width = model.multipliers, model.config.width
-    assert (m.input, m.residual, m.output) == pytest.approx((3.0, 1 / 3, 8 / width))
+    assert (m.input, m.residual, m.output, m.attention) == pytest.approx((3.0, 1 / 3, 8 / width, 0.5))
     ours, other = model(window[:, :-1]), theirs(model, tmp_path)(window[:, :-1]).logits
     assert other.std() > 0.1
     torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-5)

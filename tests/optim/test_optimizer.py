@@ -3,23 +3,21 @@
 import pytest
 import torch
 
-from mup_lightning.config.model import ModelConfig
+from mup_lightning.config.schema import Config, DataConfig, ModelConfig
 from mup_lightning.errors import UserError
-from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.registry import RULES
-from mup_lightning.spectral.recipe import RecipeConfig, derive
+from mup_lightning.spectral.recipe import RecipeConfig
 from mup_lightning.spectral.roles import Role
+from mup_lightning.training.module import build_training
 from tests.optim.test_rules import optimizer
 
 
-def groups_of(recipe_config, **shape):
-    config = ModelConfig(**{"width": 64, "depth": 2, "context": 8, "vocab_size": 50, **shape})
-    recipe = derive(recipe_config, config.width, config.depth)
-    model = build(config, recipe, 0, device="meta")
-    built = HybridOptimizer(make_groups(dict(model.named_parameters()), model.parameter_info, recipe, {}))
-    return built.param_groups, model, recipe
+def groups_of(recipe, **shape):
+    model = ModelConfig(**{"width": 64, "depth": 2, "context": 8, **shape})
+    config = Config(model=model, recipe=recipe, data=DataConfig(tokenizer="bytes"))
+    model, built = build_training(config, device="meta")
+    return built.param_groups, model, config.derive()
 
 
 def test_every_parameter_is_in_one_group_with_its_roles_values():
@@ -59,13 +57,11 @@ def test_equal_hyperparameters_share_a_group():
 
 
 def test_a_matrix_that_is_not_whole_is_refused():
-    config = ModelConfig(width=64, depth=1, context=8, vocab_size=50)
-    recipe = derive(RecipeConfig(), 64, 1)
-    model = build(config, recipe, 0)
+    _, model, recipe = groups_of(RecipeConfig())
     parameters = dict(model.named_parameters())
     parameters["blocks.0.mlp.up.weight"] = torch.nn.Parameter(torch.zeros(64 * 256))
     with pytest.raises(RuntimeError, match=r"muon_kimi needs blocks\.0\.mlp\.up\.weight whole"):
-        HybridOptimizer(make_groups(parameters, model.parameter_info, recipe, {}))
+        make_groups(parameters, model.parameter_info, recipe, {})
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 
 from mup_lightning.config.schema import Config
-from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.training.module import build_training
 from tests.benchmarks import process
 from tests.benchmarks.harness import QUICK
 
@@ -32,9 +30,7 @@ def peaks(_: Any, configs: list[dict[str, Any]], device: str) -> list[float]:
 
 def _train(config: Config, device: str) -> None:
     """The second step is the first that finds gradients and states in place."""
-    recipe = config.derive()
-    model = build(config.model, recipe, config.seed, device=device)
-    optimizer = HybridOptimizer(make_groups(dict(model.named_parameters()), model.parameter_info, recipe, config.rules))
+    model, optimizer = build_training(config, device)
     for _ in range(3):
         window = torch.randint(model.vocab_size, (config.data.micro_batch, config.model.context + 1), device=device)
         with torch.autocast(device, torch.bfloat16, enabled=config.trainer.precision == "bf16"):

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +17,14 @@ from mup_lightning.plan.memory import block_activations, rule_memory
 from mup_lightning.plan.plan import plan
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
+from tests.families import LLAMA
 from tests.plan.peak import measure
 
 
-def configure(**changes):
-    return build_config([{key.replace("__", "."): value for key, value in changes.items()}])
+def configure(*presets, **changes):
+    """Presets such as "size/xl", and section__key=value."""
+    files = [Path("recipes") / f"{name}.yaml" for name in presets]
+    return build_config([*files, {key.replace("__", "."): value for key, value in changes.items()}])
 
 
 def kept_by_a_block(model, half):
@@ -49,16 +53,12 @@ def kept_by_a_block(model, half):
     return kept(3) - kept(2)
 
 
-LLAMA = {
-    **{"position": "rope", "norm": "rmsnorm", "bias": False, "kv_heads": 2},
-    **{"gated": True, "activation": "silu", "mlp_ratio": 3.5},
-}
 SWITCHES = [
     *({}, {"activation": "relu", "mlp_ratio": 2}, {"layer_norm": False}, {"qk_norm": True, "bias": False}),
     *(
         LLAMA,
         LLAMA | {"qk_norm": True, "qk_gain": True},
-        LLAMA | {"kv_heads": None, "qk_norm": True, "activation": "relu"},
+        LLAMA | {"heads_per_kv": 1, "qk_norm": True, "activation": "relu"},
     ),
     LLAMA | {"experts": 4},
     LLAMA | {"experts": 6, "experts_per_token": 3, "gated": False, "activation": "relu"},

@@ -1,22 +1,12 @@
 """data.micro_batch auto: the largest that divides a process's share of the batch, and fits."""
 
-from pathlib import Path
-
 import pytest
 
-from mup_lightning.config.load import build_config
 from mup_lightning.errors import UserError
 from mup_lightning.plan.memory import GPU_SHARE
 from mup_lightning.plan.plan import plan
 from mup_lightning.training.train import settle
-
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-
-
-def configure(size, **changes):
-    """A size that ships, with everything else at its default; changes: section__key=value."""
-    changes = {key.replace("__", "."): value for key, value in changes.items()}
-    return build_config([RECIPES / "gpt2.yaml", RECIPES / f"size/{size}.yaml", changes])
+from tests.plan.test_memory import configure
 
 
 @pytest.mark.parametrize(
@@ -29,7 +19,7 @@ def configure(size, **changes):
 )
 def test_on_a_cpu_it_is_what_these_sizes_have_always_had(size, batch, processes, expected):
     strategy = "zero1" if processes > 1 else "single"
-    config = configure(size, data__batch_size=batch, trainer__strategy=strategy, trainer__devices=processes)
+    config = configure(f"size/{size}", data__batch_size=batch, trainer__strategy=strategy, trainer__devices=processes)
     config.trainer.accelerator = "cpu"
     assert settle(config) == batch // (processes * expected)
     assert config.data.micro_batch == expected
@@ -38,7 +28,7 @@ def test_on_a_cpu_it_is_what_these_sizes_have_always_had(size, batch, processes,
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero3"])
 @pytest.mark.parametrize("memory", [24e9, 40e9])
 def test_on_a_gpu_it_is_the_largest_that_fits(strategy, memory):
-    config = configure("large", trainer__strategy=strategy)
+    config = configure("size/large", trainer__strategy=strategy)
     found = plan(config, (8,), memory=memory).micro_batch[8]
     for sequences in (n for n in range(1, 31) if 30 % n == 0):
         config.data.micro_batch = sequences
@@ -48,7 +38,7 @@ def test_on_a_gpu_it_is_the_largest_that_fits(strategy, memory):
 
 
 def test_processes_that_cannot_divide_the_batch_are_refused_with_what_works():
-    config = configure("nano", trainer__strategy="ddp", trainer__devices=3, trainer__accelerator="cpu")
+    config = configure("size/nano", trainer__strategy="ddp", trainer__devices=3, trainer__accelerator="cpu")
     with pytest.raises(UserError, match=r"data.batch_size = 16 cannot be divided.* Set data.batch_size to 15 or 18.$"):
         settle(config)
     config.data.micro_batch, config.trainer.devices = 16, 2
@@ -57,6 +47,6 @@ def test_processes_that_cannot_divide_the_batch_are_refused_with_what_works():
 
 
 def test_the_plan_shows_it_for_every_number_of_processes():
-    found = plan(configure("xl", trainer__strategy="zero1"), (8, 32, 512))
+    found = plan(configure("size/xl", trainer__strategy="zero1"), (8, 32, 512))
     assert found.micro_batch == {8: 8, 32: 8, 512: None}
     assert found.accumulation == {8: 4, 32: 1, 512: None}

@@ -178,19 +178,3 @@ def test_batch_and_horizon_are_shown_where_a_time_rule_is_named(capsys, tmp_path
     assert "n^-1/2 B^1/2 T^-3/8" in hidden
     assert main(["recipe", *law, "--optimizer", "adamw"]) == 1
     assert "the law of --time-rule is of muon_kimi; leave --optimizer adamw out" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("argv", "status", "message"),
-    [
-        ("--diff depth-mup --optimizer lion", 1, "depth-mup has no rule for lion; compare with --optimizer adamw or"),
-        ("--diff mup --variant measured", 1, "--diff compares the published rules; leave --variant measured out"),
-        ("--diff mup --time-rule sde", 1, "--diff compares the time rule sde, where there is one to compare; leave"),
-        ("--diff pum", 1, "--diff is pum; expected one of "),
-        ("--branch 1", 2, "unknown option branch; did you mean branch_depth?"),
-        ("adamw", 2, "unexpected argument 'adamw'"),
-    ],
-)
-def test_refusals(capsys, argv, status, message):
-    assert main(["recipe", *argv.split()]) == status
-    assert f"error: {message}" in capsys.readouterr().err

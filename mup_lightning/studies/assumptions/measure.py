@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from mup_lightning.config.load import build_config, preset
 from mup_lightning.config.schema import Config
@@ -21,7 +22,7 @@ from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, read_yaml, write_atomic
 from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.rule import Group, Item
-from mup_lightning.optim.schedule import make_schedule
+from mup_lightning.optim.schedule import lr_factor
 from mup_lightning.optim.spectral_norm import spectral_norms
 from mup_lightning.studies import style
 from mup_lightning.studies.assumptions import AssumptionSettings, measured_at
@@ -112,7 +113,7 @@ def measure(training: tuple[str, Config]) -> Run:
     network = build_network(name, config)
     if network.optimizer.wants_hessian():
         raise UserError(f"{recipe.optimizer} cannot be checked: its first step needs a Hessian for every sample alone")
-    schedule = make_schedule(network.optimizer, config)
+    schedule = LambdaLR(network.optimizer, lr_factor(config))
     time_at = {done: time for time, done in measured_at(steps - 1).items()}
     times: dict[str, Ratios] = {}
     losses = []
