@@ -124,11 +124,11 @@ def test_the_shipped_proxies_follow_the_targets_own_recipe(corpus, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["tune", "tune_wd", "tune_logits"])
-def test_the_shipped_proxies_suit_every_size_and_optimizer(name, monkeypatch):
+def test_the_shipped_proxies_suit_every_size_optimizer_and_family(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     sweep = load(f"recipes/experiment/{name}.yaml", tuning=True)
-    for optimizer in Path("recipes/optimizer").iterdir():
-        large = build_config([Path("recipes/gpt2.yaml"), Path("recipes/size/xl.yaml"), optimizer])
+    for preset in (*Path("recipes/optimizer").iterdir(), *Path("recipes/model").iterdir()):
+        large = build_config([Path("recipes/gpt2.yaml"), Path("recipes/size/xl.yaml"), preset])
         for grid in sweep.grids:
             settings = {key: values[0] for key, values in grid.vary.items()} | grid.set
             proxy = build_config([like_target(large, sweep.grids), settings])

@@ -39,11 +39,11 @@ _MAY_DIFFER = """
 """.split()
 """What the recipe scales by, or changes nothing. Heads are compared by their dimension, warm-ups by their share."""
 
-_OF_THE_TARGET = tuple(
-    "run. trainer.strategy trainer.devices trainer.nodes model.width model.depth model.heads model.vocab_size "
-    "model.loss_chunk recipe.tokens".split()
-)
-"""What proxies do not take over from the target."""
+_OF_THE_TARGET = """
+    trainer.strategy trainer.devices trainer.nodes model.width model.depth model.heads model.vocab_size model.loss_chunk
+    recipe.tokens
+""".split()
+"""What proxies do not take over from the target, besides the section run."""
 
 
 def results_of(
@@ -53,7 +53,7 @@ def results_of(
 
     Of `tables` whose rows have no configurations, such as published ones: those of its optimizer and parametrization.
     """
-    place = results if results.is_dir() else results.parent
+    place = results.parent if results.is_file() else results
     if tables and not (place / "trials").is_dir():
         runs = read_losses(results, (*COLUMNS, "optimizer", "value"))
         recipe = target.recipe
@@ -122,7 +122,8 @@ def like_target(target: Config, grids: Sequence[Grid]) -> dict[str, Any]:
     That is the base shape, too, from which the recipe scales to all sizes, and the heads' dimension if it divides all
     widths.
     """
-    values = {key: value for key, value in leaves(asdict(target)).items() if not key.startswith(_OF_THE_TARGET)}
+    theirs = leaves({key: value for key, value in asdict(target).items() if key != "run"})
+    values = {key: value for key, value in theirs.items() if key not in _OF_THE_TARGET}
     widths = [width for grid in grids for width in grid.vary.get("model.width", [grid.set.get("model.width")])]
     if all(isinstance(width, int) and width % target.model.head_dim == 0 for width in widths):
         values["model.head_size"] = target.model.head_dim
