@@ -12,6 +12,7 @@ from mup_lightning.callbacks import default_callbacks
 from mup_lightning.callbacks.losses import ProgressBar, Validation
 from mup_lightning.callbacks.noise_scale import NoiseScale
 from mup_lightning.callbacks.throughput import Throughput
+from mup_lightning.config import imported
 from mup_lightning.config.schema import Config
 from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.data.sampler import accumulation_steps
@@ -104,6 +105,8 @@ def settle(config: Config) -> int:
     or another value.
     """
     trainer, data = config.trainer, config.data
+    if config.model.weights is not None and config.run.resume is None:
+        imported.check(config.model)
     loggers.check(config.run)
     resolve(trainer)
     resolve_rules(config)

@@ -15,6 +15,7 @@ from mup_lightning.config.imported import check, settings
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.data.tokenizer_json import tokenizer_json
 from mup_lightning.errors import UserError
+from mup_lightning.studies.sweep.grid import Checker
 from mup_lightning.training import hugging_face
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
@@ -124,6 +125,12 @@ def test_a_resumed_run_needs_the_folder_no_more(tiny, folder, tmp_path):
     shutil.rmtree(copy)
     tiny_again = tiny(**changes | {"trainer.max_steps": 6, "run.name": "whole", "run.resume": "last"})
     assert train(tiny_again, progress=False).first_step == whole.steps
+
+
+def test_a_study_of_other_sizes_is_refused_before_anything_runs(tiny, folder):
+    Checker().check(tiny(**like(folder)))
+    with pytest.raises(UserError, match=r"model\.depth is 3, but 2 in"):
+        Checker().check(tiny(**like(folder, **{"model.depth": 3})))
 
 
 FAULTS = {
