@@ -58,6 +58,10 @@ class ScheduleConfig(Typed, prefix="schedule."):
             )
 
 
+ZERO_STAGES = {"single": 0, "ddp": 0, "zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp": 3}
+"""Strategy -> the stage of ZeRO that shards what it does."""
+
+
 @dataclass
 class TrainerConfig(Typed, prefix="trainer."):
     """How long a run is, on which devices it runs, and what it keeps.
@@ -117,8 +121,8 @@ class TrainerConfig(Typed, prefix="trainer."):
 
     @property
     def zero_stage(self) -> int:
-        """What is sharded, by ZeRO's stages: 0 under single and ddp, 3 under fsdp."""
-        return 3 if self.strategy == "fsdp" else int(self.strategy[-1]) if self.strategy.startswith("zero") else 0
+        """What is sharded; see `ZERO_STAGES`."""
+        return ZERO_STAGES[self.strategy]
 
     def __post_init__(self) -> None:
         """Raise UserError for values that contradict each other."""

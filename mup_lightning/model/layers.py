@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, multiplier: float) -> None:
         super().__init__()
-        self.heads, self.head_dim = config.width // config.head_dim, config.head_dim
+        self.head_dim = config.head_dim
         self.scale = self.head_dim ** (-1.0 if config.attention_scale == "1/d" else -0.5) * multiplier
         self.qk_norm, self.dropout, self.kv_dim = config.qk_norm, config.dropout, config.kv_dim
         self.eps = config.norm_eps if config.norm == "rmsnorm" else None

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from mup_lightning.config.schema import Config, TrainerConfig
+from mup_lightning.config.schema import ZERO_STAGES, Config
 from mup_lightning.model.loss import default_chunk
 from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.rule import Group
@@ -112,11 +112,6 @@ def lines(times: list[Time], config: Config, gpu_memory: float) -> list[list[str
     return found
 
 
-def stage_of(strategy: str) -> int:
-    """ZeRO's stage that shards what the strategy does."""
-    return TrainerConfig(strategy=strategy).zero_stage  # type: ignore[arg-type]
-
-
 class Clock:
     """Counts seconds of one run on one kind of machine, which each process has; precision auto counts as bf16.
 
@@ -193,7 +188,7 @@ class Clock:
         buckets = min(ceil(self.parameters / ZERO_BUCKET), sum(len(rule.matrices) for rule in self.rules.values()))
         whole = 4 * self.parameters * others / bus
         summed, gathered = 2 * whole + buckets * tree, whole + self.gathers * ring
-        stage = stage_of(strategy)
+        stage = ZERO_STAGES[strategy]
         if stage == 3:
             depth = self.config.model.depth
             messages = 3 * (depth + 1 if strategy == "fsdp" else max(depth, buckets))
@@ -215,7 +210,7 @@ class Clock:
         Where the GPUs cannot divide data.batch_size, it has the nearest smaller batch that they can, at least a pass of
         each.
         """
-        data, stage = self.config.data, stage_of(strategy)
+        data, stage = self.config.data, ZERO_STAGES[strategy]
         sequences = micro_batch(self.config, self.rules, gpus, available, stage, self.device)
         sequences = sequences or (1 if data.micro_batch == "auto" else data.sequences)
         passes = max(1, data.batch_size // (sequences * gpus))

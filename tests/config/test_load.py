@@ -105,6 +105,7 @@ EXPERTS = {"model.experts": 4, "model.bias": False}
         ({"recipe.base.haed.lr": 2}, "unknown option recipe.base.haed; did you mean recipe.base.head"),
         ({"recipe.optimizer": "muon", "recipe.variant": "measured"}, "variant is measured, but muon was measured as"),
         ({"recipe.optimizer": "adamw", "recipe.pure": True}, "pure is true, but adamw updates every parameter anyway"),
+        ({"schedule.warmup_steps": 0, "schedule.warmup_tokens": 64}, "is 0 and schedule.warmup_tokens 64; exp"),
         ({"recipe.base_experts": 8}, "recipe.base_experts is 8, but model.experts is null"),
         ({"trainer.devices": 2}, "strategy single runs one process.*set trainer.strategy ddp"),
         ({"trainer.spike_sigmas": 0, "trainer.spike_stop": 3}, "spike_stop is 3, .* trainer.spike_sigmas is 0"),

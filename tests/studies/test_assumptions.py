@@ -174,7 +174,7 @@ def test_what_gpt2_shows(small):
     h = model.token(batch[:, :-1]) + model.position.weight
     torch.testing.assert_close(seen.output(subject.matrices[0]), h.detach())
     block = model.blocks[0]
-    assert block.attention.heads == 1
+    assert block.attention.head_dim == block.attention.out.in_features  # one head
     query, key, value = (block.attention_norm(h) @ block.attention.qkv.weight.T).split(16, dim=2)
     torch.testing.assert_close(seen.output(matrices["value", 0]), value.detach())
     future = torch.full((8, 8), -torch.inf).triu(1)
