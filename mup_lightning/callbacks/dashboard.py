@@ -13,7 +13,7 @@ from mup_lightning.callbacks.step import tensorboard
 from mup_lightning.config.schema import Config, TrainerConfig, leaves
 from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.model.taps import EXPERT_POINTS, LAYER_POINTS
-from mup_lightning.optim.groups import make_groups
+from mup_lightning.optim.registry import make_groups
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.horizon import horizon_of
 from mup_lightning.spectral.recipe import variant_of

@@ -25,9 +25,8 @@ from mup_lightning import tables
 from mup_lightning.errors import UserError
 from mup_lightning.modules.roles import Conclusion, conclude, counterpart, pattern
 from mup_lightning.modules.trace import Traced, trace
-from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
-from mup_lightning.optim.registry import RULES, Overrides
+from mup_lightning.optim.registry import RULES, Overrides, make_groups
 from mup_lightning.optim.rule import Group
 from mup_lightning.spectral.recipe import Recipe, RecipeConfig, derive
 from mup_lightning.spectral.roles import Role

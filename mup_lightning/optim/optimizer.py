@@ -52,7 +52,7 @@ class HybridOptimizer(Optimizer):
     partition of them (`set_layout`), elementwise rules step that partition, and matrices come together at their owners.
 
     Args:
-        groups: see `groups.make_groups`.
+        groups: see `registry.make_groups`.
 
     Attributes:
         check: refuse gradients that are not finite before any rule sees one. That is one pass over them; a caller that

@@ -9,9 +9,8 @@ from typing import Any
 from mup_lightning import tables
 from mup_lightning.config.schema import Config
 from mup_lightning.model.gpt2 import GPT2, build
-from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.muon import Muon
-from mup_lightning.optim.registry import RULES, resolve_rules
+from mup_lightning.optim.registry import RULES, make_groups, resolve_rules
 from mup_lightning.optim.rule import Group
 from mup_lightning.optim.schedule import lr_factor
 from mup_lightning.plan.memory import GPU_SHARE, STAGES, Memory, micro_batch, rule_memory

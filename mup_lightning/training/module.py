@@ -17,8 +17,8 @@ from mup_lightning.model.gpt2 import GPT2, build
 from mup_lightning.model.loss import cross_entropy
 from mup_lightning.model.parameters import stable_seed
 from mup_lightning.model.taps import Recorder
-from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.registry import make_groups
 from mup_lightning.optim.schedule import lr_factor
 from mup_lightning.optim.sophia import estimate, sample_labels, uniforms
 from mup_lightning.optim.spectral_norm import total_norm

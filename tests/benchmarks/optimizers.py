@@ -16,8 +16,8 @@ import torch
 from mup_lightning.config.data import VOCABULARIES
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.registry import make_groups
 from mup_lightning.spectral.families import FAMILIES
 from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role

@@ -5,8 +5,7 @@ import torch
 
 from mup_lightning.config.schema import Config, DataConfig, ModelConfig
 from mup_lightning.errors import UserError
-from mup_lightning.optim.groups import make_groups
-from mup_lightning.optim.registry import RULES
+from mup_lightning.optim.registry import RULES, make_groups
 from mup_lightning.spectral.recipe import RecipeConfig
 from mup_lightning.spectral.roles import Role
 from mup_lightning.training.module import build_training

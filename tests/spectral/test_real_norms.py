@@ -9,8 +9,8 @@ import torch
 from mup_lightning.config.model import ModelConfig
 from mup_lightning.config.schema import Config
 from mup_lightning.model.gpt2 import build
-from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.registry import make_groups
 from mup_lightning.optim.spectral_norm import rms_operator
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES

@@ -18,8 +18,8 @@ from torch import nn
 
 from mup_lightning.config.schema import Config
 from mup_lightning.data.datamodule import TokenDataModule
-from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
+from mup_lightning.optim.registry import make_groups
 from mup_lightning.studies.probe.network import batches, build_mlp
 from mup_lightning.training.module import build_training
 

@@ -19,9 +19,8 @@ import torch.nn.functional as F
 
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder, write_atomic
-from mup_lightning.optim.groups import make_groups
 from mup_lightning.optim.optimizer import HybridOptimizer
-from mup_lightning.optim.registry import RULES
+from mup_lightning.optim.registry import RULES, make_groups
 from mup_lightning.optim.sophia import estimate
 from mup_lightning.optim.spectral_norm import rms_operator, spectral_norms
 from mup_lightning.spectral.condition import solve
