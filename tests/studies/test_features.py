@@ -105,6 +105,8 @@ def test_what_else_differs_is_known(make_run: MakeRun) -> None:
     first, second = read_run(make_run("a")), read_run(make_run("b", 128, 4, parametrization="sp"))
     assert other_differences([first, second]) == []
     assert other_differences([first, read_run(make_run("c", lr=0.25))]) == ["recipe.lr"]
+    second.config.model.parallel = True  # which a run without it does not name
+    assert other_differences([first, second]) == ["model.parallel"]
 
 
 @pytest.mark.parametrize(("steps", "shown"), [(100, STEPS_SHOWN), (1, 1)])

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 
-from mup_lightning.config.identity import identity
+from mup_lightning.config.identity import ADDED, identity
 from mup_lightning.config.load import build_config
 from mup_lightning.config.schema import Config, leaves
 from mup_lightning.errors import UserError
@@ -195,9 +195,9 @@ def spread(curves: list[Curve]) -> tuple[int, float] | None:
 def other_differences(runs: list[Run]) -> list[str]:
     """Keys other than size, parametrization and seed in which the runs differ, which a comparison should mention."""
     meant = "seed model.width model.depth model.heads recipe.parametrization recipe.branch_depth recipe.scale_clip"
-    first, *others = (leaves(identity(run.config)) for run in runs)
-    differing = [key for key, value in first.items() if any(other.get(key) != value for other in others)]
-    return [key for key in differing if key not in meant.split()]
+    first, *others = found = [ADDED | leaves(identity(run.config)) for run in runs]
+    keys = {key for one in found for key in one} - {*meant.split()}
+    return sorted(key for key in keys if any(other.get(key) != first.get(key) for other in others))
 
 
 def comparison_figure(rows: list[Row], point: str) -> Figure:
