@@ -3,6 +3,7 @@
 The model is laid out on the meta device and grouped by the same functions as in training; no weight is made.
 """
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -199,8 +200,13 @@ def screen(config: Config, plan: Plan, gpu_memory: float, gpu: str = "") -> str:
         values.append(", ".join(f"{name} {_value(decay)}" for name, decay in group["averages"].items()) or "-")
         counts = [str(group["tensors"]), f"{group['parameters']:,}"]
         groups.append([str(number), ", ".join(group["roles"]), *counts, group["rule"], *values])
-    rows = dict.fromkeys((p["role"], _value(p["multiplier"]), _value(p["init_std"])) for p in plan.parameters)
-    roles = [["role", "multiplier", "init std"], *map(list, rows)]
+    rows: dict[tuple[str, ...], dict[str, None]] = {}
+    for p in plan.parameters:
+        names = rows.setdefault((p["role"], _value(p["multiplier"]), _value(p["init_std"])), {})
+        if not Role(p["role"]).is_vector:
+            names[re.sub(r"blocks\.\d+\.|\.weight", "", p["name"])] = None
+    roles = [["role", "multiplier", "init std", "matrices"]]
+    roles += [[*row, ", ".join(names) or "-"] for row, names in rows.items()]
     precision = "fp32" if config.trainer.precision == "fp32" else "bf16"
     title = (
         f"Memory in GB on each GPU ({precision}, * over {gpu_memory:g} GB).\n"

@@ -114,6 +114,11 @@ def test_a_mixtral_by_hand():
     assert found.flops.convention_per_token == 6 * (active - V * n) + 12 * L * n * T
     assert found.flops.matmul_per_token == 6 * (active - V * n - (2 * L + 1) * n) + 7 * n * (T + 1) * L
     words = screen(configure(**shape), found, 80)
+    rows = [line.split(maxsplit=3) for line in words.splitlines()]
+    assert [row[3] for row in rows if row[:1] == ["hidden"]] == [
+        "attention.q, attention.kv, attention.out, mlp.gate_up, mlp.down",
+        "mlp.router",
+    ]
     assert f"{int(N):,} parameters, {int(active):,} active for a token" in words
     router, expert = (
         next(p for p in found.parameters if p["name"] == f"blocks.0.mlp.{name}") for name in ("router.weight", "down")
