@@ -5,6 +5,7 @@ import torch
 
 from mup_lightning.config.schema import Config, DataConfig, ModelConfig
 from mup_lightning.errors import UserError
+from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.registry import RULES, make_groups
 from mup_lightning.spectral.recipe import RecipeConfig
 from mup_lightning.spectral.roles import Role
@@ -53,6 +54,17 @@ def test_equal_hyperparameters_share_a_group():
     assert recipe.values[Role.HIDDEN_BIAS].scaled != recipe.values[Role.INPUT].scaled
     at_base, _, _ = groups_of(RecipeConfig(optimizer="adamw", base_width=64, base_depth=2))
     assert len(at_base) == 1
+
+
+def test_processes_get_equal_shares_of_the_operations_on_matrices(monkeypatch):
+    monkeypatch.setattr("mup_lightning.optim.optimizer.rank_and_world", lambda: (0, 3))
+    stepper = HybridOptimizer(groups_of(RecipeConfig(), depth=5)[0])
+    costs = {name: held.cost for name, held in stepper.held.items()}
+    square = costs["blocks.0.attention.out.weight"]  # 6n³ an iteration, and 18n³ on (4n, n)
+    assert costs["blocks.0.attention.qkv.weight"] == costs["blocks.0.mlp.up.weight"] == 3 * square > 0
+    shares = [sum(costs[name] for name in stepper.kept(rank, once=True)) for rank in range(3)]
+    assert sum(shares) == sum(costs.values())
+    assert max(shares) - min(shares) < max(costs.values())
 
 
 def test_a_matrix_that_is_not_whole_is_refused():
