@@ -138,7 +138,7 @@ def after(config: Config, result: Result) -> str:
     lines = ["", f"{result.steps} steps, {result.tokens:,} tokens, {result.parameters:,} parameters"]
     if result.validation_loss is not None:
         margin = result.unigram_loss - result.validation_loss
-        comparison = f"{abs(margin):.4f} nats {'better' if margin > 0 else 'WORSE'} than word frequencies alone"
+        comparison = f"{abs(margin):.4f} nats {'better' if margin > 0 else 'WORSE'} than token frequencies alone"
         lines.append(f"  validation loss  {result.validation_loss:.4f} nats per token, {comparison}")
         lines += [f"  bits per byte    {result.bits_per_byte:.4f}"] if result.bits_per_byte is not None else []
     elif result.finished:

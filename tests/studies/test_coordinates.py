@@ -154,7 +154,7 @@ def test_the_number_of_experts_is_an_axis(tiny):
     assert run.measured["changes"]["router, last block"][1] > 0
     with pytest.raises(UserError, match=r"--axis experts needs recipe\.base_experts, .* set recipe\.base_experts 4"):
         trainings(settings, tiny(**model(MIXTRAL)))
-    with pytest.raises(UserError, match=r"at width 32, depth 2, experts 1: model\.experts_per_token is 2"):
+    with pytest.raises(UserError, match=r"at width 32, depth 2, experts 1: model\.experts is 1; expected a whole"):
         trainings(replace(settings, experts=[1, 2, 4]), config)
 
 
