@@ -6,6 +6,7 @@ import torch
 
 from mup_lightning.optim import spectral_norm
 from mup_lightning.optim.spectral_norm import largest_singular_values, leading, spectral_norms, total_norm
+from tests.optim.references import QUINTIC, newton_schulz, unit
 
 
 def normal(*shape, seed=0):
@@ -20,11 +21,7 @@ def with_values(values, rows):
 
 def muon_like(matrix):
     """Five Newton-Schulz steps with Muon's coefficients: the singular values end between 0.68 and 1.21."""
-    X = matrix / matrix.norm()
-    for _ in range(5):
-        A = X @ X.T
-        X = 3.4445 * X + (-4.775 * A + 2.0315 * A @ A) @ X
-    return X
+    return torch.from_numpy(newton_schulz(unit(matrix.numpy()), QUINTIC))
 
 
 CASES = {
