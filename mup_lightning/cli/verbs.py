@@ -10,6 +10,7 @@ import yaml
 from mup_lightning import signals
 from mup_lightning.config.forecast import Forecast
 from mup_lightning.config.schema import Config
+from mup_lightning.data.sampler import accumulation_steps
 from mup_lightning.errors import UserError
 from mup_lightning.files import check_folder
 from mup_lightning.slurm.options import SubmitSettings
@@ -110,6 +111,9 @@ def train(config: Config) -> int:
     if note := launch.note(config.trainer):
         print(note, flush=True)
     if process is None:
+        data = config.data  # the processes would refuse it, too, but only once they have started
+        together = 1 if data.micro_batch == "auto" else data.micro_batch
+        accumulation_steps(data.batch_size, together, config.trainer.devices)
         return launch.start_all(config)
     with launch.reporting(process):
         tune_allocator()

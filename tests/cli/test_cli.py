@@ -98,6 +98,7 @@ def test_the_version_names_what_a_result_depends_on(capsys):
         ("trian", 2, "unknown verb 'trian'; did you mean train?"),
         ("size=nano train", 2, "unknown verb 'size=nano'; expected one of train"),
         ("sweep a.yaml --dryrun", 2, "unknown option dryrun; did you mean dry"),
+        ("train strategy=ddp devices=3 batch=16", 1, "data.batch_size = 16 cannot be divided"),
         ("train --frobnicate", 1, "unknown option frobnicate"),
         ("train --size", 1, "--size needs a value"),
         ("train --model.tied maybe", 1, "model.tied is maybe; expected true or false"),
@@ -125,6 +126,7 @@ def test_the_version_names_what_a_result_depends_on(capsys):
 )
 def test_a_bad_command_line_is_one_clear_line(words, status, message, capsys, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
+    monkeypatch.setattr("mup_lightning.training.launch.start_all", None)  # nothing starts before it is refused
     assert main(words.split()) == status
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
