@@ -87,8 +87,14 @@ def make_groups(
 
     Raises:
         RuntimeError: a parameter has no info, or a whole-matrix rule would be given something else than the matrix.
-        UserError: an option has a value that defines no update.
+        UserError: an option has a value that defines no update, or base values are set for a role or label that no
+            parameter has.
     """
+    kinds = {name for info in infos.values() for name in (info.role, info.label) if name}
+    for name in sorted(set(recipe.own) - kinds):
+        raise UserError(
+            f"recipe.base.{name} is set, but nothing in this model is of that kind; it has {', '.join(sorted(kinds))}"
+        )
     groups: dict[tuple[Any, ...], Group] = {}
     for name, parameter in parameters.items():
         if name not in infos:

@@ -79,12 +79,13 @@ class Recipe:
     """The recipe evaluated for one model.
 
     `values` are those of each role, without what only single parameters have (`exactly`; None: nothing); `eps` is the
-    base ε of rules that have none of their own.
+    base ε of rules that have none of their own; `own` are the roles and labels that have base values of their own.
     """
 
     values: dict[Role, Values]
     multipliers: Multipliers
     eps: float = 1e-16
+    own: tuple[str, ...] = ()
     exactly: Callable[[ParameterInfo], Values] | None = field(default=None, compare=False)
 
     def of(self, info: ParameterInfo) -> Values:
@@ -240,5 +241,6 @@ def derive(
             attention=(head_dims[0] / head_dims[1]) ** 0.5 if mup else 1.0,
         ),
         eps=config.eps,
+        own=tuple(key for key, factors in config.base.items() if factors != BaseFactors()),
         exactly=exactly,
     )

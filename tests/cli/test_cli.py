@@ -99,6 +99,7 @@ def test_the_version_names_what_a_result_depends_on(capsys):
         ("size=nano train", 2, "unknown verb 'size=nano'; expected one of train"),
         ("sweep a.yaml --dryrun", 2, "unknown option dryrun; did you mean dry"),
         ("train strategy=ddp devices=3 batch=16", 1, "data.batch_size = 16 cannot be divided"),
+        ("plan size=nano --recipe.base.router.lr 2", 1, "recipe.base.router is set, but nothing in this model is of"),
         ("train --frobnicate", 1, "unknown option frobnicate"),
         ("train --size", 1, "--size needs a value"),
         ("train --model.tied maybe", 1, "model.tied is maybe; expected true or false"),
