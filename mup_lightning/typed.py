@@ -214,7 +214,7 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 def as_typed(value: Any) -> str:
     """A plain value as users type it: null, true, 0.1, text."""
-    return json.dumps(value).strip('"')
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def key_of(cls: type, name: str) -> str:
