@@ -80,7 +80,7 @@ def test_a_figure_shows_each_variant_by_what_sets_it_apart(tmp_path, monkeypatch
     rows = [{"width": w, "loss": 5 - w / 256, "recipe.base.head.init_std": 1.0} for w in (64, 128)]
     rows += [row | {"recipe.base.head.init_std": 4.0, "seed": seed, "loss": 4} for row in rows for seed in (0, 1)]
     rows += [{"parametrization": "sp", "branch_depth": "", "width": 64, "loss": 6, "recipe.base.head.init_std": 1.0}]
-    rows += [{"optimizer": "lion", "width": 64, "loss": "", "recipe.base.head.init_std": 1.0}]  # no row: diverged
+    rows += [{"optimizer": "lion", "width": 32, "loss": "", "recipe.base.head.init_std": 1.0}]  # neither row nor panel
     assert main(["report", "best", table(tmp_path, *rows), "--out", str(tmp_path / "out")]) == 0
     ((figure, file),) = drawn
     assert file == tmp_path / "out/best.png"
@@ -89,6 +89,11 @@ def test_a_figure_shows_each_variant_by_what_sets_it_apart(tmp_path, monkeypatch
     assert [label.get_text() for label in narrow.get_yticklabels()] == ["SP", "recipe", "recipe, head.init_std 4"]
     assert len(narrow.containers) == 3
     assert [dot[0].get_xdata()[0] for dot in wide.containers] == [4.0, 4.5]
+
+
+def test_where_all_diverged_there_is_nothing_to_draw(tmp_path, capsys):
+    assert main(["report", "best", table(tmp_path, {"loss": ""}), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "error: every run has diverged, so that --out has nothing to draw\n"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from mup_lightning.errors import UserError
 from mup_lightning.spectral.horizon import AXES
 from mup_lightning.studies import style
 from mup_lightning.studies.scaling import NAMES
@@ -147,21 +148,26 @@ def draw_law(found: LawFit, target: Place, file: Path) -> Path:
 
 
 def draw_best(found: Sequence[dict[str, Any]], file: Path) -> Path:
-    """Draw the best loss of each group of `best_values`: a panel per shape, a row per variant, the best at the top."""
-    shapes = sorted({_shape(one) for one in found})
+    """Draw the best loss of each group of `best_values`: a panel per shape, a row per variant, the best at the top.
+
+    Raises UserError where every run has diverged.
+    """
+    trained = [(one, one["losses"][one["best"]]) for one in found if one["best"] is not None]
+    if not trained:
+        raise UserError("every run has diverged, so that --out has nothing to draw")
+    shapes = sorted({_shape(one) for one, _ in trained})
     columns = sorted({column for one in found for column in one["group"]} - {"width", "depth", "value"})
     usual = {column: Counter(one["group"].get(column, "") for one in found).most_common(1)[0][0] for column in columns}
-    trained = [one for one in found if one["best"] is not None]
-    mean = {shape: np.mean([one["losses"][one["best"]] for one in trained if _shape(one) == shape]) for shape in shapes}
+    mean = {shape: np.mean([loss for one, loss in trained if _shape(one) == shape]) for shape in shapes}
     ahead: dict[str, list[float]] = {}
-    for one in trained:
-        ahead.setdefault(_variant(one, usual), []).append(one["losses"][one["best"]] - mean[_shape(one)])
+    for one, loss in trained:
+        ahead.setdefault(_variant(one, usual), []).append(loss - mean[_shape(one)])
     rows = sorted(ahead, key=lambda name: -float(np.mean(ahead[name])))  # the last one is drawn at the top
     size = 4.0 + 2.4 * len(shapes), 1.2 + 0.24 * len(rows)
     figure, (panels,) = style.panels(1, len(shapes), size, sharey=True)
     for ax, shape in zip(panels, shapes, strict=True):
-        for one in (one for one in trained if _shape(one) == shape):
-            loss, row = one["losses"][one["best"]], rows.index(_variant(one, usual))
+        for one, loss in (pair for pair in trained if _shape(pair[0]) == shape):
+            row = rows.index(_variant(one, usual))
             look = {"color": style.SERIES[2 if one["group"]["parametrization"] == "mup" else 0], "capsize": 2}
             ax.errorbar(loss, row, xerr=one["between_seeds"], fmt="o", markersize=5, **look)
             ax.annotate(f"{one['best']:g}", (loss, row), (0, 3), textcoords="offset points", fontsize=6.5, ha="center")
