@@ -122,7 +122,8 @@ class GPT2Module(pl.LightningModule):
             norms = self.trainer.strategy.reduce(norms.square(), reduce_op="sum").sqrt()
         self.see_gradient_norm(torch.linalg.vector_norm(norms))
         if self.config.trainer.gradient_clip > 0:
-            relative = torch.linalg.vector_norm(norms / norms.new_tensor(list(gradients)))
+            # Divided by numbers, not by a tensor of them, whose way to a GPU would make the CPU wait for it.
+            relative = torch.linalg.vector_norm(torch.stack([n / unit for n, unit in zip(norms, gradients, strict=True)]))
             parameters = [p for group in groups for p in group["params"]]
             clip_grads_with_norm_(parameters, self.config.trainer.gradient_clip, relative)
 

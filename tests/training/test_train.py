@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mup_lightning.cli.main import VERBS, main, parse
 from mup_lightning.config.load import build_config
@@ -184,6 +185,30 @@ def test_gradients_of_any_size_are_clipped(tiny, scale, wanted):
     module._clip(module.hybrid.param_groups)
     assert float(module.gradient_norm) == pytest.approx(scale, rel=1e-4)
     assert float(torch.cat([p.grad.double().flatten() for p in parameters]).norm()) == pytest.approx(wanted, rel=1e-4)
+
+
+class MadeOfNumbers(TorchDispatchMode):
+    """Counts the tensors made of Python's numbers, on whose way to a GPU the CPU would wait."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        MadeOfNumbers.count += func is torch.ops.aten.lift_fresh.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_clipping_sends_nothing_to_the_device(tiny, monkeypatch):
+    """A GPU counts its waits in `mup-lightning gpu-check`."""
+    clip, seen = GPT2Module._clip, []
+
+    def watched(self, groups):
+        with MadeOfNumbers():
+            clip(self, groups)
+        seen.append(MadeOfNumbers.count)
+
+    monkeypatch.setattr(GPT2Module, "_clip", watched)
+    train(tiny(**{"trainer.max_steps": 2}))
+    assert seen == [0, 0]
 
 
 def test_a_run_knows_its_tokenizer(tiny, tmp_path):

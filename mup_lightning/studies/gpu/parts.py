@@ -162,7 +162,7 @@ def waits(place: Place) -> list[Row]:
         finally:
             if not place.rehearse:
                 torch.cuda.set_sync_debug_mode("default")
-    seen = [f"{item.filename}:{item.lineno}" for item in caught if "synchronizing" in str(item.message)]
+    seen = [f"{item.filename}:{item.lineno}" for item in caught if "called a synchronizing" in str(item.message)]
     rows = [Row("waits in every step", len(seen) / steps, "", high=1.0)]
     return rows + [Row(f"  of them at {where}", seen.count(where) / steps) for where in dict.fromkeys(seen)]
 
