@@ -46,7 +46,7 @@ ZERO_BUCKET = 1 << 23
 TOKENS_ON_CPU, ACTIVATIONS_ON_CPU = 8192, 13 * 10**9
 """What data.micro_batch auto gives a forward pass on a CPU, at most; the second one in bytes."""
 
-GPU_SHARE = 0.8
+GPU_SHARE = 0.9
 """Of a GPU's memory, what data.micro_batch auto plans with: the rest is for what `memory` does not count."""
 
 
@@ -134,10 +134,10 @@ def micro_batch(
     given = config.data.micro_batch
     if given != "auto":
         return None if rest or share % given else given
-    half, least = config.trainer.precision != "fp32", memory(config, rules, gpus, 1, zero, device)
+    least = memory(config, rules, gpus, 1, zero, device)
 
     def fits(sequences: int) -> bool:
-        forward = activations(config.model, sequences, half, device, gathered=zero == 3)
+        forward = activations(config, sequences, device, gathered=zero == 3)
         if device == "cpu":
             return sequences * config.model.context <= TOKENS_ON_CPU and forward <= ACTIVATIONS_ON_CPU
         return replace(least, activations=forward).total <= available
@@ -171,7 +171,7 @@ def memory(config: Config, rules: Rules, P: int, sequences: int, zero: int, devi
     if config.trainer.spectral_norms_every:
         step = max(step, 4 * max(matrices)) + 4 * max(_shard(sum(matrices), P), max(matrices))
     weights, optimizer = 4 * _shard(n, P if zero == 3 else 1), state + (4 * _shard(n, P) if zero else 0)
-    forward = activations(config.model, sequences, config.trainer.precision != "fp32", device, gathered=zero == 3)
+    forward = activations(config, sequences, device, gathered=zero == 3)
     exchange = (4 * n if P > 1 else 0, bucket, bucket, 3 * bucket)[zero]
     step = max(0, step + (bucket if zero == 3 else 0) - gone)
     return Memory(P, zero, weights, gradients, optimizer, forward, exchange, step)
@@ -193,12 +193,13 @@ def _step(rule: RuleMemory, gpus: int, zero: int, device: str) -> int:
     return partition + max(2 * whole + rule.step, 4 * whole)
 
 
-def activations(model: ModelConfig, sequences: int, half: bool, device: str, *, gathered: bool = False) -> int:
+def activations(config: Config, sequences: int, device: str, *, gathered: bool = False) -> int:
     """Bytes at the end of a forward pass of `sequences`, beyond weights, gradients and optimizer state.
 
-    `half` is bf16: float32 weights and residual stream, with bf16 copies of the matrices kept for the backward pass.
+    In bf16: float32 weights and residual stream, with bf16 copies of the matrices kept for the backward pass.
     `gathered` is ZeRO 3: whole weights on top of the shards (see the module's text).
     """
+    model, half = config.model, config.trainer.precision != "fp32"
     tokens, C, V, low = sequences * model.context, model.width, model.padded_vocab, 2 if half else 4
     mlp, K = (3 if model.gated else 2) * model.hidden, model.experts_per_token if model.experts else 1
     block = C * (2 * C + 2 * model.kv_dim + (model.experts * (mlp + 1) if model.experts else mlp))
@@ -216,11 +217,16 @@ def activations(model: ModelConfig, sequences: int, half: bool, device: str, *, 
         loss = 6 * chunk * V + 4 * V * C + (4 * V * C if device == "cpu" else 0)
     if model.logit_cap is not None:
         loss += 4 * chunk * V  # its slope
-    blocks = model.depth * tokens * block_activations(model, half)
+    blocks = model.depth * tokens * block_activations(model, half, compiled=compiled(config, device))
     return casts + whole + blocks + head + max(loss, backward)
 
 
-def block_activations(model: ModelConfig, half: bool) -> int:
+def compiled(config: Config, device: str) -> bool:
+    """Whether blocks are compiled, where trainer.compile is auto, too."""
+    return config.trainer.compile == "on" or (config.trainer.compile == "auto" and device == "cuda")
+
+
+def block_activations(model: ModelConfig, half: bool, *, compiled: bool = False) -> int:
     """Bytes that one block keeps of a token for its backward pass, with flash attention; m is `kv_dim`, F `hidden`.
 
     Both norms' inputs (8·C) and statistics; in low precision the inputs of the four products (C, C, C, F), Q, K and V
@@ -230,23 +236,33 @@ def block_activations(model: ModelConfig, half: bool) -> int:
     in bf16 a float32 input. Dropout adds a byte for every element that it masks.
     Each of K experts keeps the MLP's part, its own copy of the input (C) and its result (C); the router its input in
     float32 (which without low precision is the norm's result), float32 probabilities, and places in an order (int64).
+
+    A `compiled` block keeps what torch's partitioner of graphs leaves: it makes again whatever is no product. So the
+    second norm's input is the first branch's result in low precision, a gate costs F, and norms their statistics; only
+    ReLU without a gate costs more, a byte for its sign.
     """
     C, m, F, low = model.width, model.kv_dim, model.hidden, 2 if half else 4
     heads, moved = C // model.head_dim, model.qk_norm or model.position == "rope"
-    inputs = C * (4 if half and model.grouped else 3)  # in bf16 Q's and KV's products each have a cast of their own
-    mlp = F + (3 * F if model.gated else F if model.activation != "relu" else 0)
+    # In bf16 Q's and KV's products each have a cast of their own.
+    inputs = C * (4 if half and model.grouped and not compiled else 3)
+    mlp = F + ((2 if compiled else 3) * F if model.gated else F if model.activation != "relu" else 0)
     per_token = low * (inputs + C + 2 * m) + 4 * heads
     if model.experts:
         K = model.experts_per_token
-        per_token += K * (low * (mlp + 2 * C) + 32) + 4 * model.experts + 4 + (4 - low) * C
+        per_token += K * (low * (mlp + 2 * C) + 28) + 4 * model.experts
+        per_token += 0 if compiled else 4 * K + 4 + (4 - low) * C
     else:
-        per_token += low * mlp
-    if model.layer_norm:
+        per_token += low * mlp + (F if compiled and model.activation == "relu" and not model.gated else 0)
+    if model.layer_norm and compiled:
+        norms = 1 if model.parallel else 2
+        per_token += 4 * C + norms * (8 if model.norm == "layernorm" else 4) + (0 if model.parallel else low * C)
+    elif model.layer_norm:
         per_token += 2 * (4 * C + 8 if model.norm == "layernorm" else 8 * C + 4) - (4 * C if model.parallel else 0)
     if moved:
-        per_token += low * (C + m) - (low * C if model.grouped and (half or not model.qk_norm) else 0)
+        spared = model.grouped and not model.qk_norm or (model.grouped and half and not compiled)
+        per_token += low * (C + m) - (low * C if spared else 0)
     if model.qk_norm:
-        per_token += 4 * (heads + m // model.head_dim) + 4 * (C + m) * (half + model.qk_gain)
+        per_token += 4 * (heads + m // model.head_dim) + (0 if compiled else 4 * (C + m) * (half + model.qk_gain))
     if model.dropout > 0:
         per_token += 2 * C
     return per_token

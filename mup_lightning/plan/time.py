@@ -28,7 +28,7 @@ from mup_lightning.config.schema import ZERO_STAGES, Config
 from mup_lightning.model.loss import default_chunk
 from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.rule import Group
-from mup_lightning.plan.memory import ZERO_BUCKET, Rules, block_activations, memory, micro_batch
+from mup_lightning.plan.memory import ZERO_BUCKET, Rules, block_activations, compiled, memory, micro_batch
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
 """Of several GPUs, as they are compared; zero0 is ddp whose exchange waits for the backward pass to end."""
@@ -153,7 +153,8 @@ class Clock:
         tokens, C, V = sequences * model.context, model.width, model.padded_vocab
         rate = machine.flops if self.half else machine.plain_flops
         compute = tokens * (self.products / machine.products + self.attention / machine.attention) / rate
-        kept = tokens * (model.depth * block_activations(model, self.half) + C * (14 if self.half else 12))
+        of_block = block_activations(model, self.half, compiled=compiled(self.config, self.device))
+        kept = tokens * (model.depth * of_block + C * (14 if self.half else 12))
         # Weights are cast to bf16 (6 bytes), their gradients back and added up (18); in float32, added up (12).
         moved = MOVED * kept + self.weights * (24 if self.half else 12)
         # Logits are read twice and written once where the passes are fused, on a GPU; else eight times in float32.

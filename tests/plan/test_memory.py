@@ -27,12 +27,18 @@ def configure(*presets, **changes):
     return build_config([*files, {key.replace("__", "."): value for key, value in changes.items()}])
 
 
-def kept_by_a_block(model, half):
-    """Bytes of all distinct tensors that autograd keeps for one block, without its weights and their bf16 casts."""
+def kept_by_a_block(model, half, compiled=False):
+    """Bytes of all distinct tensors that autograd keeps for one block, without its weights and their bf16 casts.
+
+    `compiled`: by torch's partitioner, without kernels, which keep nothing else.
+    """
 
     def kept(depth):
         sides = {"kv": 1.0, "head": 1.0}
         network = build(replace(model, depth=depth), derive(RecipeConfig(), model.width, depth, sides=sides), seed=0)
+        if compiled:
+            torch._dynamo.reset()
+            network.compile(backend="aot_eager_decomp_partition")
         weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
         shapes = {tuple(p.shape) for p in network.parameters() if p.ndim == 2}
         sizes = {}
@@ -73,6 +79,14 @@ def test_a_block_keeps_what_autograd_keeps(switches, half):
     assert 3 * 40 * block_activations(model, half) == pytest.approx(kept_by_a_block(model, half), rel=0.01)
 
 
+# One H100 kept 0.68 and 0.74 of what uncompiled Llama blocks would have (docs/results/gpu.md).
+@pytest.mark.parametrize("switches", [SWITCHES[0], SWITCHES[1], SWITCHES[4], SWITCHES[5], SWITCHES[8], SWITCHES[11]])
+def test_a_compiled_block_keeps_what_the_partitioner_leaves(switches):
+    model = ModelConfig(width=64, context=40, heads=4, vocab_size=256, **switches)
+    found = kept_by_a_block(model, half=True, compiled=True)
+    assert 3 * 40 * block_activations(model, half=True, compiled=True) == pytest.approx(found, rel=0.01)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_the_state_of_every_rule_is_known(name):
     """Two real steps of every rule on a fused matrix, and on a vector where it takes one."""
@@ -110,6 +124,24 @@ MEASURED = [
     },
 ]
 UNWATCHED = {"recipe__optimizer": "adamw", "data__micro_batch": 4, "trainer__spectral_norms_every": 0}
+
+
+@pytest.mark.parametrize(
+    ("size", "family", "sequences", "gigabytes"),
+    [
+        ("small", "gpt2", 128, 45.68),
+        ("small", "llama", 64, 26.04),
+        ("large", "gpt2", 16, 41.04),
+        ("large", "llama", 16, 43.95),
+        ("xl", "gpt2", 8, 51.17),
+        ("xl", "gpt2", 16, 72.6),
+    ],
+)
+def test_what_one_gpu_took(size, family, sequences, gigabytes):
+    """Peaks of compiled runs in bf16 (docs/results/gpu.md)."""
+    changes = {"data__micro_batch": sequences, "data__batch_size": sequences, "trainer__spectral_norms_every": 0}
+    config = configure(f"size/{size}", f"model/{family}", recipe__optimizer="adamw", **changes)
+    assert gigabytes / (plan(config).memory[0].total / 1e9) == pytest.approx(0.98, abs=0.03)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")

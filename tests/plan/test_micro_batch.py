@@ -48,5 +48,5 @@ def test_processes_that_cannot_divide_the_batch_are_refused_with_what_works():
 
 def test_the_plan_shows_it_for_every_number_of_processes():
     found = plan(configure("size/xl", trainer__strategy="zero1"), (8, 32, 512))
-    assert found.micro_batch == {8: 8, 32: 8, 512: None}
-    assert found.accumulation == {8: 4, 32: 1, 512: None}
+    assert found.micro_batch == {8: 16, 32: 8, 512: None}
+    assert found.accumulation == {8: 2, 32: 1, 512: None}
