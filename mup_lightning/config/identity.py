@@ -57,6 +57,7 @@ ADDED: dict[str, Any] = {
     "model.experts": None,
     "model.experts_per_token": 2,
     "model.balance": 0.01,
+    "model.attention_ratio": 1,
     "model.norm": "layernorm",
     "model.qk_gain": False,
     "model.parallel": False,

@@ -53,7 +53,7 @@ KEYS["mixtral"] = KEYS["llama"] | {"experts": "num_local_experts", "experts_per_
 
 _COMMON = {"layer_norm": True, "qk_norm": False, "parallel": False, "logit_cap": None}
 BLOCKS: dict[str, dict[str, Any]] = {
-    "gpt2": _COMMON | {"position": "learned", "norm": "layernorm", "gated": False},
+    "gpt2": _COMMON | {"attention_ratio": 1, "position": "learned", "norm": "layernorm", "gated": False},
     "llama": _COMMON | {"position": "rope", "norm": "rmsnorm", "gated": True},
 }
 """What their blocks are here; Qwen3's, but for qk_norm, and Mixtral's are Llama's."""
@@ -123,11 +123,8 @@ def _llama(theirs: dict[str, Any], kind: str) -> dict[str, Any]:
     width, heads = theirs["hidden_size"], theirs["num_attention_heads"]
     if theirs["attention_bias"] != theirs["mlp_bias"]:
         raise UserError("attention_bias and mlp_bias differ; here all linear layers have biases, or none")
-    if theirs["head_dim"] not in (None, width // heads):
-        raise UserError(
-            f"head_dim is {theirs['head_dim']}; here {heads} heads of {width} channels have {width // heads}"
-        )
     own = {"kv_heads": theirs["num_key_value_heads"] or heads, "mlp_ratio": theirs["intermediate_size"] / width}
+    own |= {"attention_ratio": heads * (theirs["head_dim"] or width // heads) / width}
     own |= {"rope_base": theirs["rope_theta"], "bias": theirs["attention_bias"]}
     return BLOCKS["llama"] | own | dict.fromkeys(("qk_norm", "qk_gain"), kind == "qwen3")
 

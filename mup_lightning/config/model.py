@@ -22,8 +22,9 @@ class ModelConfig(Typed, prefix="model."):
     Attributes:
         width: n, the size of the residual stream.
         depth: L, the number of blocks, each with an attention and an MLP branch.
-        heads: attention heads; null: heads of dimension head_size, or the largest divisor of the width below that.
+        heads: attention heads; null: heads of dimension head_size, or the largest below that which divides the queries.
         head_size: where heads is null; widths that are compared should all be multiples of it.
+        attention_ratio: channels of all heads' queries over the width: 1, but 2 in Qwen3-0.6B.
         context: tokens in a sequence.
         kv_heads: heads of keys and values, each shared by equally many heads of queries; null: see heads_per_kv.
         heads_per_kv: where kv_heads is null: heads that share keys and values, or the largest divisor of the heads
@@ -69,6 +70,7 @@ class ModelConfig(Typed, prefix="model."):
     depth: Depth = 4
     heads: Size | None = None
     head_size: Size = 64
+    attention_ratio: Size | Ratio = 1
     context: Size = 1024
     kv_heads: Size | None = None
     heads_per_kv: Size = 1
@@ -101,19 +103,28 @@ class ModelConfig(Typed, prefix="model."):
     def __post_init__(self) -> None:
         """Raise UserError for a shape that cannot be built."""
         super().__post_init__()
-        if self.heads is not None and self.width % self.heads:
-            below = max(h for h in range(1, self.heads) if self.width % h == 0)
+        for key, sides in (("mlp_ratio", "hidden units"), ("attention_ratio", "channels of queries")):
+            if abs((product := getattr(self, key) * self.width) - max(1, round(product))) > 1e-3:
+                raise UserError(
+                    f"model.{key} {getattr(self, key):g} times model.width {self.width} is no whole number of {sides}; "
+                    f"the nearest is model.{key} {max(1, round(product)) / self.width!r}"
+                )
+        queries = self.query_dim
+        what = "width" if queries == self.width else f"width x model.attention_ratio {self.attention_ratio:g}"
+        if self.heads is not None and queries % self.heads:
+            below = max(h for h in range(1, self.heads) if queries % h == 0)
+            above = f", or model.width {self.width - self.width % self.heads + self.heads}" if what == "width" else ""
             raise UserError(
-                f"model.width is {self.width} and model.heads is {self.heads}: the width must be divisible by the "
-                f"heads; try model.heads {below}, or model.width {self.width - self.width % self.heads + self.heads}"
+                f"model.{what} is {queries} and model.heads is {self.heads}: that must be divisible by the "
+                f"heads; try model.heads {below}{above}"
             )
-        least = min(8, self.width, self.head_size)
+        least = min(8, queries, self.head_size)
         if self.heads is None and self.head_dim < least:
             raise UserError(
-                f"model.width {self.width} has no divisor from {least} to {self.head_size} to serve as head dimension; "
-                f"choose a width that is a multiple of {least}, or set model.heads"
+                f"model.{what} is {queries}, which has no divisor from {least} to {self.head_size} to be the head "
+                f"dimension; choose a width that is a multiple of {least}, or set model.heads"
             )
-        heads = self.width // self.head_dim
+        heads = queries // self.head_dim
         if self.kv_heads is not None and heads % self.kv_heads:
             raise UserError(
                 f"model.kv_heads is {self.kv_heads}, which does not divide the {heads} heads of width {self.width}; "
@@ -138,11 +149,6 @@ class ModelConfig(Typed, prefix="model."):
             )
         if self.experts is not None and self.bias:
             raise UserError("model.bias is true, but experts have none; set model.bias false, as model=mixtral does")
-        if abs(self.mlp_ratio * self.width - self.hidden) > 1e-3:
-            raise UserError(
-                f"model.mlp_ratio {self.mlp_ratio:g} times model.width {self.width} is no whole number of hidden "
-                f"units; the nearest is model.mlp_ratio {self.hidden / self.width!r}"
-            )
 
     @property
     def family(self) -> str:
@@ -157,9 +163,19 @@ class ModelConfig(Typed, prefix="model."):
 
     def head_dim_at(self, width: int) -> float:
         """Channels per attention head of the same model at another width."""
+        queries = self.query_dim_at(width)
         if self.heads is not None:
-            return width / self.heads
-        return max(d for d in range(1, min(self.head_size, width) + 1) if width % d == 0)
+            return queries / self.heads
+        return max(d for d in range(1, min(self.head_size, queries) + 1) if queries % d == 0)
+
+    @property
+    def query_dim(self) -> int:
+        """Channels of all heads' queries."""
+        return self.query_dim_at(self.width)
+
+    def query_dim_at(self, width: int) -> int:
+        """Channels of all heads' queries of the same model at another width."""
+        return max(1, round(self.attention_ratio * width))
 
     @property
     def grouped(self) -> bool:
@@ -174,7 +190,7 @@ class ModelConfig(Typed, prefix="model."):
     def kv_dim_at(self, width: int) -> float:
         """Channels of all heads of keys of the same model at another width; it has no more of them than heads."""
         dim = self.head_dim_at(width)
-        heads = int(width / dim)
+        heads = int(self.query_dim_at(width) / dim)
         shared = max(n for n in range(1, self.heads_per_kv + 1) if heads % n == 0)
         return dim * (heads / shared if self.kv_heads is None else min(heads, self.kv_heads))
 

@@ -186,7 +186,7 @@ class GPT2(nn.Module):
 
         N counts `multiplied`, of experts those of one token, and attention as if every token saw all T.
         """
-        attention = 12 * self.config.depth * self.config.width * self.config.context
+        attention = 12 * self.config.depth * self.config.query_dim * self.config.context
         return 6 * sum(map(self.active, self.multiplied)) + attention
 
     def active(self, info: ParameterInfo) -> int:

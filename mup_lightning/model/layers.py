@@ -72,11 +72,11 @@ class Attention(nn.Module):
         self.eps = config.norm_eps if config.norm == "rmsnorm" else None
         # Q, K and V in one product; they are three matrices stacked along the rows, and declared as such. Narrower keys
         # and values scale in their own way, and are no rows of the queries' matrix.
-        C, bias = config.width, config.bias
-        self.products = {"q": [C], "kv": [config.kv_dim] * 2} if config.grouped else {"qkv": [C] * 3}
+        C, Q, bias = config.width, config.query_dim, config.bias
+        self.products = {"q": [Q], "kv": [config.kv_dim] * 2} if config.grouped else {"qkv": [Q] * 3}
         for name, sides in self.products.items():
             self.add_module(name, nn.Linear(C, sum(sides), bias=bias))
-        self.out = nn.Linear(C, C, bias=bias)
+        self.out = nn.Linear(Q, C, bias=bias)
         self.q_gain = nn.Parameter(torch.ones(self.head_dim)) if config.qk_gain else None
         self.k_gain = nn.Parameter(torch.ones(self.head_dim)) if config.qk_gain else None
 
@@ -103,9 +103,9 @@ class Attention(nn.Module):
         `turn_2TR` is RoPE's `rotation`, and `mask_B1TT` that of `documents`. `kv_2BGSD` has the keys and values of
         earlier positions, and takes those of x as its last T.
         """
-        T, C = x_BTC.shape[1:]
+        T = x_BTC.shape[1]
         first, *more = (getattr(self, name)(x_BTC) for name in self.products)
-        parts = (first, *more[0].split(self.kv_dim, dim=2)) if more else first.split(C, dim=2)
+        parts = (first, *more[0].split(self.kv_dim, dim=2)) if more else first.chunk(3, dim=2)
         q_BTHD, k_BTGD, v_BTGD = (part.unflatten(2, (-1, self.head_dim)) for part in parts)
         if self.qk_norm:
             q_BTHD, k_BTGD = rms_norm(q_BTHD, self.q_gain, self.eps), rms_norm(k_BTGD, self.k_gain, self.eps)
@@ -125,7 +125,7 @@ class Attention(nn.Module):
             is_causal=mask_B1TT is None and k_BGSD.shape[2] == T,
             scale=self.scale,
             dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.kv_dim < C,
+            enable_gqa=k_BGSD.shape[1] < q_BTHD.shape[2],
         )
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 

@@ -202,7 +202,7 @@ def activations(config: Config, sequences: int, device: str, *, gathered: bool =
     model, half = config.model, config.trainer.precision != "fp32"
     tokens, C, V, low = sequences * model.context, model.width, model.padded_vocab, 2 if half else 4
     mlp, K = (3 if model.gated else 2) * model.hidden, model.experts_per_token if model.experts else 1
-    block = C * (2 * C + 2 * model.kv_dim + (model.experts * (mlp + 1) if model.experts else mlp))
+    block = C * (2 * model.query_dim + 2 * model.kv_dim + (model.experts * (mlp + 1) if model.experts else mlp))
     casts = 2 * block * model.depth if half else 0
     whole = 4 * (min(2, model.depth) * block + V * C) if gathered else 0
     # The final norm's input, the features, their gradient from the loss, and the features in low precision.
@@ -227,10 +227,12 @@ def compiled(config: Config, device: str) -> bool:
 
 
 def block_activations(model: ModelConfig, half: bool, *, compiled: bool = False) -> int:
-    """Bytes that one block keeps of a token for its backward pass, with flash attention; m is `kv_dim`, F `hidden`.
+    """Bytes that one block keeps of a token for its backward pass, with flash attention.
 
-    Both norms' inputs (8·C) and statistics; in low precision the inputs of the four products (C, C, C, F), Q, K and V
-    (C + 2m) and the activation's input (F; ReLU's is not kept); one float32 per head (the log of the softmax's sum).
+    Q is `query_dim`, m `kv_dim`, F `hidden`.
+
+    Both norms' inputs (8·C) and statistics; in low precision the inputs of the four products (C, Q, C, F), Q, K and V
+    (Q + 2m) and the activation's input (F; ReLU's is not kept); one float32 per head (the log of the softmax's sum).
     A gate adds its result and what it multiplies (2F). qk_norm and RoPE add the Q and K that they make, without which
     Q's own product need not be kept. Torch's composite RMS norm keeps its normalised input where a gain follows, and
     in bf16 a float32 input. Dropout adds a byte for every element that it masks.
@@ -241,12 +243,12 @@ def block_activations(model: ModelConfig, half: bool, *, compiled: bool = False)
     second norm's input is the first branch's result in low precision, a gate costs F, and norms their statistics; only
     ReLU without a gate costs more, a byte for its sign.
     """
-    C, m, F, low = model.width, model.kv_dim, model.hidden, 2 if half else 4
-    heads, moved = C // model.head_dim, model.qk_norm or model.position == "rope"
+    C, Q, m, F, low = model.width, model.query_dim, model.kv_dim, model.hidden, 2 if half else 4
+    heads, moved = Q // model.head_dim, model.qk_norm or model.position == "rope"
     # In bf16 Q's and KV's products each have a cast of their own.
-    inputs = C * (4 if half and model.grouped and not compiled else 3)
+    inputs = Q + C * (3 if half and model.grouped and not compiled else 2)
     mlp = F + ((2 if compiled else 3) * F if model.gated else F if model.activation != "relu" else 0)
-    per_token = low * (inputs + C + 2 * m) + 4 * heads
+    per_token = low * (inputs + Q + 2 * m) + 4 * heads
     if model.experts:
         K = model.experts_per_token
         per_token += K * (low * (mlp + 2 * C) + 28) + 4 * model.experts
@@ -259,10 +261,10 @@ def block_activations(model: ModelConfig, half: bool, *, compiled: bool = False)
     elif model.layer_norm:
         per_token += 2 * (4 * C + 8 if model.norm == "layernorm" else 8 * C + 4) - (4 * C if model.parallel else 0)
     if moved:
-        spared = model.grouped and not model.qk_norm or (model.grouped and half and not compiled)
-        per_token += low * (C + m) - (low * C if spared else 0)
+        spared = (model.grouped and not model.qk_norm) or (model.grouped and half and not compiled)
+        per_token += low * (Q + m) - (low * Q if spared else 0)
     if model.qk_norm:
-        per_token += 4 * (heads + m // model.head_dim) + (0 if compiled else 4 * (C + m) * (half + model.qk_gain))
+        per_token += 4 * (heads + m // model.head_dim) + (0 if compiled else 4 * (Q + m) * (half + model.qk_gain))
     if model.dropout > 0:
         per_token += 2 * C
     return per_token

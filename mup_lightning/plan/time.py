@@ -134,7 +134,7 @@ class Clock:
         self.parameters = sum(rule.numel for rule in rules.values())
         self.matrices = [numel for rule in rules.values() if rule.largest for numel in rule.matrices]
         model = config.model
-        self.attention = 7 * model.width * (model.context + 1) * model.depth
+        self.attention = 7 * model.query_dim * (model.context + 1) * model.depth
         self.products, self.convention = flops[0] - self.attention, flops[1]
         routed = sum(info.numel for group in groups for info in group["infos"] if info.routed and not info.side)
         idle = routed - routed * model.experts_per_token // model.experts if model.experts else 0

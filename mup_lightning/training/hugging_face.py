@@ -60,7 +60,7 @@ def architecture(config: ModelConfig) -> str:
     """The name of the architecture that computes what such a model does; raises UserError, with the switch, if none."""
     name = config.family
     wrong = [key for key, value in NEEDS[name].items() if getattr(config, key) != value]
-    if name == "GPT-2" and config.kv_dim < config.width:
+    if name == "GPT-2" and config.kv_dim < config.query_dim:
         wrong.append("heads_per_kv" if config.kv_heads is None else "kv_heads")
     for key in wrong:
         raise UserError(
@@ -103,7 +103,7 @@ def description(model: GPT2, special: dict[str, int]) -> Any:
     from transformers import AutoConfig
 
     config, name = model.config, architecture(model.config)
-    heads = {"heads": config.width // config.head_dim, "kv_heads": config.kv_dim // config.head_dim}
+    heads = {"heads": config.query_dim // config.head_dim, "kv_heads": config.kv_dim // config.head_dim}
     ours = vars(config) | heads | {"activation": ACTIVATIONS[config.activation]}
     kind = name.replace("-", "").lower()
     found: dict[str, Any] = special | {theirs: ours[key] for key, theirs in imported.KEYS[kind].items()}
@@ -112,12 +112,12 @@ def description(model: GPT2, special: dict[str, int]) -> Any:
         return AutoConfig.for_model(kind, architectures=["GPT2LMHeadModel"], n_inner=config.hidden, **found)
     found |= {"intermediate_size": config.hidden, "attention_dropout": config.dropout}
     found |= {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base}}
+    if config.qk_norm or config.query_dim != config.width:
+        found |= {"head_dim": config.head_dim}
     if config.experts:
         # Theirs is k times ours where there is one block; of several, they multiply the means over blocks.
         found |= {"router_aux_loss_coef": config.balance / config.experts_per_token}
-    elif config.qk_norm:
-        found |= {"head_dim": config.head_dim}
-    else:
+    elif not config.qk_norm:
         found |= {"attention_bias": config.bias, "mlp_bias": config.bias}
     return AutoConfig.for_model(kind, architectures=[f"{name}ForCausalLM"], **found)
 

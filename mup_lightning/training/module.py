@@ -123,7 +123,9 @@ class GPT2Module(pl.LightningModule):
         self.see_gradient_norm(torch.linalg.vector_norm(norms))
         if self.config.trainer.gradient_clip > 0:
             # Divided by numbers, not by a tensor of them, whose way to a GPU would make the CPU wait for it.
-            relative = torch.linalg.vector_norm(torch.stack([n / unit for n, unit in zip(norms, gradients, strict=True)]))
+            relative = torch.linalg.vector_norm(
+                torch.stack([n / unit for n, unit in zip(norms, gradients, strict=True)])
+            )
             parameters = [p for group in groups for p in group["params"]]
             clip_grads_with_norm_(parameters, self.config.trainer.gradient_clip, relative)
 

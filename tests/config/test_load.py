@@ -84,7 +84,12 @@ EXPERTS = {"model.experts": 4, "model.bias": False}
     ("values", "message"),
     [
         ({"model.width": 100, "model.heads": 7}, "model.width is 100 and model.heads is 7.*try model.heads 5"),
-        ({"model.width": 127}, "model.width 127 has no divisor from 8 to 64"),
+        ({"model.width": 127}, "model.width is 127, which has no divisor from 8 to 64"),
+        (
+            {"model.attention_ratio": 1.3},
+            "no whole number of channels of queries; the nearest is model.attention_ratio 1.3",
+        ),
+        ({"model.attention_ratio": 1.5, "model.heads": 7}, "model.attention_ratio 1.5 is 384 and model.heads is 7"),
         ({"model.width": 96, "model.heads": 6, "model.kv_heads": 4}, "does not divide the 6 heads.*2, 3, 6"),
         (
             {"model.width": 96, "model.heads": 2, "model.kv_heads": 4},

@@ -20,10 +20,16 @@ LOGITS = [
     *(LLAMA | more for more in ({"kv_heads": 1, "mlp_ratio": 2.75, "bias": True}, {"heads_per_kv": 1})),
     LLAMA | {"activation": "gelu"},
     *(LLAMA | {"qk_norm": True} | more for more in ({"qk_gain": True}, {"attention_scale": "1/d"})),
-    *(MIXTRAL, NARROW, MIXTRAL | {"tied": False, "attention_scale": "1/d", "experts": 6, "experts_per_token": 3}),
+    *(LLAMA | {"attention_ratio": 2}, LLAMA | {"attention_ratio": 0.5, "qk_norm": True, "qk_gain": True}),
+    *(
+        MIXTRAL | {"attention_ratio": 1.5},
+        MIXTRAL,
+        NARROW,
+        MIXTRAL | {"tied": False, "attention_scale": "1/d", "experts": 6, "experts_per_token": 3},
+    ),
 ]
 GRADIENTS = [
-    *({}, {"tied": False}, LLAMA, LLAMA | {"tied": False}),
+    *({}, {"tied": False}, LLAMA, LLAMA | {"tied": False}, LLAMA | {"attention_ratio": 2}),
     *(MIXTRAL | {"balance": 0.0}, MIXTRAL | {"balance": 0.0, "tied": False}),
     # The balance of loads, too, where both mean the same by it: of one sequence in one block.
     MIXTRAL | {"depth": 1, "balance": 0.5},

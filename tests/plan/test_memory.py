@@ -69,20 +69,26 @@ SWITCHES = [
     LLAMA | {"experts": 4},
     LLAMA | {"experts": 6, "experts_per_token": 3, "gated": False, "activation": "relu"},
     *({"position": "rope"}, {"heads_per_kv": 2}, {"parallel": True, "gated": True, "activation": "relu"}),
+    *(
+        {"attention_ratio": 1.5, "heads": 6},
+        LLAMA | {"attention_ratio": 2, "heads": 8, "qk_norm": True, "qk_gain": True},
+    ),
 ]
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
 @pytest.mark.parametrize("half", [False, True])
 def test_a_block_keeps_what_autograd_keeps(switches, half):
-    model = ModelConfig(width=64, context=40, heads=4, vocab_size=256, **switches)
+    model = ModelConfig(**{"width": 64, "context": 40, "heads": 4, "vocab_size": 256} | switches)
     assert 3 * 40 * block_activations(model, half) == pytest.approx(kept_by_a_block(model, half), rel=0.01)
 
 
 # One H100 kept 0.68 and 0.74 of what uncompiled Llama blocks would have (docs/results/gpu.md).
-@pytest.mark.parametrize("switches", [SWITCHES[0], SWITCHES[1], SWITCHES[4], SWITCHES[5], SWITCHES[8], SWITCHES[11]])
+@pytest.mark.parametrize(
+    "switches", [SWITCHES[0], SWITCHES[1], SWITCHES[4], SWITCHES[5], SWITCHES[8], SWITCHES[11], SWITCHES[-1]]
+)
 def test_a_compiled_block_keeps_what_the_partitioner_leaves(switches):
-    model = ModelConfig(width=64, context=40, heads=4, vocab_size=256, **switches)
+    model = ModelConfig(**{"width": 64, "context": 40, "heads": 4, "vocab_size": 256} | switches)
     found = kept_by_a_block(model, half=True, compiled=True)
     assert 3 * 40 * block_activations(model, half=True, compiled=True) == pytest.approx(found, rel=0.01)
 

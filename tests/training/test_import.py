@@ -33,7 +33,7 @@ MODELS = {
         *(transformers.LlamaForCausalLM, transformers.LlamaConfig),
         LLAMA | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3},
     ),
-    "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config, LLAMA | {"head_dim": 8, "rms_norm_eps": 1e-3}),
+    "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config, LLAMA | {"head_dim": 16, "rms_norm_eps": 1e-3}),
     "mixtral": (
         *(transformers.MixtralForCausalLM, transformers.MixtralConfig),
         LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 3, "rope_parameters": {"rope_theta": 500.0}},
