@@ -60,7 +60,7 @@ coord-check: $(VENV)/.run $(firstword $(AUSTEN)) ## do features keep their size 
 	@$(MUP) coord-check optimizer=$(OPT) experiment=coord_check $(if $(filter both,$(AXIS)),model.depth=4) $(addprefix -c ,$(CONFIG)) $(call given,OPT CONFIG)
 coord-table: $(VENV)/.run $(firstword $(AUSTEN)) ## coordinate checks of all optimizers over width and depth (hours), and one table
 	@$(MUP) coord-check --all recipes/experiment/coordinates.yaml $(call given)
-gpu-check: $(VENV)/.run ## is training right on this machine's GPUs, how fast is it, and what memory does it take? 8 minutes
+gpu-check: $(VENV)/.run ## is training right on this machine's GPUs, how fast is it, and what memory does it take? 10 minutes
 	@$(MUP) gpu-check $(call given)
 evaluate: $(VENV)/.run ## loss, perplexity and bits per byte of RUN's newest checkpoint
 	@$(MUP) evaluate $(call q,runs/$(RUN)) $(call given,RUN SIZE MODEL OPT PARAM)

@@ -65,6 +65,11 @@ def resolve(trainer: TrainerConfig) -> None:
             found, needed = any(map(shutil.which, ("g++", "clang++", "c++"))), "C++ compiler (g++ or clang++)"
         if not found:
             raise UserError(f"trainer.compile is on, but there is no {needed} here; set trainer.compile off")
+        if trainer.zero_stage == 3 and torch.__version__ < "2.13":  # measured: docs/results/gpu.md
+            raise UserError(
+                f"trainer.strategy is zero3 and trainer.compile on, which under torch {torch.__version__} loses two "
+                f"thirds of the gradient; set trainer.compile off, or install torch 2.13"
+            )
 
 
 def resolve_precision(trainer: TrainerConfig) -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mup_lightning.cli.main import VERBS, main, parse
 from mup_lightning.config.load import build_config
+from mup_lightning.config.schema import TrainerConfig
 from mup_lightning.data.shards import TokenStore
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
@@ -24,6 +26,7 @@ from mup_lightning.training.evaluate import evaluate
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.run import RunFolder
 from mup_lightning.training.train import after, settle, train
+from mup_lightning.training.trainer import resolve
 from tests.conftest import WORDS
 from tests.data.test_tokenizer import byte_level
 from tests.training.reference import assert_same_training, train_plainly, weights_of
@@ -273,6 +276,17 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(tiny, monk
     with pytest.raises(UserError, match=message):
         train(config)
     assert not Path(config.run.root).exists()
+
+
+def test_compiled_zero3_is_refused_where_torch_gets_it_wrong(monkeypatch):
+    trainer = TrainerConfig(strategy="zero3", compile="on", accelerator="cpu")
+    resolve(trainer)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0+cu130"))
+    with pytest.raises(
+        UserError, match=r"under torch 2.11.0.* loses .*; set trainer.compile off, or install torch 2.13"
+    ):
+        resolve(trainer)
+    resolve(TrainerConfig(strategy="zero2", compile="on", accelerator="cpu"))
 
 
 def test_sophia_is_not_deterministic_on_a_gpu(tiny, monkeypatch):

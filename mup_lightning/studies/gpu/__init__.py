@@ -27,6 +27,6 @@ class GpuCheckSettings(Typed, prefix="--"):
     """
 
     out: Path = Path("runs/gpu_check")
-    minutes: PositiveFloat = 8.0
+    minutes: PositiveFloat = 10.0
     sizes: Sizes = KNOWN
     rehearse: bool = False
