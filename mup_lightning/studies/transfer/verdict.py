@@ -55,7 +55,8 @@ class Group:
         layer_norm = rest.pop("layer_norm", rest.pop("model.layer_norm", ""))
         norm = {"True": "LayerNorm", "False": "no LayerNorm"}.get(layer_norm.capitalize(), "")
         steps = f"{self.steps} steps" if self.steps else ""
-        parts = [f"{value} over {self.axis}", optimizer, norm, *(f"{key} {text}" for key, text in rest.items()), steps]
+        said = (f"{key} {text.lower() if text in ('True', 'False') else text}" for key, text in rest.items())
+        parts = [f"{value} over {self.axis}", optimizer, norm, *said, steps]
         return ", ".join(filter(None, parts))
 
     @property
