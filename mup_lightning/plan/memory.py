@@ -217,7 +217,9 @@ def activations(config: Config, sequences: int, device: str, *, gathered: bool =
         loss = 6 * chunk * V + 4 * V * C + (4 * V * C if device == "cpu" else 0)
     if model.logit_cap is not None:
         loss += 4 * chunk * V  # its slope
-    blocks = model.depth * tokens * block_activations(model, half, compiled=compiled(config, device))
+    # A pass that is measured, with its gradients, is not compiled (`training/module.py`).
+    measured = config.trainer.feature_norms_every or config.trainer.noise_scale_every
+    blocks = model.depth * tokens * block_activations(model, half, compiled=compiled(config, device) and not measured)
     return casts + whole + blocks + head + max(loss, backward)
 
 

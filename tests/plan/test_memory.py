@@ -145,7 +145,10 @@ UNWATCHED = {"recipe__optimizer": "adamw", "data__micro_batch": 4, "trainer__spe
 )
 def test_what_one_gpu_took(size, family, sequences, gigabytes):
     """Peaks of compiled runs in bf16 (docs/results/gpu.md)."""
-    changes = {"data__micro_batch": sequences, "data__batch_size": sequences, "trainer__spectral_norms_every": 0}
+    changes = dict.fromkeys(
+        (f"trainer__{name}_every" for name in ("spectral_norms", "feature_norms", "noise_scale")), 0
+    )
+    changes |= {"data__micro_batch": sequences, "data__batch_size": sequences}
     config = configure(f"size/{size}", f"model/{family}", recipe__optimizer="adamw", **changes)
     assert gigabytes / (plan(config).memory[0].total / 1e9) == pytest.approx(0.98, abs=0.03)
 

@@ -70,7 +70,7 @@ def test_gpt2_xl_by_hand():
     assert zero[1].step == 0  # by then seven of eight parts of the gradients have gone
     assert zero[3].step == 4 * hidden / 8 + bucket + max(8 * hidden / 8 + made, 16 * hidden / 8)
     tokens = 2 * T  # one chunk of the loss holds them all
-    casts, blocks = 2 * L * 12 * n * n, L * tokens * ((4 + 2 + 14 * 2) * n + 2 * 8 + 4 * 25)
+    casts, blocks = 2 * L * 12 * n * n, L * tokens * ((4 + 4 + 14 * 2) * n + 2 * 8 + 4 * 25)
     head, loss = tokens * n * (3 * 4 + 2) + 4 * V * n, 6 * tokens * V + 2 * V * n + 2 * V * n
     assert [m.activations for m in zero[:3]] == [casts + blocks + head + loss] * 3
     assert zero[3].activations == casts + blocks + head + loss + 4 * (2 * 12 * n * n + V * n)
