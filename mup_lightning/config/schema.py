@@ -139,10 +139,6 @@ class TrainerConfig(Typed, prefix="trainer."):
             )
 
 
-def _below(name: str) -> bool:
-    return bool(name.strip("./ ")) and not {"", ".."} & {*name.rstrip("/").split("/")}
-
-
 @dataclass
 class RunConfig(Typed, prefix="run."):
     """Where the run is kept.
@@ -157,7 +153,7 @@ class RunConfig(Typed, prefix="run."):
     """
 
     root: str = "runs"
-    name: Annotated[str, Bound("the name of a folder in run.root", _below)] = "default"
+    name: Annotated[str, Bound("the name of a folder for the run", lambda name: name.strip("./ "))] = "default"
     resume: str | None = None
     forecast: str | None = None
     loggers: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard",)
