@@ -1,9 +1,11 @@
 """`mup-lightning coord-check`: what it trains, writes, prints and refuses, and how it ends."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
@@ -98,17 +100,27 @@ def test_the_table_of_finished_checks(tmp_path, capsys):
 
 def test_a_list_of_checks_is_run_once_and_ends_in_a_table(tmp_path, monkeypatch, capsys):
     made = []
-    finished = lambda _, config: made.append(name := config.recipe.optimizer) or result(optimizer=name)  # noqa: E731
+
+    def finished(settings, config):
+        made.append(config.recipe.optimizer)
+        return replace(result(optimizer=made[-1]), settings=settings, config=config)
+
     monkeypatch.setattr(run, "check", finished)
+    monkeypatch.setattr(run, "picture", lambda _: Figure())
     file = tmp_path / "list.yaml"
-    file.write_text(json.dumps({"configs": [], "checks": [{"optimizer": "adamw"}, {"optimizer": "sgd"}]}))
+    checks = [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"optimizer": "adamw", "recipe.scale_clip": False}]
+    file.write_text(json.dumps({"configs": [], "checks": checks}))
     words = ["coord-check", "--all", str(file), "--out", str(tmp_path / "out")]
     for _ in range(2):
         assert main(words) == 0  # whatever the verdicts
-        assert made == ["adamw", "sgd"]
+        assert made == ["adamw", "sgd", "adamw"]
         table = (tmp_path / "out" / "table.md").read_text()
         assert table in capsys.readouterr().out
-        assert "| sgd | width 64 to 256 |" in table
+        assert "| sgd | width 256 to 768 |" in table
+    assert {path.name for path in (tmp_path / "out").iterdir()} > {"adamw-width-k2", "adamw-width-k2-2"}
+    file.write_text(json.dumps({"configs": [], "checks": checks[2:]}))
+    assert main(words) == 1
+    assert "adamw-width-k2 has a check with other options than the list" in capsys.readouterr().err
 
 
 def test_the_shipped_list_has_its_optimizers_over_width_and_depth():

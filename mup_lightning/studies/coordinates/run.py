@@ -29,9 +29,14 @@ def run(settings: CheckSettings, config: Config) -> int:
     out = Path(settings.out or FOLDER)
     folders = list(settings.table)
     for listed, its_config in read_list(settings.all) if settings.all else []:
-        folder = out / name_of(listed, its_config)
+        folder, number = out / name_of(listed, its_config), 1
+        while folder in folders:
+            number += 1
+            folder = out / f"{name_of(listed, its_config)}-{number}"
         if not (folder / FILE).exists():
             run_one(replace(listed, out=str(folder)), its_config)
+        elif (replace((done := read_check(folder / FILE)).settings, out=None), done.config) != (listed, its_config):
+            raise UserError(f"{folder} has a check with other options than the list; remove it, or name another --out")
         folders.append(folder)
     table = markdown([read_check(folder / FILE) for folder in folders])
     print(table)
