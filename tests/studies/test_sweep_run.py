@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -86,7 +87,9 @@ def test_a_killed_sweep_goes_on_without_repeating_anything(corpus, tmp_path, mon
             assert saved["result"]["curve"][-1] < saved["result"]["curve"][0]
             assert len(saved["result"]["curve"]) == 50
     assert not (folder / "runs").exists()
-    assert {path.suffix for path in (folder / "trials").iterdir()} == {".json"}  # no claim is left
+    # No claim is left, but of a trial whose worker was killed between writing its result and letting go.
+    left = {path.stem for path in (folder / "trials").iterdir() if path.suffix != ".json"}
+    assert left <= {Path(name).stem for name in before}
 
 
 def test_two_processes_share_a_sweep_and_ctrl_c_keeps_what_is_done(corpus, tmp_path):
