@@ -73,9 +73,8 @@ def test_bytes_alone_by_hand():
     """One sequence of the base model in bf16: what every part moves."""
     C, L, V, T = 256, 4, 50304, 1024
     found = times(Machine(1e35, 1e35, 1e15, 1e12, passes=1.0), size="base", data__batch_size=1)[1, "single"]
-    blocks = (
-        4 * L * T * ((28 + 6) * C + 16 + 4 * 4)
-    )  # the stream, one branch's result, norms' statistics, and the softmax's
+    # The stream and one branch's result beside what products take, statistics of norms, and the softmax's.
+    blocks = 4 * L * T * ((28 + 6) * C + 16 + 4 * 4)
     ends, loss = 4 * T * 14 * C, 6 * T * V + 10 * C * V
     matrices, everything = 12 * L * C * C + V * C, 12 * L * C * C + 13 * L * C + 2 * C + V * C + T * C
     assert found.seconds == pytest.approx((blocks + ends + loss + 24 * matrices + 40 * everything) / 1e12, rel=1e-6)
