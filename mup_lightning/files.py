@@ -86,7 +86,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises ValueError if a number is not finite.
     """
     if isinstance(value, dict):
-        value = value | {_OWN_HASH: _hash(_canonical(value))}
+        value = value | {_OWN_HASH: json_sha256(value)}
     write_atomic(path, json.dumps(value, allow_nan=False, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -96,12 +96,13 @@ def yaml_text(value: Any, comment: str = "") -> str:
     return f"# sha256 of the rest (delete this line if you edit it): {_hash(rest)}\n{rest}"
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, sort_keys=True)
-
-
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """The sha256, in hexadecimal digits, of a value as JSON with sorted keys; ValueError for numbers not finite."""
+    return _hash(json.dumps(value, allow_nan=False, sort_keys=True))
 
 
 def file_sha256(path: Path) -> str:
@@ -133,7 +134,7 @@ def read_json(path: Path, expected: str) -> Any:
         value = json.loads(read_text(path, expected))
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; expected {expected}") from None
-    if isinstance(value, dict) and (known := value.pop(_OWN_HASH, None)) and known != _hash(_canonical(value)):
+    if isinstance(value, dict) and (known := value.pop(_OWN_HASH, None)) and known != json_sha256(value):
         raise UserError(
             f"{path} is damaged: it has other content than was written (sha256 differs); expected {expected}"
         )
@@ -208,9 +209,7 @@ def make_folder(folder: Path, option: str = "--out") -> None:
 
 def check_folder(folder: Path, option: str = "--out") -> None:
     """Refuse, without making anything, what `make_folder` would: before long work, and in dry runs."""
-    above = folder.absolute()
-    while not os.path.lexists(above):
-        above = above.parent
+    above = next(filter(os.path.lexists, (folder.absolute(), *folder.absolute().parents)))
     if not above.is_dir():
         raise UserError(f"{above} is not a folder; expected one, or a name for a new one ({option})")
     if not os.access(above, os.W_OK | os.X_OK):

@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mup_lightning.errors import UserError, located
-from mup_lightning.files import read_yaml
+from mup_lightning.files import json_sha256, read_yaml
 from mup_lightning.typed import Bound, OpenUnitInterval, PositiveInt, build
 
 
@@ -143,7 +142,7 @@ class Card:
             rules["hub"] = [source.dataset, source.subset, source.revision, source.split]
         if self.deduplicate:
             rules["deduplicate"] = True
-        return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+        return json_sha256(rules)
 
     def provenance(self) -> dict[str, Any]:
         """The manifest's entry on where the text came from."""

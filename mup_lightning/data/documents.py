@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 from mup_lightning.data.card import Card
 from mup_lightning.data.shards import Manifest
-from mup_lightning.data.sources import WHOLE, check_column, pieces, share_of
+from mup_lightning.data.sources import WHOLE, Share, check_column, pieces, share_of
 from mup_lightning.errors import UserError
 
 ROWS, FILES = 256, 4  # documents in memory at a time: lines or rows of a table, whole files
+START: dict[str, Any] = {"read": 0, "dataset": None}  # the position of a reader that has read nothing
 TRIED = 10_000  # documents without the text column, and none with it, after which the card is refused
 
 
@@ -82,16 +83,15 @@ class DocumentReader:
     def __init__(
         self,
         card: Card,
-        files: list[Path],
         objection: Callable[[str], str | None],
         manifest: Manifest,
-        position: dict[str, Any] | None = None,
-        share: tuple[int, int] = WHOLE,
+        position: dict[str, Any] = START,
+        share: Share = WHOLE,
     ) -> None:
-        self.share, self._pieces = share, pieces(card, files, share) if files else []
         self.card, self.objection, self.manifest = card, objection, manifest
-        self.read: int = position["read"] if position else 0
-        self._state: dict[str, Any] | None = position["dataset"] if position else None
+        self.share, self._pieces = share, pieces(card, share)
+        self.read: int = position["read"]
+        self._state: dict[str, Any] | None = position["dataset"]
         self._dataset: Any = None
         self._file: Path | None = None  # that is open
         self._begins: list[int] = []  # the number of the first document of each piece
@@ -146,7 +146,7 @@ class DocumentReader:
             )
         if reason not in (*self.manifest.skipped, "empty", "blank line"):
             tqdm.write(f"note: {found}; such documents are left out and counted", file=sys.stderr)
-        self.manifest.skipped[reason] = self.manifest.skipped.get(reason, 0) + 1
+        self.manifest.leave_out(reason)
 
     def _place(self, number: int) -> str:
         """Where a document is."""

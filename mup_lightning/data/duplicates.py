@@ -8,8 +8,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mup_lightning.files import sync
-
 RECORDS = "documents.bin"
 RECORD = np.dtype([("hash", "<u8"), ("sections", "<u4", 2), ("text_bytes", "<u8", 2)])
 """Of a document that is kept: the first 8 bytes of its BLAKE2b, and of each split its sections and their bytes."""
@@ -42,28 +40,12 @@ class Seen:
         return fresh
 
 
-class Records:
-    """The file of records in a folder, of which the first `count` are kept from an earlier writer."""
-
-    def __init__(self, folder: Path, count: int = 0) -> None:
-        path, self.count = folder / RECORDS, count
-        path.touch()
-        os.truncate(path, count * RECORD.itemsize)
-        self.seen = Seen(read_records(folder)["hash"].copy())
-        self._file: BinaryIO = path.open("ab")
-
-    def append(self, records: np.ndarray) -> None:
-        """Write the records of documents that are kept."""
-        self._file.write(records.tobytes())
-        self.count += len(records)
-
-    def sync(self) -> None:
-        """Force them to the disk."""
-        sync(self._file)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+def open_records(folder: Path, count: int) -> tuple[BinaryIO, Seen]:
+    """The file of records in a folder, of which the first `count` are kept from an earlier writer, and their hashes."""
+    file = (folder / RECORDS).open("ab")
+    file.truncate(count * RECORD.itemsize)
+    file.seek(0, os.SEEK_END)
+    return file, Seen(read_records(folder)["hash"].copy())
 
 
 def read_records(folder: Path) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +12,7 @@ from unittest.mock import patch
 from mup_lightning.config.data import VOCABULARIES
 from mup_lightning.data.card import FolderName
 from mup_lightning.errors import UserError, located
-from mup_lightning.files import file_sha256, read_yaml, write_atomic, yaml_text
+from mup_lightning.files import file_sha256, json_sha256, read_yaml, write_atomic, yaml_text
 from mup_lightning.typed import Bound, NonNegativeInt, build
 
 DESCRIPTION = "tokenizer.yaml"
@@ -54,8 +53,7 @@ class Description:
 
     def sha256(self, eot: int) -> str:
         """What identifies the vocabulary: hex of its file, pattern and special tokens, and of the one that ends."""
-        content = [file_sha256(self.path), self.pattern, sorted(self.special_tokens.items()), eot]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return json_sha256([file_sha256(self.path), self.pattern, sorted(self.special_tokens.items()), eot])
 
     def save(self, folder: Path) -> None:
         """Copy the tokenizer's file and this description into a folder, the description last."""

@@ -1,7 +1,5 @@
 """Several prepared corpora in one run: which source a sample comes from is a pure function of its place in the run."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 from mup_lightning.config.data import DataConfig
 from mup_lightning.data.sampler import sample_id, samples_in
 from mup_lightning.data.shards import Manifest, Split, TokenStore, manifest_hash
+from mup_lightning.files import json_sha256
 
 
 class Corpora:
@@ -35,8 +34,7 @@ class Corpora:
         hashes = [manifest_hash(manifest) for manifest in self.manifests.values()]
         if len(hashes) == 1:
             return hashes[0]
-        content = [list(pair) for pair in zip(hashes, map(str, self.shares.values()), strict=True)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return json_sha256(list(zip(hashes, map(str, self.shares.values()), strict=True)))
 
     @property
     def unigram_loss(self) -> float:

@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -18,24 +17,13 @@ import numpy as np
 
 from mup_lightning.data.card import Card
 from mup_lightning.data.duplicates import Seen, read_records
-from mup_lightning.data.prepare import (
-    COUNTED,
-    SHARD_TOKENS,
-    begin,
-    chunks_of,
-    drop_duplicates,
-    finish,
-    prepare,
-    working_in,
-    writers_of,
-)
-from mup_lightning.data.shards import MANIFEST, Manifest, SplitWriter
-from mup_lightning.data.sources import Sources
-from mup_lightning.data.tokenizer import Tokenizer
+from mup_lightning.data.prepare import COUNTED, SHARD_TOKENS, Making, chunks_of, prepare, working_in
+from mup_lightning.data.shards import MANIFEST, Manifest
+from mup_lightning.data.sources import WHOLE, Share, Sources
 from mup_lightning.errors import UserError
 
 
-def part_of(folder: Path, share: tuple[int, int]) -> Path:
+def part_of(folder: Path, share: Share) -> Path:
     """The folder of part I of N of a corpus."""
     return folder / "part-{:05d}-of-{:05d}".format(*share)
 
@@ -51,7 +39,7 @@ def prepare_parts(
     return join(card, folder, of, tokenizer, force=force)
 
 
-def _prepare(card: Card, folder: Path, tokenizer: str, progress: bool, force: bool, share: tuple[int, int]) -> None:
+def _prepare(card: Card, folder: Path, tokenizer: str, progress: bool, force: bool, share: Share) -> None:
     """Prepare a part in a process of its own, on its share of the cores; the first one shows its progress."""
     (number, of), cores = share, sorted(os.sched_getaffinity(os.getppid()))
     os.sched_setaffinity(0, cores[number - 1 :: of] or cores)
@@ -66,58 +54,54 @@ def join(
     Raises UserError where a part is missing, unfinished or of another source, card or tokenizer, or the folder holds
     another corpus.
     """
-    parts = {share: part_of(folder, share) for share in ((number, of) for number in range(1, of + 1))}
+    parts = [part_of(folder, (number, of)) for number in range(1, of + 1)]
     if (folder / MANIFEST).exists() and not force:
         manifest = prepare(card, folder, tokenizer)
     else:
-        manifest = _joined(card, folder, parts, Tokenizer(tokenizer), shard_tokens)
-    for part in parts.values():
+        manifest = _joined(card, folder, parts, tokenizer, shard_tokens)
+    for part in parts:
         shutil.rmtree(part, ignore_errors=True)
     return manifest
 
 
-def _joined(
-    card: Card, folder: Path, parts: dict[tuple[int, int], Path], tokenizer: Tokenizer, shard_tokens: int
-) -> Manifest:
-    known = Sources.of(card, [], folder, None)
-    for (number, of), part in parts.items():
+def _joined(card: Card, folder: Path, parts: list[Path], tokenizer: str, shard_tokens: int) -> Manifest:
+    known, of = Sources.of(card, [], folder, None), len(parts)
+    for number, part in enumerate(parts, 1):
         if not (part / MANIFEST).is_file():
             raise UserError(
                 f"part {number} of {of} is not finished: no {part / MANIFEST}; run it: --shard {number}/{of}"
             )
         # What is finished is only compared with the card and the files.
-        prepare(card, part, tokenizer.source, progress=False, share=(number, of))
+        prepare(card, part, tokenizer, progress=False, share=(number, of))
         known.files |= record.files if (record := Sources.load(part)) else {}
-    files = card.input_files()
-    sources = Sources.of(card, files, folder, known)
-    manifest = begin(card, sources, files, tokenizer)
+    making = Making(card, folder, tokenizer, known, WHOLE)
     seen = Seen(np.empty(0, "<u8")) if card.deduplicate else None
-    with working_in(folder), ExitStack() as stack:
+    card.pin()  # before anything is removed: it may fail
+    with working_in(folder):
         (folder / MANIFEST).unlink(missing_ok=True)
-        tokenizer.save(folder)
-        writers = writers_of(folder, manifest, shard_tokens, stack)
-        for part in parts.values():
-            _append(part, manifest, writers, seen)
-        return finish(card, folder, manifest, writers, sources)
+        with making.writing(shard_tokens):
+            for part in parts:
+                _append(part, making, seen)
+            return making.finish()
 
 
-def _append(folder: Path, manifest: Manifest, writers: dict[str, SplitWriter], seen: Seen | None) -> None:
+def _append(folder: Path, making: Making, seen: Seen | None) -> None:
     """Write the documents of a part that are not copies of earlier ones, and count them."""
-    part, records = Manifest.load(folder), read_records(folder)
+    part, records, manifest = Manifest.load(folder), read_records(folder), making.manifest
     manifest.documents += part.documents
     manifest.text_bytes += part.text_bytes
     for reason, count in part.skipped.items():
-        manifest.skipped[reason] = manifest.skipped.get(reason, 0) + count
+        manifest.leave_out(reason, count)
     fresh = np.ones(len(records), dtype=bool)
     if seen:
         for start in range(0, len(records), COUNTED):
             fresh[start : start + COUNTED] = seen.new(records["hash"][start : start + COUNTED])
-        drop_duplicates(manifest, int((~fresh).sum()))
+        manifest.drop_duplicates(int((~fresh).sum()))
     for index, (name, split) in enumerate(manifest.splits.items()):
         kept = np.repeat(fresh, records["sections"][:, index])
         for number, ids in enumerate(_documents(folder, part, name)):
             if seen is None or kept[number]:
-                writers[name].append(ids)
+                making.writers[name].append(ids)
         dropped = int(records["text_bytes"][~fresh, index].sum())
         split.text_bytes = (split.text_bytes or 0) + (part.splits[name].text_bytes or 0) - dropped
 

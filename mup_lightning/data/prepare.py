@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from tqdm import tqdm
 
 from mup_lightning.config.data import dtype_of
 from mup_lightning.data.card import Card, cut, is_validation
-from mup_lightning.data.documents import DocumentReader
-from mup_lightning.data.duplicates import RECORD, RECORDS, Records, hashes_of
+from mup_lightning.data.documents import START, DocumentReader
+from mup_lightning.data.duplicates import RECORD, RECORDS, hashes_of, open_records
 from mup_lightning.data.shards import MANIFEST, SPLITS, Manifest, Split, SplitWriter, manifest_hash, read_checked
-from mup_lightning.data.sources import WHOLE, Piece, Sources, pieces
+from mup_lightning.data.sources import WHOLE, Share, Sources, pieces
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
-from mup_lightning.files import OneWriter, make_folder, write_json
+from mup_lightning.files import OneWriter, make_folder, sync, write_json
 from mup_lightning.typed import NonNegativeInt, PositiveInt
 
 SHARD_TOKENS = 100_000_000  # 200 MB a file
@@ -46,7 +47,7 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     progress: bool = True,
     force: bool = False,
-    share: tuple[int, int] = WHOLE,
+    share: Share = WHOLE,
 ) -> Manifest:
     """Tokenise the data set of a card into a folder, with a `tokenizer`: gpt2, bytes, or a file of another.
 
@@ -59,135 +60,135 @@ def prepare(
     the disk is full (finished shards are kept).
     """
     finished, unfinished = folder / MANIFEST, folder / JOURNAL
-    files, known = _files_of(card, share), None if force else Sources.load(folder)
-    vocabulary = Tokenizer(tokenizer)
-    sources = Sources.of(card, files, folder, known)
-    changes = known.changes(sources) if known else ""
-    done = finished.exists() and not force and not unfinished.exists() and not (folder / LOCK).exists()
-    if done and known and not changes:
-        found = Manifest.load(folder)
-        if (found.source_hash, found.vocab_hash) == (known.source_hash, vocabulary.vocabulary.sha256):
-            return found
-    manifest = begin(card, sources, files, vocabulary, share)
-    if done:
-        found = same(Manifest.load(folder), manifest, folder, changes)
-        with suppress(OSError):  # on a read-only disk
-            sources.save(folder)
-        return found
-    with working_in(folder), ExitStack() as stack:
+    making = Making(card, folder, tokenizer, None if force else Sources.load(folder), share)
+    if finished.exists() and not force and not unfinished.exists() and not (folder / LOCK).exists():
+        return making.found()
+    journal = Journal(making.manifest, START, shard_tokens)
+    with working_in(folder):
         if force:
             finished.unlink(missing_ok=True)
             unfinished.unlink(missing_ok=True)
         if finished.exists():
             unfinished.unlink(missing_ok=True)
-            return same(Manifest.load(folder), manifest, folder, changes)
-        journal = Journal(manifest, {"read": 0, "dataset": None}, shard_tokens)
+            return making.found()
         if unfinished.exists():
             journal = read_checked(Journal, unfinished)
-            manifest = same(journal.manifest, manifest, folder, "")
-        writers = writers_of(folder, manifest, journal.shard_tokens, stack, journal.hashes)
-        vocabulary.save(folder)
-        records = stack.enter_context(closing(Records(folder, journal.records))) if card.deduplicate else None
-        reader = DocumentReader(card, card.input_files(), vocabulary.objection, manifest, journal.position, share)
-        for _ in _written(card, reader, vocabulary, writers, records, progress):
-            journal.records = records.count if records else 0
-            journal.position = reader.position()
-            journal.hashes = {name: writer.open_hash() for name, writer in writers.items()}
-            write_json(unfinished, asdict(journal))
-        return finish(card, folder, manifest, writers, sources, share)
+            making.manifest = making.same(journal.manifest)
+        with making.writing(journal.shard_tokens, journal.hashes):
+            _write(making, journal, progress)
+            return making.finish()
 
 
-def begin(
-    card: Card, sources: Sources, files: list[Path], tokenizer: Tokenizer, share: tuple[int, int] = WHOLE
-) -> Manifest:
-    """The manifest of a corpus without tokens; pins the card, and says in `sources` what is made of these files."""
-    card.pin()
-    names = [(path.name, state.sha256) for path, state in zip(files, sources.files.values(), strict=True)]
-    sources.source_hash = card.hash(files=names) + (f" {share}" if share != WHOLE else "")
-    return Manifest.begin(card.name, tokenizer.name, sources.source_hash, card.provenance(), tokenizer.vocabulary)
+class Making:
+    """A corpus that is made in a folder, of a share of a card's source.
 
+    Attributes:
+        known: what the corpus that is there already was made of.
+        sources: what it would be made of now.
+        manifest: of the new corpus, so far.
+        writers: of its splits, see `writing`.
+    """
 
-def writers_of(
-    folder: Path, manifest: Manifest, shard_tokens: int, stack: ExitStack, hashes: dict[str, str] | None = None
-) -> dict[str, SplitWriter]:
-    """Split -> its writer, which the stack closes; `hashes` are of open shards that an earlier writer has left."""
-    writers = {}
-    for name, split in manifest.splits.items():
-        writer = SplitWriter(folder, name, shard_tokens, split, (hashes or {}).get(name, ""), manifest.dtype)
-        writers[name] = stack.enter_context(closing(writer))
-    return writers
+    def __init__(self, card: Card, folder: Path, tokenizer: str | Path, known: Sources | None, share: Share) -> None:
+        self.card, self.folder, self.known, self.share = card, folder, known, share
+        self.tokenizer = Tokenizer(tokenizer)
+        self.sources = Sources.of(card, self._files(), folder, known)
+        self.writers: dict[str, SplitWriter] = {}
 
+    def _files(self) -> list[Path]:
+        """The local files of the share, in order; a hub's has none."""
+        if self.share == WHOLE:
+            return self.card.input_files()
+        return list(dict.fromkeys(piece.path for piece in pieces(self.card, self.share)))
 
-def _files_of(card: Card, share: tuple[int, int]) -> list[Path]:
-    """The local files of a share of a card's source, in order; a hub's has none."""
-    files = card.input_files()
-    own = pieces(card, files, share) if share != WHOLE and files else map(Piece, files)
-    return list(dict.fromkeys(piece.path for piece in own))
+    @cached_property
+    def manifest(self) -> Manifest:
+        """At first, that of a corpus without tokens; pins the card."""
+        self.card.pin()
+        names = [(Path(name).name, file.sha256) for name, file in self.sources.files.items()]
+        self.sources.source_hash = self.card.hash(files=names) + f" {self.share}" * (self.share != WHOLE)
+        begun = Manifest.begin(self.card.name, self.tokenizer.name, self.tokenizer.vocabulary)
+        begun.source_hash, begun.source = self.sources.source_hash, self.card.provenance()
+        return begun
 
-
-def finish(
-    card: Card,
-    folder: Path,
-    manifest: Manifest,
-    writers: dict[str, SplitWriter],
-    sources: Sources,
-    share: tuple[int, int] = WHOLE,
-) -> Manifest:
-    """Close the shards and write the manifest last; of a part, which may lack a split, what `join` needs is kept."""
-    empty = [name for name, split in manifest.splits.items() if not split.documents]
-    if empty and share == WHOLE:
-        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items())) or "none"
-        advice = f"Change validation.fraction ({card.validation.fraction}), try another seed, or cut long documents."
-        raise UserError(
-            f"{card.path}: nothing for the split {' or '.join(empty)} in {manifest.documents} usable documents "
-            f"(skipped: {skipped}). {advice if manifest.documents else 'Check source and its files.'}"
-        )
-    for writer in writers.values():
-        writer.close_shard()
-    manifest.skipped = dict(sorted(manifest.skipped.items()))
-    files = _files_of(card, share)
-    if share == WHOLE:
-        manifest.unigram_loss = unigram_loss(folder, manifest.splits, manifest.vocab_size)
-        (folder / RECORDS).unlink(missing_ok=True)
-    if files and (changes := sources.changes(Sources.of(card, files, folder, sources))):
-        raise UserError(f"{card.path}: files changed while they were read ({changes}); repeat with --force")
-    sources.save(folder)
-    manifest.save(folder)
-    (folder / JOURNAL).unlink(missing_ok=True)
-    return manifest
-
-
-def same(found: Manifest, wanted: Manifest, folder: Path, changes: str) -> Manifest:
-    """`found`; raises UserError, with known `changes`, unless it was made from the same text, rules and vocabulary."""
-    if (found.source_hash, found.vocab_hash) == (wanted.source_hash, wanted.vocab_hash):
+    def found(self) -> Manifest:
+        """That of the finished corpus in the folder; raises UserError where it is of something else."""
+        found, changes = Manifest.load(self.folder), self.known.changes(self.sources) if self.known else ""
+        now = (self.known.source_hash, self.tokenizer.vocabulary.sha256) if self.known and not changes else None
+        if (found.source_hash, found.vocab_hash) != now:
+            self.same(found, changes)
+            with suppress(OSError):  # on a read-only disk
+                self.sources.save(self.folder)
         return found
-    raise UserError(
-        f"{folder} already holds the corpus {found.name!r} ({found.tokenizer}), of another source, card or tokenizer "
-        f"than {wanted.name!r} ({wanted.tokenizer}){changes and ': '}{changes}. Train on it as it is (data.path), "
-        f"choose another folder with --out, or overwrite it with --force."
-    )
+
+    def same(self, found: Manifest, changes: str = "") -> Manifest:
+        """`found`; raises UserError, with known `changes`, unless it is of the same text, rules and vocabulary."""
+        wanted = self.manifest
+        if (found.source_hash, found.vocab_hash) == (wanted.source_hash, wanted.vocab_hash):
+            return found
+        raise UserError(
+            f"{self.folder} already holds the corpus {found.name!r} ({found.tokenizer}), of another source, card or "
+            f"tokenizer than {wanted.name!r} ({wanted.tokenizer}){changes and ': '}{changes}. Train on it as it is "
+            f"(data.path), choose another folder with --out, or overwrite it with --force."
+        )
+
+    @contextmanager
+    def writing(self, shard_tokens: int, hashes: dict[str, str] | None = None) -> Iterator[None]:
+        """Hold the writers of the splits open; `hashes` are of open shards that an earlier writer has left."""
+        with ExitStack() as stack:
+            for name, split in self.manifest.splits.items():
+                known, dtype = (hashes or {}).get(name, ""), self.manifest.dtype
+                writer = SplitWriter(self.folder, name, shard_tokens, split, known, dtype)
+                self.writers[name] = stack.enter_context(closing(writer))
+            self.tokenizer.save(self.folder)
+            yield
+
+    def finish(self) -> Manifest:
+        """Close the shards and write the manifest last. A part may lack a split, and keeps what `join` needs."""
+        card, folder, manifest = self.card, self.folder, self.manifest
+        empty = [name for name, split in manifest.splits.items() if not split.documents]
+        if empty and self.share == WHOLE:
+            skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items())) or "none"
+            advice = (
+                f"Change validation.fraction ({card.validation.fraction}), try another seed, or cut long documents."
+            )
+            raise UserError(
+                f"{card.path}: nothing for the split {' or '.join(empty)} in {manifest.documents} usable documents "
+                f"(skipped: {skipped}). {advice if manifest.documents else 'Check source and its files.'}"
+            )
+        for writer in self.writers.values():
+            writer.close_shard()
+        manifest.skipped = dict(sorted(manifest.skipped.items()))
+        if self.share == WHOLE:
+            manifest.unigram_loss = unigram_loss(folder, manifest.splits, manifest.vocab_size)
+            (folder / RECORDS).unlink(missing_ok=True)
+        files = self._files()
+        if files and (changes := self.sources.changes(Sources.of(card, files, folder, self.sources))):
+            raise UserError(f"{card.path}: files changed while they were read ({changes}); repeat with --force")
+        self.sources.save(folder)
+        manifest.save(folder)
+        (folder / JOURNAL).unlink(missing_ok=True)
+        return manifest
 
 
-def _written(
-    card: Card,
-    reader: DocumentReader,
-    tokenizer: Tokenizer,
-    writers: dict[str, SplitWriter],
-    records: Records | None,
-    progress: bool,
-) -> Iterator[None]:
-    """Read and write to the end; pauses whenever a shard has been finished, with everything before it on the disk."""
-    manifest, shown = reader.manifest, None if progress else True
-    eot = tokenizer.dtype.type(tokenizer.eot)
-    with tqdm(total=reader.total_bytes, initial=manifest.text_bytes, unit="B", unit_scale=True, disable=shown) as bar:
+def _write(making: Making, journal: Journal, progress: bool) -> None:
+    """Read and write to the end; when a shard has been finished, the journal follows what is before it to the disk."""
+    card, tokenizer, manifest, writers = making.card, making.tokenizer, making.manifest, making.writers
+    reader = DocumentReader(card, tokenizer.objection, manifest, journal.position, making.share)
+    eot, shown = tokenizer.dtype.type(tokenizer.eot), None if progress else True
+    bar = tqdm(total=reader.total_bytes, initial=manifest.text_bytes, unit="B", unit_scale=True, disable=shown)
+    with bar, ExitStack() as stack:
+        if card.deduplicate:
+            records, seen = open_records(making.folder, journal.records)
+            stack.enter_context(records)
         for texts in reader:
             before = [len(split.shards) for split in manifest.splits.values()]
             kept = np.zeros(len(texts), RECORD)
-            if records:
+            if card.deduplicate:
                 kept["hash"] = hashes_of(texts)
-                fresh = records.seen.new(kept["hash"])
+                fresh = seen.new(kept["hash"])
                 kept, texts = kept[fresh], [text for text, is_new in zip(texts, fresh, strict=True) if is_new]
-                drop_duplicates(manifest, len(fresh) - len(texts))
+                manifest.drop_duplicates(len(fresh) - len(texts))
             sections = [(i, section) for i, text in enumerate(texts) for section in cut(text, card.sections)]
             encoded = tokenizer.encode_batch([text for _, text in sections])
             for (document, text), ids in zip(sections, encoded, strict=True):
@@ -195,24 +196,20 @@ def _written(
                 writers[SPLITS[split]].append(np.append(ids, eot), size)
                 kept["sections"][document, split] += 1
                 kept["text_bytes"][document, split] += size
-            if records:
-                records.append(kept)
             if reader.total_documents:  # the total in bytes is estimated from the mean so far
                 bar.total = round(manifest.text_bytes / reader.read * reader.total_documents)
             bar.update(manifest.text_bytes - bar.n)
+            if card.deduplicate:
+                records.write(kept.tobytes())
             if before != [len(split.shards) for split in manifest.splits.values()]:
                 for writer in writers.values():
                     writer.sync()
-                if records:
-                    records.sync()
-                yield
-
-
-def drop_duplicates(manifest: Manifest, count: int) -> None:
-    """Count documents as left out that were counted as used."""
-    if count:
-        manifest.documents -= count
-        manifest.skipped["duplicate"] = manifest.skipped.get("duplicate", 0) + count
+                if card.deduplicate:
+                    sync(records)
+                    journal.records = records.tell() // RECORD.itemsize
+                journal.position = reader.position()
+                journal.hashes = {name: writer.open_hash() for name, writer in writers.items()}
+                write_json(making.folder / JOURNAL, asdict(journal))
 
 
 @contextmanager

@@ -41,20 +41,16 @@ def epoch_permutation(seed: int, epoch: int, n_samples: int) -> np.ndarray:
     Sorting raw Philox output gives a uniform permutation (ties have probability n^2 / 2^65 and are broken by index)
     that, unlike `Generator.permutation`, NumPy guarantees never to change between its versions (NEP 19).
     """
-    return _epochs(seed, n_samples)(epoch)
+    raw = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(n_samples)
+    order = np.argsort(raw, kind="stable").astype(np.int64, copy=False)
+    order.flags.writeable = False
+    return order
 
 
 @lru_cache(maxsize=64)  # corpora, of which a run may mix several
 def _epochs(seed: int, n_samples: int) -> Callable[[int], np.ndarray]:
     # A batch touches at most two epochs of a corpus as long as it is smaller than one.
-    return lru_cache(maxsize=2)(partial(_shuffled, seed, n_samples))
-
-
-def _shuffled(seed: int, n_samples: int, epoch: int) -> np.ndarray:
-    raw = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(n_samples)
-    order = np.argsort(raw, kind="stable").astype(np.int64, copy=False)
-    order.flags.writeable = False
-    return order
+    return lru_cache(maxsize=2)(partial(epoch_permutation, seed, n_samples=n_samples))
 
 
 def sample_id(counters: np.ndarray, seed: int, n_samples: int) -> np.ndarray:
@@ -66,7 +62,7 @@ def sample_id(counters: np.ndarray, seed: int, n_samples: int) -> np.ndarray:
     ids = np.empty_like(counters)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        ids[here] = epoch_permutation(seed, int(epoch), n_samples)[positions[here]]
+        ids[here] = _epochs(seed, n_samples)(int(epoch))[positions[here]]
     return ids
 
 

@@ -5,8 +5,6 @@ unfinished.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +16,7 @@ import numpy as np
 
 from mup_lightning.config.data import MANIFEST, VOCABULARIES, Vocabulary, dtype_of, reference
 from mup_lightning.errors import UserError, located
-from mup_lightning.files import file_sha256, read_json, sync, write_json
+from mup_lightning.files import file_sha256, json_sha256, read_json, sync, write_json
 from mup_lightning.typed import Bound, NonNegativeInt, PositiveInt, build
 
 SPLITS = ("train", "val")
@@ -69,7 +67,7 @@ class Manifest:
         name: the card's name.
         tokenizer: name of the vocabulary, with its `vocab_size`, `vocab_hash` and end-of-text token `eot`. One that
             does not come with the package lies beside the manifest (`Tokenizer.find`).
-        source_hash: identifies the text and the rules of the card (see `Card.source_hash`).
+        source_hash: identifies the text and the rules of the card (see `Card.hash`).
         source: where the text came from, and its licence.
         documents: documents that were read and used, before sections are cut.
         text_bytes: bytes of all documents as read.
@@ -94,18 +92,11 @@ class Manifest:
     format_version: Literal[1] = 1
 
     @classmethod
-    def begin(
-        cls,
-        name: str,
-        tokenizer: str,
-        source_hash: str = "",
-        source: dict[str, Any] | None = None,
-        vocabulary: Vocabulary | None = None,
-    ) -> Self:
+    def begin(cls, name: str, tokenizer: str, vocabulary: Vocabulary | None = None) -> Self:
         """Describe a corpus that has no tokens yet; a `vocabulary` that comes with the package is known by its name."""
         size, eot, sha256 = vocabulary or VOCABULARIES[tokenizer]
         splits, dtype = {split: Split(text_bytes=0) for split in SPLITS}, dtype_of(size)
-        return cls(name, tokenizer, size, sha256, eot, source_hash, source or {}, 0, 0, {}, splits, 0.0, dtype)
+        return cls(name, tokenizer, size, sha256, eot, "", {}, 0, 0, {}, splits, 0.0, dtype)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -121,6 +112,16 @@ class Manifest:
         if found.dtype != dtype_of(found.vocab_size):
             raise UserError(f"{path} is damaged: its dtype is {found.dtype}, of {found.vocab_size} tokens; {AGAIN}")
         return found
+
+    def leave_out(self, reason: str, count: int = 1) -> None:
+        """Count documents that are left out."""
+        if count:
+            self.skipped[reason] = self.skipped.get(reason, 0) + count
+
+    def drop_duplicates(self, count: int) -> None:
+        """Count documents as left out that were counted as used."""
+        self.documents -= count
+        self.leave_out("duplicate", count)
 
     def save(self, folder: str | Path) -> None:
         """Write manifest.json into `folder`, atomically."""
@@ -149,8 +150,7 @@ def manifest_hash(manifest: Manifest) -> str:
     Checkpoints carry it, so that a run is never resumed on other data. It ignores names, counts and licences.
     """
     content = {split: [shard.sha256 for shard in manifest.splits[split].shards] for split in SPLITS}
-    text = json.dumps({"vocabulary": manifest.vocab_hash, "shards": content}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_sha256({"vocabulary": manifest.vocab_hash, "shards": content})
 
 
 def check_vocabulary(manifest: Manifest, tokenizer: str) -> None:

@@ -18,8 +18,11 @@ from mup_lightning.files import file_sha256, write_json
 RECORD = "sources.json"
 
 T = TypeVar("T")
-WHOLE = (1, 1)
-"""The share of a source that is all of it: number 1 of 1."""
+Share = tuple[int, int]
+"""Number I of N equal parts of a source."""
+
+WHOLE: Share = (1, 1)
+"""All of it."""
 
 
 class Piece(NamedTuple):
@@ -31,14 +34,16 @@ class Piece(NamedTuple):
     rows: int = 0
 
 
-def pieces(card: Card, files: Sequence[Path], share: tuple[int, int] = WHOLE) -> Sequence[Piece]:
+def pieces(card: Card, share: Share = WHOLE) -> Sequence[Piece]:
     """A share of the local pieces of a card, in order. Raises UserError where there are fewer pieces than shares."""
+    if card.source.kind == "hub":
+        return []
     if card.source.kind != "parquet":
-        return share_of([Piece(path) for path in files], share)
+        return share_of([Piece(path) for path in card.input_files()], share)
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     found: list[Piece] = []
-    for path in files:
+    for path in card.input_files():
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
                 names = file.schema_arrow.names
@@ -50,7 +55,7 @@ def pieces(card: Card, files: Sequence[Path], share: tuple[int, int] = WHOLE) ->
     return share_of(found, share)
 
 
-def share_of(items: Sequence[T], share: tuple[int, int]) -> Sequence[T]:
+def share_of(items: Sequence[T], share: Share) -> Sequence[T]:
     """Number I of N equal parts of a sequence. Raises UserError where it has fewer than N items."""
     number, of = share
     if share != WHOLE and of > len(items):

@@ -17,7 +17,6 @@ from mup_lightning.config.data import VOCABULARIES, Vocabulary, dtype_of, refere
 from mup_lightning.data.encodings import DESCRIPTION, Description, describe, end_of, read_hugging_face, read_ranks
 from mup_lightning.errors import UserError
 
-RANK_FILE = "gpt2.tiktoken"
 # GPT-2 cuts text into words before merging: contractions, then letters, digits or other signs with at most one
 # leading space, then white space, of which the last character is left to the word after it.
 WORDS = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -156,14 +155,7 @@ class Tokenizer:
             return _gpt2(WORDS)
         if self._hugging_face:
             return read_hugging_face(self.description.path)
-        import tiktoken
-
-        path, pattern, special = self.description.path, self.description.pattern, self.description.special_tokens
-        ranks = read_ranks(path)
-        try:
-            return tiktoken.Encoding(self.name, pat_str=pattern or WORDS, mergeable_ranks=ranks, special_tokens=special)
-        except ValueError as error:
-            raise UserError(f"{path}: its pattern is no regular expression that tiktoken reads: {error}") from None
+        return _encoding(self.description.path, self.description.pattern or WORDS, self.description.special_tokens)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -212,15 +204,17 @@ class Tokenizer:
 
 @cache
 def _gpt2(pattern: str) -> Any:
-    """tiktoken's encoding, from the rank file in this package (no network); `pattern` cuts text into words to merge."""
+    """tiktoken's encoding, from the rank file in this package (no network)."""
+    file = resources.files("mup_lightning.data").joinpath("vocabulary", "gpt2.tiktoken")
+    return _encoding(file, pattern, {"<|endoftext|>": VOCABULARIES["gpt2"].eot}, VOCABULARIES["gpt2"].sha256)
+
+
+def _encoding(file: Any, pattern: str, special: dict[str, int], sha256: str = "") -> Any:
+    """A `tiktoken.Encoding` of a rank file; `pattern` cuts text into words to merge."""
     import tiktoken
 
-    vocabulary = VOCABULARIES["gpt2"]
-    file = resources.files("mup_lightning.data").joinpath("vocabulary", RANK_FILE)
-    return tiktoken.Encoding(
-        "mup_lightning_gpt2",
-        pat_str=pattern,
-        mergeable_ranks=read_ranks(file, vocabulary.sha256),
-        special_tokens={"<|endoftext|>": vocabulary.eot},
-        explicit_n_vocab=vocabulary.size,
-    )
+    ranks = read_ranks(file, sha256)
+    try:
+        return tiktoken.Encoding(file.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    except ValueError as error:
+        raise UserError(f"{file}: its pattern is no regular expression that tiktoken reads: {error}") from None

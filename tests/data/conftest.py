@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,24 +23,25 @@ def jsonl(texts):
     return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
 
 
+def write_card(folder, content, file="docs.jsonl", **keys):
+    """Write texts (or bytes) as docs.jsonl, or another file, and their card, into a folder."""
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_bytes(jsonl(content) if isinstance(content, list) else content)
+    card = {
+        "name": "small",
+        "source": {"kind": "jsonl", "files": [file]},
+        "validation": {"fraction": 0.2, "seed": 1},
+        "licence": "none",
+        **keys,
+    }
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    return load_card(folder / "card.yaml")
+
+
 @pytest.fixture
 def make_card(tmp_path):
-    """make_card(texts or bytes, **keys): writes docs.jsonl (or another file) and its card."""
-
-    def make(content, file="docs.jsonl", **keys):
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_bytes(jsonl(content) if isinstance(content, list) else content)
-        card = {
-            "name": "small",
-            "source": {"kind": "jsonl", "files": [file]},
-            "validation": {"fraction": 0.2, "seed": 1},
-            "licence": "none",
-            **keys,
-        }
-        (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
-        return load_card(tmp_path / "card.yaml")
-
-    return make
+    """make_card(texts or bytes, **keys): see `write_card`."""
+    return partial(write_card, tmp_path)
 
 
 @pytest.fixture

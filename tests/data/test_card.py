@@ -23,10 +23,14 @@ def write(folder, **changes):
     return path
 
 
-def test_a_good_card(tmp_path):
-    card = load_card(write(tmp_path))
+def test_a_good_card_as_other_programs_write_it(tmp_path):
+    """With a byte order mark, and numbers that YAML takes for text."""
+    path = write(tmp_path, validation={"fraction": "2e-1"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"'2e-1'", b"2e-1"))
+    card = load_card(path)
     assert card.source.files == ["a.jsonl"]  # one file needs no list
     assert (card.text_column, card.on_bad_document, card.sections) == ("text", "skip", None)
+    assert card.validation.fraction == 0.2
 
 
 @pytest.mark.parametrize(
@@ -115,13 +119,6 @@ def test_a_home_folder_is_found_and_a_folder_is_told_how_to_be_written(tmp_path,
         card = load_card(write(tmp_path, source={"kind": kind, "files": files}))
         with pytest.raises(UserError, match=f"which is a folder; expected files, such as .*{re.escape(example)}"):
             card.input_files()
-
-
-def test_a_card_as_other_programs_write_it(tmp_path):
-    """With a byte order mark, and numbers that YAML takes for text."""
-    path = write(tmp_path, validation={"fraction": "2e-1"})
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"'2e-1'", b"2e-1"))
-    assert load_card(path).validation.fraction == 0.2
 
 
 def test_the_shipped_cards_load():

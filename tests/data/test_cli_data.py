@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -38,15 +39,24 @@ def test_prepare_verify_show(make_card, tmp_path, monkeypatch, capsys):
     assert main([*other, "--force"]) == 0
 
 
-def test_the_order_of_samples_and_help_import_nothing_heavy():
-    code = (
-        "import sys\n"
-        "import mup_lightning.data.sampler\n"
-        "from mup_lightning.cli.main import main\n"
-        "main(['data', 'prepare', '--help'])\n"
-        "heavy = {'torch', 'datasets', 'tiktoken', 'lightning', 'pyarrow'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+COLD = """
+import sys
+import mup_lightning.data.sampler
+from mup_lightning.cli.main import main
+main(["data", "prepare", "--help"])
+heavy = {"torch", "datasets", "tiktoken", "lightning", "pyarrow"} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(main(["data", "prepare", sys.argv[1], "--out", sys.argv[2], "--quiet"]))
+"""
+
+
+def test_help_imports_nothing_heavy_and_no_cache_is_left_behind(make_card, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HOME"}
+    for name in ("HOME", "TMPDIR"):
+        (tmp_path / name).mkdir()
+        environment[name] = str(tmp_path / name)
+    command = [sys.executable, "-c", COLD, str(make_card(documents(30)).path), str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "example:" in done.stdout
+    assert not any(list((tmp_path / name).iterdir()) for name in ("HOME", "TMPDIR"))

@@ -25,9 +25,10 @@ def expected(counters):
     return [tokens[16 * run[c] : 16 * run[c] + 17].tolist() for c in counters]
 
 
-def module(corpus, max_steps=STEPS, context=CONTEXT, seed=SEED, **config):
-    config = {"path": str(corpus), "tokenizer": "bytes", "batch_size": BATCH, "micro_batch": 3, **config}
-    return TokenDataModule(DataConfig(**config), context, seed, max_steps)
+def module(corpus, max_steps=STEPS, **config):
+    path = corpus if isinstance(corpus, dict) else str(corpus)
+    config = {"path": path, "tokenizer": "bytes", "batch_size": BATCH, "micro_batch": 3, **config}
+    return TokenDataModule(DataConfig(**config), CONTEXT, SEED, max_steps)
 
 
 class Recorder(pl.LightningModule):
@@ -96,34 +97,34 @@ def check_steps(seen, first, last):
     assert by_step == {step: list(range(step * BATCH, (step + 1) * BATCH)) for step in range(first, last)}
 
 
-@pytest.mark.parametrize(("workers", "micro_batch"), [(0, 12), (0, 3), (2, 4)])
-def test_a_run_reads_what_the_order_says(corpus, workers, micro_batch):
-    data = module(corpus, workers=workers, micro_batch=micro_batch)
-    recorder, trainer = fit(data, BATCH // micro_batch)
-    check_steps(recorder.seen, 0, STEPS)
-    assert (trainer.global_step, trainer.current_epoch) == (STEPS, 1)
-    assert trainer.num_training_batches == STEPS * BATCH // micro_batch
-
-
-# After 16 micro-batches of 3 step 4 has ended; 18 are in the middle of step 5.
-@pytest.mark.parametrize(("workers", "micro_batch", "after"), [(0, 3, 16), (0, 1, 18), (2, 12, 18), (2, 3, 18)])
-def test_a_resumed_run_reads_each_sample_once(corpus, tmp_path, workers, micro_batch, after):
-    path = tmp_path / "middle.ckpt"
-    before, _ = fit(module(corpus, workers=workers), 4, [SaveInside(after, path)])
-    check_steps(before.seen[:16], 0, 4)
-    rest, trainer = fit(module(corpus, micro_batch=micro_batch), BATCH // micro_batch, ckpt_path=path)
-    check_steps(rest.seen, 4, STEPS)
-    assert (trainer.global_step, trainer.current_epoch) == (STEPS, 1)
-
-
-@pytest.mark.parametrize(("planned", "micro_batch"), [(5, 3), (5, 1), (STEPS, 6)])  # stopped there, or 5 in all
-def test_a_run_that_ended_can_be_prolonged(corpus, tmp_path, planned, micro_batch):
-    path = tmp_path / "end.ckpt"
-    first, trainer = fit(module(corpus, max_steps=planned), 4, max_steps=5)
-    check_steps(first.seen, 0, 5)
-    trainer.save_checkpoint(path)
-    rest, trainer = fit(module(corpus, micro_batch=micro_batch), BATCH // micro_batch, ckpt_path=path)
-    check_steps(rest.seen, 5, STEPS)
+@pytest.mark.parametrize(
+    ("workers", "before", "after", "stop"),
+    [
+        (0, 12, 3, "planned 5"),  # a run that ended is prolonged,
+        (2, 4, 1, "planned 5"),
+        (0, 3, 6, "stopped at 5"),
+        (0, 3, 3, 16),  # or one that was stopped goes on: step 4 has ended,
+        (0, 3, 1, 18),  # or in the middle of step 5
+        (2, 3, 12, 18),
+        (2, 3, 3, 18),
+    ],
+)
+def test_a_run_and_its_continuation_read_what_the_order_says(corpus, tmp_path, workers, before, after, stop):
+    """In micro-batches of the sizes `before` and `after`; `stop` is a number of micro-batches."""
+    path = tmp_path / "any.ckpt"
+    data = module(corpus, workers=workers, micro_batch=before, max_steps=5 if stop == "planned 5" else STEPS)
+    if isinstance(stop, str):
+        first, trainer = fit(data, BATCH // before, max_steps=5)
+        assert (trainer.global_step, trainer.current_epoch) == (5, 1)
+        assert trainer.num_training_batches == data.max_steps * BATCH // before
+        trainer.save_checkpoint(path)
+    else:
+        first, _ = fit(data, BATCH // before, [SaveInside(stop, path)])
+    whole = 5 if isinstance(stop, str) else 4
+    check_steps(first.seen[: whole * BATCH // before], 0, whole)
+    rest, trainer = fit(module(corpus, micro_batch=after, workers=workers), BATCH // after, ckpt_path=path)
+    check_steps(rest.seen, whole, STEPS)
+    assert (trainer.global_step, trainer.current_epoch) == (STEPS, 2 if isinstance(stop, str) else 1)
 
 
 def rank_batches(corpus, rank, world_size, micro_batch, finished=0):

@@ -9,12 +9,14 @@ import torch
 
 from mup_lightning.config.data import DataConfig
 from mup_lightning.config.load import build_config
-from mup_lightning.data.datamodule import MicroBatches, TokenDataModule
+from mup_lightning.data.datamodule import MicroBatches
 from mup_lightning.data.mixture import Corpora, source_of
 from mup_lightning.data.shards import Manifest, TokenStore, manifest_hash
 from mup_lightning.errors import UserError
 from mup_lightning.typed import Raw, convert, hints
-from tests.data.test_sampler import brute_force_run
+
+from .test_datamodule import SEED, module
+from .test_sampler import brute_force_run
 
 SHARES = [
     ["0.7", "0.3"],
@@ -45,7 +47,7 @@ def test_every_stretch_has_the_proportions(shares):
     ]
 
 
-CONTEXT, SEED, SAMPLES = 16, 7, {"a": 62, "b": 24, "c": 31}
+SAMPLES = {"a": 62, "b": 24, "c": 31}
 
 
 @pytest.fixture
@@ -53,13 +55,6 @@ def corpora(make_corpus):
     """Folder -> weight of three corpora of different sizes and, by their length, different text."""
     sizes = {"a": 1000, "b": 400, "c": 500}
     return {str(make_corpus(name=name, train=sizes[name], val=200 + i)): 5 - i for i, name in enumerate(SAMPLES)}
-
-
-def module(path, **config):
-    config = {"path": path, "tokenizer": "bytes", "batch_size": 12, "micro_batch": 3, **config}
-    data = TokenDataModule(DataConfig(**config), CONTEXT, SEED, 9)
-    data.setup()
-    return data
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 12), (1, 1), (3, 2), (4, 3)])
@@ -88,16 +83,6 @@ def test_samples_depend_on_their_counter_alone(corpora, world_size, micro_batch)
     assert list(corpora)[source_of(70, remaining)[0]] in text
 
 
-def test_one_corpus_in_a_mixture_is_that_corpus(corpora):
-    folder = next(iter(corpora))
-    plain, mixed = module(folder), module({folder: 0.3})
-    batches = [data.train_dataloader().dataset for data in (plain, mixed)]
-    for number in (0, 50):
-        assert torch.equal(batches[0][number]["tokens"], batches[1][number]["tokens"])
-    assert mixed.corpora.hash == plain.corpora.hash
-    assert plain.corpora.hash == manifest_hash(Manifest.load(folder))
-
-
 def test_the_corpora_of_a_mixture(corpora):
     """Whatever changes the order of samples changes the hash; losses are means by share; names tell them apart."""
     config = DataConfig(path=corpora, tokenizer="bytes")
@@ -114,6 +99,11 @@ def test_the_corpora_of_a_mixture(corpora):
     assert found.epochs(2400) == pytest.approx(2400 * 4 / 12 / 400)
     assert found.validation_tokens(None) == 200 + 201 + 202
     assert found.validation_tokens(201) == 200 + 201 + 201
+    plain, mixed = (module(path) for path in (folders[0], {folders[0]: 0.3}))  # alone in a mixture
+    for number in (0, 50):
+        batches = [MicroBatches(data.samples, 3)[number]["tokens"] for data in (plain, mixed)]
+        assert torch.equal(*batches)
+    assert mixed.corpora.hash == plain.corpora.hash == manifest_hash(Manifest.load(folders[0]))
 
 
 def test_a_mixture_as_it_is_typed(corpora):

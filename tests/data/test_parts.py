@@ -4,6 +4,7 @@ import gzip
 import random
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pyarrow
@@ -11,15 +12,15 @@ import pyarrow.parquet
 import pytest
 
 from mup_lightning.cli.main import main
-from mup_lightning.data import parts as parts_module
 from mup_lightning.data.duplicates import Seen, hashes_of
 from mup_lightning.data.parts import join, part_of
+from mup_lightning.data.prepare import Making
 from mup_lightning.data.shards import SplitWriter
 from mup_lightning.errors import UserError
 
 from .conftest import contents, documents, jsonl, run, texts_of
 from .test_documents import zst
-from .test_prepare import KilledError, interrupted
+from .test_prepare import interrupted, with_copies
 
 
 def written(folder, layout, texts, files=5):
@@ -41,19 +42,19 @@ def written(folder, layout, texts, files=5):
     return {"kind": "parquet" if layout == "parquet" else "jsonl", "files": f"{folder.name}/*.{layout}"}
 
 
-def with_copies(n=500):
-    """Texts of which many come again, near and far, and one that is empty."""
-    texts = documents(n, 15)
-    chance = random.Random(0)
-    return [*texts[: n // 2], "", *chance.choices(texts, k=n // 2), *texts[n // 2 :], *chance.choices(texts, k=40)]
-
-
 CUT = {"max_characters": 60}
 
 
-@pytest.mark.parametrize("deduplicate", [True, False])
 @pytest.mark.parametrize(
-    ("layout", "of"), [("jsonl.zst", 3), ("json.gz", 5), ("parquet", 4), ("parquet", 9), ("hub", 2), ("hub json.gz", 3)]
+    ("layout", "of", "deduplicate"),
+    [
+        ("jsonl.zst", 3, True),
+        ("json.gz", 5, False),
+        ("parquet", 4, False),
+        ("parquet", 9, True),
+        ("hub", 2, True),
+        ("hub json.gz", 3, False),
+    ],
 )
 def test_parts_make_the_same_corpus(make_card, tmp_path, layout, of, deduplicate):
     """Bit for bit, manifest and record included, wherever shards begin and copies lie."""
@@ -94,37 +95,17 @@ def test_processes_of_this_machine(make_card, tmp_path, capsys):
     assert "expected I/N with I from 1 to N" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("owner", ["append", "finish"])
-def test_a_join_that_was_killed_begins_anew(make_card, tmp_path, monkeypatch, owner):
+@pytest.mark.parametrize(("owner", "name", "at"), [(SplitWriter, "append", 300), (Making, "finish", 1)])
+def test_a_join_that_was_killed_begins_anew(make_card, tmp_path, monkeypatch, owner, name, at):
     card = make_card([], source=written(tmp_path / "source", "jsonl.zst", with_copies()), deduplicate=True)
     run(card, tmp_path / "whole", shard_tokens=9_000)
     out = tmp_path / "out"
     for number in (1, 2):
         run(card, part_of(out, (number, 2)), share=(number, 2))
-    with monkeypatch.context() as patch:
-        where = (SplitWriter, "append") if owner == "append" else (parts_module, "finish")
-        original, calls = getattr(*where), []
-
-        def killed(*args, **options):
-            calls.append(1)
-            if owner == "finish" or len(calls) == 300:
-                raise KilledError
-            return original(*args, **options)
-
-        patch.setattr(*where, killed)
-        with pytest.raises(KilledError):
-            join(card, out, 2, "bytes", shard_tokens=9_000)
-    join(card, out, 2, "bytes", shard_tokens=9_000)
+    again = partial(join, card, out, 2, "bytes", 9_000)
+    interrupted(monkeypatch, again, owner, name, at, before=True)
+    again()
     assert contents(out) == contents(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("at", [3, 400, 700])
-def test_a_deduplication_that_was_killed_ends_in_the_same_bytes(make_card, tmp_path, monkeypatch, at):
-    card = make_card(with_copies(900), deduplicate=True)
-    run(card, tmp_path / "whole", shard_tokens=9_000)
-    interrupted(monkeypatch, card, tmp_path / "out", SplitWriter, "append", at)
-    run(card, tmp_path / "out", shard_tokens=9_000)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_parts_that_do_not_fit(make_card, tmp_path):
@@ -154,23 +135,23 @@ def test_what_was_seen_before_is_known():
     assert sum(run.nbytes for run in seen._runs) == 8 * len(known)
 
 
-PEAK = """
+PEAKS = """
 import re, sys
 from pathlib import Path
 from mup_lightning.data.card import load_card
 from mup_lightning.data.prepare import prepare
-prepare(load_card(sys.argv[1]), Path(sys.argv[2]), "bytes", progress=False)
-print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+for out in ("small", "large"):
+    prepare(load_card(f"{out}/card.yaml"), Path(out), "bytes", progress=False)
+    print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 
 def test_memory_does_not_grow_with_the_text(make_card, tmp_path):
-    peaks = []
-    for megabytes in (8, 32):  # the first few are what buffers hold
-        text = " ".join(documents(1, 400))
-        card = make_card(jsonl([f"{i} {text}" for i in range(megabytes * 1_000_000 // len(text))]))
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK, str(card.path), str(tmp_path / str(megabytes))], capture_output=True, text=True
-        )
-        peaks.append(int(done.stdout))
-    assert peaks[1] < 1.1 * peaks[0], peaks
+    text = " ".join(documents(1, 400))
+    for name, megabytes in (("small", 8), ("large", 32)):  # the first few are what buffers hold
+        lines = jsonl([f"{i} {text}" for i in range(megabytes * 1_000_000 // len(text))])
+        make_card(lines, file=f"{name}/docs.jsonl", source={"kind": "jsonl", "files": "docs.jsonl"})
+        (tmp_path / "card.yaml").rename(tmp_path / name / "card.yaml")
+    done = subprocess.run([sys.executable, "-c", PEAKS], cwd=tmp_path, capture_output=True, text=True)
+    small, large = map(int, done.stdout.split())
+    assert large < 1.1 * small

@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from mup_lightning.data.sources import note_changes
 from mup_lightning.data.tokenizer import Tokenizer
 from mup_lightning.errors import UserError
 
-from .conftest import contents, documents, flip_a_bit, jsonl, run, texts_of, with_bad_lines
+from .conftest import contents, documents, flip_a_bit, jsonl, run, texts_of, with_bad_lines, write_card
 
 AUSTEN = {
     "gpt2": ("e33b0f6af07f0a88067a1b52a2602e454fe8151bad4ddc758b82626e9bbcedf8", 949_556, 43_806, 6.4983),
@@ -71,7 +73,12 @@ def test_a_finished_corpus_is_left_alone(make_card, tmp_path, monkeypatch):
     first = run(card, out)
     before = contents(out)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "DocumentReader", None)  # must not be needed
+        for owner, name in (
+            (prepare_module, "DocumentReader"),
+            (sources_module, "file_sha256"),
+            (Tokenizer, "encode_batch"),
+        ):
+            patch.setattr(owner, name, None)  # must not be needed
         assert run(card, out) == first
     assert run(make_card(documents(40), licence="another", description="more"), out) == first
     with pytest.raises(UserError, match=r"already holds the corpus 'small' \(bytes\).*--force"):
@@ -166,14 +173,6 @@ def test_a_source_that_may_not_be_read_is_taken_for_one_that_is_not_here(make_ca
     assert capsys.readouterr().err.count("note:") == 1  # a file of another size is not read
 
 
-def test_unchanged_files_are_not_read_again(make_card, tmp_path, monkeypatch):
-    card = make_card(documents(40))
-    first = run(card, tmp_path / "out")
-    monkeypatch.setattr(sources_module, "file_sha256", None)
-    monkeypatch.setattr(Tokenizer, "encode_batch", None)
-    assert run(card, tmp_path / "out") == first
-
-
 def test_files_that_change_while_they_are_read_are_refused(make_card, tmp_path, monkeypatch):
     card = make_card(documents(40))
     original = prepare_module.unigram_loss
@@ -195,26 +194,12 @@ def test_folders_that_cannot_be_used(make_card, tmp_path):
         run(make_card(documents(30)), tmp_path / "file" / "out")
 
 
-def test_no_cache_is_left_behind(make_card, tmp_path):
-    card = make_card(documents(30))
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HOME"}
-    for name in ("HOME", "TMPDIR"):
-        (tmp_path / name).mkdir()
-        environment[name] = str(tmp_path / name)
-    code = (
-        "import sys; from mup_lightning.cli.main import main\n"
-        f"sys.exit(main(['data', 'prepare', {str(card.path)!r}, '--out', {str(tmp_path / 'out')!r}, '--quiet']))\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    assert not any(list((tmp_path / name).iterdir()) for name in ("HOME", "TMPDIR"))
-
-
 class KilledError(BaseException):
     pass
 
 
-def interrupted(monkeypatch, card, folder, owner, name, at, before=False, error=KilledError, shard_tokens=9_000):
-    """Run `prepare` until owner.name fails at its `at`-th call, before or after doing its work; return the error."""
+def interrupted(monkeypatch, prepare, owner, name, at, before=False, error=KilledError):
+    """Prepare until owner.name fails at its `at`-th call, before or after doing its work; return the error."""
     original, calls = getattr(owner, name), []
 
     def patched(*args, **kwargs):
@@ -227,83 +212,110 @@ def interrupted(monkeypatch, card, folder, owner, name, at, before=False, error=
     with monkeypatch.context() as context:
         context.setattr(owner, name, patched)
         with pytest.raises((KilledError, UserError)) as caught:
-            run(card, folder, shard_tokens=shard_tokens)
+            prepare()
     return caught.value
 
 
+def with_copies(n=500):
+    """Texts of which many come again, near and far, and one that is empty."""
+    texts = documents(n, 15)
+    chance = random.Random(0)
+    return [*texts[: n // 2], "", *chance.choices(texts, k=n // 2), *texts[n // 2 :], *chance.choices(texts, k=40)]
+
+
+LONG = with_bad_lines() + jsonl(with_copies(900))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Whether copies are left out -> a card of LONG, and what its corpus holds that was never interrupted."""
+    found = {}
+    for deduplicate in (False, True):
+        folder = tmp_path_factory.mktemp("whole")
+        card = write_card(folder, LONG, deduplicate=deduplicate)
+        run(card, folder / "out", shard_tokens=9_000)
+        found[deduplicate] = card, contents(folder / "out")
+        assert len(found[deduplicate][1]) > 5
+    return found
+
+
 @pytest.mark.parametrize(
-    ("owner", "name", "at", "before"),
+    ("owner", "name", "at", "before", "deduplicate"),
     [
-        (SplitWriter, "append", 1, True),  # before the first journal
-        (SplitWriter, "append", 333, False),
-        (SplitWriter, "close_shard", 3, False),  # a shard is whole, but no journal knows it
-        (prepare_module, "write_json", 2, True),  # the journal
-        (prepare_module, "write_json", 2, False),
-        (prepare_module, "unigram_loss", 1, True),  # every shard is finished, the manifest is not
-        (Manifest, "save", 1, False),
-        (SplitWriter, "sync", 6, True),  # the disk is full
+        (SplitWriter, "append", 1, True, False),  # before the first journal
+        (SplitWriter, "append", 3, False, True),
+        (SplitWriter, "append", 333, False, False),
+        (SplitWriter, "append", 400, False, True),
+        (SplitWriter, "append", 700, False, True),
+        (SplitWriter, "close_shard", 3, False, False),  # a shard is whole, but no journal knows it
+        (prepare_module, "write_json", 2, True, True),  # the journal
+        (prepare_module, "write_json", 2, False, False),
+        (prepare_module, "unigram_loss", 1, True, False),  # every shard is finished, the manifest is not
+        (Manifest, "save", 1, False, True),
+        (SplitWriter, "sync", 6, True, False),  # the disk is full
     ],
 )
-def test_killed_and_resumed_gives_the_same_bytes(make_card, tmp_path, monkeypatch, owner, name, at, before):
-    card = make_card(with_bad_lines() + jsonl(documents(900, 15)))
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run(card, whole, shard_tokens=9_000)
-    assert len(contents(whole)) > 5
+def test_killed_and_resumed_gives_the_same_bytes(monkeypatch, whole, owner, name, at, before, deduplicate):
+    card, wanted = whole[deduplicate]
+    broken = card.path.parent / f"{name}-{at}-{before}"
     error = OSError(errno.ENOSPC, "No space left on device") if name == "sync" else KilledError("killed")
-    said = str(interrupted(monkeypatch, card, broken, owner, name, at, before, error))
+    prepare = partial(run, card, broken, shard_tokens=9_000)
+    said = str(interrupted(monkeypatch, prepare, owner, name, at, before, error))
     assert said == "killed" or re.search("No space left .* run the same command again", said)
-    resumed = run(card, broken, shard_tokens=9_000)
-    assert contents(broken) == contents(whole)
-    assert resumed == Manifest.load(whole)
+    assert prepare() == Manifest.load(broken)
+    assert contents(broken) == wanted
 
 
 def test_resuming_does_not_start_again(make_card, tmp_path, monkeypatch):
-    card = make_card(documents(900, 15))
-    interrupted(monkeypatch, card, tmp_path / "out", prepare_module, "write_json", 2)
+    prepare = partial(run, make_card(documents(900, 15)), tmp_path / "out", shard_tokens=9_000)
+    interrupted(monkeypatch, prepare, prepare_module, "write_json", 2)
     encoded = []
     original = Tokenizer.encode_batch
     monkeypatch.setattr(Tokenizer, "encode_batch", lambda s, t: encoded.extend(t) or original(s, t))
-    run(card, tmp_path / "out", shard_tokens=9_000)
+    prepare()
     assert 0 < len(encoded) < 700
 
 
-def test_sigkill_and_resume(make_card, tmp_path):
-    card = make_card(documents(900, 15))
-    code = (
-        "import os, signal\n"
-        "from pathlib import Path\n"
-        "from mup_lightning.data.card import load_card\n"
-        "from mup_lightning.data.prepare import SplitWriter, prepare\n"
-        "original, calls = SplitWriter.append, [0]\n"
-        "def patched(*args):\n"
-        "    original(*args)\n"
-        "    calls[0] += 1\n"
-        "    if calls[0] == 640: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "SplitWriter.append = patched\n"
-        f"prepare(load_card({str(card.path)!r}), Path({str(tmp_path / 'broken')!r}), 'bytes', 9000, progress=False)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+KILL = """
+import os, signal, sys
+from pathlib import Path
+from mup_lightning.data.card import load_card
+from mup_lightning.data.prepare import SplitWriter, prepare
+original, calls = SplitWriter.append, [0]
+def patched(*args):
+    original(*args)
+    calls[0] += 1
+    if calls[0] == 640: os.kill(os.getpid(), signal.SIGKILL)
+SplitWriter.append = patched
+prepare(load_card(sys.argv[1]), Path(sys.argv[2]), "bytes", 9000, progress=False)
+"""
+
+
+def test_sigkill_and_resume(whole):
+    card, wanted = whole[False]
+    broken = card.path.parent / "killed"
+    done = subprocess.run([sys.executable, "-c", KILL, str(card.path), str(broken)], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert "journal.json" in contents(tmp_path / "broken")
-    run(card, tmp_path / "broken", shard_tokens=9_000)
-    run(card, tmp_path / "whole", shard_tokens=9_000)
-    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    assert "journal.json" in contents(broken)
+    run(card, broken, shard_tokens=9_000)
+    assert contents(broken) == wanted
 
 
 def test_a_shard_begun_after_the_journal_is_begun_again(make_card, tmp_path, monkeypatch):
     texts = sorted(documents(900, 15), key=lambda text: is_validation(text, Validation(0.2, seed=1)))  # train first
     card = make_card(texts)
     run(card, tmp_path / "whole", shard_tokens=30_000)
-    interrupted(monkeypatch, card, tmp_path / "out", SplitWriter, "append", 760, shard_tokens=30_000)
+    prepare = partial(run, card, tmp_path / "out", shard_tokens=30_000)
+    interrupted(monkeypatch, prepare, SplitWriter, "append", 760)
     assert json.loads((tmp_path / "out" / "journal.json").read_text())["manifest"]["splits"]["val"]["tokens"] == 0
     assert (tmp_path / "out" / "val-00000.bin").exists()
-    run(card, tmp_path / "out", shard_tokens=30_000)
+    prepare()
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_an_unfinished_corpus_that_cannot_be_continued(make_card, tmp_path, monkeypatch):
     card, out = make_card(documents(900, 15)), tmp_path / "out"
-    interrupted(monkeypatch, card, out, prepare_module, "write_json", 2)
+    interrupted(monkeypatch, partial(run, card, out, shard_tokens=9_000), prepare_module, "write_json", 2)
     with pytest.raises(UserError, match=r"holds the corpus 'small' .*of another source.*--force"):
         run(make_card(documents(901, 15)), out, shard_tokens=9_000)
     card = make_card(documents(900, 15))

@@ -10,7 +10,7 @@ from mup_lightning.data.shards import Manifest, TokenStore, check_vocabulary, ma
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_json, write_json
 
-from .conftest import expected_tokens, flip_a_bit
+from .conftest import expected_tokens
 
 
 def edit_manifest(folder, **changes):
@@ -45,28 +45,25 @@ def test_a_store_travels_without_its_tokens(make_corpus):
     assert pickle.loads(data).windows(start, 20).tolist() == store.windows(start, 20).tolist()
 
 
-def test_missing(corpus, tmp_path):
-    for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(UserError, match=r"no prepared corpus at .* mup-lightning data prepare data/austen"):
-            TokenStore.open(folder, "train")
-    (corpus / "train-00001.bin").unlink()
-    with pytest.raises(UserError, match=r"train-00001\.bin is missing"):
+@pytest.mark.parametrize(
+    ("damage", "message", "verify"),
+    [
+        (None, "is missing; copy the corpus again", False),
+        (lambda data: data[:-1], "has 599 bytes, expected 600", False),
+        (lambda data: data + b"12", "has 602 bytes, expected 600", True),
+        (lambda data: bytes([data[0] ^ 1]) + data[1:], "is damaged: its sha256 is", True),
+    ],
+)
+def test_damaged_shards_are_named(corpus, damage, message, verify):
+    path = corpus / "train-00001.bin"
+    data = path.read_bytes()
+    path.unlink()
+    if damage:
+        path.write_bytes(damage(data))
+    with pytest.raises(UserError, match=rf"train-00001\.bin {message}"):
+        TokenStore.open(corpus, "train", verify)
+    if "sha256" in message:
         TokenStore.open(corpus, "train", verify=False)
-
-
-def test_damaged_shards_are_named(corpus):
-    path = corpus / "train-00002.bin"
-    whole = path.read_bytes()
-    for content, message in ((whole[:-1], "599 bytes, expected 600"), (whole + b"12", "602 bytes, expected 600")):
-        path.write_bytes(content)
-        for verify in (True, False):
-            with pytest.raises(UserError, match=rf"train-00002\.bin has {message}"):
-                TokenStore.open(corpus, "train", verify=verify)
-    path.write_bytes(whole)
-    flip_a_bit(path)
-    with pytest.raises(UserError, match=r"train-00002\.bin is damaged: its sha256 is"):
-        TokenStore.open(corpus, "train")
-    TokenStore.open(corpus, "train", verify=False)
     TokenStore.open(corpus, "val")
 
 
@@ -81,16 +78,19 @@ def test_an_id_beyond_the_vocabulary_is_found_by_place(corpus):
 @pytest.mark.parametrize(
     "changes", [{"format_version": 2}, {"dtype": "<u4"}, {"extra": 1}, {"splits": {"train": 3}}, "{", "[]", "null"]
 )
-def test_other_formats_are_refused(corpus, changes):
+def test_other_formats_are_refused(corpus, tmp_path, changes):
     if isinstance(changes, dict):
         edit_manifest(corpus, **changes)
     else:
         (corpus / "manifest.json").write_text(changes)
     with pytest.raises(UserError, match=r"manifest\.json"):
         Manifest.load(corpus)
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError, match=r"no prepared corpus at .* mup-lightning data prepare data/austen"):
+            TokenStore.open(folder, "train")
 
 
-def test_another_vocabulary_is_refused(corpus):
+def test_another_vocabulary_is_refused_and_has_another_hash(corpus, make_corpus):
     manifest = Manifest.load(corpus)
     check_vocabulary(manifest, "bytes")
     with pytest.raises(UserError, match=r"has another vocabulary: tokenizer 'bytes' \(256 .*'gpt2' \(50257"):
@@ -98,13 +98,10 @@ def test_another_vocabulary_is_refused(corpus):
     manifest.vocab_hash = "0" * 64
     with pytest.raises(UserError, match="another vocabulary"):
         check_vocabulary(manifest, "bytes")
-
-
-def test_the_hash_follows_the_contents_only(make_corpus):
-    one, same = Manifest.load(make_corpus(name="a")), Manifest.load(make_corpus(name="b"))
-    longer = Manifest.load(make_corpus(val=201, name="c"))
+    corpora = [make_corpus(name=name, val=val) for name, val in (("a", 200), ("b", 200), ("c", 201))]
+    one, same, longer = map(Manifest.load, corpora)
     assert manifest_hash(one) == manifest_hash(same) != manifest_hash(longer)
-    same.vocab_hash = "0"
+    same.vocab_hash = "0"  # it follows the contents only
     assert manifest_hash(one) != manifest_hash(same)
 
 
@@ -117,10 +114,8 @@ def test_unigram_loss_by_hand(make_corpus):
 
 def test_a_corpus_of_an_earlier_version_is_read(corpus):
     """Its splits do not say the length of their text."""
-    path = corpus / "manifest.json"
-    manifest = read_json(path, "a manifest")
-    for split in manifest["splits"].values():
-        assert split.pop("text_bytes") == 0
-    write_json(path, manifest)
+    splits = read_json(corpus / "manifest.json", "a manifest")["splits"]
+    assert [split.pop("text_bytes") for split in splits.values()] == [0, 0]
+    edit_manifest(corpus, splits=splits)
     assert Manifest.load(corpus).splits["val"].text_bytes is None
     assert len(TokenStore.open(corpus, "train")) == 1000

@@ -27,35 +27,18 @@ def gpt2():
     return Tokenizer("gpt2")
 
 
-def test_known_ids(gpt2):
-    [ids] = gpt2.encode_batch(["Hello world"])
-    assert ids.dtype == np.uint16
-    assert ids.tolist() == [15496, 995]
-
-
 def test_words_are_cut_as_gpt2_does(gpt2):
-    # What the definition says: a word takes one leading blank, a run of blanks leaves its last one to the word after
-    # it, contractions, letters, digits and other signs do not mix.
-    pieces = [gpt2.decode([i]) for i in gpt2.encode_batch(["  it's 2x!\n\n the"])[0]]
+    """What the definition says: a word takes one leading blank, a run of blanks leaves its last one to the word after
+    it, contractions, letters, digits and other signs do not mix; the end of text in a document is ordinary text.
+    """
+    ids = gpt2.encode("Hello world")
+    assert (ids.dtype, ids.tolist()) == (np.uint16, [15496, 995])
+    pieces = [gpt2.decode([i]) for i in gpt2.encode("  it's 2x!\n\n the")]
     assert pieces == [" ", " it", "'s", " 2", "x", "!", "\n\n", " the"]
-
-
-def test_end_of_text_in_a_document_is_ordinary_text(gpt2):
-    [ids] = gpt2.encode_batch(["a<|endoftext|>b"])
-    assert gpt2.eot not in ids.tolist()
+    ids = gpt2.encode("a<|endoftext|>b")
+    assert gpt2.eot not in ids
     assert gpt2.decode(ids) == "a<|endoftext|>b"
     assert gpt2.decode([gpt2.eot]) == "<|endoftext|>"
-
-
-@pytest.mark.parametrize("name", ["gpt2", "bytes"])
-def test_round_trip(name):
-    tokenizer = Tokenizer(name)
-    texts = ["", " ", "naïve café — 東京 🙂\r\n\ttabs", "x" * 5000, "\n" * 300, *[f"text {i}" for i in range(500)]]
-    encoded = tokenizer.encode_batch(texts)
-    assert [tokenizer.decode(ids) for ids in encoded] == texts
-    assert [tokenizer.lengths[ids].sum() for ids in encoded] == [len(text.encode()) for text in texts]
-    assert (tokenizer.lengths.shape, tokenizer.lengths[tokenizer.eot]) == ((VOCABULARIES[name].size,), 0)
-    assert all(ids.dtype == np.uint16 and (ids.size == 0 or ids.max() < VOCABULARIES[name].size) for ids in encoded)
 
 
 BLANKS = " \t\n\r\x0b\x0c\x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -65,12 +48,12 @@ def test_long_white_space_is_cut_where_no_token_changes(gpt2, monkeypatch):
     """Against the uncut encoding: short runs with a low limit, all characters with \\s of the engine or of Python."""
     chance = random.Random(0)
     signs = [*BLANKS, *"\x1c\x1f\u180e\u200b\ufeff", *"ab1.'s—é东", " ", " ", "\n", "  \n\n", "\t\t\t\t"]
-    texts = ["".join(chance.choices(signs, k=chance.randrange(40))) for _ in range(3000)]
+    texts = ["".join(chance.choices(signs, k=chance.randrange(40))) for _ in range(1000)]
     texts += [
-        f"{before}{blank * 20_000}{after}" for blank in BLANKS for before in ("", "a") for after in ("", "a", "1.")
+        f"{before}{blank * 2_000}{after}" for blank in BLANKS for before in ("", "a") for after in ("", "a", "1.")
     ]
     whole = gpt2.encode_batch(texts)
-    for limit in (1, 2, 3, 8, 10_000):
+    for limit in (1, 2, 3, 8, 1_000):
         monkeypatch.setattr(tokenizer_module, "LONGEST_BLANK", limit)
         cut = gpt2.encode_batch(texts)
         assert all(np.array_equal(a, b) for a, b in zip(cut, whole, strict=True))
@@ -87,14 +70,6 @@ def test_bytes_are_bytes():
     assert tokenizer.encode_batch(["Aé"])[0].tolist() == [65, 0xC3, 0xA9]
     assert VOCABULARIES["bytes"].sha256 == hashlib.sha256(bytes(range(256))).hexdigest()
     assert tokenizer.decode([0xC3]) == "\ufffd"
-
-
-def test_a_damaged_vocabulary_is_refused(tmp_path):
-    file = tmp_path / "ranks"
-    file.write_bytes(RANKS)
-    assert read_ranks(file, hashlib.sha256(RANKS).hexdigest())[b"the"] == 257
-    with pytest.raises(UserError, match="is damaged"):
-        read_ranks(file, VOCABULARIES["gpt2"].sha256)
 
 
 RANKS = b"".join(
@@ -142,24 +117,31 @@ def described(path, **keys):
 MADE = {"tokenizer.json": byte_level, "llama.json": byte_fallback, "own.yaml": described}
 
 
-@pytest.mark.parametrize(("file", "end"), [("tokenizer.json", END), ("llama.json", "</s>"), ("own.yaml", END)])
-def test_a_vocabulary_from_a_file(tmp_path, file, end):
-    """Text comes back, its own special tokens are text, nothing is put around or cut off; a copy is the same one."""
+@pytest.mark.parametrize(
+    ("source", "end"),
+    [("gpt2", END), ("bytes", "\0"), ("tokenizer.json", END), ("llama.json", "</s>"), ("own.yaml", END)],
+)
+def test_text_comes_back(tmp_path, source, end):
+    """Its own special tokens are text, nothing is put around or cut off; a copy of a file is the same vocabulary."""
     (tmp_path / "mine").mkdir()
-    tokenizer = Tokenizer(MADE[file](tmp_path / "mine" / file))
-    assert tokenizer.name == {"tokenizer.json": "mine"}.get(file, file.partition(".")[0])
-    texts = [*LINES, f"a {end} b", end, "x" * 3000, "", *[f"text {i}" for i in range(100)]]
+    tokenizer = Tokenizer(MADE[source](tmp_path / "mine" / source) if source in MADE else source)
+    assert tokenizer.name == {"tokenizer.json": "mine"}.get(source, source.partition(".")[0])
+    texts = [*LINES, "", " ", "\r\n\ttabs", "x" * 5000, "\n" * 300, *(f"text {i}" for i in range(500))]
+    texts += [f"a {end} b", end] if source != "bytes" else []
     encoded = tokenizer.encode_batch(texts)
     assert [tokenizer.decode(ids) for ids in encoded] == texts
     assert tokenizer.decode([tokenizer.eot]) == end
+    assert tokenizer.lengths.shape == (tokenizer.vocab_size,)
     for text, ids in zip(texts, encoded, strict=True):
         assert ids.dtype == np.dtype("<u2")
         assert tokenizer.eot not in ids
         assert ids.size == 0 or ids.max() < tokenizer.vocab_size
         assert tokenizer.encode(text).tolist() == ids.tolist()
-    assert len(encoded[0]) < len(LINES[0])  # merges are used
-    for text, ids in zip(texts, encoded, strict=True):
         assert tokenizer.lengths[ids].sum() + tokenizer.lengths[tokenizer.eot] * bool(text) == len(text.encode())
+    if source not in MADE:
+        assert (tokenizer.vocab_size, tokenizer.lengths[tokenizer.eot]) == (VOCABULARIES[source].size, 0)
+        return
+    assert len(encoded[0]) < len(LINES[0])  # merges are used
     for copy in ("run", "moved"):
         tokenizer.save(tmp_path / copy)
         tokenizer = Tokenizer.find(tokenizer.reference, tmp_path, tmp_path / copy)
@@ -174,11 +156,7 @@ def test_the_pattern_of_a_public_encoding(tmp_path, gpt2):
     for pattern in ("cl100k_base", "r50k_base", r"\p{L}+|\p{N}|[^\p{L}\p{N}]"):
         found = Tokenizer(described(tmp_path / "own.yaml", pattern=pattern))
         numbers[pattern] = [found.decode([i]) for i in found.encode("the 1231")]
-    assert list(numbers.values()) == [
-        ["the", " ", "123", "1"],
-        ["the", " ", "1231"],
-        ["the", " ", *"1231"],
-    ]
+    assert list(numbers.values()) == [["the", " ", "123", "1"], ["the", " ", "1231"], ["the", " ", *"1231"]]
     copy = tmp_path / "r50k_base.tiktoken"
     with resources.as_file(resources.files("mup_lightning.data") / "vocabulary" / "gpt2.tiktoken") as file:
         shutil.copy(file, copy)
@@ -240,6 +218,9 @@ def test_what_is_no_tokenizer_is_refused_by_name(tmp_path, case):
 
 def test_damaged_ranks_and_a_missing_library_are_refused(tmp_path, monkeypatch):
     path = described(tmp_path / "own.yaml")
+    assert read_ranks(tmp_path / "own.tiktoken", hashlib.sha256(RANKS).hexdigest())[b"the"] == 257
+    with pytest.raises(UserError, match="is damaged"):
+        read_ranks(tmp_path / "own.tiktoken", VOCABULARIES["gpt2"].sha256)
     for content, message in ((b"!! 1\n", "is no rank file"), (RANKS.partition(b"\n")[2], "no token for the byte 0")):
         (tmp_path / "own.tiktoken").write_bytes(content)
         with pytest.raises(UserError, match=message):
