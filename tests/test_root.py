@@ -13,6 +13,8 @@ from mup_lightning.files import check_folder, make_folder, read_json, read_yaml,
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "folder" / "result.json"
     write_json(file, {"loss": 1.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(file, {"loss": math.nan})
 
     def power_cut(descriptor):
         raise OSError("no space left")
@@ -22,12 +24,6 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomic(file, "half of")
     assert read_json(file, "a result") == {"loss": 1.5}
     assert [path.name for path in file.parent.iterdir()] == ["result.json"]
-
-
-def test_numbers_that_json_lacks_are_not_written(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "result.json", {"loss": math.nan})
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

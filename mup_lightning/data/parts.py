@@ -79,7 +79,7 @@ def _joined(card: Card, folder: Path, parts: list[Path], tokenizer: str, shard_t
     card.pin()  # before anything is removed: it may fail
     with working_in(folder):
         (folder / MANIFEST).unlink(missing_ok=True)
-        with making.writing(shard_tokens):
+        with making.writing(shard_tokens, {}):
             for part in parts:
                 _append(part, making, seen)
             return making.finish()

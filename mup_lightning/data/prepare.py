@@ -133,12 +133,12 @@ class Making:
         )
 
     @contextmanager
-    def writing(self, shard_tokens: int, hashes: dict[str, str] | None = None) -> Iterator[None]:
+    def writing(self, shard_tokens: int, hashes: dict[str, str]) -> Iterator[None]:
         """Hold the writers of the splits open; `hashes` are of open shards that an earlier writer has left."""
         with ExitStack() as stack:
             for name, split in self.manifest.splits.items():
-                known, dtype = (hashes or {}).get(name, ""), self.manifest.dtype
-                writer = SplitWriter(self.folder, name, shard_tokens, split, known, dtype)
+                known = hashes.get(name, "")
+                writer = SplitWriter(self.folder, name, shard_tokens, split, known, self.manifest.dtype)
                 self.writers[name] = stack.enter_context(closing(writer))
             self.tokenizer.save(self.folder)
             yield
