@@ -210,7 +210,7 @@ TINY = ["assumptions", *"--width 16 --depths 2,3,4 --seeds 2 --steps 2 --workers
 def test_what_the_verb_writes(tmp_path, corpus, capsys):
     out = tmp_path / "deep" / "folder"
     argv = [*TINY, "--optimizer", "muon_kimi", "--data", str(corpus), "--out", str(out), "--json"]
-    assert main(argv) in (0, 3, 4)
+    assert main([*argv, "--least", "0.1", "--tolerance", "9"]) == 0  # thresholds that everything passes
     result = read_json(out / "assumptions.json", "a result")
     assert len(result["findings"]) == 2 * 4
     assert len(result["runs"]) == 2 * 3 * 2
@@ -220,11 +220,10 @@ def test_what_the_verb_writes(tmp_path, corpus, capsys):
     assert all((out / f"assumptions_{name}.png").read_bytes().startswith(b"\x89PNG") for name in CLAIMS)
 
 
-@pytest.mark.parametrize(("least", "tolerance", "statuses"), [(0.1, 9, [0]), (0.9999, 9, [3]), (0.1, 1e-6, [3, 4])])
-def test_the_exit_status_is_the_verdict(tmp_path, least, tolerance, statuses):
-    """With thresholds that everything passes, that no ratio passes, and that no exponent passes."""
+def test_the_exit_status_is_the_verdict(tmp_path):
+    """With a threshold that no ratio passes."""
     argv = [*TINY, "--network", "mlp", "--optimizer", "adamw", "--out", str(tmp_path)]
-    assert main([*argv, "--least", str(least), "--tolerance", str(tolerance)]) in statuses
+    assert main([*argv, "--least", "0.9999", "--tolerance", "9"]) == 3
 
 
 @pytest.mark.parametrize(
