@@ -47,8 +47,7 @@ class SignRoot(Known):
 
 class FixedDecay(Sign):
     def one(self, p, group):
-        p.mul_(1 - group["weight_decay"]).add_(g := p.grad.sign(), alpha=-group["lr"])
-        assert g.shape == p.shape
+        p.mul_(1 - group["weight_decay"]).add_(p.grad.sign(), alpha=-group["lr"])
 
 
 class LateDecay(Sign):

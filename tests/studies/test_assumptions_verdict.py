@@ -30,18 +30,10 @@ def runs(ratio, noise=0.01, assumption="alignment"):
     return result
 
 
-def test_what_is_flat_passes():
-    found = conclude(runs(lambda L: 20.0), "alignment", SETTINGS)
-    assert found.verdict == "PASS"
-    assert found.sentence.startswith("ratio between 19.")
-    assert len(found.lines) == 3 * (4 + 1)
-    assert {line.label[2] for line in found.lines if line.label[0] == "input"} == {"only"}
-    assert all(abs(line.fit.exponent) < 0.02 for line in found.lines)
-
-
 @pytest.mark.parametrize(
     ("ratio", "assumption", "noise", "least", "verdict", "words"),
     [
+        (lambda L: 20.0, "alignment", 0.01, 0.8, "PASS", "ratio between 19."),
         (lambda L: 20 * (L / 4) ** -0.5, "alignment", 0.01, 0.8, "FAIL", ": L^-0.5"),
         (lambda L: 20 * (L / 4) ** 0.2, "alignment", 0.01, 0.8, "FAIL", "15 of 15 exponents lie outside their bands: "),
         (lambda L: 0.7, "weights", 0.01, 0.8, "FAIL", "; below 0.8 in 15 of 15 lines"),
@@ -56,6 +48,10 @@ def test_verdicts(ratio, assumption, noise, least, verdict, words):
     assert found.verdict == verdict
     assert words in found.sentence
     assert verdict != "FAIL" or {line.verdict for line in found.lines} == {"FAIL"}
+    assert len(found.lines) == 3 * (4 + 1)
+    assert {line.label[2] for line in found.lines if line.label[0] == "input"} == {"only"}
+    if ratio(1) == ratio(64):
+        assert all(abs(line.fit.exponent) < 2 * noise for line in found.lines)
 
 
 def test_noise_in_single_blocks_does_not_leave_it_unclear_but_their_growth_fails():
@@ -179,29 +175,18 @@ def test_a_network_that_violates_an_assumption_is_found_out(monkeypatch):
     assert (bad["weights"], bad["alignment"]) == ("PASS", "FAIL")
 
 
-@pytest.fixture
-def rate(tmp_path):
-    """rate(lr): a file that gives SGD this learning rate."""
-
-    def write(lr):
-        (tmp_path / "rates.yaml").write_text(f"mlp: {{sgd: {lr}}}\ngpt2: {{}}\n")
-        return str(tmp_path / "rates.yaml")
-
-    return write
-
-
-def test_learning_rates_are_those_of_the_file_or_of_the_recipe(rate):
-    """With this one a step is larger than its weight, which turns round."""
-    result = check(tiny(optimizer=["sgd"], warmup=0, steps=2, rates=rate("3.0")))
+def test_learning_rates_are_those_of_the_file_or_of_the_recipe(tmp_path):
+    """With the first one a step is larger than its weight, which turns round; with the second it diverges."""
+    file = tmp_path / "rates.yaml"
+    file.write_text("mlp: {sgd: 3.0}\ngpt2: {}\n")
+    result = check(tiny(optimizer=["sgd"], warmup=0, steps=2, rates=str(file)))
     assert by_name(result)["weights"] == "FAIL"
     assert [(run.shape, run.seed) for run in result.runs] == [((16, L), seed) for L in (2, 4, 8) for seed in (0, 1)]
     assert result.base_lr == {"mlp": {"sgd": 3.0}}
-    assert {config.recipe.lr for _, config in trainings(tiny(optimizer=["adamw"], rates=rate("3.0")))} == {2**-9}
-
-
-def test_a_divergence_is_said(rate):
+    assert {config.recipe.lr for _, config in trainings(tiny(optimizer=["adamw"], rates=str(file)))} == {2**-9}
+    file.write_text("mlp: {sgd: 1.0e+30}\n")
     with pytest.raises(UserError, match=r"sgd diverged in step \d+ of a mlp of width 16 and depth 4 \(seed 0\)"):
-        check(tiny(optimizer=["sgd"], rates=rate("1.0e+30"), depths=[2, 3, 4]))
+        check(tiny(optimizer=["sgd"], rates=str(file), depths=[2, 3, 4]))
 
 
 TINY = ["assumptions", *"--width 16 --depths 2,3,4 --seeds 2 --steps 2 --workers 0".split()]
@@ -210,7 +195,7 @@ TINY = ["assumptions", *"--width 16 --depths 2,3,4 --seeds 2 --steps 2 --workers
 def test_what_the_verb_writes(tmp_path, corpus, capsys):
     out = tmp_path / "deep" / "folder"
     argv = [*TINY, "--optimizer", "muon_kimi", "--data", str(corpus), "--out", str(out), "--json"]
-    assert main(argv) in (0, 3, 4)
+    assert main([*argv, "--least", "0.1", "--tolerance", "9"]) == 0  # thresholds that everything passes
     result = read_json(out / "assumptions.json", "a result")
     assert len(result["findings"]) == 2 * 4
     assert len(result["runs"]) == 2 * 3 * 2
@@ -220,11 +205,10 @@ def test_what_the_verb_writes(tmp_path, corpus, capsys):
     assert all((out / f"assumptions_{name}.png").read_bytes().startswith(b"\x89PNG") for name in CLAIMS)
 
 
-@pytest.mark.parametrize(("least", "tolerance", "statuses"), [(0.1, 9, [0]), (0.9999, 9, [3]), (0.1, 1e-6, [3, 4])])
-def test_the_exit_status_is_the_verdict(tmp_path, least, tolerance, statuses):
-    """With thresholds that everything passes, that no ratio passes, and that no exponent passes."""
+def test_the_exit_status_is_the_verdict(tmp_path):
+    """With a threshold that no ratio passes."""
     argv = [*TINY, "--network", "mlp", "--optimizer", "adamw", "--out", str(tmp_path)]
-    assert main([*argv, "--least", str(least), "--tolerance", str(tolerance)]) in statuses
+    assert main([*argv, "--least", "0.9999", "--tolerance", "9"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from mup_lightning.studies.coordinates import CheckSettings
 from mup_lightning.studies.coordinates import measure as measuring
 from mup_lightning.studies.coordinates.measure import FeatureProbe, observe
 from mup_lightning.studies.coordinates.run import check, trainings
+from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training.finished import load_model
 from mup_lightning.training.module import GPT2Module
 from mup_lightning.training.train import train
 from tests.families import MIXTRAL, model
+from tests.training.test_resume import assert_equal
 
 SMALL = CheckSettings(widths=[16, 32, 64], seeds=2, workers=0, alone=True)
 
@@ -32,14 +34,17 @@ def measure(config):
     return measuring.measure("width", config)
 
 
+def rms(x):
+    return float(x.square().mean().sqrt())
+
+
 def test_features_are_compared_with_what_was_seen_first():
     probe, x, y = FeatureProbe(), torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     for feature in (x, x, y):
         probe.feature("mlp", 1, feature)
         probe.feature("mlp_scaled", 1, feature, 0.5)
-    rms = [float(t.square().mean().sqrt()) for t in (x, y, y - x)]
-    assert probe.norms == {"mlp/1": pytest.approx([rms[0], rms[0], rms[1]])}
-    assert probe.changes == {"mlp/1": pytest.approx([0, 0, rms[2]])}
+    assert probe.norms == {"mlp/1": pytest.approx([rms(x), rms(x), rms(y)])}
+    assert probe.changes == {"mlp/1": pytest.approx([0, 0, rms(y - x)])}
     probe.feature("residual", 0, x)
     probe.feature("residual", 0, x.add_(2.0))  # the model may overwrite a feature
     assert probe.changes["residual/0"] == pytest.approx([0.0, 2.0])
@@ -62,70 +67,52 @@ def test_logits_are_whole_and_the_model_s_own(tiny):
     assert {point for point, _ in seen} == set(POINTS)
 
 
-def windows(config):
-    """The first 512 validation tokens, read from the shards by hand."""
-    store = TokenStore.open(config.data.path, "val")
-    return torch.from_numpy(store.windows(torch.arange(512 // 16).numpy() * 16, 16))
+class Blind(FeatureProbe):
+    """Keeps the losses alone."""
+
+    def _look(self, module):
+        pass
 
 
-def rms(x):
-    return pytest.approx(float(x.square().mean().sqrt()), rel=1e-4)
+def test_what_is_measured_is_right_and_leaves_no_trace_in_the_training(tiny, monkeypatch):
+    """Against a run of the same configuration that nobody looked into, and hooks on its model before and after it."""
+    config, kept = middle(tiny(**{"model.dropout": 0.3})), []
 
+    def keeping(config, **options):
+        kept.append(train(config, **options | {"keep": True}))
+        return kept[-1]
 
-def test_the_start_is_the_initialisation_on_the_first_validation_windows(tiny):
-    """Against hooks on a model built anew."""
-    config = middle(tiny(**{"model.dropout": 0.3}))
-    norms, changes = measure(config).measured.values()
-    found = {}
-    module = GPT2Module(config).eval()  # without dropout
-    for place, block in zip(("first", "last"), module.model.blocks, strict=True):
-        for part, name in ((block, "residual"), (block.mlp, "mlp")):
-            name = f"{name}, {place} block"
-            part.register_forward_hook(
-                lambda _, __, out, name=name: found.update({name: out[0] if isinstance(out, tuple) else out})
-            )
-    with torch.no_grad():
-        found["logits"] = module.model(windows(config))
-    assert len(found) == 5
-    for name, feature in found.items():
-        assert norms[name][0] == rms(feature)
+    monkeypatch.setattr(measuring, "train", keeping)
+    run, blind = measure(replace(config, run=replace(config.run, name="seeing"))), Blind()
+    trained = train(config, callbacks=[blind], progress=False).checkpoint
+    assert_equal(kept[0].checkpoint, trained)
+    assert run.losses == blind.losses
+    assert len(run.losses) == config.trainer.max_steps
+    windows = TokenStore.open(config.data.path, "val").windows(torch.arange(512 // 16).numpy() * 16, 16)
+    seen = []
+    for network in (GPT2Module(config).model, load_model(checkpoints.read(Path(trained)), config)):
+        network.eval()  # without dropout
+        found = {}
+        for place, block in zip(("first", "last"), network.blocks, strict=True):
+            for part, name in ((block, f"residual, {place} block"), (block.mlp, f"mlp, {place} block")):
+                part.register_forward_hook(
+                    lambda _, __, out, name=name, found=found: found.update(
+                        {name: out[0] if isinstance(out, tuple) else out}
+                    )
+                )
+        with torch.no_grad():
+            found["logits"] = network(torch.from_numpy(windows))
+        seen.append(found)
+    norms, changes = run.measured.values()
+    assert len(seen[0]) == 5
+    for name, start in seen[0].items():
+        end = seen[1][name]
+        assert [norms[name][0], norms[name][-1], changes[name][-1]] == pytest.approx(
+            list(map(rms, (start, end, end - start))), rel=1e-4
+        )
         assert changes[name][0] == 0
+        assert len(norms[name]) == config.trainer.max_steps + 1
     assert norms["mlp, largest"] == list(map(max, norms["mlp, first block"], norms["mlp, last block"]))
-
-
-def test_the_change_is_that_of_the_trained_weights(tiny):
-    """The last round against a run of the same configuration that was saved and loaded from its checkpoint."""
-    from mup_lightning.training import checkpoint as checkpoints
-
-    config = middle(tiny())
-    run = measure(config)
-    start = GPT2Module(config).model
-    result = train(config, progress=False)
-    trained = load_model(checkpoints.read(Path(result.checkpoint)), config)
-    with torch.no_grad():
-        before, after = start(windows(config)), trained(windows(config))
-    assert run.measured["norms"]["logits"][-1] == rms(after)
-    assert run.measured["changes"]["logits"][-1] == rms(after - before)
-    assert len(run.measured["norms"]["logits"]) == config.trainer.max_steps + 1 == len(run.losses) + 1
-
-
-def test_measuring_leaves_no_trace_in_the_training(tiny):
-    config = middle(tiny(**{"model.dropout": 0.3}))
-
-    class Weights(FeatureProbe):
-        def on_train_end(self, trainer, pl_module):
-            self.weights = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
-
-    class Blind(Weights):
-        def _look(self, module):
-            pass
-
-    seeing, blind = Weights(), Blind()
-    for callback in (seeing, blind):
-        train(config, callbacks=[callback], progress=False, keep=False)
-    assert seeing.losses == blind.losses
-    assert (len(seeing.norms) > 0, len(blind.norms) > 0) == (True, False)
-    assert all(torch.equal(weight, blind.weights[name]) for name, weight in seeing.weights.items())
 
 
 def test_trainings_differ_in_size_seed_and_parametrization_alone(tiny):

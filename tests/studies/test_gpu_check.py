@@ -7,7 +7,6 @@ import pytest
 from mup_lightning.errors import UserError
 from mup_lightning.files import read_json
 from mup_lightning.studies.gpu import GpuCheckSettings, check, parts
-from mup_lightning.studies.scaling import Verdict
 
 PARTS = check.parts(("small",), ("fsdp",), 2)
 
@@ -17,12 +16,21 @@ def settings(tmp_path):
     return GpuCheckSettings(out=tmp_path / "out", sizes=("small",), rehearse=True)
 
 
-def test_the_whole_flow_on_a_cpu(settings, capsys):
-    assert check.run(settings) == 0
+def test_the_whole_flow_on_a_cpu(settings, monkeypatch, capsys):
+    """A part that fails costs no other, nor does a strategy: there is no such family, and no such strategy."""
+    every, bad = check.parts, partial(parts.flash, family="no")
+    monkeypatch.setattr(
+        check, "parts", lambda sizes, names, processes: {"bad": bad, **every(sizes, ("zero9", *names), processes)}
+    )
+    assert check.run(settings) == 3
     found = read_json(settings.out / "gpu_check.json", "the check")
-    assert set(found["parts"]) == set(PARTS)
+    assert set(found["parts"]) == {"bad", *PARTS}
     assert not found["left_out"]
+    assert found["parts"].pop("bad").startswith("there is no recipes/model/no.yaml")
     rows = {row["what"]: row for rows in found["parts"].values() for row in rows}
+    (failed,) = [what for what, row in rows.items() if row["verdict"] == "FAIL"]
+    assert failed.startswith("zero9: ends with 1: ")
+    assert "trainer.strategy is 'zero9'" in failed
     assert abs(rows["gpt2: loss in bf16, over eager fp32"]["value"]) > 0  # bf16 it was
     assert abs(rows["fsdp: loss over one process without a strategy"]["value"]) < 1e-5
     assert rows["tokens/s"]["value"] > 0
@@ -31,20 +39,9 @@ def test_the_whole_flow_on_a_cpu(settings, capsys):
     assert "PASS" in capsys.readouterr().out
 
 
-def test_a_part_that_fails_costs_no_other(settings, monkeypatch):
-    bad = partial(parts.flash, family="no")
-    monkeypatch.setattr(check, "parts", lambda *_: {"bad": bad, "good": parts.losses})
-    assert check.run(settings) == 3
-    found = read_json(settings.out / "gpu_check.json", "the check")["parts"]
-    assert found["bad"].startswith("there is no recipes/model/no.yaml")
-    assert len(found["good"]) == 3
-
-
-def test_a_strategy_that_fails_costs_no_other(settings):
-    place = check._prepare(settings)
-    bad, good = parts.strategies(place, ("zero9", "ddp"), 2)
-    assert (bad.verdict, good.verdict) == (Verdict.FAIL, Verdict.PASS)
-    assert "trainer.strategy is 'zero9'" in bad.what
+def test_without_a_failure_the_exit_status_is_0(settings, monkeypatch):
+    monkeypatch.setattr(check, "parts", lambda *_: {"good": parts.losses})
+    assert check.run(settings) == 0
 
 
 def test_parts_for_which_there_is_no_time_are_named(settings):

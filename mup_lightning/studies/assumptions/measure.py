@@ -36,7 +36,6 @@ Pairs = list[tuple[float, float]]
 
 Ratios = dict[str, dict[str, list[float]]]  # quantity -> matrix -> a value for every block
 BASE = {"mlp": (64, 4), "gpt2": (256, 4)}  # the (width, depth) at which each network's learning rates are given
-_WORK = {"mlp": 1.0, "gpt2": 6.0}  # time of a block of either network, relative to the MLP's
 
 
 def run(settings: AssumptionSettings) -> int:
@@ -58,49 +57,45 @@ def run(settings: AssumptionSettings) -> int:
 def check(settings: AssumptionSettings) -> Assumptions:
     """Check all; UserError where the corpus cannot be read, a training diverged, or an optimizer cannot be checked."""
     todo = trainings(settings)
-    work = [_WORK[network] * config.model.depth for network, config in todo]
+    # The time of a block, relative to the MLP's.
+    work = [(6.0 if network == "gpt2" else 1.0) * config.model.depth for network, config in todo]
     runs = run_all("assumptions", measure, todo, cores() if settings.workers is None else settings.workers, work)
     base_lr = {
         network: {config.recipe.optimizer: config.recipe.lr for name, config in todo if name == network}
         for network in settings.networks
     }
-    findings = [
-        conclude([one for one in runs if one.of == tuple(of)], assumption, settings)
-        for assumption, *of in product(CLAIMS, settings.networks, settings.optimizer)
-    ]
+    pairs = dict.fromkeys(run.of for run in runs)
+    findings = [conclude([run for run in runs if run.of == of], name, settings) for name in CLAIMS for of in pairs]
     return Assumptions(settings=settings, base_lr=base_lr, findings=findings, runs=runs)
 
 
 def trainings(settings: AssumptionSettings) -> list[tuple[str, Config]]:
-    """Every network that is trained: mlp or gpt2, and its configuration."""
+    """Every network that is trained, mlp or gpt2, and its configuration.
+
+    μP at k >= 2 without weight decay, and after the warm-up a constant learning rate.
+    """
+    expected = "base learning rates by network and optimizer, such as recipes/experiment/assumptions.yaml has"
+    rates = convert(read_yaml(Path(settings.rates), expected), dict[str, dict[str, PositiveFloat]], settings.rates)
+    warmup = settings.steps // 10 if settings.warmup is None else settings.warmup
     result = []
     for network, optimizer in product(settings.networks, settings.optimizer):
-        config = base_config(network, optimizer, settings)
+        width, depth = BASE[network]
+        samples = settings.batch if network == "mlp" else settings.sequences
+        data = {"path": settings.data, "tokenizer": "bytes", "verify": False}
+        own: dict[str, Any] = {
+            "model": {"width": settings.width, "context": settings.context, "tied": False},
+            "recipe": {"base_width": width, "base_depth": depth},
+            "schedule": {"kind": "constant", "warmup_steps": warmup},
+            "data": data | {"batch_size": samples, "micro_batch": samples},
+            "trainer.max_steps": settings.steps + 1,
+        }
+        rate = rates.get(network, {}).get(optimizer)
+        config = build_config([preset("optimizer", optimizer), own, {"recipe.lr": rate} if rate else {}])
         if network == "gpt2":
             open_corpus(config)  # refused now rather than in a worker
         for depth, seed in product(settings.depths, range(settings.seeds)):
             result.append((network, replace(config, model=replace(config.model, depth=depth), seed=seed)))
     return result
-
-
-def base_config(network: str, optimizer: str, settings: AssumptionSettings) -> Config:
-    """Everything but depth and seed: μP at k >= 2 without weight decay, after the warm-up a constant rate."""
-    expected = "base learning rates by network and optimizer, such as recipes/experiment/assumptions.yaml has"
-    rates = convert(read_yaml(Path(settings.rates), expected), dict[str, dict[str, PositiveFloat]], settings.rates)
-    recipe = build_config([preset("optimizer", optimizer)]).recipe
-    lr = rates.get(network, {}).get(optimizer, recipe.lr)
-    width, depth = BASE[network]
-    samples = settings.batch if network == "mlp" else settings.sequences
-    warmup = settings.steps // 10 if settings.warmup is None else settings.warmup
-    data = {"path": settings.data, "tokenizer": "bytes", "verify": False, "batch_size": samples, "micro_batch": samples}
-    own: dict[str, Any] = {
-        "model": {"width": settings.width, "context": settings.context, "tied": False},
-        "recipe": {"lr": lr, "base_width": width, "base_depth": depth},
-        "schedule": {"kind": "constant", "warmup_steps": warmup},
-        "data": data,
-        "trainer.max_steps": settings.steps + 1,
-    }
-    return build_config([preset("optimizer", optimizer), own])
 
 
 def measure(training: tuple[str, Config]) -> Run:

@@ -50,7 +50,7 @@ class FeatureProbe(StepCallback):
         self.changes: dict[str, list[float]] = {}
         self.losses: list[float] = []
         self._start: dict[str, torch.Tensor] = {}
-        self._windows: torch.Tensor | None = None
+        self._windows: torch.Tensor
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure what later features are compared with."""
@@ -65,7 +65,6 @@ class FeatureProbe(StepCallback):
 
     @torch.no_grad()
     def _look(self, module: Any) -> None:
-        assert self._windows is not None
         was_training = module.training
         module.eval()  # no dropout
         # In float32 whatever the precision of the training, so that small changes do not drown in rounding.

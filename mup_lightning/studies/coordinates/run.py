@@ -9,7 +9,6 @@ from mup_lightning.config.load import Layer, merge, preset
 from mup_lightning.config.schema import Config, ScheduleConfig
 from mup_lightning.errors import UserError, located
 from mup_lightning.files import check_folder, read_yaml, write_atomic
-from mup_lightning.spectral.base import Parametrization
 from mup_lightning.studies import style
 from mup_lightning.studies.coordinates import CheckSettings
 from mup_lightning.studies.coordinates.report import FILE, Check, conclude, markdown, picture, read_check, said, text
@@ -73,16 +72,10 @@ def check(settings: CheckSettings, config: Config) -> Check:
     name = f"coordinate check of {config.recipe.optimizer} over {settings.axis}"
     runs = run_all(name, partial(measure, settings.axis), configs, min(workers, len(configs)), work)
     findings = [
-        conclude([run for run in runs if run.of == (name,)], sizes, settings, layer_norm=config.model.layer_norm)
-        for name in parametrizations(settings, config)
+        conclude([run for run in runs if run.of == of], sizes, settings, layer_norm=config.model.layer_norm)
+        for of in dict.fromkeys(run.of for run in runs)
     ]
     return Check(settings=settings, config=config, findings=findings, runs=runs)
-
-
-def parametrizations(settings: CheckSettings, config: Config) -> list[Parametrization]:
-    """What is trained: the requested parametrization, and those for comparison, which SP itself needs none of."""
-    asked = config.recipe.parametrization
-    return [asked] if asked == "sp" or settings.alone else list(dict.fromkeys([asked, *settings.controls]))
 
 
 def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], list[float], int]:
@@ -96,8 +89,10 @@ def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], li
     if settings.axis == "experts" and not config.recipe.base_experts:
         few = f"recipe.base_experts {settings.experts[0]}"
         raise UserError(f"--axis experts needs recipe.base_experts, the number that the base has; set {few}")
-    for name in parametrizations(settings, config):
-        asked = name == config.recipe.parametrization
+    asked = config.recipe.parametrization
+    compared = [] if asked == "sp" or settings.alone else settings.controls
+    for name in dict.fromkeys([asked, *compared]):
+        seeds = settings.seeds if name == asked else settings.of_controls
         for shape in settings.sizes(config.model.width, config.model.depth):
             sides: dict[str, Any] = dict(zip(("width", "depth", "experts"), shape, strict=False))
             with located(f"at {said(shape)}"):
@@ -112,7 +107,7 @@ def trainings(settings: CheckSettings, config: Config) -> tuple[list[Config], li
                 checked = checker.check(sized)
             memory = max(memory, checked.memory)
             data = replace(sized.data, verify=False)  # just verified
-            for seed in range(1, 1 + (settings.seeds if asked else settings.of_controls)):
+            for seed in range(1, 1 + seeds):
                 configs.append(replace(sized, data=data, seed=seed))
                 work.append(checked.work)
     return configs, work, memory

@@ -1,7 +1,6 @@
 """What `mup-lightning gpu-check` measures: each function is one part, and returns rows."""
 
 import gc
-import math
 import shutil
 import subprocess
 import sys
@@ -195,7 +194,8 @@ def strategies(place: Place, names: tuple[str, ...], processes: int) -> list[Row
     for name, process in started.items():
         said, _ = process.communicate(timeout=240)
         if process.returncode:
-            rows.append(Row(f"{name}: ends with {process.returncode}: {said.strip()[-200:]}", math.nan, low=0.0))
+            why = f"{name}: ends with {process.returncode}: {said.strip()[-200:]}"
+            rows.append(Row(why, float(process.returncode), "", 0.0, 0.0))
             continue
         loss = float(read_json(place.folder / "runs" / name / "result.json", "a result")["validation_loss"])
         rows.append(Row(f"{name}: loss over one process without a strategy", loss - alone, "nats", -0.001, 0.001))

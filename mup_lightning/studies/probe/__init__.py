@@ -1,7 +1,7 @@
 """How an optimizer's steps scale with the network, against what its family declares; here the options."""
 
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Self
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.families import FAMILIES
@@ -79,10 +79,6 @@ class ProbeSettings(Typed, prefix="--"):
         if self.optimizer is not None:
             family = FAMILIES.get(self.optimizer)
             self.seeds = self.seeds or (4 if self.quick or (family and family.whole_matrix) else 8)
-
-    def of(self, optimizer: str) -> Self:
-        """The settings of one optimizer of `all`."""
-        return replace(self, optimizer=optimizer, all=False)
 
     @property
     def base(self) -> tuple[int, int]:

@@ -171,13 +171,12 @@ def _learning_rate(external: External) -> dict[str, Any]:
     """Whether twice the rate, and a very large one, give the same direction at that multiple; in plain values."""
     matrices, vectors = _differences(external, 2 * external.lr)
     proportional = False
-    if matrices <= SAME:
-        with suppress(UserError):
-            proportional = _differences(external, LR)[0] <= SAME
     if matrices > SAME:
         meaning = "not proportional to the learning rate: the proposed factors on it are only a first guess, "
         meaning += "and exponents hold for this rate"
     else:
+        with suppress(UserError):
+            proportional = _differences(external, LR)[0] <= SAME
         own = "; those of vectors are not (does it have another rate for them?)" * (vectors > SAME)
         meaning = "proportional to the learning rate"
         meaning += own if proportional else ", but not up to very large ones; probed at this rate"

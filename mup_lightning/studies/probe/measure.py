@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ def run(settings: ProbeSettings) -> int:
         check_folder(folder)
     probes: list[Probe] = []
     for name, folder in folders.items():
-        mine = settings.of(name)
+        mine = replace(settings, optimizer=name, all=False)
         if name in FAMILIES:
             subject = our_subject(name, mine.branch_depth, mine.arguments)
         else:
