@@ -57,6 +57,4 @@ class NormRecorder:
 
     def norms(self) -> dict[tuple[str, int | None], float]:
         """(point, layer) -> RMS norm. One device synchronisation."""
-        if not self._norms:
-            return {}
         return dict(zip(self._norms, torch.stack(list(self._norms.values())).tolist(), strict=True))
