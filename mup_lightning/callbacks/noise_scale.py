@@ -16,6 +16,7 @@ steps; well above, hardly any.
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import ClassVar
 
 import lightning.pytorch as pl
@@ -103,11 +104,8 @@ def gradient_square(loss_fn: Callable[[], torch.Tensor], parameters: Iterable[to
         squares.append(torch.linalg.vector_norm(gradient).double().square())
         return gradient.new_zeros(()).expand_as(gradient)  # in its place, without memory
 
-    hooks = [parameter.register_hook(square) for parameter in wanted]
-    try:
-        with torch.enable_grad():
-            torch.autograd.grad(loss_fn(), wanted, allow_unused=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.enable_grad(), ExitStack() as hooks:
+        for parameter in wanted:
+            hooks.enter_context(parameter.register_hook(square))
+        torch.autograd.grad(loss_fn(), wanted, allow_unused=True)
     return torch.stack(squares).sum()

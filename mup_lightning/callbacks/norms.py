@@ -65,21 +65,19 @@ class GradientNorms(StepCallback):
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self._squares: dict[str, torch.Tensor] = {}
         self._measuring = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hook into the optimizer's step."""
         hybrid = cast(WatchedModule, pl_module).hybrid
-        self._rules = list(dict.fromkeys(group["rule"] for group in hybrid.param_groups))
+        zero = torch.zeros((), dtype=torch.float64, device=pl_module.device)
+        self._zeros = {group["rule"]: zero for group in hybrid.param_groups}
         hybrid.register_step_post_hook(lambda optimizer, *_: self._measure(optimizer))
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Decide whether this step is measured."""
         self._measuring = trainer.logger is not None and due(step, self.every, trainer.max_steps)
-        if self._measuring:
-            zero = torch.zeros((), dtype=torch.float64, device=module.device)
-            self._squares = dict.fromkeys(self._rules, zero)
+        self._squares = dict(self._zeros)
 
     def _measure(self, optimizer: Any) -> None:
         """Add up the squares of this process's gradients; DeepSpeed steps one group after the other."""
@@ -97,7 +95,7 @@ class GradientNorms(StepCallback):
         before, *after = torch.cat([module.gradient_norm.double().view(1), squares.sqrt()]).tolist()
         after_all = sum(norm**2 for norm in after) ** 0.5
         values = {GRADIENT_NORM: before, CLIPPED_NORM: after_all}
-        for rule, norm in zip(self._rules, after, strict=True):
+        for rule, norm in zip(self._squares, after, strict=True):
             values[f"{CLIPPED_NORM}/{rule}"] = norm
             values[f"{GRADIENT_NORM}/{rule}"] = norm * before / after_all if after_all else 0.0
         log(trainer, values, step)

@@ -4,6 +4,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any, ClassVar, Protocol
 
@@ -103,7 +104,8 @@ class Stopping(StepCallback):
 
     def __init__(self) -> None:
         self._requested = False
-        self._previous: dict[int, Any] = {}
+        self._caught = ExitStack()
+        """Gives the signals back when it is closed."""
         self._begin = 0.0
         self._warmed_up = False
         self._longest: float | None = None
@@ -111,12 +113,13 @@ class Stopping(StepCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals, after Lightning; make no step at all where one has come during start-up."""
         if not signals.in_job():
-            self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+            for number in self.SIGNALS:
+                self._caught.callback(signal.signal, number, signal.signal(number, self._handle))
         self._vote(trainer)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._requested = True
-        self._restore()
+        self._caught.close()
 
     def on_step_start(self, trainer: pl.Trainer, module: WatchedModule, step: int) -> None:
         """Set how long this step may take after SIGTERM; unknown until two are done, as the first one compiles."""
@@ -136,13 +139,8 @@ class Stopping(StepCallback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back, also after an error."""
-        self._restore()
+        self._caught.close()
 
     def _vote(self, trainer: pl.Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self._requested or signals.received(), all=False):
             trainer.should_stop = True
-
-    def _restore(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)

@@ -168,7 +168,7 @@ class GPT2(nn.Module):
             compiled=self.compiled and window_BT1.is_cuda,  # on a CPU the products are nearly all of the time
         )
         if recorder is not None and rms is not None:
-            recorder.rms(taps.LOGITS, None, rms)
+            recorder.feature(taps.LOGITS, None, rms)
         if balances and torch.is_grad_enabled():
             balance = self.config.balance * torch.stack(balances).mean()
             loss = loss + (balance - balance.detach())  # its gradient, and not its value
@@ -188,6 +188,18 @@ class GPT2(nn.Module):
         """
         attention = 12 * self.config.depth * self.config.query_dim * self.config.context
         return 6 * sum(map(self.active, self.multiplied)) + attention
+
+    @property
+    def computed_flops(self) -> tuple[int, int]:
+        """What training really computes for a token: in products with matrices, and in attention, which is causal.
+
+        A weight takes 2 forward, 2 for its own gradient, 2 for its input's. Attention has 2 products forward and 5
+        backward (the logits again, then the gradients of value, probability, query and key), each with 2·Q per pair of
+        positions, of which causality leaves (T + 1)/2 per token.
+        """
+        config, matrices = self.config, [info for info in self.multiplied if not info.role.is_vector]
+        attention = 7 * config.query_dim * (config.context + 1) * config.depth
+        return 6 * sum(map(self.active, matrices)), attention
 
     def active(self, info: ParameterInfo) -> int:
         """How many of a parameter's elements compute for one token: all but those of other experts."""

@@ -161,22 +161,21 @@ class Block(nn.Module):
         """Both branches; see `Attention.forward`."""
         before_BTC = x_BTC
         branch_BTC = self.attention(self.attention_norm(x_BTC), turn_2TR, kv_2BGSD, mask_B1TT)
-        x_BTC = self._add(x_BTC, branch_BTC, recorder, taps.ATTENTION, taps.ATTENTION_SCALED)
+        x_BTC = self._add(x_BTC, branch_BTC, recorder, taps.ATTENTION)
         normed_BTC, balance = self.mlp_norm(before_BTC if self.parallel else x_BTC), None
         if isinstance(self.mlp, Experts):
             branch_BTC, balance = self.mlp(normed_BTC, recorder, self.layer)
         else:
             branch_BTC = self.mlp(normed_BTC)
-        x_BTC = self._add(x_BTC, branch_BTC, recorder, taps.MLP, taps.MLP_SCALED)
+        x_BTC = self._add(x_BTC, branch_BTC, recorder, taps.MLP)
         if recorder is not None:
             recorder.feature(taps.RESIDUAL, self.layer, x_BTC)
         return x_BTC, balance
 
     def _add(
-        self, x_BTC: torch.Tensor, branch_BTC: torch.Tensor, recorder: taps.Recorder | None, point: str, scaled: str
+        self, x_BTC: torch.Tensor, branch_BTC: torch.Tensor, recorder: taps.Recorder | None, point: str
     ) -> torch.Tensor:
         """The stream after a branch, which is recorded with and without its multiplier."""
         if recorder is not None:
-            recorder.feature(point, self.layer, branch_BTC)
-            recorder.feature(scaled, self.layer, branch_BTC, self.multiplier)
+            recorder.feature(point, self.layer, branch_BTC, self.multiplier)
         return torch.add(x_BTC, self.dropout(branch_BTC), alpha=self.multiplier)

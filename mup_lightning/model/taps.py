@@ -1,8 +1,8 @@
 """Taps: named measuring points inside the forward pass.
 
 The model calls its recorder at every point, if there is one. Points are inside the model rather than in forward hooks,
-because hooks are silently lost under torch.compile. A feature is `scale · x`: the model never forms a
-branch times its multiplier separately, and its RMS norm needs no second pass.
+because hooks are silently lost under torch.compile. The model never forms a branch times its multiplier, which is a
+feature of its own (`..._scaled`), and whose RMS norm needs no second pass.
 """
 
 from typing import Protocol
@@ -33,12 +33,11 @@ POINTS = (EMBEDDING, *LAYER_POINTS, FINAL_NORM, LOGITS)
 class Recorder(Protocol):
     """What the model calls at its measuring points."""
 
-    def feature(self, point: str, layer: int | None, x: torch.Tensor, scale: float = 1.0) -> None:
-        """A feature: `scale · x`, of layer `layer` (None outside blocks)."""
-        ...
+    def feature(self, point: str, layer: int | None, x: torch.Tensor, multiplier: float | None = None) -> None:
+        """A feature, of layer `layer` (None outside blocks); with a multiplier `multiplier · x` is one, too.
 
-    def rms(self, point: str, layer: int | None, value: torch.Tensor) -> None:
-        """The RMS norm (a 0-dim tensor) of a feature too large to exist as a whole."""
+        One that is too large to exist as a whole comes as its RMS norm, a 0-dim tensor: the RMS norm of that is itself.
+        """
         ...
 
 
@@ -46,22 +45,16 @@ class NormRecorder:
     """Keeps the RMS norm ‖x‖₂/√numel of each feature on the device, and copies them to the host in one transfer."""
 
     def __init__(self) -> None:
-        self._names: list[tuple[str, int | None]] = []
-        self._norms: list[torch.Tensor] = []
+        self._norms: dict[tuple[str, int | None], torch.Tensor] = {}
 
     @torch.no_grad()
-    def feature(self, point: str, layer: int | None, x: torch.Tensor, scale: float = 1.0) -> None:
-        """Record ‖scale · x‖_R, computed in float32."""
-        norm = torch.linalg.vector_norm(x.detach(), dtype=torch.float32)
-        self.rms(point, layer, norm * (abs(scale) * x.numel() ** -0.5))
-
-    def rms(self, point: str, layer: int | None, value: torch.Tensor) -> None:
-        """Record an RMS norm that the model computed itself."""
-        self._names.append((point, layer))
-        self._norms.append(value.detach().float())
+    def feature(self, point: str, layer: int | None, x: torch.Tensor, multiplier: float | None = None) -> None:
+        """Record ‖x‖_R, computed in float32, and ‖multiplier · x‖_R."""
+        norm, share = torch.linalg.vector_norm(x.detach(), dtype=torch.float32), x.numel() ** -0.5
+        self._norms[point, layer] = norm * share
+        if multiplier is not None:
+            self._norms[f"{point}_scaled", layer] = norm * (abs(multiplier) * share)
 
     def norms(self) -> dict[tuple[str, int | None], float]:
         """(point, layer) -> RMS norm. One device synchronisation."""
-        if not self._norms:
-            return {}
-        return dict(zip(self._names, torch.stack(self._norms).tolist(), strict=True))
+        return dict(zip(self._norms, torch.stack(list(self._norms.values())).tolist(), strict=True))

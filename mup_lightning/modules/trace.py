@@ -4,7 +4,6 @@ Operations are recorded as they run. A residual branch is found where two tensor
 from the other, or from the stream that the other came from, by at least one matrix.
 """
 
-import operator
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +13,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from mup_lightning.errors import UserError
 
-_ADDS = {torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__, operator.add}
-_ADDS |= {torch.Tensor.__radd__, operator.iadd}
+_ADDS = {torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__}
+_ADDS |= {torch.Tensor.__radd__}
 _TURNS = {torch.t, torch.Tensor.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
 _OUT_IN = {F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d}
 _OUT_IN |= {F.multi_head_attention_forward}  # nn.MultiheadAttention: one operation with both of its matrices
@@ -134,15 +134,8 @@ class _Recorder(TorchFunctionMode):
             if isinstance(first, torch.Tensor):
                 self.outputs[id(first)].append(name)
 
-        handles = [
-            nn.modules.module.register_module_forward_pre_hook(enter),
-            nn.modules.module.register_module_forward_hook(leave),
-        ]
-        try:
+        with register_module_forward_pre_hook(enter), register_module_forward_hook(leave):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def trace(module: nn.Module, example: Sequence[Any]) -> Traced:

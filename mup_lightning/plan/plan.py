@@ -120,8 +120,7 @@ def plan(
     flops = _flops(model, groups, tokens_per_step)
     time: list[Time] = []
     if machine:
-        counted = flops.matmul_per_token, flops.convention_per_token
-        clock = Clock(config, groups, rules, counted, machine, device)
+        clock = Clock(config, model, groups, rules, machine, device)
         time = [clock.time(name, P, available) for P in gpus for name in (STRATEGIES if P > 1 else ("single",))]
     return Plan(
         parameter_count=sum(info.numel for info in model.parameter_info.values()),
@@ -162,14 +161,9 @@ def _parameters(model: GPT2, groups: list[Group], recipe: Recipe) -> list[dict[s
 
 
 def _flops(model: GPT2, groups: list[Group], tokens_per_step: int) -> Flops:
-    T, Q, L = model.config.context, model.config.query_dim, model.config.depth
     steps = ((RULES[group["rule"]], group, info) for group in groups for info in group["infos"])
     newton_schulz = sum(int(sum(r.work(group, info).values())) for r, group, info in steps if isinstance(r, Muon))
-    matrices = sum(model.active(info) for info in model.multiplied if not info.role.is_vector)
-    # A weight takes 2 per token forward, 2 for its own gradient, 2 for its input's. Attention has 2 products forward
-    # and 5 backward (the logits again, then the gradients of value, probability, query and key), each with 2·Q per
-    # pair of positions, of which causality leaves (T + 1)/2 per token.
-    matmul = 6 * matrices + 7 * Q * (T + 1) * L
+    matmul = sum(model.computed_flops)
     return Flops(
         convention_per_token=model.flops_per_token,
         matmul_per_token=matmul,

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from mup_lightning.config.schema import ZERO_STAGES, Config
+from mup_lightning.model.gpt2 import GPT2
 from mup_lightning.model.loss import default_chunk
 from mup_lightning.optim.registry import RULES
 from mup_lightning.optim.rule import Group
@@ -115,16 +116,15 @@ def lines(times: list[Time], config: Config, gpu_memory: float) -> list[list[str
 class Clock:
     """Counts seconds of one run on one kind of machine, which each process has; precision auto counts as bf16.
 
-    `groups` are its optimizer's, `rules` the `rule_memory` of them, and `flops` those per token, of matrix products and
-    attention as computed, and by the convention (see `plan.Flops`); `device` is "cuda" or "cpu".
+    `groups` are its optimizer's, and `rules` the `rule_memory` of them; `device` is "cuda" or "cpu".
     """
 
     def __init__(
         self,
         config: Config,
+        model: GPT2,
         groups: list[Group],
         rules: Rules,
-        flops: tuple[int, int],
         machine: Machine,
         device: str = "cuda",
     ) -> None:
@@ -133,12 +133,9 @@ class Clock:
         self.half = config.trainer.precision != "fp32"
         self.parameters = sum(rule.numel for rule in rules.values())
         self.matrices = [numel for rule in rules.values() if rule.largest for numel in rule.matrices]
-        model = config.model
-        self.attention = 7 * model.query_dim * (model.context + 1) * model.depth
-        self.products, self.convention = flops[0] - self.attention, flops[1]
-        routed = sum(info.numel for group in groups for info in group["infos"] if info.routed and not info.side)
-        idle = routed - routed * model.experts_per_token // model.experts if model.experts else 0
-        self.weights = self.products // 6 + idle  # of all experts, whichever a token is sent to
+        (self.products, self.attention), self.convention = model.computed_flops, model.flops_per_token
+        # Of all experts, whichever a token is sent to.
+        self.weights = sum(info.numel for info in model.multiplied if not info.role.is_vector)
         self.every = min((group["hessian_every"] for group in groups if "hessian_every" in group), default=None)
         rates = {"bfloat16": machine.flops * machine.products, "float32": machine.plain_flops * machine.products}
         rates["decomposition"] = machine.decompositions

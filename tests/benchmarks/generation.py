@@ -8,11 +8,9 @@ from typing import Any
 import torch
 
 from mup_lightning.config.data import VOCABULARIES
-from mup_lightning.config.model import ModelConfig
 from mup_lightning.model.gpt2 import build
-from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.training.generate import generate
-from tests.benchmarks.harness import Case, Settings, Turn
+from tests.benchmarks.harness import Case, Settings, Turn, make_config
 from tests.benchmarks.process import measure
 
 KEPT, ANEW, AGAIN = "kept", "anew", "kept again"
@@ -23,8 +21,8 @@ def tokens_per_second(s: Settings, keep: bool) -> float:
 
     That whole pass makes no logits but those of the last position, either.
     """
-    config = ModelConfig(width=s.width, depth=s.depth, context=s.context, vocab_size=VOCABULARIES[s.tokenizer].size)
-    model = build(config, derive(RecipeConfig(), s.width, s.depth), seed=0).eval()
+    config = make_config(s)
+    model = build(config.model, config.derive(), seed=0).eval()
     seen = torch.randint(model.vocab_size, (s.context // 2,), generator=torch.Generator().manual_seed(0)).tolist()
 
     def anew() -> Any:

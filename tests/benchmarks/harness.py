@@ -18,6 +18,8 @@ import psutil
 
 from mup_lightning import tables
 from mup_lightning.config.data import TokenizerName
+from mup_lightning.config.load import build_config
+from mup_lightning.config.schema import Config
 from mup_lightning.versions import versions
 
 OTHERS = "other programs (cores)"
@@ -28,29 +30,17 @@ Turn = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Settings:
-    """Shape, batch and amount of measuring.
-
-    Attributes:
-        width: of the model.
-        depth: blocks of the model.
-        context: tokens in a sequence.
-        batch: sequences in a step.
-        tokenizer: gpt2 (50304 rows in the embedding) or bytes (256).
-        rounds: how often all contenders take turns; each round gives one figure per contender.
-        steps: timed in each turn.
-        warmup: steps before them.
-        threads: CPU threads of torch.
-    """
+    """Shape, batch and amount of measuring."""
 
     width: int
     depth: int
     context: int
-    batch: int
-    tokenizer: TokenizerName
-    rounds: int
-    steps: int
-    warmup: int
-    threads: int = 2
+    batch: int  # sequences in a step
+    tokenizer: TokenizerName  # gpt2 (50304 rows in the embedding) or bytes (256)
+    rounds: int  # how often all contenders take turns; each round gives one figure per contender
+    steps: int  # timed in each turn
+    warmup: int  # steps before them
+    threads: int = 2  # CPU threads of torch
 
     @property
     def tokens(self) -> int:
@@ -62,29 +52,30 @@ QUICK = Settings(width=32, depth=2, context=16, batch=2, tokenizer="bytes", roun
 """Settings that only show that a case works."""
 
 
+def make_config(s: Settings, corpus: str = "none", changes: dict[str, Any] | None = None) -> Config:
+    """AdamW on a CPU, each batch in one pass, with the steps that a clock needs; changes: {"section.key": value}."""
+    values = {
+        "model": {"width": s.width, "depth": s.depth, "context": s.context},
+        "recipe": {"optimizer": "adamw", "lr": 2**-8},
+        "data": {"path": corpus, "tokenizer": s.tokenizer, "batch_size": s.batch, "micro_batch": s.batch},
+        "trainer": {"max_steps": s.warmup + s.steps + 1, "accelerator": "cpu"},
+    }
+    return build_config([values, changes or {}])
+
+
 @dataclass(frozen=True)
 class Case:
-    """Something to measure.
-
-    Attributes:
-        description: in one line.
-        default: settings of a measurement that counts.
-        turn: one round.
-        ratios: quantity -> (contender, contender, aim): the first over the second, and what that should be.
-    """
+    """Something to measure."""
 
     description: str
-    default: Settings
-    turn: Callable[[Settings], Turn]
+    default: Settings  # of a measurement that counts
+    turn: Callable[[Settings], Turn]  # one round
     ratios: dict[str, Sequence[tuple[str, str, str]]] = field(default_factory=dict)
+    """Quantity -> (contender, contender, aim): the first over the second, and what that should be."""
 
 
 def run_case(case: Case, settings: Settings) -> dict[str, Any]:
-    """Take all rounds, each with a line on stderr.
-
-    Returns:
-        Plain values: "description", "settings", "quantities".
-    """
+    """Take all rounds, each with a line on stderr: plain values, "description", "settings" and "quantities"."""
     rounds: list[Turn] = []
     for number in range(1, settings.rounds + 1):
         others = other_programs()

@@ -9,20 +9,17 @@ fused one. Settings are such that equal rules do equal work (see docs/method/ben
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from mup_lightning.config.data import VOCABULARIES
-from mup_lightning.config.model import ModelConfig
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.optimizer import HybridOptimizer
 from mup_lightning.optim.registry import make_groups
 from mup_lightning.spectral.families import FAMILIES
-from mup_lightning.spectral.recipe import RecipeConfig, derive
 from mup_lightning.spectral.roles import Role
-from tests.benchmarks.harness import Case, Settings, Turn
-from tests.benchmarks.process import MAPPED, measure, peak_mb, reset_peak, resident_mb
+from tests.benchmarks.harness import Case, Settings, Turn, make_config
+from tests.benchmarks.process import MAPPED, measure, peak_of
 
 OURS, AGAIN = "ours", "ours again"
 ALL_RULES = "a step of the whole model"
@@ -65,19 +62,11 @@ class Contender:
 
 
 class Workload:
-    """A model's parameters, or some of its hidden matrices, and random gradients for them.
-
-    Args:
-        settings: shape of the model.
-        which: hidden matrices to take; None for all parameters.
-        draws: sets of gradients.
-    """
+    """A model's parameters, or the hidden matrices that `which` takes, and sets of random gradients for them."""
 
     def __init__(self, settings: Settings, which: Which | None = None, draws: int = DRAWS) -> None:
-        tokens = VOCABULARIES[settings.tokenizer].size
-        self.width, self.depth = settings.width, settings.depth
-        config = ModelConfig(width=self.width, depth=self.depth, context=settings.context, vocab_size=tokens)
-        self.model = build(config, derive(RecipeConfig(), self.width, self.depth), seed=0)
+        self.settings, config = settings, make_config(settings)
+        self.model = build(config.model, config.derive(), seed=0)
         self.blocks = {
             name: info.blocks
             for name, info in self.model.parameter_info.items()
@@ -91,8 +80,8 @@ class Workload:
     def ours(self, rule: str, options: dict[str, Any] | None = None) -> Contender:
         """Our optimizer as in training, where clipping has checked the gradients already."""
         parameters = [torch.nn.Parameter(weight) for weight in self._weights()]
-        config = RecipeConfig(optimizer=cast(Any, rule), lr=LR, eps=FAMILIES[rule].base_eps)
-        recipe = derive(config, self.width, self.depth)
+        changes = {"recipe.optimizer": rule, "recipe.eps": FAMILIES[rule].base_eps}
+        recipe = make_config(self.settings, changes=changes).derive()
         named = dict(zip(self.blocks, parameters, strict=True))
         optimizer = HybridOptimizer(make_groups(named, self.model.parameter_info, recipe, options or {}))
         optimizer.check = False
@@ -171,21 +160,13 @@ OTHERS: dict[str, Make] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Contenders that do the same work.
+    """Contenders that do the same work."""
 
-    Attributes:
-        rule: ours.
-        others: contender -> (steps, what its ratio should be).
-        steps: of ours.
-        which: hidden matrices that take part; None for the whole model's parameters.
-        options: of our rules.
-    """
-
-    rule: str
-    others: dict[str, tuple[int, str]]
-    steps: int
-    which: Which | None = lambda rows, columns: True
-    options: dict[str, Any] | None = None
+    rule: str  # ours
+    others: dict[str, tuple[int, str]]  # contender -> (steps, what its ratio should be)
+    steps: int  # of ours
+    which: Which | None = lambda rows, columns: True  # None for the whole model's parameters
+    options: dict[str, Any] | None = None  # of our rules
 
     def contenders(self, settings: Settings) -> dict[str, tuple[Contender, int]]:
         """Name -> (contender, steps), in the order of their turns; the control is ours once more."""
@@ -251,19 +232,15 @@ def take_memory(s: Settings, rule: str) -> dict[str, float]:
     contender = Workload(s, draws=1).ours(rule)  # libraries are loaded
     contender.prepare()
 
-    def above(count: int) -> float:
-        """Bytes at the peak of so many steps beyond what there was before them."""
-        before = resident_mb()
-        reset_peak()
+    def stepping(count: int) -> None:
         for _ in range(count):
             contender.optimizer.step()
-        return (peak_mb() - before) * 1e6
 
-    first = above(1)
+    first = 1e6 * peak_of(stepping, 1)[1]
     held = [value for values in contender.optimizer.state.values() for value in values.values()]
     state = sum(value.nbytes for value in held if torch.is_tensor(value))
     sizes = [parameter.nbytes for parameter in contender.parameters]
-    made = max(0.0, first - state, above(steps - 1))  # the first step makes the state, too
+    made = max(0.0, first - state, 1e6 * peak_of(stepping, steps - 1)[1])  # the first step makes the state, too
     return {"parameters": sum(sizes), "state": state, "made in a step": made, "largest parameter": max(sizes)}
 
 

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -21,7 +20,10 @@ from mup_lightning.errors import UserError
 from tests.benchmarks.harness import Settings
 from tests.distributed.launch import as_torchrun
 
-MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+UNTUNED = {"THP_MEM_ALLOC_ENABLE": "0"}
+"""Torch's allocator as it is without us."""
+
+MAPPED = UNTUNED | {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Maps every large tensor on its own, so that the kernel's high-water mark counts exactly what is alive."""
 
 _ALLOCATOR = ("THP_MEM_ALLOC_ENABLE", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -38,18 +40,9 @@ def measure(
 ) -> list[Any]:
     """Call a function in fresh Pythons, which find each other as torchrun's would (RANK, MASTER_ADDR, ...).
 
-    Args:
-        function: at the top of a module; takes the settings, and the arguments by name; returns plain JSON values.
-        settings: of the case.
-        processes: how many run at the same time.
-        environment: variables of each process.
-        arguments: plain JSON values.
-
-    Returns:
-        What each returned, in order of their ranks.
-
-    Raises:
-        UserError: one failed; with its last words. The others are ended.
+    It is at the top of a module, and takes the settings, and the arguments by name; these and what it returns are plain
+    JSON values. `environment` has variables of each process. Returns what each returned, in order of their ranks.
+    Raises UserError, with its last words, where one failed; the others are ended.
     """
     variables = {key: value for key, value in os.environ.items() if not key.startswith(_ALLOCATOR)}
     variables |= {"OMP_NUM_THREADS": str(settings.threads), "CUDA_VISIBLE_DEVICES": ""} | (environment or {})
@@ -84,7 +77,7 @@ def resident_mb() -> float:
 
 
 def peak_mb() -> float:
-    """The largest resident memory of this process since it began, or since `reset_peak`; Linux alone.
+    """The largest resident memory of this process since it, or the work of `peak_of`, began; Linux alone.
 
     The kernel's high-water mark of this very program: `ru_maxrss` would begin with the parent's.
     """
@@ -92,25 +85,38 @@ def peak_mb() -> float:
     return int(words[words.index("VmHWM:") + 1]) * 1024 / 1e6
 
 
-def reset_peak() -> None:
-    """Let `peak_mb` count from now on."""
-    Path("/proc/self/clear_refs").write_text("5")
+def peak_of(work: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
+    """What some work returns, and resident memory at its peak beyond what there was before it, in MB."""
+    before = resident_mb()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    found = work(*arguments, **options)
+    return found, peak_mb() - before
 
 
 class StepClock:
     """Times steps from one optimizer step to the next, so that all in between counts: batches, callbacks, logs.
 
+    As a context manager: torch's own hook drives it, at the beginning of any optimizer's step. The loop inside must run
+    `warmup + steps + 1` steps. What comes after the last one (our validation and checkpoint) is neither in the times
+    nor in the peak.
+
     Attributes:
         peak_mb: peak memory at the end of the timed steps.
     """
 
-    def __init__(self, warmup: int, steps: int) -> None:
-        self.warmup, self.steps, self.peak_mb = warmup, steps, 0.0
+    def __init__(self, warmup: int, steps: int, now: Callable[[], float] = time.perf_counter) -> None:
+        self.warmup, self.steps, self.now, self.peak_mb = warmup, steps, now, 0.0
         self._ticks: list[float] = []
 
-    def tick(self, *_: Any) -> None:
-        """Note the beginning of an optimizer's step."""
-        self._ticks.append(time.perf_counter())
+    def __enter__(self) -> Self:
+        self._handle = register_optimizer_step_pre_hook(self._tick)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _tick(self, *_: Any) -> None:
+        self._ticks.append(self.now())
         if len(self._ticks) == self.warmup + self.steps + 1:
             self.peak_mb = peak_mb()
 
@@ -123,28 +129,12 @@ class StepClock:
         return [end - begin for begin, end in pairwise(ticks)]
 
 
-@contextmanager
-def step_clock(warmup: int, steps: int) -> Iterator[StepClock]:
-    """A clock that torch's own hook drives, at the beginning of any optimizer's step.
-
-    The loop must run `warmup + steps + 1` steps. What comes after the last one (our validation and checkpoint) is
-    neither in the times nor in the peak.
-    """
-    clock = StepClock(warmup, steps)
-    handle = register_optimizer_step_pre_hook(clock.tick)
-    try:
-        yield clock
-    finally:
-        handle.remove()
-
-
 def main(name: str, words: str, answer: str) -> None:
     """One of the fresh processes."""
     from mup_lightning.training import tune_allocator
 
+    tune_allocator()
     module, function = name.split(":")
-    if function != "bare" and not MAPPED.items() <= os.environ.items():  # bare is what one writes without us
-        tune_allocator()
     settings, arguments = json.loads(words)
     found = getattr(importlib.import_module(module), function)(Settings(**settings), **arguments)
     Path(answer).write_text(json.dumps(found))

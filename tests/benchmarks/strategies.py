@@ -9,8 +9,8 @@ from typing import Any
 
 from mup_lightning.config.schema import Config
 from mup_lightning.plan.plan import plan
-from tests.benchmarks.harness import Case, Settings, Turn
-from tests.benchmarks.process import MAPPED, measure, peak_mb, reset_peak, resident_mb
+from tests.benchmarks.harness import Case, Settings, Turn, make_config
+from tests.benchmarks.process import MAPPED, measure, peak_of
 from tests.benchmarks.trainer import corpus_for
 
 PROCESSES = 2
@@ -45,19 +45,12 @@ def peaks(settings: Settings) -> Turn:
     return found
 
 
-def make_config(s: Settings, corpus: str, rule: str, strategy: str) -> Config:
-    """A run of all processes, each with its share of the batch; no logs, feature norms or checkpoints."""
-    data = {"path": corpus, "tokenizer": s.tokenizer, "batch_size": s.batch, "micro_batch": s.batch // PROCESSES}
-    trainer = {"max_steps": s.warmup + s.steps, "accelerator": "cpu", "strategy": strategy, "devices": PROCESSES}
-    return Config.from_plain(
-        {
-            "model": {"width": s.width, "depth": s.depth, "context": s.context},
-            "recipe": {"optimizer": rule, "lr": 2**-8},
-            "schedule": {"warmup_steps": 1},
-            "data": data,
-            "trainer": trainer | {"validate_every": 0, "feature_norms_every": 0},
-        }
-    )
+def shared(s: Settings, corpus: str, rule: str, strategy: str) -> Config:
+    """A run of all processes, each with its share of the batch; no validation and no feature norms."""
+    trainer = {"strategy": strategy, "devices": PROCESSES, "max_steps": s.warmup + s.steps}
+    trainer |= {"validate_every": 0, "feature_norms_every": 0}
+    more = {"recipe.optimizer": rule, "schedule.warmup_steps": 1, "data.micro_batch": s.batch // PROCESSES}
+    return make_config(s, corpus, more | {f"trainer.{key}": value for key, value in trainer.items()})
 
 
 def take(s: Settings, corpus: str, rule: str, strategies: list[str]) -> list[dict[str, float]]:
@@ -65,21 +58,18 @@ def take(s: Settings, corpus: str, rule: str, strategies: list[str]) -> list[dic
     from mup_lightning.training.train import train
 
     small = replace(s, width=32, depth=1, context=8, warmup=1, steps=1)
-    train(make_config(small, corpus, rule, strategies[0]), progress=False, keep=False)  # libraries are loaded
+    train(shared(small, corpus, rule, strategies[0]), progress=False, keep=False)  # libraries are loaded
     found = []
     for strategy in strategies:
-        before = resident_mb()
-        reset_peak()
-        config = make_config(s, corpus, rule, strategy)
-        speed = train(config, progress=False, keep=False).tokens_per_second
-        found.append({"ms": 1e3 * s.tokens / speed, "peak": peak_mb() - before, "plan": planned_mb(config)})
+        config = shared(s, corpus, rule, strategy)
+        result, peak = peak_of(train, config, progress=False, keep=False)
+        found.append({"ms": 1e3 * s.tokens / result.tokens_per_second, "peak": peak, "plan": planned_mb(config)})
     return found
 
 
 def planned_mb(config: Config) -> float:
     """What `mup-lightning plan` says of a run that keeps nothing, for this machine's CPU instead of a GPU."""
-    strategy = config.trainer.strategy
-    zero = int(strategy[-1]) if strategy.startswith("zero") else 0
+    zero = config.trainer.zero_stage
     unwatched = replace(config, trainer=replace(config.trainer, precision="fp32", spectral_norms_every=0))
     return next(m.total for m in plan(unwatched, (PROCESSES,), "cpu").memory if m.zero == zero) / 1e6
 

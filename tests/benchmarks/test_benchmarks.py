@@ -13,9 +13,9 @@ from tests.benchmarks.generation import tokens_per_second
 from tests.benchmarks.harness import QUICK, summary
 from tests.benchmarks.optimizers import ALL_RULES, COMPARISONS, OURS, take_turn
 from tests.benchmarks.plan import SHAPES, take
-from tests.benchmarks.process import measure, step_clock
-from tests.benchmarks.strategies import STRATEGIES, make_config, planned_mb
-from tests.benchmarks.trainer import WITH, WITHOUT_AGAIN, bare, corpus_for, costs, ours, tuned
+from tests.benchmarks.process import StepClock, measure
+from tests.benchmarks.strategies import STRATEGIES, shared
+from tests.benchmarks.trainer import WITH, WITHOUT_AGAIN, corpus_for, costs, loop, ours
 
 TINY = replace(QUICK, width=16, depth=1, context=8)
 ALIKE = {"AdamW": (3, 1e-4), "Shampoo": (1, 2e-3), "SOAP": (3, 1e-2), "Muon": (3, 4e-2)}
@@ -57,7 +57,7 @@ def test_our_trainer_and_the_loops_run_the_same_steps():
     settings = replace(TINY, steps=3)
     with corpus_for(settings) as corpus:
         found = [ours(settings, corpus), ours(settings, corpus, quiet=True)]
-        found += [bare(settings, corpus), tuned(settings, corpus)]
+        found += [loop(settings, corpus, stock=stock) for stock in (True, False)]
     assert [len(each["step_seconds"]) for each in found] == [settings.steps] * 4
     assert found[0]["whole_run_peak_mb"] >= found[0]["peak_mb"] > found[0]["imports_mb"] > 0
 
@@ -83,7 +83,7 @@ def test_figures_are_taken_round_by_round_and_leave_out_what_they_should():
 
 def test_the_clock_counts_whole_steps_of_any_optimizer():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-    with step_clock(warmup=2, steps=3) as clock:
+    with StepClock(warmup=2, steps=3) as clock:
         with pytest.raises(RuntimeError, match="0 steps were run; 6 are needed"):
             _ = clock.seconds
         for _ in range(6):
@@ -94,9 +94,9 @@ def test_the_clock_counts_whole_steps_of_any_optimizer():
 
 
 def test_processes_share_the_batch_and_one_that_fails_says_why():
-    with pytest.raises(UserError, match=r"planned_mb ended with status 1:(.|\n)*has no attribute 'trainer'"):
-        measure(planned_mb, TINY, processes=2)
-    config = make_config(replace(TINY, batch=8), "corpus", "muon_kimi", STRATEGIES[2])
+    with pytest.raises(UserError, match=r"summary ended with status 1:(.|\n)*missing 1 required .*'ratios'"):
+        measure(summary, TINY, processes=2)
+    config = shared(replace(TINY, batch=8), "corpus", "muon_kimi", STRATEGIES[2])
     assert (config.data.batch_size, config.data.micro_batch, config.trainer.devices) == (8, 4, 2)
 
 

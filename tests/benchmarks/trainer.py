@@ -20,17 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import clip_grads_with_norm_
 
-from mup_lightning.config.data import VOCABULARIES, DataConfig
-from mup_lightning.config.model import ModelConfig
-from mup_lightning.config.schema import Config, RunConfig, TrainerConfig
+from mup_lightning.config.data import VOCABULARIES
+from mup_lightning.config.schema import Config, TrainerConfig
 from mup_lightning.data.prepare import unigram_loss
 from mup_lightning.data.shards import Manifest, SplitWriter
 from mup_lightning.model.gpt2 import build
 from mup_lightning.optim.registry import resolve_rules
 from mup_lightning.optim.spectral_norm import total_norm
-from mup_lightning.spectral.recipe import RecipeConfig, derive
-from tests.benchmarks.harness import Case, Settings, Turn
-from tests.benchmarks.process import measure, peak_mb, resident_mb, step_clock
+from tests.benchmarks.harness import Case, Settings, Turn, make_config
+from tests.benchmarks.process import UNTUNED, StepClock, measure, peak_mb, resident_mb
 
 OURS, BARE, TUNED, AGAIN = "ours", "bare", "tuned loop", "ours again"
 QUIET = "without callbacks"
@@ -57,63 +55,40 @@ def corpus_for(settings: Settings) -> Iterator[str]:
 def ours(s: Settings, corpus: str, *, quiet: bool = False, **every: int) -> dict[str, Any]:
     """Train as `mup-lightning train` does, with all callbacks.
 
-    Args:
-        s: the settings.
-        corpus: a prepared corpus.
-        quiet: no progress bar, logs, checkpoints and monitors.
-        every: intervals of `trainer`, such as feature_norms_every; others have their defaults.
-
-    Returns:
-        "step_seconds" of each timed step, "peak_mb" up to the last of them, "imports_mb", resident once everything is
-        imported, and "whole_run_peak_mb", with validation and checkpoint at the end.
+    `quiet`: no progress bar, logs, checkpoints and monitors. `every` has intervals of `trainer`, such as
+    feature_norms_every; others have their defaults. Returns "step_seconds" of each timed step, "peak_mb" up to the last
+    of them, "imports_mb", resident once everything is imported, and "whole_run_peak_mb", with validation and checkpoint
+    at the end.
     """
     from mup_lightning.training.train import train
 
     imports_mb = resident_mb()
-    with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as runs, step_clock(s.warmup, s.steps) as clock:
-        data = DataConfig(path=corpus, tokenizer=s.tokenizer, batch_size=s.batch, micro_batch=s.batch)
-        config = Config(
-            model=ModelConfig(width=s.width, depth=s.depth, context=s.context),
-            recipe=RecipeConfig(optimizer="adamw", lr=2**-8),
-            data=data,
-            trainer=TrainerConfig(max_steps=s.warmup + s.steps + 1, accelerator="cpu", **every),
-            run=RunConfig(root=runs),
-        )
-        train(config, keep=not quiet, progress=not quiet)
-    memory = {"peak_mb": clock.peak_mb, "imports_mb": imports_mb, "whole_run_peak_mb": peak_mb()}
-    return {"step_seconds": clock.seconds, **memory}
+    with tempfile.TemporaryDirectory(prefix="mup-lightning-bench-") as runs, StepClock(s.warmup, s.steps) as clock:
+        changes = {"run.root": runs} | {f"trainer.{key}": value for key, value in every.items()}
+        train(make_config(s, corpus, changes), keep=not quiet, progress=not quiet)
+    return _measured(clock, imports_mb)
 
 
-def bare(s: Settings, corpus: str) -> dict[str, Any]:
+def loop(s: Settings, corpus: str, *, stock: bool) -> dict[str, Any]:
     """Train the same architecture as one writes it without us: whole logits, torch's own loss, AdamW and allocator.
 
-    Args and returns as `ours`.
+    Without `stock`, in the same loop with everything of ours but the trainer. Returns as `ours`.
     """
-    return _loop(s, corpus, _stock)
-
-
-def tuned(s: Settings, corpus: str) -> dict[str, Any]:
-    """Train in the same loop with everything of ours but the trainer: allocator, loss, optimizer, clipping."""
-    return _loop(s, corpus, _own)
-
-
-def _loop(s: Settings, corpus: str, make: Callable[[Settings], Step]) -> dict[str, Any]:
-    imports_mb = resident_mb()
-    step = make(s)
+    imports_mb, config = resident_mb(), make_config(s, corpus)
+    step = _stock(config) if stock else _own(config)
     tokens = np.memmap(f"{corpus}/train-00000.bin", dtype=np.uint16, mode="r")
-    with step_clock(s.warmup, s.steps) as clock:
+    with StepClock(s.warmup, s.steps) as clock:
         for number in range(s.warmup + s.steps + 1):
             starts = torch.randint(len(tokens) - s.context, (s.batch,)).tolist()
             window = np.stack([tokens[start : start + s.context + 1] for start in starts]).astype(np.int64)
             loss = step(torch.from_numpy(window))
             if number % 10 == 0:
                 print(f"step {number}: loss {loss.item():.3f}", flush=True)
-    memory = {"peak_mb": clock.peak_mb, "imports_mb": imports_mb, "whole_run_peak_mb": peak_mb()}
-    return {"step_seconds": clock.seconds, **memory}
+    return _measured(clock, imports_mb)
 
 
-def _stock(s: Settings) -> Step:
-    model = build(_shape(s), derive(RecipeConfig(), s.width, s.depth), seed=0)
+def _stock(config: Config) -> Step:
+    model = build(config.model, config.derive(), seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     def step(window: torch.Tensor) -> torch.Tensor:
@@ -130,11 +105,9 @@ def _stock(s: Settings) -> Step:
     return step
 
 
-def _own(s: Settings) -> Step:
+def _own(config: Config) -> Step:
     from mup_lightning.training.module import build_training
 
-    data, recipe = DataConfig(tokenizer=s.tokenizer), RecipeConfig(optimizer="adamw", lr=2**-8)
-    config = Config(model=_shape(s), recipe=recipe, data=data)
     resolve_rules(config)
     model, optimizer = build_training(config)
     optimizer.check, parameters = False, list(model.parameters())
@@ -150,16 +123,19 @@ def _own(s: Settings) -> Step:
     return step
 
 
-def _shape(s: Settings) -> ModelConfig:
-    return ModelConfig(width=s.width, depth=s.depth, context=s.context, vocab_size=VOCABULARIES[s.tokenizer].size)
+def _measured(clock: StepClock, imports_mb: float) -> dict[str, Any]:
+    memory = {"peak_mb": clock.peak_mb, "imports_mb": imports_mb, "whole_run_peak_mb": peak_mb()}
+    return {"step_seconds": clock.seconds, **memory}
 
 
 def against_bare(settings: Settings) -> Turn:
     """One round of `trainer`: ours, the loops, ours again (the control), each in a process of its own."""
     with corpus_for(settings) as corpus:
-        turns = {
-            who: measure(function, settings, corpus=corpus)[0]
-            for who, function in ((OURS, ours), (BARE, bare), (TUNED, tuned), (AGAIN, ours))
+        turns: dict[str, dict[str, Any]] = {
+            OURS: measure(ours, settings, corpus=corpus)[0],
+            BARE: measure(loop, settings, environment=UNTUNED, corpus=corpus, stock=True)[0],
+            TUNED: measure(loop, settings, corpus=corpus, stock=False)[0],
+            AGAIN: measure(ours, settings, corpus=corpus)[0],
         }
     seconds = {who: turn["step_seconds"] for who, turn in turns.items()}
     return {
@@ -175,7 +151,7 @@ def overhead(settings: Settings) -> Turn:
     quiet = {"quiet": True, "feature_norms_every": 0, "spectral_norms_every": 0, "update_check_every": 0}
     with corpus_for(settings) as corpus:
         turns: dict[str, dict[str, Any]] = {
-            TUNED: measure(tuned, settings, corpus=corpus)[0],
+            TUNED: measure(loop, settings, corpus=corpus, stock=False)[0],
             QUIET: measure(ours, settings, corpus=corpus, **quiet)[0],
             OURS: measure(ours, settings, corpus=corpus)[0],
             AGAIN: measure(ours, settings, corpus=corpus)[0],
@@ -185,14 +161,10 @@ def overhead(settings: Settings) -> Turn:
 
 
 def monitor(key: str, shapes: int) -> Callable[[Settings], Turn]:
-    """What a round of a monitor's cost is.
+    """`turn` of a case that says what a monitor costs; its settings' `steps` counts groups of three steps.
 
-    Args:
-        key: the interval, such as feature_norms_every; the other monitor is off.
-        shapes: 2: also at half the width and half the context.
-
-    Returns:
-        `turn` of a case; its settings' `steps` counts groups of three steps.
+    `key` is the interval, such as feature_norms_every; the other monitor is off. With 2 `shapes` it is also measured at
+    half the width and half the context.
     """
     off = dict.fromkeys({"feature_norms_every", "spectral_norms_every"} - {key}, 0)
     every = getattr(TrainerConfig(), key)

@@ -124,7 +124,8 @@ def test_a_resume_changes_nothing(spiky):
         with pytest.raises(Diverged) as error:
             train(config, progress=False)
         messages.append(str(error.value))
-        time.sleep(1)  # TensorBoard reads files of the same second in the order of 10, 8, 9
+        if config is cut:
+            time.sleep(1)  # TensorBoard reads files of the same second in the order of 10, 8, 9
     assert messages[2] == messages[0]
     ours, theirs = scalars(cut), scalars(straight)
     for tag in ("train/loss", "train/loss_spikes"):

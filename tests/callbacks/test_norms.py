@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mup_lightning.callbacks.noise_scale import estimate
 from mup_lightning.callbacks.norms import UpdateCheck, tag
 from mup_lightning.data.datamodule import TokenDataModule
 from mup_lightning.errors import UserError
@@ -37,20 +38,31 @@ def test_the_first_feature_norms_are_the_initialisation_s_on_the_first_micro_bat
         assert curves[tag(*place)][0] == (0, pytest.approx(norm, rel=1e-5)), place
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.01, 100.0])
-def test_gradient_norms_are_those_of_a_plain_backward_pass(tiny, clip):
-    plain = {"recipe.scale_clip": False}
-    config = tiny(**{"trainer.log_every": 1, "trainer.max_steps": 2, "trainer.gradient_clip": clip, **plain})
-    curves = read_scalars(Path(train(config, progress=False).tensorboard))
-    model, windows = GPT2Module(config).model.double(), torch.cat(micro_batches(config))
+def squares(config, windows):
+    """Rule -> the squared gradient of its parameters at the start, in float64."""
+    model, found = GPT2Module(config).model.double(), {"muon_kimi": 0.0, "adamw": 0.0}
     F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten()).backward()
-    squares = {"muon_kimi": 0.0, "adamw": 0.0}
     for name, parameter in model.named_parameters():
         rule = "muon_kimi" if model.parameter_info[name].role is Role.HIDDEN else "adamw"
-        squares[rule] += float(parameter.grad.square().sum())
-    whole = sum(squares.values()) ** 0.5
+        found[rule] += float(parameter.grad.square().sum())
+    return found
+
+
+@pytest.mark.parametrize(("clip", "tied"), [(0.0, True), (0.01, False), (100.0, True)])
+def test_the_first_gradients_are_those_of_a_plain_backward_pass(tiny, clip, tied):
+    """Their norms, and the noise scale, which compares those of 8 sequences and of the first 2 of them."""
+    changes = {"trainer.log_every": 1, "trainer.max_steps": 2, "trainer.gradient_clip": clip, "model.tied": tied}
+    config = tiny(**changes, **{"recipe.scale_clip": False, "trainer.noise_scale_every": 1})
+    curves = read_scalars(Path(train(config, progress=False).tensorboard))
+    windows = torch.cat(micro_batches(config))
+    of_all, of_part = squares(config, windows), squares(config, windows[:2])
+    square, trace = estimate(2 * 16, 8 * 16, sum(of_part.values()), sum(of_all.values()))
+    scale = {"gradient_square": square, "variance": trace, "tokens": trace / square, "batch": 128.0}
+    for name, value in scale.items():
+        assert curves[f"noise_scale/{name}"][0] == (1, pytest.approx(value, rel=1e-4)), name
+    whole = sum(of_all.values()) ** 0.5
     factor = clip / whole if 0 < clip < whole else 1.0
-    wanted = {"": whole} | {f"/{rule}": square**0.5 for rule, square in squares.items()}
+    wanted = {"": whole} | {f"/{rule}": own**0.5 for rule, own in of_all.items()}
     for rule, norm in wanted.items():
         assert curves[f"{TAG}{rule}"][0] == (1, pytest.approx(norm, rel=1e-5)), rule
         assert curves[f"{TAG}/after_clipping{rule}"][0] == (1, pytest.approx(norm * factor, rel=1e-4)), rule

@@ -17,6 +17,10 @@ from tests import families
 EXPERTS = families.MIXTRAL["experts"]
 
 
+def copy(module):
+    return {name: weight.detach().double().numpy().copy() for name, weight in module.model.named_parameters()}
+
+
 class Bystander(pl.Callback):
     """Keeps the weights before and after every step, by steps done before it; the batch is one micro-batch."""
 
@@ -24,14 +28,10 @@ class Bystander(pl.Callback):
         self.before, self.after = {}, {}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.before[batch_idx] = self.copy(pl_module)
+        self.before[batch_idx] = copy(pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.after[batch_idx] = self.copy(pl_module)
-
-    @staticmethod
-    def copy(module):
-        return {name: weight.detach().double().numpy().copy() for name, weight in module.model.named_parameters()}
+        self.after[batch_idx] = copy(pl_module)
 
     def named(self, step):
         """Label -> (W, ΔW), with a layer's number before the label in blocks; of experts, those of all."""
@@ -97,14 +97,6 @@ def add_layers(tags, start, layers):
     tags |= {f"{start}/mean": np.mean(layers), f"{start}/min": np.min(layers), f"{start}/max": np.max(layers)}
 
 
-def logs(config):
-    return Path(config.run.root) / config.run.name / "tensorboard"
-
-
-def logged(config):
-    return {tag: dict(curve) for tag, curve in read_scalars(logs(config)).items() if tag.startswith("spectral/")}
-
-
 @pytest.fixture
 def wide(tiny):
     """Wide enough that the Krylov space is far from everything; one micro-batch a step."""
@@ -128,8 +120,8 @@ def wide(tiny):
 def test_every_value_is_what_an_svd_says(wide, changes):
     """Names, steps and values of everything that is logged, and histograms over the layers."""
     config, bystander = wide(**changes), Bystander()
-    train(config, callbacks=[bystander], progress=False)
-    found = logged(config)
+    logs = train(config, callbacks=[bystander], progress=False).tensorboard
+    found = {tag: dict(curve) for tag, curve in read_scalars(Path(logs)).items() if tag.startswith("spectral/")}
     for step in (0, 2, 4):
         wanted = expected(config, bystander.named(step))
         assert found.keys() == wanted.keys()
@@ -138,7 +130,7 @@ def test_every_value_is_what_an_svd_says(wide, changes):
             # From below, by less than 1 % for each norm; float32 against float64 above.
             assert 0.99**factors * value <= found[tag][step] <= value * (1 + 1e-4), (tag, step)
     assert all(list(curve) == [0, 2, 4] for curve in found.values())
-    events = EventAccumulator(str(logs(config)), size_guidance={HISTOGRAMS: 0}).Reload()
+    events = EventAccumulator(logs, size_guidance={HISTOGRAMS: 0}).Reload()
     tags = [tag for tag in events.Tags()["histograms"] if tag.startswith("spectral/")]
     assert len(tags) == 2 * 4 + (6 + config.model.gated + (config.model.experts is not None)) * 2
     assert [(h.step, h.histogram_value.num) for h in events.Histograms(tags[0])] == [(0, 3), (2, 3), (4, 3)]

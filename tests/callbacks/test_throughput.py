@@ -10,14 +10,9 @@ from mup_lightning.callbacks.throughput import Throughput, measured_peak
 from mup_lightning.config.schema import TrainerConfig
 
 
-@pytest.fixture
-def clock(monkeypatch):
+def test_points_are_of_the_interval_and_of_the_mean_without_the_first_step_and_pauses(monkeypatch):
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    return clock
-
-
-def test_points_are_of_the_interval_and_of_the_mean_without_the_first_step_and_pauses(clock):
     throughput, logged = Throughput(10, TrainerConfig(log_every=2, peak_flops=100.0), 6.0), {}
     logger = SimpleNamespace(log_metrics=lambda values, step: logged.update({step: values}))
     trainer = SimpleNamespace(

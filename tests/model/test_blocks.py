@@ -111,23 +111,18 @@ def test_blocks_compile_as_a_whole(switches):
 
 
 @pytest.mark.parametrize(
-    ("width", "head_size", "head_dim"),
-    [(1600, 64, 64), (128, 64, 64), (96, 64, 48), (32, 64, 32), (8, 64, 8), (32, 32, 32), (64, 32, 32), (1024, 32, 32)],
-)
-def test_head_dimension_is_the_wanted_one_or_what_the_width_allows(width, head_size, head_dim):
-    assert ModelConfig(width=width, head_size=head_size).head_dim == head_dim
-
-
-@pytest.mark.parametrize(
-    ("switches", "width", "kv_dim"),
+    ("switches", "width", "head_dim", "kv_dim"),
     [
-        ({"head_size": 64, "heads_per_kv": 4}, 256, 64),
-        ({"head_size": 64, "heads_per_kv": 4}, 128, 64),  # two heads
-        ({"head_size": 64, "heads_per_kv": 4}, 1600, 1600),  # 25 heads: five could share, four cannot
-        ({"head_size": 16, "kv_heads": 2}, 256, 32),
-        ({"heads": 4, "kv_heads": 2}, 256, 128),
-        ({}, 256, 256),
+        *(({"head_size": 64}, *dims) for dims in ((1600, 64, 1600), (128, 64, 128), (96, 48, 96))),
+        *(({"head_size": 32}, *dims) for dims in ((32, 32, 32), (64, 32, 64), (1024, 32, 1024))),
+        *(({"head_size": 64}, width, width, width) for width in (32, 8)),
+        ({"head_size": 64, "heads_per_kv": 4}, 256, 64, 64),
+        ({"head_size": 64, "heads_per_kv": 4}, 128, 64, 64),  # two heads
+        ({"head_size": 64, "heads_per_kv": 4}, 1600, 64, 1600),  # 25 heads: five could share, four cannot
+        ({"head_size": 16, "kv_heads": 2}, 256, 16, 32),
+        ({"heads": 4, "kv_heads": 2}, 256, 64, 128),
     ],
 )
-def test_the_width_of_keys_and_values(switches, width, kv_dim):
-    assert ModelConfig(width=width, **switches).kv_dim == kv_dim
+def test_dimensions_are_the_wanted_ones_or_what_the_width_allows(switches, width, head_dim, kv_dim):
+    config = ModelConfig(width=width, **switches)
+    assert (config.head_dim, config.kv_dim) == (head_dim, kv_dim)

@@ -265,41 +265,6 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_told_is_refused(fault):
-    x = torch.randn(3, 8)
-    with pytest.raises(UserError, match=FAULTS[fault]):
-        parametrize(Odd(32, fault), base=Odd(16, fault), example=x, **OPTIONS)
-    if fault == "main path":
-        roles = {"*ner.*": "hidden", "outer.*": "hidden"}
-        found = parametrize(Odd(32, fault), base=Odd(16, fault), example=x, declare=roles, **OPTIONS)
-        assert found.conclusions["inner.weight"].why == "declared"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"base": Odd(16, "unused")}, "the base has spare, and the module nothing like it"),
-        ({"base": Odd(32, "")}, "no side differs between base and module"),
-        ({"declare": {"first.*": "in"}}, "declared as 'in'; expected one of input, hidden"),
-        ({"declare": {"fist.weight": "input"}}, "'fist.weight', which is no parameter .*; did you mean first.weight"),
-        ({"branch_depth": 1}, "branch_depth is not for parametrize"),
-        ({"optimizer": "adamx"}, r"recipe\.optimizer is 'adamx'; expected one of"),
-        ({"weight_decya": 0.1}, r"unknown option recipe\.weight_decya; did you mean recipe\.weight_decay"),
-    ],
-)
-def test_wrong_arguments_are_refused(change, message):
-    given = {"module": Odd(32, ""), "base": Odd(16, ""), "example": torch.randn(3, 8)} | OPTIONS | change
-    with pytest.raises(UserError, match=message):
-        parametrize(**given)
-
-
-def test_matrix_rules_need_matrices():
-    muon = OPTIONS | {"optimizer": "muon"}
-    with pytest.raises(UserError, match=r"muon steps matrices, and convolution.weight has 3 sides"):
-        parametrize(Convolutions(32), base=Convolutions(16), example=torch.randn(2, 3, 9), **muon)
-
-
 class Convolutions(nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -309,6 +274,36 @@ class Convolutions(nn.Module):
     def forward(self, x):
         x = self.first(x)
         return self.last((x + self.convolution(x)).mean(-1))
+
+
+CONVOLUTIONS = {"module": Convolutions(32), "base": Convolutions(16), "example": torch.randn(2, 3, 9)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(({"module": Odd(32, fault), "base": Odd(16, fault)}, message) for fault, message in FAULTS.items()),
+        ({"base": Odd(16, "unused")}, "the base has spare, and the module nothing like it"),
+        ({"base": Odd(32, "")}, "no side differs between base and module"),
+        ({"declare": {"first.*": "in"}}, "declared as 'in'; expected one of input, hidden"),
+        ({"declare": {"fist.weight": "input"}}, "'fist.weight', which is no parameter .*; did you mean first.weight"),
+        ({"branch_depth": 1}, "branch_depth is not for parametrize"),
+        ({"optimizer": "adamx"}, r"recipe\.optimizer is 'adamx'; expected one of"),
+        ({"weight_decya": 0.1}, r"unknown option recipe\.weight_decya; did you mean recipe\.weight_decay"),
+        (CONVOLUTIONS | {"optimizer": "muon"}, r"muon steps matrices, and convolution.weight has 3 sides"),
+    ],
+)
+def test_what_is_wrong_or_cannot_be_told_is_refused(change, message):
+    given = {"module": Odd(32, ""), "base": Odd(16, ""), "example": torch.randn(3, 8)} | OPTIONS | change
+    with pytest.raises(UserError, match=message):
+        parametrize(**given)
+
+
+def test_a_role_that_cannot_be_told_can_be_declared():
+    module, base = (Odd(width, "main path") for width in (32, 16))
+    roles = {"*ner.*": "hidden", "outer.*": "hidden"}
+    found = parametrize(module, base=base, example=torch.randn(3, 8), declare=roles, **OPTIONS)
+    assert found.conclusions["inner.weight"].why == "declared"
 
 
 def test_growing_heads_are_said(monkeypatch):

@@ -50,7 +50,4 @@ def _peak(config: Config, device: str) -> float:
         before = torch.cuda.memory_allocated()
         _train(config, device)
         return torch.cuda.max_memory_allocated() - before
-    process.reset_peak()
-    before = process.resident_mb()
-    _train(config, device)
-    return 1e6 * (process.peak_mb() - before)
+    return 1e6 * process.peak_of(_train, config, device)[1]

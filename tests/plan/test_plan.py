@@ -82,51 +82,42 @@ def test_gpt2_xl_by_hand():
 LLAMA = {f"model__{key}": value for key, value in families.LLAMA.items()} | {"model__head_size": 16}
 
 
-def test_a_llama_by_hand():
-    """Width 1024, 16 heads, 4 of keys and values: n²(1 + 1/2 + 1 + 3 · 3.5) in a block, no vectors but gains."""
+@pytest.mark.parametrize("E", [0, 8])
+def test_a_llama_or_a_mixtral_by_hand(E):
+    """Width 1024, 16 heads, 4 of keys and values: n²(1 + 1/2 + 1 + 3 · 3.5) in a block, no vectors but gains.
+
+    Or eight MLPs in a block, of which a token has two, and a router of eight rows.
+    """
     n, L, V, T = 1024, 24, 50304, 1024
     shape = LLAMA | {"model__width": n, "model__depth": L, "model__head_size": 64, "model__heads_per_kv": 4}
     shape |= {"model__tied": False, "recipe__optimizer": "adamw"}
+    shape |= {"model__experts": E, "recipe__base_experts": 4} if E else {}
     found = plan(configure(**shape), (8,))
-    block = (1 + 2 / 4 + 1 + 3 * 3.5) * n * n
-    N = 2 * V * n + L * (block + 2 * n) + n
-    assert found.parameter_count == N
-    assert found.flops.convention_per_token == 6 * (N - V * n) + 12 * L * n * T
-    assert found.flops.matmul_per_token == 6 * (L * block + V * n) + 7 * n * (T + 1) * L
-    kv = next(p for p in found.parameters if p["name"] == "blocks.0.attention.kv.weight")
-    # Base (256, 4) has one head of keys and values, this one four: m grows as n, so all is as for any hidden matrix.
-    assert (kv["shape"], kv["lr"]) == ((512, n), pytest.approx(2**-7 / 4))
-    # A single head of keys and values at every width: σ² ∝ m/n², ε ∝ 1/(m·L).
-    shared = plan(configure(**shape | {"model__kv_heads": 1}))
-    kv = next(p for p in shared.parameters if p["name"] == "blocks.0.attention.kv.weight")
-    assert (kv["shape"], kv["lr"], kv["init_std"]) == ((128, n), pytest.approx(2**-7 / 4), pytest.approx(0.02 / 4))
-    assert kv["eps"] == pytest.approx(1e-16 / 6)
-
-
-def test_a_mixtral_by_hand():
-    """As the Llama, but eight MLPs in a block, of which a token has two, and a router of eight rows."""
-    n, L, V, T, E = 1024, 24, 50304, 1024, 8
-    shape = LLAMA | {"model__width": n, "model__depth": L, "model__head_size": 64, "model__heads_per_kv": 4}
-    shape |= {"model__tied": False, "recipe__optimizer": "adamw", "model__experts": E, "recipe__base_experts": 4}
-    found = plan(configure(**shape), (8,))
-    N, active = (2 * V * n + L * ((2.5 + 10.5 * mlps) * n * n + E * n + 2 * n) + n for mlps in (E, 2))
+    N, active = (2 * V * n + L * ((2.5 + 10.5 * m) * n * n + E * n + 2 * n) + n for m in ((E, 2) if E else (1, 1)))
     assert (found.parameter_count, found.active_count) == (N, active)
     assert found.flops.convention_per_token == 6 * (active - V * n) + 12 * L * n * T
     assert found.flops.matmul_per_token == 6 * (active - V * n - (2 * L + 1) * n) + 7 * n * (T + 1) * L
-    words = screen(configure(**shape), found, 80)
-    rows = [line.split(maxsplit=3) for line in words.splitlines()]
-    assert [row[3] for row in rows if row[:1] == ["hidden"]] == [
-        "attention.q, attention.kv, attention.out, mlp.gate_up, mlp.down",
-        "mlp.router",
-    ]
-    assert f"{int(N):,} parameters, {int(active):,} active for a token" in words
-    router, expert = (
-        next(p for p in found.parameters if p["name"] == f"blocks.0.mlp.{name}") for name in ("router.weight", "down")
-    )
-    # From base (256, 4, 4): σ² ∝ 1/n² and 1/n, ε of both ∝ 1/E, and AdamW's rates ∝ 1/n.
-    assert (router["init_std"], router["eps"]) == (pytest.approx(0.02 / 4), pytest.approx(1e-16 / 12))
-    assert (expert["init_std"], expert["eps"]) == (pytest.approx(0.02 / 2), pytest.approx(1e-16 / 48))
-    assert router["lr"] == expert["lr"] == pytest.approx(2**-7 / 4)
+
+    def values(plan, name):
+        found = next(p for p in plan.parameters if p["name"] == f"blocks.0.{name}")
+        return [*found["shape"], found["lr"], found["init_std"], found["eps"]]
+
+    # Base (256, 4) has one head of keys and values, this one four: m grows as n, so all is as for any hidden matrix.
+    assert values(found, "attention.kv.weight") == pytest.approx([512, n, 2**-7 / 4, 0.02 / 2, 1e-16 / 24])
+    # A single head of keys and values at every width: σ² ∝ m/n², ε ∝ 1/(m·L).
+    shared = plan(configure(**shape | {"model__kv_heads": 1}))
+    assert values(shared, "attention.kv.weight") == pytest.approx([128, n, 2**-7 / 4, 0.02 / 4, 1e-16 / 6])
+    if E:
+        # From base (256, 4, 4): σ² ∝ 1/n² and 1/n, ε of both ∝ 1/E, and AdamW's rates ∝ 1/n.
+        assert values(found, "mlp.router.weight") == pytest.approx([E, n, 2**-7 / 4, 0.02 / 4, 1e-16 / 12])
+        assert values(found, "mlp.down") == pytest.approx([E * n, 3.5 * n, 2**-7 / 4, 0.02 / 2, 1e-16 / 48])
+        words = screen(configure(**shape), found, 80)
+        rows = [line.split(maxsplit=3) for line in words.splitlines()]
+        assert [row[3] for row in rows if row[:1] == ["hidden"]] == [
+            "attention.q, attention.kv, attention.out, mlp.gate_up, mlp.down",
+            "mlp.router",
+        ]
+        assert f"{int(N):,} parameters, {int(active):,} active for a token" in words
 
 
 CASES = [
@@ -220,12 +211,19 @@ def test_the_screen(capsys):
     assert not next(row for row in rows if row[:1] == ["3"])[-1].endswith("*")
 
 
-def test_it_imports_neither_lightning_nor_the_compiler():
-    """Either would cost more than all the rest: the plan of any size is there in a second or two."""
+def test_neither_a_plan_nor_a_model_imports_lightning_or_the_compiler():
+    """Either would cost more than all the rest: the plan of any size is there in a second or two.
+
+    torch's own init imports the compiler on the meta device; and it would be overwritten anyway.
+    """
     code = (
         "import sys; from mup_lightning.cli.main import main\n"
         "main(['plan', '--model.width', '1600', '--model.depth', '48'])\n"
-        "assert not {'lightning', 'torch._dynamo', 'sympy', 'datasets'} & sys.modules.keys()"
+        "assert not {'lightning', 'torch._dynamo', 'sympy', 'datasets'} & sys.modules.keys()\n"
+        "from mup_lightning.config.schema import Config; from mup_lightning.model.gpt2 import build\n"
+        "config = Config.from_plain({'model': {'width': 16, 'depth': 1, 'context': 8}})\n"
+        "build(config.model, config.derive(), 0)\n"
+        "assert not {'torch._dynamo', 'torch._inductor'} & sys.modules.keys()"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr

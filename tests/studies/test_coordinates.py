@@ -41,8 +41,7 @@ def rms(x):
 def test_features_are_compared_with_what_was_seen_first():
     probe, x, y = FeatureProbe(), torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     for feature in (x, x, y):
-        probe.feature("mlp", 1, feature)
-        probe.feature("mlp_scaled", 1, feature, 0.5)
+        probe.feature("mlp", 1, feature, 0.5)  # without its multiple
     assert probe.norms == {"mlp/1": pytest.approx([rms(x), rms(x), rms(y)])}
     assert probe.changes == {"mlp/1": pytest.approx([0, 0, rms(y - x)])}
     probe.feature("residual", 0, x)
@@ -59,12 +58,12 @@ def test_logits_are_whole_and_the_model_s_own(tiny):
     tokens = torch.randint(250, (3, 16))
     seen = {}
     recorder = FeatureProbe()
-    recorder.feature = lambda point, layer, x, scale=1.0: seen.update({(point, layer): x})
+    recorder.feature = lambda point, layer, x, multiplier=None: seen.update({(point, layer): x})
     with torch.no_grad():
         observe(model, tokens, recorder)
         assert torch.equal(seen["logits", None], model(tokens))
     assert seen["logits", None].shape == (3, 16, 250)
-    assert {point for point, _ in seen} == set(POINTS)
+    assert {point for point, _ in seen} == {point for point in POINTS if not point.endswith("_scaled")}
 
 
 class Blind(FeatureProbe):

@@ -73,19 +73,13 @@ class FeatureProbe(StepCallback):
         module.train(was_training)
 
     @torch.no_grad()
-    def feature(self, point: str, layer: int | None, x: torch.Tensor, scale: float = 1.0) -> None:
+    def feature(self, point: str, layer: int | None, x: torch.Tensor, multiplier: float | None = None) -> None:
         """Record a feature, in float32."""
-        if point in (taps.ATTENTION_SCALED, taps.MLP_SCALED):
-            return
         name = point if layer is None else f"{point}/{layer}"
-        x = x.detach().float() * scale  # a copy: the model may overwrite the feature's memory
+        x = x.detach().to(torch.float32, copy=True)  # the model may overwrite the feature's memory
         start = self._start.setdefault(name, x)
         for curves, value in ((self.norms, x), (self.changes, x - start)):
             curves.setdefault(name, []).append(float(torch.linalg.vector_norm(value)) * x.numel() ** -0.5)
-
-    def rms(self, point: str, layer: int | None, value: torch.Tensor) -> None:
-        """Refuse a norm without its feature, from which no change follows."""
-        raise NotImplementedError(f"{point} came as a norm alone")
 
 
 def observe(model: Any, tokens_BT: torch.Tensor, recorder: taps.Recorder) -> None:
