@@ -26,14 +26,8 @@ from functools import cache
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import HALF, ONE, E, L, N, S, Scale, largest
 
-INIT_VARIANCE: dict[Role, Scale] = {
-    Role.INPUT: ONE,
-    Role.HIDDEN: ONE / N,
-    Role.OUTPUT: ONE,
-    # Vectors start at a constant (0 or 1), as large as one drawn with this variance.
-    Role.INPUT_BIAS: ONE,
-    Role.HIDDEN_BIAS: ONE,
-}
+# Vectors start at a constant (0 or 1), as large as one drawn with this variance.
+INIT_VARIANCE: dict[Role, Scale] = dict.fromkeys(Role, ONE) | {Role.HIDDEN: ONE / N}
 
 
 @dataclass(frozen=True)
