@@ -63,8 +63,6 @@ SDE_LOSES = "in our own runs the time rule sde lost to none (docs/results/horizo
 AXES = ("width", "depth", "tokens", "batch")
 """What a law may be over: n, L, T (tokens of the run) and B (tokens of an optimizer step)."""
 
-WHAT = "a law of the best learning rate, as mup-lightning tune writes it"
-
 
 @dataclass
 class Estimate:
@@ -111,7 +109,7 @@ def read_law(rule: str) -> Law | None:
     if not rule.startswith(FITTED):
         return None
     file = Path(rule.removeprefix(FITTED)).expanduser()
-    content = read_json(file, WHAT)
+    content = read_json(file, "a law of the best learning rate, as mup-lightning tune writes it")
     with located(file):
         return build(Law, content, "law.")
 
