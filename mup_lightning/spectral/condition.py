@@ -56,14 +56,9 @@ class Weight:
     routed: bool = False
 
     @property
-    def n_in(self) -> Scale:
-        """Scale of the input side; 1 for vectors."""
-        return self.role.n_in
-
-    @property
     def side_factor(self) -> Scale:
         """√(n_in/n_out), by which ‖·‖_R differs from ‖·‖₂."""
-        return (self.n_in / self.n_out) ** HALF
+        return (self.role.n_in / self.n_out) ** HALF
 
     @property
     def larger_side(self) -> Scale:
@@ -81,7 +76,7 @@ class Weight:
     @property
     def gradient_entry(self) -> Scale:
         """RMS of the raw gradient's entries, ‖G‖_F/√(n_in·n_out), with ‖G‖_F = Θ(‖G‖₂) because G is low-rank."""
-        return self.gradient / (self.n_in * self.n_out) ** HALF
+        return self.gradient / (self.role.n_in * self.n_out) ** HALF
 
     @property
     def hessian_entry(self) -> Scale:
