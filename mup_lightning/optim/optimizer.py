@@ -137,12 +137,11 @@ class HybridOptimizer(Optimizer):
             return
 
         def update(weights: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> None:
-            mine = [self.held[name] for name in weights]
-            shaped = (
-                [flat.view(held.info.shape) for held, flat in zip(mine, flats.values(), strict=True)]
-                for flats in (weights, gradients)
-            )
-            self._update(group, list(zip(mine, *shaped, strict=True)))
+            mine = []
+            for name in weights:
+                held = self.held[name]
+                mine.append((held, weights[name].view(held.info.shape), gradients[name].view(held.info.shape)))
+            self._update(group, mine)
 
         owners = {name: self.held[name].owner or 0 for name in layout.held}
         update_at_owners(layout, owners, flat, flat.grad, update)
@@ -210,12 +209,13 @@ class HybridOptimizer(Optimizer):
         """
         self._refuse_not_finite({f"the estimate of the Hessian of {name}": t for name, t in estimates.items()})
         rank, _ = rank_and_world()
-        for held, estimate in ((self.held[name], estimate) for name, estimate in estimates.items()):
+        for name, estimate in estimates.items():
+            held = self.held[name]
             if held.flat is None:
                 self._hessians[held.tensor] = estimate
                 continue
             partition = self._hessians.setdefault(held.flat, torch.zeros_like(held.flat))
-            for fragment in self.layouts[held.flat].pieces[held.info.name][rank]:
+            for fragment in self.layouts[held.flat].pieces[name][rank]:
                 fragment.of_flat(partition).copy_(fragment.of_whole(estimate.flatten()))
 
     def _gradients(self) -> dict[str, torch.Tensor]:
@@ -223,10 +223,9 @@ class HybridOptimizer(Optimizer):
         found = {}
         for group in self.param_groups:
             for index, parameter in enumerate(group["params"]):
-                flat = self.layouts.get(parameter)
-                label = group["infos"][index].name if flat is None else _listed(flat.held)
+                names = self.layouts[parameter].held if parameter in self.layouts else [group["infos"][index].name]
                 if parameter.grad is not None:
-                    found[f"the gradient of {label}"] = parameter.grad
+                    found[f"the gradient of {_listed(names)}"] = parameter.grad
         return found
 
     def _refuse_parts(self, group: Group) -> None:
@@ -248,10 +247,10 @@ class HybridOptimizer(Optimizer):
         # DeepSpeed steps one group after the other: only what is in a group now.
         stepped = {id(parameter) for group in self.param_groups for parameter in group["params"]}
         missing = [
-            held.info.name
-            for held in map(self.held.__getitem__, self.wants_hessian())
-            if held.stepped not in self._hessians
-            and (held.flat is not None or held.tensor.grad is not None)
+            name
+            for name, tensor in self.wants_hessian().items()
+            if (held := self.held[name]).stepped not in self._hessians
+            and (held.flat is not None or tensor.grad is not None)
             and id(held.stepped) in stepped
         ]
         if missing:

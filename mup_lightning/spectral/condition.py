@@ -12,24 +12,12 @@ initialisation; their updates point the same way, hence 1/L. At k >= 2 the secon
 branch itself to be 1/L. The initialisation convention of width-μP (variance 1 for input and output, 1/n for hidden)
 is assumed; multipliers and update sizes follow.
 
-**A side of its own.** Keys and values that several heads share are narrower than the stream: n_out = m < n. Repeating
-them for the heads leaves ‖·‖_R as it is, so the condition is that of any matrix of the branch, ‖W‖_R = Θ(1) and
-‖ΔW‖_R = Θ(1), with √(n/m) between ‖·‖_R and ‖·‖₂; the variance that gives this is m/n². A gain that all heads share
-has as many entries as one head has dimensions, m, and moves the branch as a vector of the branch does.
-
-**Experts.** A router of n inputs and E outputs decides which k experts a token is given, and by gates that add up to 1
-with what weight. Its logits, and their changes, are to be Θ(1); a change of Θ(1) in the gates then moves the branch by
-as much as one of its matrices does. But a token hears k rows, not E: gradients reach the rows of its experts alone, and
-an RMS over all rows would let those k grow with E. So each row is a matrix of its own, of n inputs and one output, with
-‖W‖_R = ‖ΔW‖_R = Θ(1): entries of variance 1/n², and logits of 1/√n at first, as a head's. Muon's step has orthogonal
-rows of length 1, which is the step of each row, as long as E < n.
-The branch is a mean of k experts' outputs. With k fixed its size does not depend on E, nor does what each expert must
-be: their matrices keep the condition of an MLP. Only gradients know E. An expert, or a row of the router, is given k/E
-of the tokens, so its step changes the loss by 1/E of what the block's does: ⟨ΔW, G⟩ = Θ(1/(LE)). With a fixed number of
-tokens in a batch, its gradient falls as 1/E, and with it ε, while SGD's rate grows as E. What goes as the squared
-gradient of one token falls as 1/E, too, rather than as 1/E².
-arXiv 2601.20205 keeps k/E, so that every expert sees a fixed share of the tokens, and 2605.14200 lets k and E grow with
-n, too. Here k is fixed, and E alone grows.
+A gain that all heads share, and keys and values that several share, have m < n outputs: repeating them for the heads
+leaves ‖·‖_R as it is, so the condition is that of any vector or matrix of the branch, with √(n/m) between ‖·‖_R and
+‖·‖₂. Each row of a router of E experts is a matrix of one output, since a token hears the rows of its k experts alone.
+k is fixed and E grows: an expert, or a row of the router, is given k/E of the tokens, so that a step of it changes the
+loss by 1/E of what the block's does, ⟨ΔW, G⟩ = Θ(1/(LE)). Gradients, ε and the mean square of one token's gradient fall
+as 1/E. docs/method/recipe.md derives both, and says where the literature takes other limits.
 """
 
 from dataclasses import dataclass
@@ -38,14 +26,8 @@ from functools import cache
 from mup_lightning.spectral.roles import Role
 from mup_lightning.spectral.scale import HALF, ONE, E, L, N, S, Scale, largest
 
-INIT_VARIANCE: dict[Role, Scale] = {
-    Role.INPUT: ONE,
-    Role.HIDDEN: ONE / N,
-    Role.OUTPUT: ONE,
-    # Vectors start at a constant (0 or 1), as large as one drawn with this variance.
-    Role.INPUT_BIAS: ONE,
-    Role.HIDDEN_BIAS: ONE,
-}
+# Vectors start at a constant (0 or 1), as large as one drawn with this variance.
+INIT_VARIANCE: dict[Role, Scale] = dict.fromkeys(Role, ONE) | {Role.HIDDEN: ONE / N}
 
 
 @dataclass(frozen=True)
@@ -74,14 +56,9 @@ class Weight:
     routed: bool = False
 
     @property
-    def n_in(self) -> Scale:
-        """Scale of the input side; 1 for vectors."""
-        return self.role.n_in
-
-    @property
     def side_factor(self) -> Scale:
         """√(n_in/n_out), by which ‖·‖_R differs from ‖·‖₂."""
-        return (self.n_in / self.n_out) ** HALF
+        return (self.role.n_in / self.n_out) ** HALF
 
     @property
     def larger_side(self) -> Scale:
@@ -99,7 +76,7 @@ class Weight:
     @property
     def gradient_entry(self) -> Scale:
         """RMS of the raw gradient's entries, ‖G‖_F/√(n_in·n_out), with ‖G‖_F = Θ(‖G‖₂) because G is low-rank."""
-        return self.gradient / (self.n_in * self.n_out) ** HALF
+        return self.gradient / (self.role.n_in * self.n_out) ** HALF
 
     @property
     def hessian_entry(self) -> Scale:

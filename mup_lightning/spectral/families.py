@@ -43,7 +43,7 @@ class Family:
 
 def _sign(w: Weight) -> Scale:
     """sign(G): G is low-rank, so its sign pattern is too: ‖A‖₂ = √(n_in·n_out), hence ‖A‖_R = n_in."""
-    return w.n_in
+    return w.role.n_in
 
 
 def _orthogonal(w: Weight) -> Scale:

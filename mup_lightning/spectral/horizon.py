@@ -9,18 +9,13 @@ S = T/B steps is then a diffusion (the SDE of Malladi et al. 2022, arXiv 2205.10
 since steps of noise add up as their squares. ‖A‖ of a rule whose steps ignore the gradient's size is constant, hence
 η ∝ (B/T)^1/2 for Adam's relatives and orthogonalised steps. SGD's goes as B^-1/2, hence η ∝ B·T^-1/2. The rest follows:
 
-- Weight decay forgets over 1/(ηλ) steps. That must stay the same share of the run: ηλ ∝ B/T.
-- So must the steps over which an average forgets: β becomes β^(B/T), exactly so for an exponential average. It is
-  1 - β ∝ B/T to first order, as Complete(d)P (arXiv 2512.22382) has it, but stays between 0 and 1 at every ratio.
-- Not so for an average that sets the size of the steps. SGD's momentum is a sum, 1/(1 - β) large. Lion, Muon, SSO and
-  Sophia normalise after averaging: with a longer average their steps do not shrink, as Adam's do, but agree for longer,
-  and η would have to go as B/T to keep the diffusion. Their momentum stays as it is, in steps.
+- Weight decay, over 1/(ηλ) steps, and averages are to forget over the same share of the run: ηλ ∝ B/T and β -> β^(B/T).
+- Not so averages that set the size of the steps (SGD's, Lion's, Muon's, SSO's, Sophia's momentum): they stay, in steps.
 - What is added to gradients or limits them goes as they do: ε as B^-1/2 (Shampoo's, a square, as B^-1), the unit of
-  clipping too. Sophia's ρh is compared with the momentum, but h, a mean of squares, does not shrink with the batch: so
-  ρ ∝ B^-1/2. Complete(d)P also multiplies ε by T^1/2, which nothing here gives.
+  clipping too. Sophia's ρh is compared with the momentum, but h does not shrink with the batch: so ρ ∝ B^-1/2.
 
-The drift over the run then goes as T^1/2: longer runs learn more, at the same noise. Nobody has confirmed any of this
-for matrix optimizers (Muon, Shampoo, SOAP, SSO); published laws of theirs are fits, and a fit is what to use there.
+docs/method/horizon.md says why, what others have instead, and that nobody has confirmed it for matrix optimizers: their
+published laws are fits, and a fit is what to use there.
 """
 
 from collections.abc import Mapping
@@ -68,8 +63,6 @@ SDE_LOSES = "in our own runs the time rule sde lost to none (docs/results/horizo
 AXES = ("width", "depth", "tokens", "batch")
 """What a law may be over: n, L, T (tokens of the run) and B (tokens of an optimizer step)."""
 
-WHAT = "a law of the best learning rate, as mup-lightning tune writes it"
-
 
 @dataclass
 class Estimate:
@@ -116,7 +109,7 @@ def read_law(rule: str) -> Law | None:
     if not rule.startswith(FITTED):
         return None
     file = Path(rule.removeprefix(FITTED)).expanduser()
-    content = read_json(file, WHAT)
+    content = read_json(file, "a law of the best learning rate, as mup-lightning tune writes it")
     with located(file):
         return build(Law, content, "law.")
 
@@ -131,8 +124,8 @@ def horizon_of(rule: str, law: Law | None) -> Horizon:
 
 def refuse_unfitted(law: Law, ratios: Ratios) -> None:
     """Raise UserError where a run differs from the base along an axis that the law's runs did not differ in."""
-    for axis in ("batch", "tokens"):
-        if law.exponents[axis] is None and (times := getattr(ratios, axis)) != 1:
+    for axis, times in (("batch", ratios.batch), ("tokens", ratios.tokens)):
+        if law.exponents[axis] is None and times != 1:
             raise UserError(
                 f"the law of recipe.time_rule has no exponent over {axis}, but this run's are {times:g} times those of "
                 f"recipe.base_{axis}; fit one to runs that differ in {axis}, or keep to the base"

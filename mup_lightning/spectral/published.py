@@ -31,10 +31,6 @@ from mup_lightning.tables import text
 
 AGREES, DIFFERS, NOT_SPECIFIED = "agrees", "differs", "not specified"
 
-EVERY_ROLE = "every role"
-
-SIDES = ("ours", "theirs")
-
 _NAMES = QUANTITIES | {"averages": "power of decays"}
 
 _OVER_TIME = ("lr", "weight_decay", "eps", "averages")
@@ -73,8 +69,6 @@ class Published:
     over_time: bool = False
 
 
-_ROOT_L = L**HALF
-
 _COMPLETEP = {
     Role.INPUT: Row(ONE, ONE, lr=ONE, removed=ONE, eps=ONE / N),
     Role.HIDDEN: Row(ONE / L, ONE / N, lr=ONE / N, removed=ONE, eps=ONE / (N * L)),
@@ -97,7 +91,7 @@ _MUP_ADAM, _MUP_SGD = _mup(ONE), _mup(N)
 def _depth_mup(width: dict[Role, Row], hidden_lr: Scale) -> dict[Role, Row]:
     """Depth-muP: muP in width, 1/√L on every branch, and its own learning rate inside branches."""
     table = {role: Row(row.multiplier, row.init_var, row.lr) for role, row in width.items() if not role.is_vector}
-    table[Role.HIDDEN] = Row(ONE / _ROOT_L, ONE / N, hidden_lr)
+    table[Role.HIDDEN] = Row(ONE / L**HALF, ONE / N, hidden_lr)
     return table | {Role.INPUT_BIAS: Row(), Role.HIDDEN_BIAS: Row()}
 
 
@@ -138,7 +132,7 @@ PUBLISHED: dict[str, Published] = {
     "depth-mup": Published(
         title="Depth-muP (Yang, Yu, Zhu, Hayou 2023, Tensor Programs VI, arXiv 2310.02244, section 1: 1/√L on a "
         "branch, Adam's learning rate over √L, SGD's constant)",
-        tables={"adamw": _depth_mup(_MUP_ADAM, ONE / (N * _ROOT_L)), "sgd": _depth_mup(_MUP_SGD, ONE)},
+        tables={"adamw": _depth_mup(_MUP_ADAM, ONE / (N * L**HALF)), "sgd": _depth_mup(_MUP_SGD, ONE)},
         why={
             "multiplier": "derived for one matrix per branch; with two, under 1/√L, the term ΔW₂ΔW₁ vanishes as 1/√L",
             "lr": "follows from the multiplier: one step of a branch adds 1/L to the stream, whatever its multiplier",
@@ -180,7 +174,7 @@ def in_our_convention(row: Row, init_var: Scale, *, adaptive: bool) -> dict[str,
     `adaptive`: the step ignores the gradient's size (Adam and the like), unlike SGD's.
     """
     if row.multiplier is None or row.init_var is None or row.lr is None:
-        return dict.fromkeys(QUANTITIES)
+        return dict.fromkeys(_NAMES)
     theta = (row.init_var / init_var) ** HALF
     lr = row.lr / theta if adaptive else row.lr / theta**2
     return {
@@ -189,6 +183,7 @@ def in_our_convention(row: Row, init_var: Scale, *, adaptive: bool) -> dict[str,
         "lr": lr,
         "weight_decay": None if row.removed is None else row.removed / lr,
         "eps": None if row.eps is None else row.eps * theta,
+        "averages": row.averages,
     }
 
 
@@ -221,7 +216,7 @@ def compare(name: str, optimizer: str, branch_depth: int) -> list[Cell]:
     for role, row in published.tables[optimizer].items():
         ours = exponents(FAMILIES[optimizer], role, branch_depth, horizon=SDE if published.over_time else NONE)
         convention = ONE if published.over_time else INIT_VARIANCE[role]
-        theirs = in_our_convention(row, convention, adaptive=optimizer != "sgd") | {"averages": row.averages}
+        theirs = in_our_convention(row, convention, adaptive=optimizer != "sgd")
         for quantity in _OVER_TIME if published.over_time else QUANTITIES:
             mine, other = getattr(ours, quantity), theirs[quantity]
             if mine is None:
@@ -234,7 +229,7 @@ def compare(name: str, optimizer: str, branch_depth: int) -> list[Cell]:
             else:
                 status = AGREES if other == mine.asymptotic else DIFFERS
             reasons = {AGREES: {}, DIFFERS: published.why, NOT_SPECIFIED: published.silent}[status]
-            name_of = EVERY_ROLE if published.over_time else role
+            name_of = "every role" if published.over_time else role
             cells.append(Cell(name_of, quantity, mine, other, status, reasons.get(quantity, "")))
     return cells
 
@@ -248,7 +243,8 @@ def as_plain(name: str, optimizer: str, branch_depth: int) -> dict[str, Any]:
         "optimizer": optimizer,
         "branch_depth": branch_depth,
         "cells": [
-            vars(cell) | {"role": str(cell.role)} | {side: plain_scale(getattr(cell, side), timed) for side in SIDES}
+            vars(cell)
+            | {"role": str(cell.role), "ours": plain_scale(cell.ours, timed), "theirs": plain_scale(cell.theirs, timed)}
             for cell in compare(name, optimizer, branch_depth)
         ],
     }

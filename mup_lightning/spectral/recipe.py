@@ -15,7 +15,7 @@ from mup_lightning.spectral.base import DECAY_RULES, BaseFactors, RecipeConfig
 from mup_lightning.spectral.condition import solve
 from mup_lightning.spectral.families import FAMILIES, Family
 from mup_lightning.spectral.horizon import NONE, Horizon, horizon_of, refuse_unfitted
-from mup_lightning.spectral.roles import ParameterInfo, Role, Side
+from mup_lightning.spectral.roles import Declaration, ParameterInfo, Role, Side
 from mup_lightning.spectral.scale import M, Ratios, Scale
 
 
@@ -23,7 +23,8 @@ from mup_lightning.spectral.scale import M, Ratios, Scale
 class Exponents:
     """One row of the tables: how each hyper-parameter of one role scales.
 
-    `scaled` has the update rule's options, whose decays of averages are raised to the power `averages`.
+    `scaled` has the update rule's options, whose decays of averages are raised to the power `averages`; `gradient` is
+    the size of the role's gradients.
     """
 
     multiplier: Scale
@@ -32,6 +33,7 @@ class Exponents:
     weight_decay: Scale
     scaled: dict[str, Scale]
     averages: Scale | None
+    gradient: Scale
 
     @property
     def eps(self) -> Scale | None:
@@ -125,6 +127,7 @@ def exponents(
         weight_decay=direction / weight.norm * horizon.removed / horizon.update,
         scaled={option: scale(weight) for option, scale in family.scaled.items()},
         averages=horizon.power if family.averages else None,
+        gradient=weight.role_gradient,
     )
 
 
@@ -132,11 +135,6 @@ def exponents(
 def variant_of(family: Family, variant: str) -> Family:
     """The family as published, or with its measured update where there is one."""
     return replace(family, direction=family.measured) if variant == "measured" and family.measured else family
-
-
-def is_main(config: RecipeConfig, role: Role) -> bool:
-    """Whether `lr` itself is this role's base rate, rather than `lr` x `aux_lr_factor`."""
-    return role is Role.HIDDEN or (config.pure and not role.is_vector)
 
 
 def derive(
@@ -159,7 +157,7 @@ def derive(
     base model's, needed where the model has any, and experts their number. `per_head`: the rule takes every head's
     queries, keys and values for matrices of their own. At the base shape values equal the base values to the bit.
     """
-    mup, nano = config.parametrization == "mup", config.parametrization == "gpt2"
+    mup, nano, k = config.parametrization == "mup", config.parametrization == "gpt2", config.branch_depth
     r_n, r_L = (width / config.base_width, depth / config.base_depth) if mup else (1.0, 1.0)
     r_B = (batch or config.base_batch) / config.base_batch if config.base_batch else 1.0
     r_T = (tokens or config.base_tokens) / config.base_tokens if config.base_tokens else 1.0
@@ -173,30 +171,38 @@ def derive(
     # GPT-2's factor counts the blocks of the model; under the recipe those of the base, or it would come on top of 1/L.
     closing = (2 * (config.base_depth if mup else depth)) ** -0.5
 
-    @cache
-    def values(
-        role: Role, r_side: float, n_out: Scale, r_m: float = 1.0, r_head: float | None = None, routed: bool = False
-    ) -> Values:
-        # A whole-matrix optimizer takes what is_main, AdamW all else.
-        family = main if not main.whole_matrix or is_main(config, role) else FAMILIES["adamw"]
-        row = exponents(family, role, config.branch_depth, n_out, horizon=horizon, routed=routed)
-        weight, own = solve(role, config.branch_depth, n_out, horizon.noise, routed), replace(here, own=r_m)
-        # A step by heads depends on the heads' dimension in the place of m, and in nothing on the matrix's own side.
-        by_head = exponents(family, role, config.branch_depth, None, M, horizon)
-        step, r_step = (row, r_m) if r_head is None else (by_head, r_head)
-        lr, decay = (scale.at(replace(here, side=r_side, own=r_step)) for scale in (step.lr, step.weight_decay))
+    def values(info: Declaration, fixed: int = 0) -> Values:
+        """`fixed` is the side of embeddings and head that does not grow."""
+        role = info.role
+        # A whole-matrix optimizer takes these, AdamW all else; `lr` is their base rate, without `aux_lr_factor`.
+        is_main = role is Role.HIDDEN or (config.pure and not role.is_vector)
+        family = main if is_main or not main.whole_matrix else FAMILIES["adamw"]
+        row = exponents(family, role, k, info.n_out, horizon=horizon, routed=info.routed)
+        r_side = max(width, fixed) / max(config.base_width, fixed) if mup else 1.0
+        own = replace(here, side=r_side, own=1.0 if info.side in ("", "experts") else ratios[info.side])
+        step, of_step = row, own
+        if per_head and info.heads:  # it depends on the heads' dimension, and in nothing on the matrix's own side
+            step, of_step = exponents(family, role, k, None, M, horizon), replace(own, own=ratios["head"])
+        lr, decay = step.lr.at(of_step), step.weight_decay.at(of_step)
         if config.parametrization == "sp_embedding" and role is Role.INPUT:
             lr, decay = lr * (width / config.base_width), decay * (config.base_width / width)
         if role is Role.HIDDEN:
             decay *= r_n ** -DECAY_RULES[config.weight_decay_rule]
-        decayed = not role.is_vector or (config.decay_vectors and not nano)
+        decayed = config.decay_gains if info.label == "gain" else True
+        if role.is_vector:
+            decayed = decayed and config.decay_vectors and not nano
+        base = [config.base[key] for key in (role, info.label) if key in config.base]
+        factor = {key: math.prod(getattr(of, key) for of in base) for key in ("lr", "weight_decay", "init_std", "eps")}
+        std = config.init_std * row.init_var.at(own) ** 0.5 * (1.0 if nano else factor["init_std"])
+        if info.closes_branch and (config.gpt2_residual_init or nano):
+            std *= closing
         return Values(
             rule=family.name,
-            lr=config.lr * lr * (1.0 if is_main(config, role) else aux_factor),
-            weight_decay=config.weight_decay * decay if decayed else 0.0,
-            init_std=config.init_std * row.init_var.at(own) ** 0.5,
-            scaled={option: scale.at(own) for option, scale in row.scaled.items()},
-            gradient=weight.role_gradient.at(own) if config.scale_clip else 1.0,
+            lr=config.lr * lr * (1.0 if is_main else aux_factor) * factor["lr"],
+            weight_decay=config.weight_decay * decay * factor["weight_decay"] if decayed else 0.0,
+            init_std=std,
+            scaled={key: scale.at(own) * (factor["eps"] if key == "eps" else 1.0) for key, scale in row.scaled.items()},
+            gradient=row.gradient.at(own) if config.scale_clip else 1.0,
             powers=dict.fromkeys(family.averages, horizon.power.at(here)),
             over_time={
                 key: scale.over_time.at(here)
@@ -206,38 +212,19 @@ def derive(
         )
 
     def exactly(info: ParameterInfo) -> Values:
-        fixed = info.shape[0] if info.role in (Role.INPUT, Role.OUTPUT) else 0
-        r_side = max(width, fixed) / max(config.base_width, fixed) if mup else 1.0
-        r_head = ratios["head"] if per_head and info.heads else None
-        r_m = 1.0 if info.side in ("", "experts") else ratios[info.side]
-        found = values(info.role, r_side, info.n_out, r_m, r_head, info.routed)
-        base = [BaseFactors(), *(config.base[key] for key in (info.role, info.label) if key in config.base)]
-        lr, decay, std, eps = (
-            math.prod(getattr(factors, key) for factors in base) for key in ("lr", "weight_decay", "init_std", "eps")
-        )
-        closes = info.closes_branch and (config.gpt2_residual_init or nano)
-        if nano:
-            std = 1.0
-        return replace(
-            found,
-            lr=found.lr * lr,
-            weight_decay=0.0 if info.label == "gain" and not config.decay_gains else found.weight_decay * decay,
-            init_std=representable(f"init_std of {info.name}", found.init_std * std * (closing if closes else 1.0)),
-            scaled={option: factor * (eps if option == "eps" else 1.0) for option, factor in found.scaled.items()},
-        )
+        found = values(info, info.shape[0] if info.role in (Role.INPUT, Role.OUTPUT) else 0)
+        representable(f"init_std of {info.name}", found.init_std)
+        return found
 
-    def multiplier(role: Role) -> float:
-        base = {Role.INPUT: config.input_multiplier, Role.HIDDEN: config.residual_multiplier}
-        own = exponents(main, role, config.branch_depth).multiplier.at(here)
-        factor = 1.0 if nano else base.get(role, config.output_multiplier)
-        return representable(f"the multiplier {role}", factor * own)
+    def multiplier(role: Role, base: float) -> float:
+        return representable(f"the multiplier {role}", (1.0 if nano else base) * solve(role, k).multiplier.at(here))
 
     return Recipe(
-        values={role: values(role, r_n, role.n_out) for role in Role},
+        values={role: values(Declaration(role)) for role in Role},
         multipliers=Multipliers(
-            input=multiplier(Role.INPUT),
-            residual=multiplier(Role.HIDDEN),
-            output=multiplier(Role.OUTPUT),
+            input=multiplier(Role.INPUT, config.input_multiplier),
+            residual=multiplier(Role.HIDDEN, config.residual_multiplier),
+            output=multiplier(Role.OUTPUT, config.output_multiplier),
             attention=(head_dims[0] / head_dims[1]) ** 0.5 if mup else 1.0,
         ),
         eps=config.eps,

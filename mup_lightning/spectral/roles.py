@@ -43,7 +43,7 @@ class Role(StrEnum):
 
     @property
     def n_in(self) -> Scale:
-        """How its input side scales."""
+        """How its input side scales; 1 for vectors."""
         return N if self in (Role.HIDDEN, Role.OUTPUT) else ONE
 
 

@@ -143,15 +143,4 @@ def sso(w, grads, lr, wd, eps, momentum=0.9, **_):
     return w
 
 
-REFERENCES = {
-    "adamw": adamw,
-    "adan": adan,
-    "muon": muon,
-    "muon_kimi": muon_kimi,
-    "sgd": sgd,
-    "lion": lion,
-    "sophia": sophia,
-    "shampoo": shampoo,
-    "soap": soap,
-    "sso": sso,
-}
+REFERENCES = {rule.__name__: rule for rule in (adamw, adan, muon, muon_kimi, sgd, lion, sophia, shampoo, soap, sso)}

@@ -48,7 +48,7 @@ def test_values_that_float32_cannot_hold_are_refused(values):
 
 def test_equal_hyperparameters_share_a_group():
     """At any depth: muon_kimi for the hidden matrices, and AdamW's ε is all that separates vectors from embeddings."""
-    for depth in (2, 48):
+    for depth in (2, 24):
         groups, _, recipe = groups_of(RecipeConfig(), depth=depth)
         assert len(groups) == 3
     assert recipe.values[Role.HIDDEN_BIAS].scaled != recipe.values[Role.INPUT].scaled
