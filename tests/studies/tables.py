@@ -55,10 +55,17 @@ def curves(sizes, optima, noise=0.0, seeds=1, name="mup", grid=range(-10, -3), c
     ]
 
 
-def groups(path, **options):
-    return to_dict(transfer(read_losses(path), **options))["groups"]
+def judged(tmp_path, rows, columns=COLUMNS, **options):
+    """The groups of a table of these rows."""
+    return transfer(read_losses(write(tmp_path / "table.csv", rows, columns)), **options)
 
 
 def report(tmp_path, rows, **options):
-    (group,) = groups(write(tmp_path / "table.csv", rows), **options)
+    """The only group, as plain values."""
+    (group,) = to_dict(judged(tmp_path, rows, **options))["groups"]
     return group
+
+
+def lose(rows, lost):
+    """The rows, without a loss where `lost(size, value, seed)`."""
+    return [(*row[:5], "") if lost(*row[2:5]) else row for row in rows]

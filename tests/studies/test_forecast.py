@@ -1,12 +1,13 @@
 """The law is found where it is true, its interval covers, the ladder is read aright, and what cannot be said is not."""
 
-import csv
 import json
 import math
 import re
 from dataclasses import asdict, replace
+from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mup_lightning.cli.main import VERBS, main, parse
@@ -71,13 +72,13 @@ def test_at_16_times_the_flops_the_interval_covers_what_it_says(seeds):
     """Of single runs of a true law; the noise is known from seeds, or only from how far cells miss the law."""
     chance, inside, widths = np.random.default_rng(seeds), [], []
     width, tokens = WIDTHS[-1] * 2, TOKENS[-1] * 4
-    for _ in range(40):
-        known = {"se": 0.007 / seeds**0.5, "spread": 0.007, "dof": 16.0} if seeds > 1 else {}
+    known = {"se": 0.007 / seeds**0.5, "spread": 0.007, "dof": 16.0} if seeds > 1 else {}
+    for _ in range(24):
         own = cells(GRID, 0.0025, chance, seeds, **known)
         _, low, high = fit(own).predict(model_size(width, 8), tokens, check(own)[1])
         inside.append(low <= hoffmann(width, tokens) * math.exp(0.0025 * chance.standard_normal()) <= high)
         widths.append(math.log(high / low))
-    assert sum(inside) >= 35  # of 40; 38 are expected
+    assert sum(inside) >= 21  # of 24; 23 are expected
     assert np.median(widths) < 0.05
 
 
@@ -160,60 +161,50 @@ def test_a_trials_curve_has_the_means_of_equal_parts():
     assert curve_of([*range(1, 121)], 120, 120) == pytest.approx((ends[1:] + ends[:-1] + 1) / 2)
 
 
-LR = (-8, -7, -6)
-
-
-def table(path, grid, *, seeds=2, chance=None, **changes):
-    """A sweep's results.csv: losses of the law, higher beside 2^-7; `changes` are columns, values or functions."""
-    chance = chance or np.random.default_rng(0)
-    rows = []
-    for width, steps in grid:
-        for value in LR:
-            for seed in range(seeds):
-                tokens = 16 * 64 * steps
-                loss = 1.2 + 30 * model_size(width, 2) ** -0.4 + 60 * tokens**-0.4 + 0.02 * (value + 7) ** 2
-                row = {
-                    "parametrization": "mup",
-                    "optimizer": "muon_kimi",
-                    "branch_depth": 2,
-                    "width": width,
-                    "depth": 2,
-                    "axis": "width",
-                    "size": width,
-                    "value": "recipe.lr",
-                    "log2_value": value,
-                    "seed": seed,
-                    "loss": loss + 0.002 * chance.standard_normal(),
-                    "steps": steps,
-                    "tokens": tokens,
-                    "parameters": 300 * width + 25 * width**2,
-                    "corpus": "abc",
-                    "trainer.max_steps": steps,
-                }
-                rows.append(row | {key: made(row) if callable(made) else made for key, made in changes.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
 LADDER = [(width, steps) for width in (32, 64, 128) for steps in (100, 200, 400)]
+FIXED = {"parametrization": "mup", "optimizer": "muon_kimi", "branch_depth": 2, "depth": 2, "axis": "width",
+         "value": "recipe.lr", "corpus": "abc"}  # fmt: skip
+
+
+def table(folder, grid=LADDER, *, seeds=2, **changes):
+    """The folder with a sweep's results.csv: losses of the law, higher beside 2^-7.
+
+    `changes` are columns, values or functions of the row.
+    """
+    chance, rows = np.random.default_rng(0), []
+    for (width, steps), value, seed in product(grid, (-8, -7, -6), range(seeds)):
+        tokens = 16 * 64 * steps
+        loss = 1.2 + 30 * model_size(width, 2) ** -0.4 + 60 * tokens**-0.4 + 0.02 * (value + 7) ** 2
+        row = FIXED | {
+            "width": width,
+            "size": width,
+            "log2_value": value,
+            "seed": seed,
+            "loss": loss + 0.002 * chance.standard_normal(),
+            "steps": steps,
+            "tokens": tokens,
+            "parameters": 300 * width + 25 * width**2,
+            "trainer.max_steps": steps,
+        }
+        rows.append(row | {key: made(row) if callable(made) else made for key, made in changes.items()})
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
+    return folder
+
+
 TARGET = (
-    "tokenizer=bytes batch=16 steps=1600 run=big optimizer=muon_kimi --data.path nowhere --model.context 64".split()
-)
-SHAPE = "--model.width 256 --model.depth 2 --model.heads 4".split()
+    "tokenizer=bytes batch=16 steps=1600 run=big optimizer=muon_kimi --data.path nowhere --model.context 64 "
+    "--model.width 256 --model.depth 2 --model.heads 4"
+).split()
 
 
 def target_of(*words):
-    return parse(VERBS["plan"], [*TARGET, *SHAPE, *words])[1]
+    return parse(VERBS["plan"], [*TARGET, *words])[1]
 
 
 def test_the_verb_says_and_writes_what_it_found(tmp_path, capsys):
-    file = table(tmp_path / "results.csv", LADDER)
-    words = ["forecast", str(tmp_path), *TARGET, *SHAPE, "--out", str(tmp_path / "out"), "--speed", "1e9"]
-    assert main(words) == 0
+    words = [*TARGET, "--out", str(tmp_path / "out"), "--speed", "1e9"]
+    assert main(["forecast", str(table(tmp_path)), *words]) == 0
     said = capsys.readouterr().out
     made = Forecast.read(tmp_path / "out/forecast.json")
     target = target_of()
@@ -222,8 +213,7 @@ def test_the_verb_says_and_writes_what_it_found(tmp_path, capsys):
     assert made.low < made.loss < made.high < made.loss * 1.1
     assert (made.parameters, made.tokens, made.corpus) == (planned.parameter_count, 16 * 64 * 1600, "abc")
     assert made.hours == pytest.approx(planned.flops_of(1600) / 1e9 / 3600)
-    assert made.beyond["N"] == 4
-    assert made.beyond["tokens"] == 4
+    assert (made.beyond["N"], made.beyond["tokens"]) == (4, 4)
     assert [cell["log2_value"] for cell in made.cells] == [-7.0] * 9
     for line in (
         r"ladder    9 sizes, 54 runs: N 24,576 to 393,216 \(12 depth width²\), 102,400 to 409,600 tokens",
@@ -235,17 +225,15 @@ def test_the_verb_says_and_writes_what_it_found(tmp_path, capsys):
     ):
         assert re.search(line, said), (line, said)
     assert (tmp_path / "out/forecast.png").stat().st_size > 10_000
-    table(tmp_path / "one/results.csv", LADDER, seeds=1)
-    assert main(["forecast", str(tmp_path / "one"), *words[2:]]) == 0
-    assert "warning: the ladder has one seed" in capsys.readouterr().out
-    assert Forecast.read(tmp_path / "out/forecast.json").low < made.loss
+    one = read_ladder([table(tmp_path / "one", seeds=1)], target)
+    law = fit(one.cells)
+    found = forecasts.forecast(one, law, target, made.parameters, made.tokens)
+    assert found.low < made.loss < found.high
+    assert "warning: the ladder has one seed" in forecasts.text(found, one, law)
     # Several tables are one ladder, whatever runs they share and however they are split.
-    for name, part in (("a", LADDER[:3]), ("b", LADDER[3:])):
-        table(tmp_path / name / "results.csv", part)
-    several = read_ladder([tmp_path / "a", tmp_path / "b/results.csv"], target).cells
-    assert [(cell.size, cell.tokens) for cell in several] == [
-        (cell.size, cell.tokens) for cell in read_ladder([file], target).cells
-    ]
+    parts = [table(tmp_path / "a", LADDER[:3]), table(tmp_path / "b", LADDER[3:]) / "results.csv"]
+    several, whole = (read_ladder(places, target).cells for places in (parts, [tmp_path]))
+    assert [(cell.size, cell.tokens) for cell in several] == [(cell.size, cell.tokens) for cell in whole]
 
 
 def test_a_run_that_diverged_loses_its_value_and_counts_for_its_own_size(tmp_path):
@@ -254,15 +242,15 @@ def test_a_run_that_diverged_loses_its_value_and_counts_for_its_own_size(tmp_pat
         "loss": lambda row: "" if lost(row) else row["loss"],
         "tokens": lambda row: 5000 if lost(row) else row["tokens"],
     }
-    found = read_ladder([table(tmp_path / "results.csv", LADDER, **changes)], target_of()).cells
+    found = read_ladder([table(tmp_path, **changes)], target_of()).cells
     assert len(found) == 9
     assert {cell.log2_value for cell in found if (cell.width, cell.tokens) == (64, 204800)} <= {-8.0, -6.0}
 
 
 def test_of_mixed_runs_those_like_the_target_count(tmp_path):
-    table(tmp_path / "a/results.csv", LADDER, **{"schedule.kind": "cosine"})
-    table(tmp_path / "b/results.csv", LADDER, parametrization="sp", branch_depth="", loss=lambda row: row["loss"] + 1)
-    found = read_ladder([tmp_path / "a", tmp_path / "b"], target_of())
+    like = table(tmp_path / "a", **{"schedule.kind": "cosine"})
+    other = table(tmp_path / "b", parametrization="sp", branch_depth="", loss=lambda row: row["loss"] + 1)
+    found = read_ladder([like, other], target_of())
     assert found.runs == 54
     assert "54 of 108 runs are left out: they are not like the target" in found.caveats
     assert max(cell.loss for cell in found.cells) < 4
@@ -272,42 +260,39 @@ def test_of_mixed_runs_those_like_the_target_count(tmp_path):
         "trainer.max_steps": lambda row: 2 * row["steps"],
         "loss": lambda row: row["loss"] - 0.1,
     }
-    table(tmp_path / "c/results.csv", LADDER, **{"data.batch_size": 16})
-    table(tmp_path / "d/results.csv", LADDER, **halves)
-    better = read_ladder([tmp_path / "c", tmp_path / "d"], target_of()).cells
-    alone = read_ladder([tmp_path / "d"], target_of()).cells
+    places = [table(tmp_path / "c", **{"data.batch_size": 16}), table(tmp_path / "d", **halves)]
+    better, alone = (read_ladder(own, target_of()).cells for own in (places, places[1:]))
     assert [cell.loss for cell in better] == pytest.approx([cell.loss for cell in alone], abs=1e-3)
 
 
-@pytest.mark.parametrize("switch", ["--model.norm rmsnorm", "--schedule.kind wsd"])
-def test_what_only_the_target_sets_is_told_of(tmp_path, switch):
+def test_what_only_the_target_sets_is_told_of(tmp_path):
     """Both keys came later than the first tables, whose identity leaves them out at their defaults."""
-    table(tmp_path / "results.csv", LADDER, config_hash=lambda row: f"{row['width']}-{row['steps']}-{row['seed']}")
-    for name in {row["config_hash"] for row in csv.DictReader((tmp_path / "results.csv").open())}:
+    table(tmp_path, config_hash=lambda row: f"{row['width']}-{row['steps']}")
+    for name in read_losses(tmp_path)["config_hash"].unique():
         record = {"config": asdict(target_of()), "result": {"loss": 1, "steps": 1, "seconds": 1, "diverged": ""}}
         write_json(tmp_path / "trials" / f"{name}.json", record)
     assert not any("which the law does not know of" in text for text in read_ladder([tmp_path], target_of()).caveats)
-    (said,) = (text for text in read_ladder([tmp_path], target_of(*switch.split())).caveats if "does not know" in text)
-    key, value = switch.removeprefix("--").split()
-    assert re.match(rf"{key} is \w+ in the ladder, {value} in the target", said)
+    for key, value in (("model.norm", "rmsnorm"), ("schedule.kind", "wsd")):
+        caveats = read_ladder([tmp_path], target_of(f"--{key}", value)).caveats
+        (said,) = (text for text in caveats if "which the law does not know of" in text)
+        assert re.match(rf"{key} is \w+ in the ladder, {value} in the target", said)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "message"),
+    ("changes", "message"),
     [
-        ({"optimizer": "adamw"}, [], "recipe.optimizer is adamw in the ladder, muon_kimi in the target; expected a"),
-        ({"corpus": lambda row: row["width"]}, [], "runs that are compared differ in corpus (32 and 64 and 128"),
-        ({"model.context": lambda row: 32 + row["seed"]}, [], "model.context is 32 and 33 in the ladder, 64 in the"),
-        ({"value": lambda row: f"recipe.{row['width']}"}, [], "runs that are compared differ in value"),
-        ({"loss": ""}, [], "no run of the ladder has a loss, all diverged"),
-        ({"parameters": "many"}, [], "row 2: parameters is 'many'; expected a number above 0"),
-        ({"data.tokenizer": "gpt2"}, [], "data.tokenizer is gpt2 in the ladder, bytes in the target"),
-        ({"loss": lambda row: row["width"]}, [], "losses rise with the model's size in this ladder"),
+        ({"optimizer": "adamw"}, "recipe.optimizer is adamw in the ladder, muon_kimi in the target; expected a"),
+        ({"corpus": lambda row: row["width"]}, "runs that are compared differ in corpus (32 and 64 and 128"),
+        ({"model.context": lambda row: 32 + row["seed"]}, "model.context is 32 and 33 in the ladder, 64 in the"),
+        ({"value": lambda row: f"recipe.{row['width']}"}, "runs that are compared differ in value"),
+        ({"loss": ""}, "no run of the ladder has a loss, all diverged"),
+        ({"parameters": "many"}, "row 2: parameters is 'many'; expected a number above 0"),
+        ({"data.tokenizer": "gpt2"}, "data.tokenizer is gpt2 in the ladder, bytes in the target"),
+        ({"loss": lambda row: row["width"]}, "losses rise with the model's size in this ladder"),
     ],
 )
-def test_a_ladder_that_cannot_be_used_is_refused_in_one_line(tmp_path, capsys, changes, words, message):
-    table(tmp_path / "results.csv", LADDER, **changes)
-    assert main(["forecast", str(tmp_path), *TARGET, *SHAPE, "--out", str(tmp_path / "out"), *words]) == 1
+def test_a_ladder_that_cannot_be_used_is_refused_in_one_line(tmp_path, capsys, changes, message):
+    assert main(["forecast", str(table(tmp_path, **changes)), *TARGET, "--out", str(tmp_path / "out")]) == 1
     (error,) = capsys.readouterr().err.splitlines()
     assert message in error
     assert not (tmp_path / "out").exists()
@@ -319,11 +304,15 @@ def test_a_table_without_sizes_is_refused():
 
 
 def test_a_smaller_target_is_fine_and_other_text_is_not(tmp_path, corpus):
-    ladder = read_ladder([table(tmp_path / "results.csv", LADDER)], target_of())
+    ladder = read_ladder([table(tmp_path)], target_of())
     law = fit(ladder.cells)
     small = forecasts.forecast(ladder, law, target_of("--model.width", "32", "steps=100"), 1000, 102400)
     assert small.loss == pytest.approx(ladder.cells[0].loss, rel=0.01)
     assert small.beyond["N"] == 0.0625
+    assert not any("hardly show" in caveat for caveat in small.caveats)
+    few = replace(ladder, cells=ladder.cells[:7])
+    caveats = forecasts.forecast(few, fit(few.cells), target_of(), 1000, 102400).caveats
+    assert any("7 sizes hardly show where a law of 5 parameters" in caveat for caveat in caveats)
     with pytest.raises(UserError, match="is another corpus than the ladder's"):
         forecasts.forecast(ladder, law, target_of("--data.path", str(corpus)), 1000, 102400)
     known = forecasts.forecast(replace(ladder, corpus=""), law, target_of("--data.path", str(corpus)), 1000, 102400)
@@ -331,30 +320,12 @@ def test_a_smaller_target_is_fine_and_other_text_is_not(tmp_path, corpus):
     assert any("reads its corpus" in caveat for caveat in known.caveats)
 
 
-def test_few_sizes_for_the_law_are_said(tmp_path):
-    ladder = read_ladder([table(tmp_path / "results.csv", LADDER)], target_of())
-    for cells, said in ((ladder.cells, False), (ladder.cells[:7], True)):
-        some = replace(ladder, cells=cells)
-        caveats = forecasts.forecast(some, fit(cells), target_of(), 1000, 102400).caveats
-        assert any("7 sizes hardly show where a law of 5 parameters" in caveat for caveat in caveats) == said
-
-
 def test_curves_come_from_the_files_of_trials(tmp_path):
     """The mean over the seeds at the best value; a cell has none where one of its runs has none."""
-    table(
-        tmp_path / "results.csv",
-        LADDER,
-        config_hash=lambda row: f"{row['width']}-{row['steps']}-{row['log2_value']}-{row['seed']}",
-    )
+    table(tmp_path, config_hash=lambda row: f"{row['width']}-{row['steps']}-{row['log2_value']}-{row['seed']}")
     for number, row in enumerate(read_losses(tmp_path).to_dict("records")):
-        own = [float(row["loss"]) + float(row["seed"]) + place for place in range(50)]
-        result = {
-            "loss": row["loss"],
-            "steps": 1,
-            "seconds": 1.0,
-            "diverged": "",
-            "curve": own[: 49 if number == 3 else 50],
-        }
+        own = [float(row["loss"]) + float(row["seed"]) + place for place in range(49 if number == 3 else 50)]
+        result = {"loss": row["loss"], "steps": 1, "seconds": 1.0, "diverged": "", "curve": own}
         write_json(tmp_path / f"trials/{row['config_hash']}.json", {"config": None, "result": result})
     found = read_ladder([tmp_path], target_of()).cells
     assert [len(cell.curve) for cell in found].count(0) == 1

@@ -65,8 +65,8 @@ def test_known_exponents_are_recovered(tmp_path):
     value, half_width = found.at(TARGET)
     assert abs(value - best_at(TARGET)) < half_width < 1
     assert [found.beyond(axis, TARGET) for axis in AXES] == [4.0, 2.0, 2.0**8, 4.0]
-    assert (len(found.joint), found.left_out) == (3, [])
-    assert all(abs(joint.off) < joint.half_width for joint in found.joint)
+    assert (len(found.joint), found.left_out) == (3, {})
+    assert all(abs(off) < half_width for off, half_width in found.joint.values())
     law = found.law("adamw", "recipe.lr", "a table")
     write_json(tmp_path / "law.json", asdict(law))
     read = read_law(f"fitted:{tmp_path / 'law.json'}")
@@ -113,7 +113,7 @@ def test_losses_lead_to_intervals_that_hold_the_truth(tmp_path, monkeypatch, sca
 
 def test_joint_cells_show_where_the_axes_do_not_add_up(tmp_path):
     found = law_of(tmp_path, rows(noise=0.001, extra={(0, 0, 2, 2): 1.0}))
-    off = {joint.place[3]: joint.off / joint.half_width for joint in found.joint}
+    off = {place[3]: off / half_width for place, (off, half_width) in found.joint.items()}
     assert off[2**11] > 1 > max(abs(off[2**9]), abs(off[2**10]))
     assert "2,048 a step: NOT as the axes predict, off by +1.0" in text(found, {})
 
@@ -143,7 +143,7 @@ def test_an_axis_of_one_size_has_no_exponent_and_edges_are_left_out(tmp_path):
     edge = [row for row in table if not (row[9] == 2**20 and row[3] > best_at((64, 2, 2**20, row[9] // row[8])) - 0.5)]
     found = law_of(tmp_path, edge)
     assert (found.axes, found.exponent("width")) == (["tokens", "batch"], None)
-    assert {cell.place[2] for cell in found.left_out} == {2**20}
+    assert {place[2] for place in found.left_out} == {2**20}
     said = text(found, {"tokens": -0.5, "batch": 0.5})
     assert "warning: not in the law: width 64, depth 2, 1,048,576 tokens, 512 a step: the best value is the las" in said
     assert found.exponent("tokens").estimate == pytest.approx(-0.4, abs=0.1)

@@ -32,7 +32,6 @@ def test_the_longest_begins_and_results_are_in_order(capsys):
     assert run_all("study", lambda item: begun.append(item) or -item, [1, 2, 3], 0, [1.0, 5.0, 2.0]) == [-1, -2, -3]
     assert begun == [2, 3, 1]
     assert capsys.readouterr().err == "study: 3 trainings in this process\n"
-    assert run_all("study", abs, [-1, -1], 1) == [1, 1]
 
 
 def grown(power, noise=0.0):

@@ -12,19 +12,26 @@ from mup_lightning.files import read_json
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.transfer.report import text, to_dict
 from mup_lightning.studies.transfer.verdict import transfer
-from tests.studies.tables import COLUMNS, SIZES, curves, groups, report, write
+from tests.studies.tables import COLUMNS, SIZES, curves, judged, lose, report, write
+
+OPTIMA = (-6.0, -6.6, -7.5, -6.4)
+PREDICTED = -6.7 - 2 * 0.75  # the line through the first three has its mean at the second size, and slope -0.75
 
 
-def test_exact_parabolas_give_their_own_optima(tmp_path):
-    optima = [-7.3, -7.2, -7.15, -7.05]
-    group = report(tmp_path, curves(SIZES, optima))
+def test_exact_parabolas_give_their_own_optima_and_metrics(tmp_path):
+    """Curvature 0.04 everywhere: a power of two off costs 0.04 on the mean of both sides."""
+    group = report(tmp_path, curves(SIZES, OPTIMA))
     assert list(group["optimum"]) == ["64", "128", "256", "512"]
-    assert list(group["optimum"].values()) == pytest.approx(optima)
-    assert group["slope"] == pytest.approx(np.polyfit(np.log2(SIZES), optima, 1)[0])
-    assert group["best_loss"]["512"] == pytest.approx(2.7 + 0.04 * 0.05**2)
-    assert (group["edge"], group["plateau"], group["noise"]) == ([], {}, None)
+    assert list(group["optimum"].values()) == pytest.approx(OPTIMA)
+    assert group["slope"] == pytest.approx(np.polyfit(np.log2(SIZES), OPTIMA, 1)[0])
+    assert group["best_loss"]["512"] == pytest.approx(2.7 + 0.04 * 0.4**2)  # of -6, the best value tried
+    assert (group["edge"], group["noise"]) == ([], None)
+    assert group["plateau"] == {"256": [-8.0, -7.0]}  # equally far from the optimum
     assert group["regret"] == 0.0
-    assert group["verdict"].startswith("transfers: slope +0.08 [")
+    residuals = np.linalg.lstsq(np.stack([np.ones(4), np.arange(4)], axis=1), np.array(OPTIMA), rcond=None)[1]
+    assert group["law_fit_error"] == pytest.approx((residuals[0] / 4) ** 0.5)
+    assert group["robustness"] == {str(size): pytest.approx(0.04) for size in SIZES}
+    assert group["asymptotic_penalty"] == pytest.approx(0.04 * ((PREDICTED + 6.4) ** 2 - 0.4**2))
 
 
 def test_the_published_tables():
@@ -94,10 +101,10 @@ def test_one_seed_proves_no_small_regret(tmp_path, regret, noise, beginning):
         for row in curves(SIZES, (-7,) * 4, curvature=0.5)
     ]
     rows = [(*row[:5], 2.7) if row[2] == 512 and row[3] == -8 else row for row in rows]
-    assert report(tmp_path, rows, noise=noise)["regret"] == pytest.approx(regret)
     # The tooth moves the optimum too, which is not the question here.
-    (found,) = transfer(read_losses(tmp_path / "table.csv"), slope_tolerance=1.0, noise=noise)
-    assert found.verdict.startswith(beginning), found.verdict
+    group = report(tmp_path, rows, slope_tolerance=1.0, noise=noise)
+    assert group["regret"] == pytest.approx(regret)
+    assert group["verdict"].startswith(beginning), group["verdict"]
 
 
 def test_a_drift_to_the_edge_hides_its_cost(tmp_path, capsys):
@@ -122,36 +129,31 @@ def test_a_sweeps_columns_tell_groups_apart(tmp_path):
                 more = ("adamw", k, "recipe.lr", row[2], 2, norm, 2.0 ** row[3], row[5], "", 60, "c", f"{norm}{n}{row}")
                 rows.append((*row, *more))
     rows[0] = (*rows[0][:5], "", *rows[0][6:15], 20, "c", "x")
-    path = write(tmp_path / "results.csv", rows, columns)
-    found = groups(path)
+    found, comparisons = to_dict(judged(tmp_path, rows, columns)).values()
     labels = [(g["label"], g["model.layer_norm"], g["depth"], g["steps"]) for g in found]
     names = ("SP", "recipe, k ≥ 2", "recipe, k = 1")  # in this order, whatever the table's is
     assert labels == [(name, norm, "2", 60) for norm in ("True", "False") for name in names]
     assert found[0]["diverged"] == {"64": [-10.0]}
-    assert len(to_dict(transfer(read_losses(path)))["comparisons"]) == 2
-    hashes = {f"True0{row}" for row in curves((64, 128), (-7, -7), name="sp", noise=0.001, seeds=2)}
-    runs = read_losses(path)
-    assert {found.label for found in transfer(runs[runs["config_hash"].isin(hashes)])} == {"SP"}
+    assert len(comparisons) == 2
+    runs = read_losses(tmp_path / "table.csv")
+    assert {one.label for one in transfer(runs[runs["parametrization"] == "sp"])} == {"SP"}
 
 
 @pytest.mark.filterwarnings("error:constrained_layout")  # the panels have collapsed
 def test_the_three_forms_of_output(tmp_path, capsys):
     still = curves(SIZES, (-7, -7.002, -7.004, -7.006))  # a slope that rounds to nothing has no sign of falling
-    path = write(tmp_path / "t.csv", [*curves(SIZES, (-6, -7, -8, -9), name="sp"), *still])
+    path = str(write(tmp_path / "t.csv", [*curves(SIZES, (-6, -7, -8, -9), name="sp"), *still]))
     out = tmp_path / "out"
-    assert main(["report", "transfer", str(path), "--out", str(out)]) == 0
+    assert main(["report", "transfer", path, "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "SP: does not transfer: the best value falls by 1.00 powers of two for each doubling of the width" in text
     assert "recipe: transfers: slope +0.00 [+0.00, +0.00], regret 0.000, noise unknown (one seed)" in text
     assert "512    2.700  2.700" in text.replace(" (+0.000)", "")
     assert (out / "transfer_width.png").stat().st_size > 20_000
-    assert main(["report", "transfer", str(path), "--json"]) == 0
+    assert main(["report", "transfer", path, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == read_json(out / "transfer.json", "a report")
-    wanted = {"parametrization", "axis", "optimum", "best_loss", "slope", "slope_ci", "regret", "edge", "plateau",
-              "noise", "verdict"}  # fmt: skip
-    assert all(group.keys() >= wanted for group in printed["groups"])
-    assert main(["report", "transfer", str(path), "--markdown"]) == 0
+    assert main(["report", "transfer", path, "--markdown"]) == 0
     assert "| **SP** | -6.00 | -7.00 | -8.00 | -9.00 | -1.00 [" in capsys.readouterr().out
 
 
@@ -169,7 +171,7 @@ def test_a_tie_at_the_smallest_size_proves_no_failure(tmp_path):
     assert group["regret"] == pytest.approx(0.08)
     tie = "cannot tell: 2^-5, which ties with 2^-4 at width 64, costs 0.000 nats at width 512: more seeds at width 64"
     assert group["verdict"].startswith(f"{tie}; the slope is too uncertain")
-    lost = [(*row[:5], "") if row[2] == 512 and row[3] == -4 else row for row in rows]
+    lost = lose(rows, lambda size, value, seed: size == 512 and value == -4)
     assert report(tmp_path, lost)["verdict"].startswith(tie)
     other = [(*row[:5], row[5] - 0.006) if row[2] == 64 and row[3] == -5 else row for row in rows]
     verdict = report(tmp_path, other)["verdict"]
@@ -187,9 +189,10 @@ def test_the_interval_of_an_optimum_holds_it_though_curves_lean(tmp_path, steepe
             (*row[:5], row[5] + (steeper - 1) * 0.04 * max(0.0, row[3] - best) ** 2)
             for row in curves((64, 128), (best, best), noise=0.001, seeds=3, chance=chance)
         ]
-        group = report(tmp_path, rows)
+        found = judged(tmp_path, rows)
+        (group,) = to_dict(found)["groups"]
         inside += sum(low <= best <= high for low, high in group["optimum_ci"].values())
-        assert "± 0.15" in text(transfer(read_losses(tmp_path / "table.csv")))
+        assert "± 0.15" in text(found)
         slopes.append(group["slope_ci"])
     assert inside >= 38  # of 40
     assert sum(low <= 0 <= high for low, high in slopes) >= 18  # of 20
@@ -220,7 +223,7 @@ def test_shapes_of_one_size_are_not_taken_for_each_other(tmp_path):
         for size in sizes
         for value in (-8, -7, -6)
     ]
-    (comparison,) = to_dict(transfer(read_losses(write(tmp_path / "table.csv", rows)), noise=0.01))["comparisons"]
+    (comparison,) = to_dict(judged(tmp_path, rows, noise=0.01))["comparisons"]
     assert {size: set(losses.values()) for size, losses in comparison["best_loss"].items()} == {
         "32x2": {3.0},
         "64x4": {2.5, None},
@@ -246,7 +249,7 @@ def test_shapes_of_one_size_are_not_taken_for_each_other(tmp_path):
 @pytest.mark.filterwarnings("error:constrained_layout")
 def test_lost_values(tmp_path, lost, expected, verdict):
     rows = curves(SIZES, (-7, -7.5, -8, -8.5), noise=0.001, seeds=2)
-    group = report(tmp_path, [(*row[:5], "") if lost(*row[2:5]) else row for row in rows])
+    group = report(tmp_path, lose(rows, lost))
     assert {key: group[key] for key in expected} == expected
     assert group["verdict"].startswith(verdict[0])
     assert verdict[1] in group["verdict"]
@@ -256,50 +259,34 @@ def test_lost_values(tmp_path, lost, expected, verdict):
 def test_sizes_of_all_kinds(tmp_path):
     """One in a group alone; width and depth at once, where each doubles by half of a doubling of both."""
     rows = [(n, "both", f"{s}x{s // 32}", *rest) for n, _, s, *rest in curves((64, 128, 256), (-7, -7.1, -7.2))]
-    sp, both = groups(write(tmp_path / "t.csv", [*curves((64,), (-7,), name="sp"), *rows]))
-    assert sp["verdict"].startswith("cannot tell: fewer than two sizes trained; ")
-    assert (sp["slope"], sp["slope_ci"]) == (None, None)
-    assert both["slope"] == pytest.approx(-0.1)
-
-
-OPTIMA = (-6.0, -6.6, -7.5, -6.4)
-PREDICTED = -6.7 - 2 * 0.75  # the line through the first three has its mean at the second size, and slope -0.75
-
-
-def test_the_metrics_of_exact_parabolas(tmp_path):
-    """Curvature 0.04 everywhere: a power of two off costs 0.04 on the mean of both sides."""
-    group = report(tmp_path, curves(SIZES, OPTIMA))
-    residuals = np.linalg.lstsq(np.stack([np.ones(4), np.arange(4)], axis=1), np.array(OPTIMA), rcond=None)[1]
-    assert group["law_fit_error"] == pytest.approx((residuals[0] / 4) ** 0.5)
-    assert group["robustness"] == {str(size): pytest.approx(0.04) for size in SIZES}
-    # The best value tried at the largest size is -6, off by 0.4.
-    assert group["asymptotic_penalty"] == pytest.approx(0.04 * ((PREDICTED + 6.4) ** 2 - 0.4**2))
+    sp, both = judged(tmp_path, [*curves((64,), (-7,), name="sp"), *rows])
+    assert sp.verdict.startswith("cannot tell: fewer than two sizes trained; ")
+    assert sp.slope is None
+    assert both.slope.slope == pytest.approx(-0.1)
 
 
 def test_the_penalty_is_against_the_best_parametrization(tmp_path):
     better = [(*row[:5], row[5] - 0.5) for row in curves(SIZES, (-7,) * 4, name="mup")]
-    sp, mup = groups(write(tmp_path / "table.csv", [*curves(SIZES, OPTIMA, name="sp"), *better]))
-    assert mup["asymptotic_penalty"] == pytest.approx(0)
-    assert sp["asymptotic_penalty"] == pytest.approx(0.5 + 0.04 * (PREDICTED + 6.4) ** 2)
+    family = judged(tmp_path, [*curves(SIZES, OPTIMA, name="sp"), *better])
+    assert [one.penalty(family) for one in family] == pytest.approx([0.5 + 0.04 * (PREDICTED + 6.4) ** 2, 0])
 
 
 @pytest.mark.parametrize(
-    ("optima", "lost", "error", "robust", "penalty", "printed"),
+    ("optima", "lost", "robust", "penalty", "printed"),
     [
-        ((-7, -7.4), None, None, 0.04, 0.0, "law-fit error -, asymptotic penalty 0.000 nats"),
-        ((-7.4, -7.4), None, None, 0.04, 0.0, "asymptotic penalty 0.000 nats"),
-        ((-7, -7, -7, -9.6), None, True, None, 0.04 * (2.6**2 - 0.4**2), "asymptotic penalty 0.264 nats"),
-        ((-7, -8, -9, -7), -10, True, 0.04, None, "asymptotic penalty diverges\n"),
-        ((-7, -8.5, -9.8, -7), None, True, 0.04, None, "asymptotic penalty -\n"),
-        ((-7, -7, -7, -7), -8, True, None, 0.0, "diverges\nlaw-fit error 0.000 powers of two"),
+        ((-7, -7.4), None, 0.04, 0.0, "law-fit error -, asymptotic penalty 0.000 nats"),
+        ((-7.4, -7.4), None, 0.04, 0.0, "law-fit error -, asymptotic penalty 0.000 nats"),
+        ((-7, -7, -7, -9.6), None, None, 0.04 * (2.6**2 - 0.4**2), " powers of two, asymptotic penalty 0.264 nats"),
+        ((-7, -8, -9, -7), -10, 0.04, None, " powers of two, asymptotic penalty diverges\n"),
+        ((-7, -8.5, -9.8, -7), None, 0.04, None, " powers of two, asymptotic penalty -\n"),
+        ((-7, -7, -7, -7), -8, None, 0.0, "diverges\nlaw-fit error 0.000 powers of two"),
     ],
 )
-def test_the_metrics_of_what_was_lost_or_not_tried(tmp_path, optima, lost, error, robust, penalty, printed):
+def test_the_metrics_of_what_was_lost_or_not_tried(tmp_path, optima, lost, robust, penalty, printed):
     rows = curves(SIZES[: len(optima)], optima)
-    rows = [(*row[:5], "") if row[2] == SIZES[-1] and row[3] == lost else row for row in rows]
-    group = report(tmp_path, rows)
+    found = judged(tmp_path, lose(rows, lambda size, value, seed: size == SIZES[-1] and value == lost))
+    (group,) = to_dict(found)["groups"]
     largest = list(group["robustness"].values())[-1]
-    assert (group["law_fit_error"] is None) == (error is None)
     assert largest == (robust and pytest.approx(robust))
     assert group["asymptotic_penalty"] == (penalty if penalty is None else pytest.approx(penalty, abs=1e-9))
-    assert printed in text(transfer(read_losses(tmp_path / "table.csv")))
+    assert printed in text(found)

@@ -123,15 +123,16 @@ def test_a_cell_grows_where_its_best_is_the_last_and_has_more_seeds_where_it_is_
     design, first = Design.of(sweep, target(corpus)), {-9.0: {0}, -8.0: {0}, -7.0: {0}, -6.0: {0}, -5.0: {0}}
     assert design.first(-7.2) == first
 
-    def cell_of(best):
+    def found(best):
         losses = [("mup", "width", 16, value, 0, 3 + 0.1 * (value - best) ** 2) for value in first]
         table = [(*row, 1, 10, 1280, "adamw") for row in losses]
         path = write(tmp_path / "t.csv", table, (*COLUMNS, "depth", "steps", "tokens", "optimizer"))
-        return cells_of(read_losses(path))[0][0]
+        (optimum,) = cells_of(read_losses(path))[0].values()
+        return optimum
 
-    assert design.next(cell_of(-5.1), first) == first | {-4.0: {0}, -3.0: {0}}
-    assert design.next(cell_of(-9.0), first) == first | {-10.0: {0}, -11.0: {0}}
-    assert design.next(cell_of(-7.1), first) == first | {-8.0: {0, 1}, -7.0: {0, 1}, -6.0: {0, 1}}
+    assert design.next(found(-5.1), first) == first | {-4.0: {0}, -3.0: {0}}
+    assert design.next(found(-9.0), first) == first | {-10.0: {0}, -11.0: {0}}
+    assert design.next(found(-7.1), first) == first | {-8.0: {0, 1}, -7.0: {0, 1}, -6.0: {0, 1}}
 
 
 def test_a_larger_budget_reaches_further_up_to_the_target(corpus, tmp_path, monkeypatch):
@@ -146,7 +147,7 @@ def test_a_larger_budget_reaches_further_up_to_the_target(corpus, tmp_path, monk
     assert design.centre == (16, 1, 25600, 128)
     least = design.minutes(1e9, 1)
     reached = []
-    for budget in (least, 4 * least, 400 * least, 1e9):
+    for budget in (least, 4 * least, 1e9):
         found = design.within(budget, 1e9, 1)
         assert found.minutes(1e9, 1) <= budget
         reached.append(tuple(max(side) for side in zip(*found.places, strict=True)))

@@ -4,18 +4,15 @@ import numpy as np
 import pytest
 
 from mup_lightning.errors import UserError
-from mup_lightning.studies.transfer.losses import read_losses
-from mup_lightning.studies.transfer.verdict import transfer
 from mup_lightning.studies.tune.tune import predict
-from tests.studies.tables import COLUMNS, curves, write
+from tests.studies.tables import COLUMNS, curves, judged, lose
 
 SIDES = (*COLUMNS, "width", "depth")
 
 
 def carry(tmp_path, rows, target=(1024, 2)):
     """The prediction from rows, which may have a width and a depth after the columns that every table has."""
-    path = write(tmp_path / "t.csv", rows, SIDES[: len(rows[0])])
-    return predict(transfer(read_losses(path)), "recipe.lr", target)
+    return predict(judged(tmp_path, rows, SIDES[: len(rows[0])]), "recipe.lr", target)
 
 
 def cross(wide, deep, **options):
@@ -73,7 +70,7 @@ def test_what_says_little(tmp_path):
     (warning,) = carry(tmp_path, rows).caveats
     assert warning.startswith("width 256 is no better than 64: ")
     with pytest.raises(UserError, match="fewer than two proxies"):
-        carry(tmp_path, [(*row[:5], "" if row[2] == 128 else row[5]) for row in curves((64, 128), (-7, -7))])
+        carry(tmp_path, lose(curves((64, 128), (-7, -7)), lambda size, value, seed: size == 128))
 
 
 def test_an_axis_on_which_one_size_trained_is_heard(tmp_path):

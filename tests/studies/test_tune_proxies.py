@@ -13,8 +13,6 @@ from mup_lightning.config.load import build_config
 from mup_lightning.optim.schedule import warmup_steps
 from mup_lightning.studies.sweep import run as sweep_run
 from mup_lightning.studies.sweep.spec import load
-from mup_lightning.studies.transfer.losses import read_losses
-from mup_lightning.studies.transfer.verdict import transfer
 from mup_lightning.studies.tune import tune
 from mup_lightning.studies.tune.proxies import (
     incompatibilities,
@@ -23,7 +21,7 @@ from mup_lightning.studies.tune.proxies import (
     proxy_trials,
     refuse_incompatible,
 )
-from tests.studies.tables import curves, write
+from tests.studies.tables import curves, judged
 from tests.studies.tuning import options, proxies, target
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,10 +52,10 @@ def test_a_dry_run_shows_the_small_models_and_their_cost(corpus, tmp_path, capsy
     arguments = ["--out", str(tmp_path / "out"), "--dry-run"]
     assert main(["tune", *options(corpus), "--sweep", proxies(tmp_path), *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "24 configurations, 24 left" in printed
+    assert "18 configurations, 18 left" in printed
     rows = [" ".join(line.split()) for line in printed.splitlines() if line.startswith("width=")]
-    tokens = 8 * 30 * 8 * 16  # runs x steps x batch x context
-    assert f"width=16 depth=1 2^-9 to 2^-3 (4) 8 0 {tokens:,} " in rows[-1]
+    tokens = 6 * 30 * 8 * 16  # runs x steps x batch x context
+    assert f"width=16 depth=1 2^-7 to 2^-3 (3) 6 0 {tokens:,} " in rows[-1]
     assert {row.partition(" 2^")[0] for row in rows} == {f"width={w} depth={d}" for w, d in ((16, 1), (16, 2), (32, 1))}
     assert "the target, width 64, depth 4: 90 steps of " in printed
     assert "not transferred by the recipe: " in printed
@@ -86,9 +84,13 @@ def test_the_grid_of_values(corpus, tmp_path, capsys, changes, more, shown):
 
 def test_a_warmup_is_carried_as_a_share_of_the_run(corpus, tmp_path):
     """2000 of 10000 steps are 80 of 400: more steps than the proxies have would be refused."""
-    sweep = load(proxies(tmp_path, set={"trainer.max_steps": 400}))
+
+    def small(like, **changes):
+        sweep = load(proxies(tmp_path, **{"vary": {"seed": [0]}} | changes))
+        return [trial.config for trial in proxy_trials(sweep, like, 0, 0)]
+
     large = target(corpus, trainer__max_steps=10000, schedule__warmup_steps=2000)
-    found = [trial.config for trial in proxy_trials(sweep, large, 1, 1)]
+    found = small(large, set={"trainer.max_steps": 400})
     assert {config.schedule.warmup_steps for config in found} == {80}
     assert not [text for text in not_transferred(found, large) if "warm" in text]
     found[0].schedule.warmup_steps = None
@@ -108,8 +110,7 @@ def test_a_warmup_is_carried_as_a_share_of_the_run(corpus, tmp_path):
         (large, {"set": fixed, "vary": {"schedule.warmup_steps": [7]}}, {(400, 7)}),
         (large, {"vary": varied}, {(100, 20), (400, 80)}),
     ):
-        found = [trial.config for trial in proxy_trials(load(proxies(tmp_path, **given)), like, 1, 1)]
-        assert {(config.trainer.max_steps, warmup_steps(config)) for config in found} == wanted
+        assert {(config.trainer.max_steps, warmup_steps(config)) for config in small(like, **given)} == wanted
 
 
 def test_the_shipped_proxies_follow_the_targets_own_recipe(corpus, monkeypatch):
@@ -161,7 +162,7 @@ def test_the_grid_grows_where_a_value_as_good_as_the_best_is_the_last(corpus, tm
     """Nothing is run: the report reads a table whose best values are known."""
     chance = np.random.default_rng(6)
     losses = curves((16, 32), (optimum, optimum), noise=0.004, seeds=3, grid=range(-12, -5), chance=chance)
-    found = transfer(read_losses(write(tmp_path / "t.csv", losses)))
+    found = judged(tmp_path, losses)
     assert {o.edge for finding in found for o in finding.optima} == {0}
     values = set()
 
@@ -172,6 +173,7 @@ def test_the_grid_grows_where_a_value_as_good_as_the_best_is_the_last(corpus, tm
     monkeypatch.setattr(tune, "run_all_trials", run)
     monkeypatch.setattr(tune, "ROUNDS", 2)
     monkeypatch.setattr(tune, "groups_of", lambda *_: found)
+    monkeypatch.setattr(tune, "draw", lambda *_: [])
     monkeypatch.setattr("mup_lightning.studies.tune.proxies.against", lambda *_: (0.0, ""))
     file = proxies(tmp_path, vary={"seed": [0]})
     arguments = ["--recipe.lr", str(2**-9), "--sweep", file, "--out", str(tmp_path / "out")]

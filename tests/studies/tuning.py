@@ -41,7 +41,7 @@ def proxies(folder, **changes):
             "data.val_tokens": 512,
             "trainer.max_steps": 30,
         },
-        "vary": {"seed": [0, 1], "recipe.lr": {"log2": [-9, -7, -5, -3]}},
+        "vary": {"seed": [0, 1], "recipe.lr": {"log2": [-7, -5, -3]}},
         "grids": [
             {"axis": "model.width", "set": {"model.depth": 1}, "vary": {"model.width": [16, 32]}},
             {"axis": "model.depth", "set": {"model.width": 16}, "vary": {"model.depth": [1, 2]}},

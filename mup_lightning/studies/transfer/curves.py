@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mup_lightning.studies.transfer.losses import refuse_twice
+
 Array = NDArray[np.float64]
 
 _UNSTABLE = 4.0
@@ -78,8 +80,9 @@ def curves_of(runs: pd.DataFrame, given: float | None = None) -> tuple[list[Curv
     residual's variance is what a least-squares fit of values and seeds leaves, pooled over all sizes; the effects' is
     the rest of the variance between seeds at one value. Means are by generalised least squares (Henderson 1975).
     Unstable values do not count towards the noise and keep their own spread. `given` is the standard deviation between
-    seeds, nats, to assume where no value has two.
+    seeds, nats, to assume where no value has two. Raises UserError where a run is there twice.
     """
+    refuse_twice(runs)
     runs = runs.sort_values(["position", "log2_value", "seed"])
     trained = runs[~runs["loss"].isna().groupby([runs["position"], runs["log2_value"]]).transform("any")]
     cells = trained.groupby(["position", "log2_value"])["loss"].agg(["var", "count"]).query("count > 1")

@@ -9,7 +9,6 @@ import pandas as pd
 
 from mup_lightning.studies.scaling import student_t
 from mup_lightning.studies.transfer.curves import Array, Curve, Noise, curves_of
-from mup_lightning.studies.transfer.losses import refuse_twice
 
 _MISFIT = 0.25
 """A loss h nats above the best one is trusted to this fraction of h: curves are parabolas only near the bottom."""
@@ -47,8 +46,7 @@ class Optimum:
 
 
 def optima_of(runs: pd.DataFrame, noise: float | None = None) -> tuple[list[tuple[Curve, Optimum | None]], Noise]:
-    """`curves_of`, each curve with its optimum. Raises UserError where a run is there twice."""
-    refuse_twice(runs)
+    """`curves_of`, each curve with its optimum."""
     curves, found = curves_of(runs, noise)
     return [(curve, optimum(curve, found.dof)) for curve in curves], found
 

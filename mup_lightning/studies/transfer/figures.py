@@ -106,7 +106,6 @@ def _draw_optima(ax: Axes, found: Group) -> None:
 def draw_law(found: LawFit, target: Place, file: Path) -> Path:
     """Draw the optima with the law and its band, each axis as far as the target, moved to the middle of the others."""
     figure, (panels,) = style.panels(1, len(found.axes), (1.2 + 3.5 * len(found.axes), 4.4), sharey=True)
-    joint = {cell.place for cell in found.joint}
     for ax, axis in zip(panels, found.axes, strict=True):
         number, own = AXES.index(axis), found.exponent(axis)
 
@@ -114,15 +113,14 @@ def draw_law(found: LawFit, target: Place, file: Path) -> Path:
             width, depth, tokens, batch = np.where(np.arange(len(AXES)) == number, side, 2**found.middle)
             return width, depth, tokens, batch
 
-        for cell in found.cells:
-            side = cell.place[number]
-            move = found.at(at(side), line=True)[0] - found.at(cell.place, line=True)[0]
+        for place, best in found.cells.items():
+            side = place[number]
+            move = found.at(at(side), line=True)[0] - found.at(place, line=True)[0]
             look: dict[str, Any] = {"label": "optimum"}
-            if cell.place in joint:
+            if place in found.joint:
                 look = {"markerfacecolor": "white", "label": "optimum, off the centre on several axes"}
-            if best := cell.best:
-                error = {"yerr": 1.96 * best.se, "fmt": "o", "capsize": 3, "color": style.SERIES[2]}
-                ax.errorbar(side, best.value + move, **error, **look)
+            error = {"yerr": 1.96 * best.se, "fmt": "o", "capsize": 3, "color": style.SERIES[2]}
+            ax.errorbar(side, best.value + move, **error, **look)
         low, high = found.range(axis)
         for first, last, line, color, label in (
             (low, high, "-", style.SERIES[2], "law, with 95 % for an optimum"),
@@ -140,7 +138,7 @@ def draw_law(found: LawFit, target: Place, file: Path) -> Path:
         ax.set_xscale("log")
         ax.xaxis.set_minor_formatter(NullFormatter())
         if axis in ("width", "depth"):
-            style.log_sizes(ax, sorted({cell.place[number] for cell in found.cells} | {target[number]}))
+            style.log_sizes(ax, sorted({place[number] for place in found.cells} | {target[number]}))
         style.decorate(ax)
     panels[0].set_ylabel("log2 of the best recipe.lr")
     style.legend(figure, loc="outside lower center", ncols=4, fontsize=9)

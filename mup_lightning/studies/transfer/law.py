@@ -18,7 +18,7 @@ from mup_lightning import tables
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.horizon import AXES, Estimate, Law
 from mup_lightning.studies.scaling import student_t
-from mup_lightning.studies.transfer.curves import Array, Curve, Noise
+from mup_lightning.studies.transfer.curves import Array, Noise
 from mup_lightning.studies.transfer.estimate import Optimum, Regression, optima_of, regress_optima
 from mup_lightning.studies.transfer.losses import number
 
@@ -29,24 +29,16 @@ _SIZES = {"width", "depth", "model.width", "model.depth", "tokens", "trainer.max
 """Columns that say where a run stands on the axes; in all others the runs of one law agree."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What was tried at one place; `best` is None where nothing trained."""
-
-    place: Place
-    curve: Curve
-    best: Optimum | None
-
-
 def name(place: Place) -> str:
     """A place in words."""
     return "width {:g}, depth {:g}, {:,.0f} tokens, {:,.0f} a step".format(*place)
 
 
-def cells_of(runs: pd.DataFrame, noise: float | None = None) -> tuple[list[Cell], Noise]:
-    """The curve and the optimum of every place of a table (`losses.read_losses`), and the noise, see `curves_of`.
+def cells_of(runs: pd.DataFrame, noise: float | None = None) -> tuple[dict[Place, Optimum | None], Noise]:
+    """The optimum of every place of a table (`losses.read_losses`), and the noise, see `curves_of`.
 
-    Raises UserError where the table does not say a place, or holds runs of several recipes, or under a time rule.
+    An optimum is None where nothing trained. Raises UserError where the table does not say a place, or holds runs of
+    several recipes, or under a time rule.
     """
     shared = [{k: v for k, v in row if k not in _SIZES} for row in runs["settings"]]
     columns = dict.fromkeys(key for row in shared for key in row)
@@ -62,8 +54,7 @@ def cells_of(runs: pd.DataFrame, noise: float | None = None) -> tuple[list[Cell]
     if own["loss"].isna().all():
         raise UserError(f"no run has a loss, all {len(own)} diverged; lower the base values")
     found, between = optima_of(own, noise)
-    in_order = list(numbers)
-    return [Cell(in_order[int(curve.position)], curve, best) for curve, best in found], between
+    return dict(zip(numbers, (best for _, best in found), strict=True)), between
 
 
 def _places(runs: pd.DataFrame) -> list[Place]:
@@ -86,20 +77,11 @@ def _places(runs: pd.DataFrame) -> list[Place]:
 
 
 @dataclass(frozen=True)
-class Joint:
-    """A cell off the centre on several axes: its optimum minus what the law of the other cells predicts, ± 95 %."""
-
-    place: Place
-    off: float
-    half_width: float
-
-
-@dataclass(frozen=True)
 class LawFit:
     """The law of a table's optima."""
 
-    cells: list[Cell]  # whose optima it is fitted to; `left_out` had none between the values tried
-    left_out: list[Cell]
+    cells: dict[Place, Optimum]  # those that it is fitted to; `left_out` had none between the values tried
+    left_out: dict[Place, Optimum | None]
     axes: list[str]  # those along which the cells differ. Along the others there is no exponent.
     middle: Array  # log2 of the cells' mean place
     model: Regression  # c at the middle, then the exponents of `axes`
@@ -120,12 +102,12 @@ class LawFit:
         """
         of = _design([place], self.axes, self.middle)[0]
         se, dof = self.model.error(of, 0.0 if line else 1.0)
-        shape_se = 0.0 if line else float(np.mean([cell.best.shape_se for cell in self.cells if cell.best]))
+        shape_se = 0.0 if line else float(np.mean([best.shape_se for best in self.cells.values()]))
         return float(of @ self.model.coefficients), math.hypot(student_t(dof) * se, student_t(math.inf) * shape_se)
 
     def range(self, axis: str) -> tuple[float, float]:
         """The least and the largest of the cells on an axis."""
-        sides = [cell.place[AXES.index(axis)] for cell in self.cells]
+        sides = [place[AXES.index(axis)] for place in self.cells]
         return min(sides), max(sides)
 
     def beyond(self, axis: str, place: Place) -> float:
@@ -134,22 +116,23 @@ class LawFit:
         return max(low / side, side / high, 1.0)
 
     @cached_property
-    def joint(self) -> list[Joint]:
-        """Cells off the centre, the commonest size on each axis, on several axes; empty where the rest gives no law."""
-        columns = list(zip(*(cell.place for cell in self.cells), strict=True))
-        centre = [max(column, key=column.count) for column in columns]
-        off = [sum(side != own for side, own in zip(cell.place, centre, strict=True)) for cell in self.cells]
-        star, joint = ([c for c, n in zip(self.cells, off, strict=True) if (n > 1) == far] for far in (False, True))
-        design = _design([cell.place for cell in star], self.axes, self.middle)
+    def joint(self) -> dict[Place, tuple[float, float]]:
+        """Cells off the centre, the commonest size on each axis, on several axes; empty where the rest gives no law.
+
+        The optimum of each minus what the law of the other cells predicts, and half the width of the 95 % interval.
+        """
+        centre = [max(column, key=column.count) for column in zip(*self.cells, strict=True)]
+        joint = [place for place in self.cells if np.sum(np.not_equal(place, centre)) > 1]
+        star = [place for place in self.cells if place not in joint]
+        design = _design(star, self.axes, self.middle)
         if not joint or len(star) <= design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
-            return []
-        model = regress_optima([cell.best for cell in star if cell.best], design, self.noise, weighted=True)
-        found = []
-        for cell, of in zip(joint, _design([cell.place for cell in joint], self.axes, self.middle), strict=True):
-            if best := cell.best:
-                se, dof = model.error(of, 1.0, best.se**2)
-                half_width = student_t(dof, len(joint)) * se
-                found.append(Joint(cell.place, best.value - float(of @ model.coefficients), half_width))
+            return {}
+        model = regress_optima([self.cells[place] for place in star], design, self.noise, weighted=True)
+        found = {}
+        for place, of in zip(joint, _design(joint, self.axes, self.middle), strict=True):
+            best = self.cells[place]
+            se, dof = model.error(of, 1.0, best.se**2)
+            found[place] = best.value - float(of @ model.coefficients), student_t(dof, len(joint)) * se
         return found
 
     def law(self, optimizer: str, key: str, source: str) -> Law:
@@ -164,25 +147,24 @@ def _design(places: Sequence[Place], axes: Sequence[str], middle: Array) -> Arra
     return np.column_stack([np.ones(len(places)), *(sides[:, AXES.index(axis)] for axis in axes)])
 
 
-def fit(cells: Sequence[Cell], noise: Noise) -> LawFit:
+def fit(cells: Mapping[Place, Optimum | None], noise: Noise) -> LawFit:
     """Fit the law to all cells whose best value lies between others that were tried. UserError: they do not tell it."""
-    kept = [cell for cell in cells if cell.best and not cell.best.edge]
+    kept = {place: best for place, best in cells.items() if best and not best.edge}
     if not kept:
         raise UserError("at every size the best value is the last one tried, so there is no law; widen the grid")
-    sides = np.log2(np.array([cell.place for cell in kept]))
+    sides = np.log2(np.array(list(kept)))
     axes = [axis for axis, column in zip(AXES, sides.T, strict=True) if np.ptp(column) > 0]
     middle = sides.mean(axis=0)
-    design = _design([cell.place for cell in kept], axes, middle)
+    design = _design(list(kept), axes, middle)
     if not axes:
-        raise UserError(f"all optima are of one size ({name(kept[0].place)}), and a law needs several; add sizes")
-    if np.linalg.matrix_rank(design) <= len(axes) or (
-        len(kept) == design.shape[1] and (noise.residual is None or not all(c.best and c.best.se for c in kept))
-    ):
+        raise UserError(f"all optima are of one size ({name(next(iter(kept)))}), and a law needs several; add sizes")
+    unsure = noise.residual is None or not all(best.se for best in kept.values())
+    if np.linalg.matrix_rank(design) <= len(axes) or (len(kept) == design.shape[1] and unsure):
         which = f"{len(kept)} optima cannot tell the exponents over {', '.join(axes)} apart, or how sure they are"
         raise UserError(f"{which}; add sizes at which one of these grows alone, or seeds")
-    optima = [cell.best for cell in kept if cell.best]
-    model = regress_optima(optima, design, noise, weighted=True)
-    return LawFit(kept, [cell for cell in cells if cell not in kept], axes, middle, model, noise)
+    model = regress_optima(list(kept.values()), design, noise, weighted=True)
+    left_out = {place: best for place, best in cells.items() if place not in kept}
+    return LawFit(kept, left_out, axes, middle, model, noise)
 
 
 def text(found: LawFit, sde: Mapping[str, float]) -> str:
@@ -190,26 +172,25 @@ def text(found: LawFit, sde: Mapping[str, float]) -> str:
     rows = [["axis", "tried", "exponent, 95 %", "derived, none", "derived, sde"]]
     for axis in AXES:
         low, high = found.range(axis)
-        tried, own = f"{low:,.0f} to {high:,.0f}", found.exponent(axis)
-        if own is None:
+        tried, power = f"{low:,.0f} to {high:,.0f}", found.exponent(axis)
+        if power is None:
             rows.append([axis, f"{low:,.0f} alone", "none: one size", "", ""])
             continue
-        said = [(value, own.low <= value <= own.high) for value in (0.0, sde.get(axis, 0.0))]
+        said = [(value, power.low <= value <= power.high) for value in (0.0, sde.get(axis, 0.0))]
         derived = [f"{value:+.3g} {'inside' if inside else 'OUTSIDE'}" for value, inside in said]
-        rows.append([axis, tried, tables.interval(own.estimate, own.low, own.high), *derived])
+        rows.append([axis, tried, tables.interval(power.estimate, power.low, power.high), *derived])
     optima = [["width", "depth", "tokens", "batch", "best", "law", "off"]]
-    for cell in found.cells:
-        if best := cell.best:
-            law, _ = found.at(cell.place, line=True)
-            error, mark = f" ± {best.se:.2f}" * bool(best.se), " (cliff)" * best.cliff
-            sides = [f"{side:,.0f}" for side in cell.place]
-            optima.append([*sides, f"2^{best.value:.2f}{error}{mark}", f"2^{law:.2f}", tables.signed(best.value - law)])
+    for place, own in found.cells.items():
+        law, _ = found.at(place, line=True)
+        error, mark = f" ± {own.se:.2f}" * bool(own.se), " (cliff)" * own.cliff
+        sides = [f"{side:,.0f}" for side in place]
+        optima.append([*sides, f"2^{own.value:.2f}{error}{mark}", f"2^{law:.2f}", tables.signed(own.value - law)])
     lines = [tables.text(rows), "", tables.text(optima), ""]
     lines.append(f"noise {found.noise}; misfit of the optima {math.sqrt(found.model.misfit):.2f} powers of two")
-    for joint in found.joint:
-        apart = "as the single axes predict" if abs(joint.off) <= joint.half_width else "NOT as the axes predict"
-        lines.append(f"at {name(joint.place)}: {apart}, off by {tables.plus_minus(joint.off, joint.half_width)}")
-    for cell in found.left_out:
-        why = "the best value is the last one tried" if cell.best else "every value diverged"
-        lines.append(f"warning: not in the law: {name(cell.place)}: {why}")
+    for place, (off, half_width) in found.joint.items():
+        apart = "as the single axes predict" if abs(off) <= half_width else "NOT as the axes predict"
+        lines.append(f"at {name(place)}: {apart}, off by {tables.plus_minus(off, half_width)}")
+    for place, best in found.left_out.items():
+        why = "the best value is the last one tried" if best else "every value diverged"
+        lines.append(f"warning: not in the law: {name(place)}: {why}")
     return "\n".join(lines)

@@ -262,7 +262,6 @@ def best_values(path: Path) -> list[dict[str, Any]]:
     losses.refuse_different(runs, runs["group"], ["unigram_loss", "steps"])
     found = []
     for group, own in runs.groupby("group", sort=False):
-        losses.refuse_twice(own)
         (curve,), _ = curves_of(own)
         means, values = curve.trained, curve.values.tolist()
         best = min(means, key=lambda value: means[value], default=None)

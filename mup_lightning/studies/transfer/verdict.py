@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,7 @@ class Group:
     optima: list[Optimum]  # of each size where anything trained; `slope` is None where there are fewer than two
     regrets: list[Regret]
     slope: Slope | None
+    family: tuple[tuple[str, str], ...]  # equal for groups that differ only in the parametrization
     verdict: str = ""  # one sentence, see `judge`
 
     @property
@@ -58,11 +60,6 @@ class Group:
         said = (f"{key} {text.lower() if text in ('True', 'False') else text}" for key, text in rest.items())
         parts = [f"{value} over {self.axis}", optimizer, norm, *said, steps]
         return ", ".join(filter(None, parts))
-
-    @property
-    def family(self) -> tuple[tuple[str, str], ...]:
-        """Equal for groups that differ only in the parametrization."""
-        return _family(self.axis, self.settings.items())
 
     def at(self, size: str) -> Optimum | None:
         """The optimum of a size; None where nothing trained."""
@@ -112,13 +109,12 @@ def transfer(
     The tolerances still count as transfer: powers of two per doubling, and nats; `noise` is the standard deviation
     between seeds, nats, of groups of one seed. Raises UserError where runs cannot be compared.
     """
-    labels = list(map(_family, runs["axis"], runs["settings"]))
-    own_families = pd.Series(labels, index=runs.index)
+    runs = runs.assign(family=list(map(_family, runs["axis"], runs["settings"])))
     # Over the tokens runs are as long as they are, and over the batch they see as many tokens.
     lengths = runs.assign(tokens=(runs["steps"] * 2 ** runs["position"]).round())
     for axis, own in lengths.groupby("axis", sort=False):
         length = {"tokens": [], "batch": ["tokens"]}.get(str(axis), ["steps"])
-        refuse_different(own, own_families, ["corpus", *length])
+        refuse_different(own, own["family"], ["corpus", *length])
     if runs["loss"].isna().all():
         raise UserError(f"no run has a loss, all {len(runs)} diverged; lower the base values")
     found = []
@@ -130,7 +126,7 @@ def transfer(
         steps = round(done.max()) if done.nunique() == 1 else None
         seeds = int(own.groupby(["position", "log2_value"]).size().max())
         measured = (curves, own_noise, optima, regrets, slope_of(optima, own_noise))
-        found.append(Group(axis, dict(settings), steps, seeds, *measured))
+        found.append(Group(axis, dict(settings), steps, seeds, *measured, own["family"].iloc[0]))
         found[-1].verdict = judge(found[-1], slope_tolerance, regret_tolerance)
     if all(len(group.curves) < 2 for group in found):  # there are no two sizes, or columns tell all of them apart
         own = [f"{axis} {', '.join(of['size'].unique())}" for axis, of in runs.groupby("axis", sort=False)]
@@ -138,14 +134,13 @@ def transfer(
         differing = [key for key in settings if settings[key].nunique() > 1]
         why = f"; runs that differ in {' or '.join(differing)} are not compared" if differing else ""
         raise UserError(f"no group has two sizes, which transfer is seen between: there are {' and '.join(own)}{why}")
-    order = {"SP": 0, "recipe, k = 1": 2}
-    return [one for own in families(found) for one in sorted(own, key=lambda group: order.get(group.label, 1))]
+    order, places = {"SP": 0, "recipe, k = 1": 2}, runs["family"].unique().tolist()
+    return sorted(found, key=lambda group: (places.index(group.family), order.get(group.label, 1)))
 
 
 def families(found: Iterable[Group]) -> list[list[Group]]:
-    """Groups that differ only in the parametrization, together."""
-    groups = list(found)
-    return [[one for one in groups if one.family == family] for family in dict.fromkeys(one.family for one in groups)]
+    """The groups of `transfer` that differ only in the parametrization, together."""
+    return [list(own) for _, own in groupby(found, lambda group: group.family)]
 
 
 def _family(axis: str, settings: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mup_lightning.errors import UserError
-from mup_lightning.typed import NonNegativeInt, PositiveFloat, Typed
+from mup_lightning.typed import NonNegativeInt, PositiveFloat, Typed, key_of
 
 SWEEP, LAW_SWEEP = Path("recipes/experiment/tune.yaml"), Path("recipes/experiment/tune_law.yaml")
 
@@ -43,9 +43,9 @@ class TuneSettings(Typed, prefix="--"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given: dict[str, object] = {"--sweep": self.sweep, "--set": self.set, "--workers": self.workers}
-        given |= {"--dry-run": self.dry_run, "--budget": self.budget}
-        if names := [name for name, value in given.items() if self.results and value not in (None, False, [])]:
-            raise UserError(f"--results uses what is there and runs nothing; leave out {', '.join(names)}")
+        names = [name for name in ("sweep", "set", "workers", "dry_run", "budget") if getattr(self, name)]
+        if self.results and names:
+            options = ", ".join(key_of(TuneSettings, name) for name in names)
+            raise UserError(f"--results uses what is there and runs nothing; leave out {options}")
         if self.budget and not self.law:
             raise UserError("--budget says how far the sizes of --law reach; give both, or neither")

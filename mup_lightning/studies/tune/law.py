@@ -5,7 +5,6 @@ rate is where the other cells begin; then few rates a cell, more where the best 
 the best. What a round runs follows from the results of those before it, so that a repeated command repeats no run.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,8 +25,9 @@ from mup_lightning.studies.sweep.grid import Checker, Trial
 from mup_lightning.studies.sweep.results import read_trials
 from mup_lightning.studies.sweep.run import dry_run, how_many, run_all_trials, speed_of
 from mup_lightning.studies.sweep.spec import Grid, Sweep, load
+from mup_lightning.studies.transfer.estimate import Optimum
 from mup_lightning.studies.transfer.figures import draw_law
-from mup_lightning.studies.transfer.law import FAR, Cell, LawFit, Place, cells_of, fit, name, text
+from mup_lightning.studies.transfer.law import FAR, LawFit, Place, cells_of, fit, name, text
 from mup_lightning.studies.transfer.losses import read_losses
 from mup_lightning.studies.tune import FURTHER, LAW_SWEEP, ROUNDS, TuneSettings, proxies
 
@@ -92,16 +92,16 @@ class Design:
         middle = [float(round(start) + step) for step in range(-AROUND, AROUND + 1)]
         return {rate: {self.seeds[0]} for rate in (map(math.log2, self.rates) if self.rates else middle)}
 
-    def next(self, cell: Cell, rates: Rates) -> Rates:
+    def next(self, best: Optimum | None, rates: Rates) -> Rates:
         """The rates of a cell, and those that its results call for: beyond the end that is best, or more seeds."""
         more = {rate: set(seeds) for rate, seeds in rates.items()}
-        ends = cell.best.ends if cell.best else {-1}
+        ends = best.ends if best else {-1}
         if ends and not self.rates:
             for end, step in product(ends, range(1, FURTHER + 1)):
                 more[(min(rates) if end < 0 else max(rates)) + end * step] = {self.seeds[0]}
-        elif cell.best:
+        elif best:
             for rate in rates:
-                if abs(rate - cell.best.best_value) <= BESIDE:
+                if abs(rate - best.best_value) <= BESIDE:
                     more[rate] |= set(self.seeds)
         return more
 
@@ -197,11 +197,11 @@ def run(settings: TuneSettings, target: Config, folder: Path) -> int:
         runs, known = read_losses(folder), {trial.hash for trial in trials}
         cells, noise = cells_of(runs[runs["config_hash"].isin(known)])
         if len(wanted) > 1:
-            wanted = {cell.place: design.next(cell, wanted[cell.place]) for cell in cells}
+            wanted = {place: design.next(best, wanted[place]) for place, best in cells.items()}
             continue
         if settings.budget:
             design = design.within(settings.budget, speed_of(first, read_trials(folder))[0], workers)
-        best = cells[0].best
+        best = next(iter(cells.values()))
         start = best.best_value if best else start - FURTHER
         wanted = {place: design.first(start) for place in design.places} | wanted
     return _conclude(fit(cells, noise), [trial.config for trial in trials], target, folder, folder)
@@ -236,7 +236,7 @@ def _conclude(found: LawFit, small: Sequence[Config], target: Config, folder: Pa
     print("\n" + "\n".join(said))
     law, file = found.law(target.recipe.optimizer, "recipe.lr", str(source)), folder / "law.json"
     values: dict[str, Any] = {"recipe.base_width": base[0], "recipe.base_depth": base[1]}
-    write_json(file, json.loads(json.dumps(asdict(law))))
+    write_json(file, asdict(law))
     if {"tokens", "batch"} & set(found.axes):
         tokens, batch = round(law.at["tokens"]), round(law.at["batch"])
         value, _ = found.at((place[0], place[1], tokens, batch))
