@@ -32,6 +32,7 @@ BASE = {
     "trainer.checkpoint_every": HALF,  # after 3, 6 and 7 steps
     "trainer.keep_checkpoints": 9,
     "trainer.validate_every": 0,
+    "data.val_tokens": 64,  # more would take longer than the training
     "trainer.feature_norms_every": 0,
     "trainer.gradient_clip": 0.95,  # about the median of the norms: some steps are clipped
 }

@@ -10,6 +10,7 @@ Processes are forked from this one, which has imported everything and computed n
 """
 
 import argparse
+import multiprocessing
 import os
 import random
 import shutil
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from tests.distributed.launch import as_torchrun
 from tests.distributed.work import Work, all_work
 
+FORKS = multiprocessing.get_context("fork")
 PATIENCE = 3
 """Seconds after which the processes that a dead one has left are killed, as srun and torchrun do it at once."""
 
@@ -53,67 +55,56 @@ def live(work: Work, folder: Path, rank: int = -1, operation: int = 0, seconds: 
         Whether it was killed; the seconds that the others lived on, or all of them took; its operations, if it lived.
     """
     begin = time.monotonic()
-    variables = as_torchrun(work.processes)
-    count = folder / f"operations_{max(rank, 0)}"
-    pids = [
-        os.fork() or one(work, folder, number, own, operation if number == rank else 0)
-        for number, own in enumerate(variables)
+    processes = [
+        FORKS.Process(target=one, args=(work, folder, number, variables, operation if number == rank else 0))
+        for number, variables in enumerate(as_torchrun(work.processes))
     ]
-    status: dict[int, int] = {}
-    end = begin + 900
-    while len(status) < len(pids):
-        pid, code = os.waitpid(-1, os.WNOHANG)
-        if pid:
-            status[pid] = code
-            if rank >= 0 and pid == pids[rank] and os.WIFSIGNALED(code):
-                begin, end = time.monotonic(), time.monotonic() + PATIENCE
-            continue
-        if seconds and pids[rank] not in status and time.monotonic() > begin + seconds:
-            os.kill(pids[rank], signal.SIGKILL)
-        if time.monotonic() > end:
-            for late in set(pids) - status.keys():
-                os.kill(late, signal.SIGKILL)
-            end = float("inf")
-        time.sleep(0.002)
+    for process in processes:
+        process.start()
+    if seconds:
+        processes[rank].join(seconds)
+        processes[rank].kill()
+    if rank >= 0:
+        processes[rank].join(900)
+    if dead := rank >= 0 and processes[rank].exitcode == -signal.SIGKILL:
+        begin = time.monotonic()
+    end = time.monotonic() + (PATIENCE if dead else 900)
+    for process in processes:
+        process.join(end - time.monotonic())
+        process.kill()
+        process.join()
     took = time.monotonic() - begin
-    if rank >= 0 and os.WIFSIGNALED(status[pids[rank]]):
+    if dead:
         return True, took, 0
+    codes = [process.exitcode for process in processes]
     logs = "\n".join(log.read_text()[-3000:] for log in folder.glob("log_*"))
-    assert not any(status.values()), f"{folder}: {status}\n{logs}"
-    return False, took, int(count.read_text())
+    assert not any(codes), f"{folder}: {codes}\n{logs}"
+    return False, took, int((folder / f"operations_{max(rank, 0)}").read_text())
 
 
-def one(work: Work, folder: Path, rank: int, variables: dict[str, str], fatal: int) -> int:
-    """A forked process: works, and never returns."""
+def one(work: Work, folder: Path, rank: int, variables: dict[str, str], fatal: int) -> None:
+    """A forked process: works, and counts what it does to files."""
     log = os.open(folder / f"log_{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    code, done = 1, 0
-    try:
-        if work.processes > 1:
-            from lightning.pytorch.utilities.rank_zero import rank_zero_only
+    if work.processes > 1:
+        from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-            rank_zero_only.rank = rank  # as when it is imported in a process of this rank
-            os.environ |= variables
+        rank_zero_only.rank = rank  # as when it is imported in a process of this rank
+        os.environ |= variables
+    done = 0
 
-        def counted(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal done
-            if changes_files(event, arguments):
-                done += 1
-                if done == fatal:
-                    os.kill(os.getpid(), signal.SIGKILL)
+    def counted(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal done
+        if changes_files(event, arguments):
+            done += 1
+            if done == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-        sys.addaudithook(counted)
-        code = work.do(folder)
-        (folder / f"operations_{rank}").write_text(str(done))
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    sys.addaudithook(counted)
+    code = work.do(folder)
+    (folder / f"operations_{rank}").write_text(str(done))
+    sys.exit(code)
 
 
 def kill(root: Path, chance: random.Random, name: str, work: Work, quota: int, bar: tqdm) -> Counter[str]:

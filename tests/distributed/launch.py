@@ -1,16 +1,14 @@
 """Processes that train together, as torchrun would start them; they wait for runs, so that start-up is paid once."""
 
-import json
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
-import time
-from dataclasses import asdict
 from functools import partialmethod
+from multiprocessing.connection import wait
 from pathlib import Path
 
-from mup_lightning.files import read_json, write_json
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["mup_lightning.training.train", "deepspeed"])  # imported once, for all of them
 
 
 def as_torchrun(count):
@@ -29,19 +27,17 @@ class Together:
 
     Args:
         count: of them.
-        folder: for their logs and answers.
+        folder: for their logs.
     """
 
     def __init__(self, count, folder):
-        self.folder, self.batches = folder, 0
-        folder.mkdir(parents=True, exist_ok=True)
-        self.processes = []
-        for rank, variables in enumerate(as_torchrun(count)):
-            environment = os.environ | variables | {"OMP_NUM_THREADS": "1"}
-            with self.log(rank).open("w") as log:
-                command = [sys.executable, "-m", __name__, str(folder / str(rank))]
-                pipes = {"stdin": subprocess.PIPE, "stdout": log, "stderr": subprocess.STDOUT}
-                self.processes.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+        os.environ["DS_ACCELERATOR"] = "cpu"  # before DeepSpeed is imported
+        self.logs, self.pipes, self.processes = [folder / f"{rank}.log" for rank in range(count)], [], []
+        for log, variables in zip(self.logs, as_torchrun(count), strict=True):
+            ours, theirs = FORKS.Pipe()
+            self.pipes.append(ours)
+            self.processes.append(FORKS.Process(target=work, args=(theirs, log, variables)))
+            self.processes[-1].start()
 
     def __enter__(self):
         return self
@@ -49,53 +45,43 @@ class Together:
     def __exit__(self, *_):
         for process in self.processes:
             process.kill()
-            process.wait()
-
-    def log(self, rank):
-        return self.folder / f"{rank}.log"
-
-    def start(self, configs, others=None):
-        """Let all processes train these one after the other, or all but the first these `others`."""
-        self.batches += 1
-        for rank, process in enumerate(self.processes):
-            process.stdin.write(json.dumps([asdict(c) for c in (rank and others) or configs]) + "\n")
-            process.stdin.flush()
+            process.join()
 
     def train(self, configs, others=None, timeout=600):
-        """Train them; run's name -> the folder of its last checkpoint, or the error in words."""
-        self.start(configs, others)
-        answers = [self.folder / f"{rank}-{self.batches}.json" for rank in range(len(self.processes))]
-        deadline = time.monotonic() + timeout
-        while not all(answer.exists() for answer in answers):
-            alive = all(process.poll() is None for process in self.processes) and time.monotonic() < deadline
-            assert alive, "\n".join(self.log(rank).read_text()[-3000:] for rank in range(len(self.processes)))
-            time.sleep(0.05)
-        return {name: error or Path(folder) for name, folder, error in read_json(answers[0], "answers")}
+        """Let all processes train these one after the other, or all but the first these `others`.
+
+        Returns:
+            Run's name -> the folder of its last checkpoint, or the error in words; as the first process found them.
+        """
+        for rank, pipe in enumerate(self.pipes):
+            pipe.send((rank and others) or configs)
+        dead = [process.sentinel for process in self.processes]
+        for pipe in self.pipes:
+            assert pipe in wait([pipe, *dead], timeout), "\n".join(log.read_text()[-3000:] for log in self.logs)
+        answers = [pipe.recv() for pipe in self.pipes]
+        return answers[0]
 
 
-def work(answers):
-    """One of the processes: each line that it reads is a list of configurations."""
-    from mup_lightning.training import tune_allocator
-
-    tune_allocator()
+def work(pipe, log, variables):
+    """One of the processes."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ |= variables
     import torch
 
-    from mup_lightning.config.schema import Config
     from mup_lightning.errors import UserError
     from mup_lightning.training.train import train
 
     torch.set_num_threads(1)
     # What depends on the strategy is in it (graphs, hooks, the order of gradients), and no minutes of a C++ compiler.
     torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")
-    for number, line in enumerate(sys.stdin, 1):
-        found = []
-        for config in map(Config.from_plain, json.loads(line)):
+    while True:
+        found = {}
+        for config in pipe.recv():
             try:
-                found.append((config.run.name, train(config, progress=False).checkpoint, ""))
+                checkpoint = train(config, progress=False).checkpoint
+                found[config.run.name] = checkpoint and Path(checkpoint)  # only the first process knows it
             except UserError as error:
-                found.append((config.run.name, "", str(error)))
-        write_json(Path(f"{answers}-{number}.json"), found)
-
-
-if __name__ == "__main__":
-    work(sys.argv[1])
+                found[config.run.name] = str(error)
+        pipe.send(found)

@@ -6,6 +6,8 @@ and on the strategy: one rule of each kind is trained under all strategies, the 
 ddp if they work on whole matrices.
 """
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -34,21 +36,32 @@ AT_TWO += [(rule, s) for n, rule in enumerate(OTHERS) for s in ("ddp", f"zero{1 
 BOTH = [(rule, strategy) for rule in ("adamw", "muon_kimi") for strategy in STRATEGIES]
 AT_FOUR = [("sophia", "zero1"), *(("muon_kimi", strategy) for strategy in ("ddp", "zero1", "zero3", "fsdp"))]
 LLAMA = families.model(families.LLAMA | {"qk_norm": True, "qk_gain": True}) | {"rules.muon.per_head": True}
-MIXTRAL = families.model(families.MIXTRAL)
 EXPERTS = [("adamw", "zero3"), ("sophia", "ddp"), *(("muon_kimi", s) for s in ("ddp", "zero2", "zero3", "fsdp"))]
 # Sophia runs the compiled blocks a second time, for its estimate of the Hessian.
-ONE_BLOCK, BFLOAT16 = {"model.depth": 1}, {"trainer.precision": "bf16"}
 COMPILED = [("sophia", "ddp"), ("adamw", "zero0"), ("muon_kimi", "zero1"), ("adamw", "zero2"), ("muon_kimi", "zero3")]
 COMPILED += [("muon_kimi", "fsdp")]
+KINDS = {
+    "fp32": (AT_TWO, {}),
+    # Matrices of many shapes, stacked in pairs or by heads, and gains of one head.
+    "llama": (BOTH, LLAMA),
+    # Tokens go to the same experts, whose loads are balanced alike, however many sequences a process has.
+    "mixtral": (EXPERTS, families.model(families.MIXTRAL)),
+    "compiled": (COMPILED, {"model.depth": 1, "trainer.compile": "on"}),
+    "bf16": (BOTH, {"trainer.precision": "bf16"}),
+    "exploding": ([("adamw", strategy) for strategy in STRATEGIES], {"recipe.lr": 1e30}),
+    "four": (AT_FOUR, {"data.micro_batch": 1}),
+}
+"""Kind of a run -> its rules and strategies, and what is changed in it; all but the last are of two processes."""
+SAME = [(kind, *case) for kind in ("fp32", "llama", "mixtral", "compiled", "four") for case in KINDS[kind][0]]
 
 
 @pytest.fixture(scope="module")
 def settings(config_of):
-    """settings(rule, strategy, processes, kind, **changes); a run is named kind-rule-strategy."""
+    """settings(kind, rule, strategy, processes, **changes); a run is named kind-rule-strategy."""
 
-    def make(rule, strategy, processes, kind, **changes):
-        name = f"{kind}-{rule}-{strategy}"
-        return config_of(name, strategy, processes, **{"recipe.optimizer": rule, **SETTINGS.get(rule, {}), **changes})
+    def make(kind, rule, strategy, processes, **changes):
+        own = {"recipe.optimizer": rule, "trainer.checkpoint_every": 0} | SETTINGS.get(rule, {}) | KINDS[kind][1]
+        return config_of(f"{kind}-{rule}-{strategy}", strategy, processes, **own | changes)
 
     return make
 
@@ -56,66 +69,38 @@ def settings(config_of):
 @pytest.fixture(scope="module")
 def by_two(settings, two):
     """Name of a run of two processes -> its last checkpoint, or the error."""
-    special = [(case, "llama", LLAMA) for case in BOTH]
-    special += [(case, "mixtral", MIXTRAL) for case in EXPERTS]
-    special += [(case, "bf16", BFLOAT16) for case in BOTH]
-    special += [(case, "compiled", ONE_BLOCK | {"trainer.compile": "on"}) for case in COMPILED]
-    special += [(("adamw", strategy), "exploding", {"recipe.lr": 1e30}) for strategy in STRATEGIES]
-    return two.train(
-        [settings(*case, 2, "fp32") for case in AT_TWO]
-        + [settings(*case, 2, kind, **changes) for case, kind, changes in special]
-    )
+    return two.train([settings(kind, *case, 2) for kind in KINDS if kind != "four" for case in KINDS[kind][0]])
 
 
 @pytest.fixture(scope="module")
 def by_four(settings, four):
-    return four.train([settings(*case, 4, "four", **{"data.micro_batch": 1}) for case in AT_FOUR])
+    return four.train([settings("four", *case, 4) for case in AT_FOUR])
 
 
 @pytest.fixture(scope="module")
 def alone(settings):
-    """The checkpoint of one process; each is trained once."""
-    done = {}
+    """The checkpoint of one process, not compiled; each is trained once."""
 
-    def checkpoint(rule, kind="fp32", **changes):
-        if (rule, kind) not in done:
-            config = settings(rule, "single", 1, kind, **changes)
-            done[rule, kind] = train(config, progress=False).checkpoint
-        return done[rule, kind]
+    @cache
+    def checkpoint(kind, rule):
+        config = settings(kind, rule, "single", 1, **{"trainer.compile": "off"})
+        return train(config, progress=False).checkpoint
 
     return checkpoint
 
 
-@pytest.mark.parametrize(("rule", "strategy"), AT_TWO)
-def test_two_processes_train_what_one_does(by_two, alone, rule, strategy):
+@pytest.mark.parametrize(("kind", "rule", "strategy"), SAME)
+def test_several_processes_train_what_one_does(request, alone, kind, rule, strategy):
     """The same weights; and every state is saved once and whole."""
-    found, wanted = by_two[f"fp32-{rule}-{strategy}"], alone(rule)
+    done = request.getfixturevalue("by_four" if kind == "four" else "by_two")
+    found, wanted = done[f"{kind}-{rule}-{strategy}"], alone("fp32" if kind == "four" else kind, rule)
     assert_same_training(weights_of(found), weights_of(wanted), bound=5e-6)
-    for quantity in ("exp_avg", "momentum", "hessian", "step"):
+    for quantity in ("exp_avg", "momentum", "hessian", "step") if kind == "fp32" else ():
         theirs, ours = quantities_of(found, quantity), quantities_of(wanted, quantity)
         assert theirs.keys() == ours.keys()
         for name, value in ours.items():
             assert theirs[name].numel() == value.numel()
             assert (theirs[name].flatten().double() - value.flatten().double()).abs().max() < 1e-4, (quantity, name)
-
-
-KINDS = {
-    "four": (AT_FOUR, "fp32", {}),
-    # Matrices of many shapes, stacked in pairs or by heads, and gains of one head.
-    "llama": (BOTH, "llama", LLAMA),
-    # Tokens go to the same experts, whose loads are balanced alike, however many sequences a process has.
-    "mixtral": (EXPERTS, "mixtral", MIXTRAL),
-    "compiled": (COMPILED, "plain", ONE_BLOCK),
-}
-"""Kind of a run -> its cases, and the kind and changes of the run of one process that it is compared with."""
-
-
-@pytest.mark.parametrize(("kind", "rule", "strategy"), [(kind, *case) for kind in KINDS for case in KINDS[kind][0]])
-def test_every_kind_of_model_is_trained_as_by_one_process(request, alone, kind, rule, strategy):
-    done = request.getfixturevalue("by_four" if kind == "four" else "by_two")
-    _, other, changes = KINDS[kind]
-    wanted = weights_of(alone(rule, other, **changes))
-    assert_same_training(weights_of(done[f"{kind}-{rule}-{strategy}"]), wanted, bound=5e-6)
 
 
 @pytest.mark.parametrize(("rule", "strategy"), BOTH)
@@ -126,7 +111,7 @@ def test_bf16_is_the_same_mathematics_under_every_strategy(by_two, alone, rule, 
     as far from float32 as that takes them; so over all weights they lie at most twice as far from each other.
     """
     folder = by_two[f"bf16-{rule}-{strategy}"]
-    found, wanted, exact = (weights_of(path) for path in (folder, alone(rule, "bf16", **BFLOAT16), alone(rule)))
+    found, wanted, exact = (weights_of(path) for path in (folder, alone("bf16", rule), alone("fp32", rule)))
     assert all(weight.dtype == torch.float32 for weight in found.values())
     # DeepSpeed's own bf16 takes one step too many at stage 0.
     assert {int(step) for step in quantities_of(folder, "step").values()} == {STEPS}
@@ -140,9 +125,10 @@ def test_bf16_is_the_same_mathematics_under_every_strategy(by_two, alone, rule, 
     assert distance(found, wanted) < 2 * distance(wanted, exact)
 
 
-def test_a_compiled_block_computes_the_same_in_machine_code(alone):
-    found = weights_of(alone("adamw", "machine", **ONE_BLOCK, **{"trainer.compile": "on"}))
-    assert_same_training(found, weights_of(alone("adamw", "plain", **ONE_BLOCK)), bound=2e-5)
+def test_a_compiled_block_computes_the_same_in_machine_code(settings, alone):
+    config = settings("compiled", "adamw", "single", 1, **{"run.name": "machine"})
+    found = weights_of(train(config, progress=False).checkpoint)
+    assert_same_training(found, weights_of(alone("compiled", "adamw")), bound=2e-5)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

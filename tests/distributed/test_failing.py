@@ -2,15 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import psutil
 import pytest
-import yaml
 
-from mup_lightning.training.run import RunFolder, plain
+from mup_lightning.training.run import RunFolder
+from tests.training.test_processes import finish, start, wait_for
 
 pytestmark = pytest.mark.timeout(300)
 # In place of a site's own start-up file: a fault in the second process, in the third call of a method.
@@ -48,25 +46,15 @@ FAULTS = [
 
 
 @pytest.fixture
-def start(config_of, tmp_path):
-    """start(strategy, steps, **environment): `mup-lightning train` in two processes; all have a variable MINE."""
+def begin(config_of, tmp_path):
+    """begin(strategy, steps, **environment): training of two processes; all have a variable MINE."""
     (tmp_path / "sitecustomize.py").write_text(PLANT)
     begun = []
 
     def run(strategy, steps=8, **environment):
         config = config_of(tmp_path.name, strategy, 2, **{"trainer.max_steps": steps, "trainer.checkpoint_every": 1})
-        file = tmp_path / "config.yaml"
-        file.write_text(yaml.safe_dump(plain(config)))
         path = f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}"
-        begun.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "mup_lightning.cli.main", "train", "-c", str(file)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"PYTHONPATH": path, "MINE": str(tmp_path), **environment},
-            )
-        )
+        begun.append(start(config, tmp_path, PYTHONPATH=path, MINE=str(tmp_path), **environment))
         return begun[0], RunFolder(config).checkpoints
 
     yield run
@@ -87,38 +75,31 @@ def mine(tmp_path):
 
 
 @pytest.mark.parametrize(("strategy", "fault", "message"), FAULTS)
-def test_one_process_that_fails_ends_all(start, tmp_path, strategy, fault, message):
-    process, _ = start(strategy, FAULT=fault)
-    _, err = process.communicate(timeout=200)
+def test_one_process_that_fails_ends_all(begin, tmp_path, strategy, fault, message):
+    process, _ = begin(strategy, FAULT=fault)
+    code, _, err = finish(process)
     assert not mine(tmp_path)
-    assert process.returncode == 1
+    assert code == 1
     assert err.count("error: ") == 1, err
     assert message in err
     assert ("Traceback" in err) == ("error" in fault), err
 
 
-def wait_for_step(process, checkpoints):
-    """Wait until the run has saved."""
-    while process.poll() is None and not list(checkpoints.glob("step_*")):
-        time.sleep(0.05)
-    assert process.poll() is None, process.communicate()
-
-
-def test_ctrl_c_stops_all_processes_after_the_same_step(start, tmp_path):
-    process, checkpoints = start("ddp", steps=5000)
-    wait_for_step(process, checkpoints)
+def test_ctrl_c_stops_all_processes_after_the_same_step(begin, tmp_path):
+    process, checkpoints = begin("ddp", steps=5000)
+    wait_for(checkpoints, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=200)
+    code, out, err = finish(process)
     assert not mine(tmp_path)
-    assert process.returncode == 130, err
+    assert code == 130, err
     assert out.count("stopped by a signal before the last step") == 1
     assert "error" not in err
     assert "Traceback" not in err
 
 
-def test_no_process_outlives_the_one_that_started_it(start, tmp_path):
-    process, checkpoints = start("zero1", steps=5000)
-    wait_for_step(process, checkpoints)
+def test_no_process_outlives_the_one_that_started_it(begin, tmp_path):
+    process, checkpoints = begin("zero1", steps=5000)
+    wait_for(checkpoints, process)
     process.kill()
     while mine(tmp_path):
         time.sleep(0.1)

@@ -28,6 +28,11 @@ def quantities_of(path, *wanted):
     }
 
 
+def tree(folder):
+    """The content of every file below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_same_training(found, wanted, bound=1e-5):
     """Compare the weights of two runs that differ in rounding alone.
 

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from pathlib import Path
+from functools import partial
+from importlib.util import find_spec
 
 import pytest
 
@@ -11,8 +12,10 @@ from mup_lightning.studies.features.report import read_scalars
 from mup_lightning.training.run import RunFolder
 from mup_lightning.training.train import after, train
 from tests.callbacks.test_forecast import forecast_of
-from tests.training.test_resume import crash
+from tests.conftest import tiny_config
+from tests.training.test_resume import crash, points
 
+SERVICES = [name for name in ("mlflow", "wandb") if find_spec(name)]
 EVERY = {"trainer.spectral_norms_every": 4, "trainer.feature_norms_every": 4}
 
 
@@ -26,15 +29,34 @@ def table(config):
     return found
 
 
-def test_the_table_has_what_tensorboard_has_after_a_crash_too(tiny):
-    """Norms of step 4 are measured in step 5, which the run has done before it died, and does again."""
-    config = tiny(**EVERY, **{"run.loggers": ["csv", "tensorboard"]})
-    crash(config, 7)
-    assert max(table(config)["train/loss"]) == 6
-    result = train(tiny(**EVERY, **{"run.loggers": ["csv", "tensorboard"], "run.resume": "last"}), progress=False)
-    found, curves = table(config), read_scalars(Path(result.tensorboard))
+@pytest.fixture(scope="module")
+def make(corpus, tmp_path_factory):
+    """Makes configurations of runs in one folder, with every logger that is installed."""
+    every = EVERY | {"data.val_tokens": 256, "run.loggers": ["csv", "tensorboard", *SERVICES]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("WANDB_MODE", "offline")
+        yield partial(tiny_config, corpus, tmp_path_factory.mktemp("logged"), **every)
+
+
+@pytest.fixture(scope="module")
+def logged(make):
+    """The folder of a run that died, and was continued.
+
+    Norms of step 4 are measured in step 5, which the run has done before it died, and does again.
+    """
+    crash(make(), 7)
+    assert max(table(make())["train/loss"]) == 6
+    train(make(**{"run.resume": "last"}), progress=False)
+    return RunFolder(make())
+
+
+def test_the_table_has_what_tensorboard_has_after_a_crash_too(make, logged):
+    found, curves = table(make()), read_scalars(logged.tensorboard)
     assert found.keys() == curves.keys()
-    assert list(found["features/logits"]) == list(found["spectral/norms/output/head/w"]) == [0, 4, 8]
+    assert points(logged.tensorboard, "train/loss") == [2, 4, 6, 8, 10]
+    for tag in ("features/logits", "spectral/norms/output/head/w"):
+        assert list(found[tag]) == points(logged.tensorboard, tag) == [0, 4, 8]
     for tag, curve in curves.items():
         assert all(len(values) == 1 for values in found[tag].values()), tag
         assert {step: values[0] for step, values in found[tag].items()} == pytest.approx(dict(curve), rel=1e-6), tag
@@ -70,36 +92,29 @@ def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(ti
     assert not (tmp_path / "runs").exists()
 
 
-def test_mlflow_has_the_same_curves_and_a_resumed_run_is_the_same_one(tiny, tmp_path, monkeypatch):
+def test_mlflow_has_the_same_curves_and_a_resumed_run_is_the_same_one(make, logged):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    changes = EVERY | {"run.loggers": ["mlflow", "csv"]}
-    crash(tiny(**changes), 7)
-    train(tiny(**changes, **{"run.resume": "last"}), progress=False)
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{logged.path.parent}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("mup_lightning").experiment_id])
     assert (run.info.run_name, run.info.status, run.data.params["model.width"]) == ("tiny", "FINISHED", "32")
-    found = table(tiny())
+    found = table(make())
     assert run.data.metrics.keys() == found.keys()
     for tag in ("train/loss", "train/bits_per_byte", "train/gradient_norm", "train/gradient_norm/adamw"):
         history = {point.step: point.value for point in client.get_metric_history(run.info.run_id, tag)}
         assert history == {step: values[0] for step, values in found[tag].items()}
     client.delete_run(run.info.run_id)
     with pytest.raises(UserError, match=r"run\.loggers: mlflow cannot be opened \(.*\); see MLFLOW_TRACKING_URI, or"):
-        train(tiny(**changes, **{"run.resume": "last", "trainer.max_steps": 12}), progress=False)
+        train(make(**{"run.loggers": ["mlflow"], "run.resume": "last", "trainer.max_steps": 12}), progress=False)
 
 
-def test_wandb_keeps_a_run_offline_and_continues_it(tiny, tmp_path, monkeypatch):
+def test_wandb_keeps_a_run_offline_and_continues_it(make, logged):
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    changes = EVERY | {"run.loggers": ["wandb", "csv"]}
-    crash(tiny(**changes), 7)
-    train(tiny(**changes, **{"run.resume": "last"}), progress=False)
-    other = train(tiny(**changes, **{"run.name": "other"}), progress=False)
-    known = [json.loads((tmp_path / f"runs/{name}/loggers.json").read_text())["wandb"] for name in ("tiny", "other")]
+    other = make(**{"run.loggers": ["wandb"], "run.name": "other"})
+    assert train(other, progress=False).finished
+    folders = [logged.path, RunFolder(other).path]
+    known = [json.loads((folder / "loggers.json").read_text())["wandb"] for folder in folders]
     assert known[0] != known[1]
-    files = [list((tmp_path / "runs" / name).glob("wandb/offline-run-*/*.wandb")) for name in ("tiny", "other")]
+    files = [list(folder.glob("wandb/offline-run-*/*.wandb")) for folder in folders]
     assert [[file.name for file in own] for own in files] == [[f"run-{known[0]}.wandb"] * 2, [f"run-{known[1]}.wandb"]]
-    assert other.finished
-    for tag in table(tiny()):
+    for tag in table(make()):
         assert all(tag.encode() in file.read_bytes() for file in files[1]), tag

@@ -7,23 +7,22 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 
 import pytest
-import torch
 import yaml
 
 from mup_lightning.training.run import RunFolder, plain
 from mup_lightning.training.train import train
 from tests.training.reference import assert_same_training, weights_of
+from tests.training.test_resume import assert_equal
 
 
-def start(config, tmp_path, *options, **environment):
+def start(config, tmp_path, **environment):
     """`mup-lightning train` in a process of its own."""
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(plain(asdict(config))))
+    file.write_text(yaml.safe_dump(plain(config)))
     return subprocess.Popen(
-        [sys.executable, "-m", "mup_lightning.cli.main", "train", "-c", str(file), *options],
+        [sys.executable, "-m", "mup_lightning.cli.main", "train", "-c", str(file)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,49 +63,42 @@ def test_two_processes_that_the_program_starts_train_what_one_does_and_one_speak
     assert code == 0, err
     assert out.count("validation loss") == 1
     assert out.count("note: RANK=1, LOCAL_RANK=1 (as torchrun sets) is not heeded") == 1
+    assert "10/10" in err
     result = json.loads(RunFolder(config).result_file.read_text())
+    assert result["finished"]
     assert result["validation_loss"] == pytest.approx(alone.validation_loss, abs=1e-5)
     assert_same_training(weights_of(result["checkpoint"]), weights_of(alone.checkpoint))
 
 
 def test_an_interrupted_run_saves_and_resumes_bit_identically(tiny, tmp_path):
-    """Ctrl-C; what is killed in other ways is in `tests.distributed.kills`."""
+    """Ctrl-C; what is killed in other ways is in `tests.distributed.kills`.
+
+    It is a whole run of one process, whatever the environment says.
+    """
+    mistaken = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x", "NODE_RANK": "1"}
+    mistaken |= {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "mine", "SLURM_NNODES": "3"}
+    mistaken |= {"MASTER_ADDR": "nowhere", "PMI_RANK": "1", "PMI_SIZE": "2", "OMPI_COMM_WORLD_SIZE": "2"}
     long = {"trainer.max_steps": 150, "trainer.checkpoint_every": 25, "trainer.keep_checkpoints": 9}
     long |= {"trainer.validate_every": 0, "model.dropout": 0.1}
     straight = train(tiny(**long, **{"run.name": "straight"}))
     config = tiny(**long)
     folder = RunFolder(config)
-    process = start(config, tmp_path)
+    process = start(config, tmp_path, **mistaken)
     wait_for(folder.checkpoints / "step_00000025", process)
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
     assert code == 130, err
+    assert out.count("note: RANK=1, WORLD_SIZE=2, LOCAL_RANK=1 (as torchrun sets) is not heeded") == 1
     assert "stopped by a signal" in out
     assert "resume=last" in out
     assert not (folder.checkpoints / "step_00000150").exists()
-
-    code, out, err = finish(start(config, tmp_path, "--run.resume", "last"))
-    assert code == 0, err
-    resumed = json.loads(folder.result_file.read_text())
-    assert resumed["validation_loss"] == straight.validation_loss
-    found = weights_of(resumed["checkpoint"])
-    assert all(torch.equal(weight, found[name]) for name, weight in weights_of(straight.checkpoint).items())
-
-
-def test_one_process_trains_a_whole_run_whatever_the_environment_says(tiny, tmp_path):
-    config = tiny()
-    mistaken = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x", "NODE_RANK": "1"}
-    mistaken |= {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "mine", "SLURM_NNODES": "3"}
-    mistaken |= {"MASTER_ADDR": "nowhere", "PMI_RANK": "1", "PMI_SIZE": "2", "OMPI_COMM_WORLD_SIZE": "2"}
-    code, out, err = finish(start(config, tmp_path, **mistaken))
-    assert code == 0, err
-    assert out.count("note: RANK=1, WORLD_SIZE=2, LOCAL_RANK=1 (as torchrun sets) is not heeded") == 1
-    assert "validation loss" in out
-    assert "10/10" in err
-    folder = RunFolder(config)
-    assert json.loads(folder.result_file.read_text())["finished"]
     assert folder.config_file.exists()
     assert list(folder.tensorboard.glob("*tfevents*"))
+
+    resumed = train(tiny(**long, **{"run.resume": "last"}))
+    assert resumed.first_step >= 25
+    assert resumed.validation_loss == straight.validation_loss
+    assert_equal(straight.checkpoint, resumed.checkpoint)
 
 
 def test_a_port_that_is_taken_is_one_line(tiny, tmp_path, taken):

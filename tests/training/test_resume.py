@@ -3,41 +3,36 @@
 import errno
 import resource
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mup_lightning.callbacks.step import StepCallback
 from mup_lightning.errors import UserError
 from mup_lightning.training import checkpoint as checkpoints
 from mup_lightning.training import saving
 from mup_lightning.training.run import RunFolder
 from mup_lightning.training.tensors import Shards
 from mup_lightning.training.train import train
-from tests.conftest import write_corpus
-from tests.training.reference import assert_same_training, weights_of
+from tests.conftest import tiny_config, write_corpus
+from tests.training.reference import assert_same_training, tree, weights_of
+from tests.training.test_writers import Hook
 
 
 class CrashError(RuntimeError):
     """Stands for a power cut."""
 
 
-class Crash(StepCallback):
-    """Makes a run die after a step, when its curves are logged, and before it saves."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, trainer, module, step):
-        if step == self.step:
-            raise CrashError
-
-
 def crash(config, step):
+    """Make a run die after a step, when its curves are logged, and before it saves."""
+
+    def die():
+        raise CrashError
+
     with pytest.raises(CrashError):
-        train(config, callbacks=[Crash(step)])
+        train(config, callbacks=[Hook(step, die)])
     return RunFolder(config)
 
 
@@ -55,6 +50,25 @@ def assert_equal(first, second):
         assert all(torch.equal(a.read(quantity, name), b.read(quantity, name)) for quantity in quantities), name
 
 
+@pytest.fixture(scope="module")
+def runs(corpus, tmp_path_factory):
+    """Results of a whole run; and the folder of one that died after step 9. Both stay as they are."""
+    make = partial(tiny_config, corpus, tmp_path_factory.mktemp("runs"), **{"data.val_tokens": 256})
+    return train(make(**{"run.name": "straight"})), crash(make(), 9).path
+
+
+@pytest.fixture
+def straight(runs):
+    return runs[0]
+
+
+@pytest.fixture
+def crashed(runs, tiny):
+    """The checkpoints, after steps 4 and 8, of a copy of the run that died."""
+    shutil.copytree(runs[1], RunFolder(tiny()).path)
+    return RunFolder(tiny()).checkpoints
+
+
 @pytest.mark.parametrize("optimizer", ["muon_kimi", "adamw"])
 def test_resume_is_bit_identical_with_dropout(tiny, optimizer):
     changes = {"recipe.optimizer": optimizer, "model.dropout": 0.1}
@@ -66,46 +80,44 @@ def test_resume_is_bit_identical_with_dropout(tiny, optimizer):
     assert_equal(straight.checkpoint, resumed.checkpoint)
 
 
-def test_a_run_that_was_killed_before_it_wrote_its_result_ends_with_it(tiny):
-    straight = train(tiny())
-    RunFolder(tiny()).result_file.unlink()
+def test_a_run_that_was_killed_before_it_wrote_its_result_ends_with_it(tiny, straight):
+    folder = RunFolder(tiny())
+    shutil.copytree(Path(straight.checkpoint).parents[1], folder.path)
+    folder.result_file.unlink()
     again = train(tiny(**{"run.resume": "last", "trainer.keep_checkpoints": 1}))
     assert (again.finished, again.validation_loss) == (True, straight.validation_loss)
-    assert checkpoints.complete(RunFolder(tiny()).checkpoints) == [Path(straight.checkpoint)]
+    assert checkpoints.complete(folder.checkpoints) == [folder.checkpoints / "step_00000010"]
     with pytest.raises(UserError, match="already has all 10 steps"):
         train(tiny(**{"run.resume": "last"}))
 
 
-def test_a_checkpoint_continues_with_another_accumulation_and_as_another_run(tiny):
-    straight = train(tiny(**{"run.name": "straight"}))
-    first = crash(tiny(), 9).checkpoints / "step_00000004"
-    fork = tiny(**{"run.resume": str(first), "run.name": "fork"})
+def test_a_checkpoint_continues_with_another_accumulation_and_as_another_run(tiny, straight, crashed):
+    fork = tiny(**{"run.resume": str(crashed / "step_00000004"), "run.name": "fork"})
     assert_equal(straight.checkpoint, train(fork).checkpoint)
-    with pytest.raises(UserError, match="already holds a run"):
-        train(fork)
+    before = tree(RunFolder(fork).path)
+    held = r"fork already holds a run with a checkpoint at step_00000010.*--run.resume last.*--run.name NAME"
+    for again in (fork, tiny(**{"run.name": "fork"})):
+        with pytest.raises(UserError, match=held):
+            train(again)
+    assert tree(RunFolder(fork).path) == before
     resumed = train(tiny(**{"run.resume": "last", "data.micro_batch": 2}))
     assert_same_training(weights_of(resumed.checkpoint), weights_of(straight.checkpoint))
 
 
-def test_points_of_lost_steps_are_written_once_and_those_of_a_stopped_run_are_not_lost(tiny):
-    """Norms are measured in the step after the checkpoint: the crashed run has done it, the stopped one has not."""
-    every = {"trainer.feature_norms_every": 4, "trainer.spectral_norms_every": 4}
-    norms = ("features/logits", "spectral/norms/output/head/w")
-    folder = crash(tiny(**every), 10).tensorboard
-    assert points(folder, norms[0]) == [0, 4, 8]
-    train(tiny(**every, **{"run.resume": "last"}))
-    assert [points(folder, tag) for tag in norms] == [[0, 4, 8]] * 2
-    assert points(folder, "train/loss") == [2, 4, 6, 8, 10]
+def test_points_of_a_stopped_run_are_not_lost(tiny):
+    """Norms are measured in the step after the checkpoint, which the stopped run has not done.
 
-    stopped = every | {"run.name": "stopped", "schedule.warmup_steps": 1}
-    folder = train(tiny(**stopped, **{"trainer.max_steps": 4})).tensorboard
-    assert points(folder, norms[0]) == [0]
-    train(tiny(**stopped, **{"run.resume": "last"}))
-    assert [points(folder, tag) for tag in norms] == [[0, 4, 8]] * 2
+    Those of lost steps are written once: `tests.training.test_loggers`.
+    """
+    changes = {"trainer.feature_norms_every": 4, "trainer.spectral_norms_every": 4, "schedule.warmup_steps": 1}
+    folder = train(tiny(**changes, **{"trainer.max_steps": 4})).tensorboard
+    assert points(folder, "features/logits") == [0]
+    train(tiny(**changes, **{"run.resume": "last"}))
+    for tag in ("features/logits", "spectral/norms/output/head/w"):
+        assert points(folder, tag) == [0, 4, 8]
 
 
-def test_another_run_is_not_continued_but_a_longer_one_is(tiny, tmp_path, capsys):
-    crash(tiny(), 9)
+def test_another_run_is_not_continued_but_a_longer_one_is(tiny, crashed, tmp_path, capsys):
     for change, named in (
         ({"recipe.lr": 0.001}, r"recipe\.lr: 0\.0078125 in the checkpoint, 0\.001 now"),
         ({"recipe.base_width": 32}, r"recipe\.base_width: 16 in the checkpoint, 32 now"),
@@ -162,10 +174,9 @@ def test_a_schedule_may_differ_if_no_step_done_would(tiny, capsys):
     assert "planned for 20 steps and now has 12; the schedule's factor " in capsys.readouterr().out
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(tiny, tmp_path):
-    folder = crash(tiny(), 9).checkpoints
-    tensors, marker = (folder / "step_00000008" / name for name in ("rank_00000.safetensors", "checkpoint.json"))
-    shutil.copytree(folder / "step_00000008", tmp_path / "sound")
+def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(tiny, crashed, tmp_path):
+    tensors, marker = (crashed / "step_00000008" / name for name in ("rank_00000.safetensors", "checkpoint.json"))
+    shutil.copytree(crashed / "step_00000008", tmp_path / "sound")
     content = tensors.read_bytes()
     middle = len(content) // 2
     for file, damaged, named in (
@@ -179,10 +190,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(tiny, tmp_path
         file.unlink() if damaged is None else file.write_bytes(damaged)
         with pytest.raises(UserError, match=rf"step_00000008.*{named}.*take the one before it, .*step_00000004"):
             train(tiny(**{"run.resume": "last"}))
-        shutil.copytree(tmp_path / "sound", folder / "step_00000008", dirs_exist_ok=True)
-    shutil.copytree(folder / "step_00000008", folder / ".unfinished_step_00000009")
+        shutil.copytree(tmp_path / "sound", crashed / "step_00000008", dirs_exist_ok=True)
+    shutil.copytree(crashed / "step_00000008", crashed / ".unfinished_step_00000009")
     marker.unlink()
-    assert checkpoints.newest(folder).step == 4
+    newest = checkpoints.newest(crashed)
+    assert newest.step == 4
+    shutil.rmtree(newest.path)
+    with pytest.raises(UserError, match=r"step_00000004 is gone: its run goes on, and has deleted it; repeat"):
+        checkpoints.verify(newest)
 
 
 @pytest.mark.parametrize("writer", ["write", "torch.save", "kernel", "mkdir"])
@@ -216,8 +231,7 @@ def test_a_disk_that_fails_while_saving_leaves_the_checkpoint_before_it(tiny, mo
 
 
 @pytest.mark.parametrize(("step", "first_step"), [(3, 0), (7, 4)])
-def test_auto_starts_continues_and_ends_with_the_same_command(tiny, step, first_step):
-    straight = train(tiny(**{"run.name": "straight"}))
+def test_auto_starts_continues_and_ends_with_the_same_command(tiny, straight, step, first_step):
     changes = {"run.resume": "auto", "trainer.log_every": 1}
     crash(tiny(**changes), step)
     result = train(tiny(**changes))
