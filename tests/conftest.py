@@ -82,6 +82,22 @@ def tiny_config(corpus, root, **changes):
 
 
 @pytest.fixture
+def refused(capsys):
+    """refused(argv): the one line in which the program refuses a command line, after "error: "."""
+    from mup_lightning.cli.main import main
+
+    def line(argv, status=1):
+        assert main([str(word) for word in argv]) == status
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("\n") == 1
+        return printed.err.removeprefix("error: ")
+
+    return line
+
+
+@pytest.fixture
 def tiny(corpus, tmp_path):
     """Makes configurations: tiny(**{"section.key": value}); see `tiny_config`."""
     return partial(tiny_config, corpus, tmp_path / "runs")
