@@ -25,7 +25,7 @@ def assert_identical(runs, name):
 
 def test_two_nodes_train_what_one_process_does(runs, straight, tiny):
     changes = {key: value for key, value in OPTIONS.items() if not key.startswith("slurm")}
-    changes |= {"trainer.strategy": "single", "trainer.nodes": 1, "run.name": "alone"}
+    changes |= {"trainer.strategy": "single", "trainer.nodes": 1, "trainer.accelerator": "cpu", "run.name": "alone"}
     alone = train(tiny(**changes))
     assert_same_training(weights_of(runs.checkpoint("straight", STEPS)), weights_of(Path(alone.checkpoint)), bound=1e-4)
     assert f"{alone.validation_loss:.4f} nats per token" in runs.log("straight", straight)
