@@ -36,10 +36,9 @@ def _word(sign: str) -> str:
         return SIGNS[sign]
     if words[:1] == ["GREEK"] and words[2:3] == ["LETTER"] and len(words) == 4:
         return words[3].capitalize() if words[1] == "CAPITAL" else words[3].lower()
-    kind, *parts = unicodedata.decomposition(sign).split() or [f"{ord(sign):x}"]
+    kind = unicodedata.decomposition(sign).partition(" ")[0]
     mark = {"<super>": "^", "<sub>": "_"}.get(kind, "")
-    letters = [chr(int(part, 16)) for part in (parts if mark else [kind, *parts]) if not part.startswith("<")]
-    plain = "".join({"\u0302": "^", **SIGNS}.get(letter, letter) for letter in letters)
+    plain = "".join({"\u0302": "^", **SIGNS}.get(letter, letter) for letter in unicodedata.normalize("NFKD", sign))
     if plain.isascii() and (mark or "^" in plain):
         return mark + plain
     return sign.encode("ascii", "backslashreplace").decode()

@@ -39,6 +39,7 @@ class Bound:
 
 PositiveInt = Annotated[int, Bound("a whole number of at least 1", lambda value: value >= 1)]
 NonNegativeInt = Annotated[int, Bound("a whole number of at least 0", lambda value: value >= 0)]
+AtLeastTwo = Annotated[int, Bound("a whole number of at least 2", lambda value: value >= 2)]
 PositiveFloat = Annotated[float, Bound("a finite number above 0, below 1e35", lambda value: 0 < value < 1e35)]
 NonNegativeFloat = Annotated[float, Bound("a finite number of at least 0, below 1e35", lambda value: 0 <= value < 1e35)]
 UnitInterval = Annotated[float, Bound("a number from 0 to below 1", lambda value: 0 <= value < 1)]
@@ -48,6 +49,13 @@ Picture = Annotated[
     Path, Bound("a file name that ends in .png, .pdf or .svg", lambda path: path.suffix in (".png", ".pdf", ".svg"))
 ]
 
+
+def _is_shard(text: str) -> bool:
+    number, _, of = text.partition("/")
+    return number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)
+
+
+Shard = Annotated[str, Bound("I/N with I from 1 to N, such as 1/4", _is_shard)]
 
 _INT64 = 1 << 63
 """What whole numbers must stay below, here as in the tensors and files that they become part of."""
@@ -214,7 +222,7 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 def as_typed(value: Any) -> str:
     """A plain value as users type it: null, true, 0.1, text."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return str(value) if isinstance(value, str | Path) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def key_of(cls: type, name: str) -> str:

@@ -60,25 +60,43 @@ def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("corpus") / "tiny")
 
 
+TINY = {
+    "model": {"width": 32, "depth": 2, "heads": 2, "context": 16},
+    "recipe": {"base_width": 16, "base_depth": 1, "weight_decay": 0.1, "eps": 1e-8},
+    "data": {"tokenizer": "bytes", "batch_size": 8, "micro_batch": 4},
+    "trainer": {
+        "max_steps": 10,
+        "checkpoint_every": 4,
+        "validate_every": 5,
+        "log_every": 2,
+        "feature_norms_every": 3,
+        "accelerator": "cpu",
+    },
+    "run": {"name": "tiny"},
+}
+
+
 def tiny_config(corpus, root, **changes):
     """The configuration of a run that takes about a second, in a folder `root`; changes: {"section.key": value}."""
     from mup_lightning.config.load import build_config
 
-    values = {
-        "model": {"width": 32, "depth": 2, "heads": 2, "context": 16},
-        "recipe": {"base_width": 16, "base_depth": 1, "weight_decay": 0.1, "eps": 1e-8},
-        "data": {"path": str(corpus), "tokenizer": "bytes", "batch_size": 8, "micro_batch": 4},
-        "trainer": {
-            "max_steps": 10,
-            "checkpoint_every": 4,
-            "validate_every": 5,
-            "log_every": 2,
-            "feature_norms_every": 3,
-            "accelerator": "cpu",
-        },
-        "run": {"root": str(root), "name": "tiny"},
-    }
-    return build_config([values, changes])
+    return build_config([TINY, {"data.path": str(corpus), "run.root": str(root)}, changes])
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(argv): the one line in which the program refuses a command line, after "error: "."""
+    from mup_lightning.cli.main import main
+
+    def line(argv, status=1):
+        assert main([str(word) for word in argv]) == status
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("\n") == 1
+        return printed.err.removeprefix("error: ")
+
+    return line
 
 
 @pytest.fixture

@@ -3,19 +3,10 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from mup_lightning.cli.verbs import print_plain
 from mup_lightning.errors import UserError
-from mup_lightning.typed import Bound, PositiveInt, Typed
-
-
-def _is_shard(text: str) -> bool:
-    number, _, of = text.partition("/")
-    return number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)
-
-
-Shard = Annotated[str, Bound("I/N with I from 1 to N, such as 1/4", _is_shard)]
+from mup_lightning.typed import PositiveInt, Shard, Typed
 
 
 @dataclass

@@ -16,7 +16,7 @@ from mup_lightning.config.schema import Config
 from mup_lightning.errors import UsageError, UserError
 from mup_lightning.files import FAILING_DISK
 from mup_lightning.terminal import spell_signs
-from mup_lightning.typed import Option, Raw, build, describe, hints, nearest, options
+from mup_lightning.typed import Option, Raw, as_typed, build, describe, hints, nearest, options
 from mup_lightning.versions import versions
 
 TABLE = """
@@ -269,8 +269,7 @@ def _shown(option: Option, positional: str | None) -> str:
 def _explained(option: Option, positional: str | None = None) -> str:
     """An option, what it means, what it can be, and its default."""
     value = option.default
-    plain = ",".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
-    plain = {"None": "null", "True": "true", "False": "false"}.get(plain, plain)
+    plain = ",".join(map(str, value)) or "none" if isinstance(value, list | tuple) else as_typed(value)
     default = "required" if value is MISSING else f"default: {plain}"
     return _row(_shown(option, positional), f"{option.text} ({describe(option.hint)}; {default})")
 

@@ -83,7 +83,10 @@ def settings(folder: Path) -> dict[str, Any]:
                     raise UserError(f"{key} is {as_typed(theirs[key])}; models here have {as_typed(value)}")
             found: dict[str, Any] = {"weights": str(folder), "experts": None}
             found |= {ours: theirs[name] for ours, name in KEYS[kind].items()}
-            found |= {"activation": _activation(found["activation"])}
+            if found["activation"] not in _ACTIVATIONS:
+                expected = ", ".join(_ACTIVATIONS)
+                raise UserError(f"the activation {found['activation']} is not among ours; expected {expected}")
+            found["activation"] = _ACTIVATIONS[found["activation"]]
             found |= _gpt2(theirs) if kind == "gpt2" else _llama(theirs, kind)
             ModelConfig(**found)  # refuses what cannot be built
         except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -127,9 +130,3 @@ def _llama(theirs: dict[str, Any], kind: str) -> dict[str, Any]:
     own |= {"attention_ratio": heads * (theirs["head_dim"] or width // heads) / width}
     own |= {"rope_base": theirs["rope_theta"], "bias": theirs["attention_bias"]}
     return BLOCKS["llama"] | own | dict.fromkeys(("qk_norm", "qk_gain"), kind == "qwen3")
-
-
-def _activation(name: str) -> str:
-    if name not in _ACTIVATIONS:
-        raise UserError(f"the activation {name} is not among ours; expected {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]

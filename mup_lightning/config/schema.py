@@ -12,6 +12,7 @@ from mup_lightning.spectral.horizon import SDE_LOSES, beyond
 from mup_lightning.spectral.recipe import Recipe, derive
 from mup_lightning.spectral.roles import Role, Side
 from mup_lightning.typed import (
+    AtLeastTwo,
     Bound,
     NonNegativeFloat,
     NonNegativeInt,
@@ -116,7 +117,7 @@ class TrainerConfig(Typed, prefix="trainer."):
     noise_scale_every: NonNegativeInt = 50
     peak_flops: PositiveFloat | Literal["measure", "off"] = "measure"
     spike_sigmas: NonNegativeFloat = 6.0
-    spike_window: Annotated[int, Bound("a whole number of at least 2", lambda value: value >= 2)] = 100
+    spike_window: AtLeastTwo = 100
     spike_stop: NonNegativeInt = 0
 
     @property

@@ -76,6 +76,7 @@ def test_a_flag_needs_no_value_and_a_list_may_be_repeated():
 def test_the_version_names_what_a_result_depends_on(capsys):
     assert main(["--version"]) == 0
     assert f"mup-lightning {__version__}" in capsys.readouterr().out
+    assert (versions()["git"] is not None) == (RECIPES.parent / ".git").exists()
 
 
 @pytest.mark.parametrize(
@@ -125,11 +126,10 @@ def test_the_version_names_what_a_result_depends_on(capsys):
         ('probe --optimizer soap --arguments {"beta3":1}', 1, "unknown option rules.soap.beta3; did you mean"),
     ],
 )
-def test_a_bad_command_line_is_one_clear_line(words, status, message, capsys, monkeypatch):
+def test_a_bad_command_line_is_one_clear_line(words, status, message, refused, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     monkeypatch.setattr("mup_lightning.training.launch.start_all", None)  # nothing starts before it is refused
-    assert main(words.split()) == status
-    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert refused(words.split(), status).startswith(message)
 
 
 def test_a_word_that_a_later_preset_overrides_is_said(capsys, monkeypatch):
@@ -157,10 +157,6 @@ def test_too_little_memory_is_one_line(error, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("error: out of memory (")
 
 
-def test_results_can_be_traced_to_the_code():
-    assert (versions()["git"] is not None) == (RECIPES.parent / ".git").exists()
-
-
 def test_help_has_an_example_and_imports_no_torch():
     code = (
         "import sys; from mup_lightning.cli.main import VERBS, main\n"
@@ -173,25 +169,14 @@ def test_help_has_an_example_and_imports_no_torch():
     assert run.stdout.count("\nexample:\n  mup-lightning ") == len(VERBS)
 
 
-class Terminal(io.TextIOWrapper):
-    """A stream of an encoding."""
-
-    def __init__(self, encoding):
-        super().__init__(io.BytesIO(), encoding=encoding, newline="")
-
-    def text(self):
-        self.flush()
-        return self.buffer.getvalue().decode(self.encoding)
-
-
 def printed(monkeypatch, encoding, *words):
     """What a verb prints on a terminal of an encoding."""
-    streams = Terminal(encoding), Terminal(encoding)
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding, newline="", write_through=True) for _ in range(2))
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", streams[0])
-        patch.setattr(sys, "stderr", streams[1])
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
         status = main(list(words))
-    return status, *(stream.text() for stream in streams)
+    return status, out.buffer.getvalue().decode(encoding), err.buffer.getvalue().decode(encoding)
 
 
 def test_help_results_and_errors_in_ascii(monkeypatch):

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import tomllib
+from contextlib import chdir
 from itertools import takewhile
 from pathlib import Path
 
@@ -129,13 +130,15 @@ TYPE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
     """The repository as a reader has it, who may write there."""
+    folder = tmp_path_factory.mktemp("repository")
     for name in ("recipes", "docs", "tests"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    shutil.copytree(REPOSITORY / "data", tmp_path / "data", ignore=shutil.ignore_patterns("prepared"))
-    monkeypatch.chdir(tmp_path)
+        (folder / name).symlink_to(REPOSITORY / name)
+    shutil.copytree(REPOSITORY / "data", folder / "data", ignore=shutil.ignore_patterns("prepared"))
+    with chdir(folder):
+        yield
 
 
 @pytest.mark.parametrize("line", sorted({" ".join(line.split()) for line in lines()}), ids=str)

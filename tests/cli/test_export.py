@@ -2,8 +2,11 @@
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from mup_lightning.training.checkpoint import find
 from mup_lightning.training.finished import load_model
 from mup_lightning.training.tensors import Shards
 from mup_lightning.training.train import train
+from tests.conftest import tiny_config
 from tests.data.test_tokenizer import byte_fallback
 from tests.families import LLAMA, MIXTRAL, model
 
@@ -29,8 +33,13 @@ FOLDS = {"recipe.base_width": 8, "recipe.base_depth": 1, "recipe.input_multiplie
 def trained(tiny, **changes):
     """A run whose multipliers all differ from 1, and from each other; weights large enough for every term to show."""
     config = tiny(**{"trainer.max_steps": 6, "recipe.lr": 2**-5, **FOLDS, **changes})
-    result = train(config, progress=False)
-    return result.checkpoint
+    return train(config, progress=False).checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(corpus, tmp_path_factory):
+    """That of a run of the default blocks."""
+    return trained(partial(tiny_config, corpus, tmp_path_factory.mktemp("export") / "runs"))
 
 
 @pytest.mark.parametrize(
@@ -40,9 +49,9 @@ def trained(tiny, **changes):
         *(model(LLAMA), model(LLAMA | {"qk_norm": True, "qk_gain": True}), model(MIXTRAL)),
     ],
 )
-def test_hugging_face_computes_the_same_function(tiny, tmp_path, changes, capsys):
+def test_hugging_face_computes_the_same_function(tiny, checkpoint, tmp_path, changes, capsys):
     """Of a trained model; tests/model/test_hugging_face.py has every switch."""
-    path = trained(tiny, **changes)
+    path = trained(tiny, **changes) if changes else checkpoint
     assert main(["export", path, "--out", str(tmp_path / "hf"), "--verify"]) == 0
     assert "the same in transformers: logits of 16 tokens at most " in capsys.readouterr().out
     theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
@@ -50,8 +59,8 @@ def test_hugging_face_computes_the_same_function(tiny, tmp_path, changes, capsys
     assert type(theirs).__name__ == (f"{rotary}ForCausalLM" if "model.position" in changes else "GPT2LMHeadModel")
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    checkpoint = find(tmp_path / "runs" / "tiny")
-    ours = load_model(checkpoint, Config.from_plain(checkpoint.config))
+    found = find(Path(path))
+    ours = load_model(found, Config.from_plain(found.config))
     tokens = torch.randint(1, 256, (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         mine, hers = ours(tokens), theirs.eval()(tokens).logits
@@ -59,15 +68,10 @@ def test_hugging_face_computes_the_same_function(tiny, tmp_path, changes, capsys
     torch.testing.assert_close(hers, mine, atol=2e-5, rtol=0)
 
 
-@pytest.fixture
-def exported(tiny, tmp_path):
-    """A folder, and nothing of ours that made it."""
-    assert main(["export", trained(tiny), "--out", str(tmp_path / "hf")]) == 0
-    return tmp_path / "hf"
-
-
-def test_the_folder_is_whole(exported):
+def test_the_folder_is_whole(checkpoint, tmp_path):
     """In a Python that cannot import this package, without a network."""
+    exported = tmp_path / "hf"
+    assert main(["export", checkpoint, "--out", str(exported)]) == 0
     program = """
 import sys
 sys.modules["mup_lightning"] = None
@@ -104,53 +108,51 @@ def test_a_tokenizer_of_ones_own_goes_along(tiny, corpus, tmp_path):
     assert main(["train", *on, "batch=2", "steps=2", "param=sp"]) == 0
 
 
-FAULTS = {
-    "a weight": ("weights", lambda found: found | {"transformer.ln_f.bias": found["transformer.ln_f.bias"] + 1e-3}),
-    "the end of the text": (
-        "descriptions",
-        lambda found: found | {"generation_config.json": found["generation_config.json"].replace(": 0", ": 1")},
-    ),
-    "the vocabulary": (
-        "descriptions",
-        lambda found: found | {"tokenizer.json": found["tokenizer.json"].replace('"a":97,"b":98', '"b":97,"a":98')},
-    ),
-}
-SAID = {
-    "a weight": "logits up to",
-    "the end of the text": "a text ends with token 0, but with {1} there",
-    "the vocabulary": "has the tokens [73, 116",
-}
+def replaced(file, old, new):
+    return lambda found: found | {file: found[file].replace(old, new)}
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_what_transformers_reads_otherwise_is_not_exported(tiny, tmp_path, monkeypatch, capsys, fault):
-    path, (name, spoil) = trained(tiny), FAULTS[fault]
-    right = getattr(hugging_face, name)
-    monkeypatch.setattr(hugging_face, name, lambda *arguments: spoil(right(*arguments)))
-    assert main(["export", path, "--out", str(tmp_path / "hf"), "--verify"]) == 1
-    said = capsys.readouterr().err
-    assert "error: --verify: transformers makes something else of it, so nothing was written: " in said
-    assert SAID[fault] in said
-    assert said.count("\n") == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["runs"]
+@pytest.mark.parametrize(
+    ("spoilt", "spoil", "message"),
+    [
+        (
+            "hugging_face.weights",
+            lambda found: found | {"transformer.ln_f.bias": found["transformer.ln_f.bias"] + 1e-3},
+            "logits up to",
+        ),
+        (
+            "hugging_face.descriptions",
+            replaced("generation_config.json", ": 0", ": 1"),
+            "a text ends with token 0, but with {1} there",
+        ),
+        (
+            "hugging_face.descriptions",
+            replaced("tokenizer.json", '"a":97,"b":98', '"b":97,"a":98'),
+            "has the tokens [73, 116",
+        ),
+        ("export.generate", lambda _: iter([1, 2, 3]), "greedily generated text differs from the token 1 on"),
+    ],
+)
+def test_what_transformers_reads_otherwise_is_not_exported(
+    checkpoint, tmp_path, monkeypatch, refused, spoilt, spoil, message
+):
+    name = f"mup_lightning.training.{spoilt}"
+    right = pkgutil.resolve_name(name)
+    monkeypatch.setattr(name, lambda *arguments, **options: spoil(right(*arguments, **options)))
+    said = refused(["export", checkpoint, "--out", tmp_path / "hf", "--verify"])
+    assert "--verify: transformers makes something else of it, so nothing was written: " in said
+    assert message in said
+    assert not list(tmp_path.iterdir())
 
 
-def test_generated_text_that_differs_is_not_exported(tiny, tmp_path, monkeypatch, capsys):
-    path = trained(tiny)
-    monkeypatch.setattr("mup_lightning.training.export.generate", lambda *_, **__: iter([1, 2, 3]))
-    assert main(["export", path, "--out", str(tmp_path / "hf"), "--verify"]) == 1
-    assert "greedily generated text differs from the token 1 on" in capsys.readouterr().err
-
-
-def test_plain_is_every_parameter_as_it_is(tiny, tmp_path, capsys):
-    path = trained(tiny)
-    plain = ["export", path, "--out", str(tmp_path / "plain"), "--format", "plain"]
+def test_plain_is_every_parameter_as_it_is(checkpoint, tmp_path, capsys):
+    plain = ["export", checkpoint, "--out", str(tmp_path / "plain"), "--format", "plain"]
     assert main([*plain, "--verify"]) == 1
     assert "cannot read --format plain; leave one out" in capsys.readouterr().err
     assert main(plain) == 0
     assert "28 tensors" in capsys.readouterr().out
     tensors = load_file(tmp_path / "plain" / "model.safetensors")
-    shards = Shards(find(tmp_path / "runs" / "tiny").path)
+    shards = Shards(Path(checkpoint))
     assert tensors.keys() == shards.quantities.keys()
     assert all(torch.equal(tensor, shards.read("weight", name)) for name, tensor in tensors.items())
     description = json.loads((tmp_path / "plain" / "config.json").read_text())
@@ -176,19 +178,15 @@ def test_blocks_that_no_architecture_has_are_refused(switches, key):
         hugging_face.architecture(ModelConfig(**switches))
 
 
-def test_what_cannot_be_exported_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(
+    tiny, checkpoint, tmp_path, monkeypatch, refused
+):
     path = trained(tiny, **{"model.layer_norm": False, "recipe.init_std": 0.02})
-    assert main(["export", path, "--out", str(tmp_path / "hf")]) == 1
-    assert "model.layer_norm false, which Hugging Face's GPT-2 cannot express" in capsys.readouterr().err
-    path = trained(tiny, **{"run.name": "plain"})
+    out = ["--out", tmp_path / "hf"]
+    assert "model.layer_norm false, which Hugging Face's GPT-2 cannot express" in refused(["export", path, *out])
     monkeypatch.setitem(sys.modules, "transformers", None)  # as if it was not installed
-    assert main(["export", path, "--out", str(tmp_path / "hf")]) == 1
-    assert "needs transformers, which is not installed: pip install 'mup-lightning[export]'" in capsys.readouterr().err
+    missing = "needs transformers, which is not installed: pip install 'mup-lightning[export]'"
+    assert missing in refused(["export", checkpoint, *out])
     assert not (tmp_path / "hf").exists()
-
-
-def test_nothing_is_overwritten(tmp_path, capsys):
-    assert main(["export", "nowhere", "--out", str(tmp_path)]) == 1
-    assert "exists already" in capsys.readouterr().err
-    assert main(["export", str(tmp_path / "nowhere"), "--out", str(tmp_path / "new")]) == 1
-    assert "does not exist; expected a folder" in capsys.readouterr().err
+    assert "exists already" in refused(["export", "nowhere", "--out", tmp_path])
+    assert "does not exist; expected a folder" in refused(["export", tmp_path / "nowhere", *out])

@@ -18,6 +18,7 @@ import warnings
 from collections import Counter
 from dataclasses import asdict, is_dataclass, replace
 from enum import Enum
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -97,7 +98,7 @@ def attempt(values: dict[str, Any], base: dict[str, Any], root: Path) -> str:
         config = build_config([base, values])
         plan(config, (1, 8))
         settle(config)
-        sizes = {key: min(most, value_of(config, key)) for key, most in SIZES.items()}
+        sizes = {key: min(most, attrgetter(key)(config)) for key, most in SIZES.items()}
         sizes |= {"trainer.max_steps": min(2, config.trainer.max_steps), "data.workers": 0}
         alone = {"strategy": "single", "devices": 1, "nodes": 1, "compile": "off", "accelerator": "cpu"}
         sizes |= {f"trainer.{key}": value for key, value in alone.items()}
@@ -115,13 +116,6 @@ def attempt(values: dict[str, Any], base: dict[str, Any], root: Path) -> str:
             raise
         return "refused"
     return "trained"
-
-
-def value_of(config: Any, key: str) -> Any:
-    """The value of a dotted key."""
-    for part in key.split("."):
-        config = getattr(config, part)
-    return config
 
 
 def main(count: int, seed: int) -> bool:

@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 PACKAGES = "slurmctld slurmd slurm-client munge"
 NODES = ("127.0.0.2", "127.0.0.3")
 
@@ -125,7 +127,7 @@ class Cluster:
         while list(self.folder.glob("*.pid")) and time.monotonic() < deadline:
             time.sleep(0.05)
         for process in self.processes():
-            end(process, signal.SIGKILL)
+            end(process.pid, signal.SIGKILL)
 
     def run(self, *command: str, check: bool = True) -> str:
         """What a command prints, run against this cluster."""
@@ -147,35 +149,22 @@ class Cluster:
                 raise AssertionError(f"{what}: not so after {seconds} s\n{explain()}\n{self.logs()}")
             time.sleep(0.1)
 
-    def processes(self, **variables: str) -> list[int]:
-        """The ids of all processes of this cluster, or of those with certain environment variables."""
-        wanted = {f"{name}={value}".encode() for name, value in {"SLURM_CONF": self.conf, **variables}.items()}
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                if wanted <= set((entry / "environ").read_bytes().split(b"\0")) and int(entry.name) != os.getpid():
-                    found.append(int(entry.name))
-            except OSError:  # it has ended
-                continue
-        return found
+    def processes(self, **variables: str) -> list[psutil.Process]:
+        """All processes of this cluster, or those with certain environment variables."""
+        wanted = {"SLURM_CONF": str(self.conf), **variables}.items()
+        running = psutil.process_iter(["environ", "ppid", "cmdline"])
+        found = [process for process in running if wanted <= (process.info["environ"] or {}).items()]
+        return [process for process in found if process.pid != os.getpid()]
 
     def node_processes(self, node: str) -> list[int]:
         """The ids of a node's daemon, its slurmstepd processes, and its tasks."""
-        tasks = self.processes(SLURMD_NODENAME=node)
-        steps = {parent(task) for task in tasks} - set(tasks) - {1}
+        tasks = {process.pid: process.info["ppid"] for process in self.processes(SLURMD_NODENAME=node)}
+        steps = set(tasks.values()) - tasks.keys() - {1}
         return [int((self.folder / f"slurmd.{node}.pid").read_text()), *steps, *tasks]
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
         return "\n".join(f"{file.name}:\n{file.read_text()[-2000:]}" for file in sorted(self.folder.glob("*.log")))
-
-
-def parent(process: int) -> int:
-    """The id of a process's parent; 1 if it has ended."""
-    try:
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 1
 
 
 def end(process: int, number: signal.Signals) -> None:

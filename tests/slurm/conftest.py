@@ -8,21 +8,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mup_lightning.cli.main import main
+from mup_lightning.config.schema import leaves
+from tests.conftest import TINY
 from tests.slurm.cluster import Cluster, obstacle
 
 STEPS = 400
-OPTIONS = {
+OPTIONS = leaves(TINY) | {
     "model.width": 16,
-    "model.depth": 2,
-    "model.heads": 2,
-    "model.context": 16,
-    "recipe.base_width": 16,
-    "recipe.base_depth": 1,
-    "recipe.weight_decay": 0.1,
-    "recipe.eps": 1e-8,
-    "data.tokenizer": "bytes",
-    "data.batch_size": 8,
-    "data.micro_batch": 4,
+    "trainer.accelerator": "auto",
     "trainer.strategy": "ddp",
     "trainer.nodes": 2,
     "trainer.max_steps": STEPS,

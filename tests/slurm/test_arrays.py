@@ -1,36 +1,17 @@
 """A sweep as an array job on a real cluster: every configuration once, whatever happens to a task."""
 
-import csv
-
 import pytest
-import yaml
 
 from mup_lightning.slurm import submit
 from tests.slurm.conftest import submitted
-
-SET = {
-    "model.width": 16,
-    "model.depth": 2,
-    "model.context": 16,
-    "recipe.base_width": 16,
-    "data.tokenizer": "bytes",
-    "data.batch_size": 8,
-    "data.micro_batch": 8,
-    "trainer.max_steps": 300,
-    "trainer.accelerator": "cpu",
-}
+from tests.studies.sweeps import table, tiny_sweep, write
 
 
 @pytest.fixture
 def file(tmp_path, corpus):
-    path = tmp_path / "rates.yaml"
-    sweep = {
-        "set": SET | {"data.path": str(corpus)},
-        "vary": {"recipe.lr": [0.01, 0.02, 0.03, 0.04]},
-        "value": "recipe.lr",
-    }
-    path.write_text(yaml.safe_dump({"sweep": sweep}))
-    return path
+    content = tiny_sweep(corpus, vary={"recipe.lr": [0.01, 0.02, 0.03, 0.04]})
+    content["sweep"]["set"] |= {"recipe.optimizer": "muon_kimi", "model.depth": 2, "trainer.max_steps": 300}
+    return write(tmp_path, content)
 
 
 def test_an_array_runs_every_configuration_once_even_if_a_task_is_stopped(cluster, file, tmp_path, monkeypatch):
@@ -54,7 +35,7 @@ def test_an_array_runs_every_configuration_once_even_if_a_task_is_stopped(cluste
     assert "the same command goes on from there" in log.read_text()
     assert cluster.field(f"{job}_1", "Restarts") == "1"
     assert "1 of them finished before" in log.read_text()
-    rates = sorted(row["recipe.lr"] for row in csv.DictReader((out / "results.csv").open()))
+    rates = sorted(row["recipe.lr"] for row in table(out))
     assert rates == ["0.01", "0.02", "0.03", "0.04"]
 
 

@@ -23,15 +23,6 @@ def offline(corpus, tmp_path, monkeypatch):
     return Runs(None, corpus, tmp_path / "runs")
 
 
-def refused(argv, capsys):
-    """The one line in which something is refused."""
-    assert main(argv) == 1
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: ")
-    assert "Traceback" not in printed.err
-    return printed.err
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -46,8 +37,8 @@ def refused(argv, capsys):
         ({"run.resume": "runs/x/checkpoints/step_00000001"}, r"a job continues its own run only"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_is_written(offline, capsys, changes, message):
-    assert re.search(message, refused(offline.command("new", **changes), capsys))
+def test_bad_arguments_are_refused_before_anything_is_written(offline, refused, changes, message):
+    assert re.search(message, refused(offline.command("new", **changes)))
     assert not offline.root.exists()
 
 
@@ -86,13 +77,13 @@ def test_the_script_of_a_training(offline, capsys):
     assert not offline.root.exists()
 
 
-def test_submitting_where_there_is_no_slurm_says_where_to_go(offline, capsys, monkeypatch):
+def test_submitting_where_there_is_no_slurm_says_where_to_go(offline, refused, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert "sbatch cannot be run" in refused(offline.command("new"), capsys)
+    assert "sbatch cannot be run" in refused(offline.command("new"))
     assert not offline.root.exists()
 
 
-def test_options_of_a_cluster_compose_like_other_recipes(offline, capsys, tmp_path):
+def test_options_of_a_cluster_compose_like_other_recipes(offline, capsys, refused, tmp_path):
     site = tmp_path / "site.yaml"
     options = {"partition": "short", "time": "12:00:00", "gres": "gpu:h100", "gpus": 2}
     site.write_text(yaml.safe_dump({"slurm": options}))
@@ -101,7 +92,7 @@ def test_options_of_a_cluster_compose_like_other_recipes(offline, capsys, tmp_pa
     for line in ("--partition=long", "--time=12:00:00", "--gres=gpu:h100:2", "--ntasks-per-node=2"):
         assert f"#SBATCH {line}" in lines
     site.write_text("slurm: {time: 12:00:00}\n")  # 43200 in YAML 1.1
-    assert "slurm.time" in refused([argv[0], "-c", str(site), *argv[1:]], capsys)
+    assert "slurm.time" in refused([argv[0], "-c", str(site), *argv[1:]])
 
 
 @pytest.mark.parametrize(
@@ -112,18 +103,18 @@ def test_times_are_read_as_sbatch_reads_them(time, expected):
     assert seconds(time) == expected
 
 
-def test_bad_sweeps_are_refused(offline, capsys, tmp_path, corpus):
+def test_bad_sweeps_are_refused(offline, refused, tmp_path, corpus):
     file = write(tmp_path / "file", tiny_sweep(corpus))
     argv = ["submit", "--sweep", str(file), "--tasks", "2", "--out", str(tmp_path / "out")]
-    assert "--sweep takes no keys of a configuration" in refused([*argv, "--model.width", "16"], capsys)
-    assert "recipe.lrr" in refused([*argv, "--set", "recipe.lrr=3"], capsys)
+    assert "--sweep takes no keys of a configuration" in refused([*argv, "--model.width", "16"])
+    assert "recipe.lrr" in refused([*argv, "--set", "recipe.lrr=3"])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_record_of_the_last_job_is_named(offline, capsys):
+def test_a_damaged_record_of_the_last_job_is_named(offline, refused):
     (offline.root / "new" / "slurm").mkdir(parents=True)
     (offline.root / "new" / "slurm" / "job.json").write_text("{")
-    assert re.search(r"job\.json is damaged: .* the run's last job", refused(offline.command("new"), capsys))
+    assert re.search(r"job\.json is damaged: .* the run's last job", refused(offline.command("new")))
 
 
 RECORD = "JobId=7 {array}JobName=a\n   JobState={state} Restarts={restarts}\n   RunTime=00:01:00 TimeLimit=1-00:00:00"

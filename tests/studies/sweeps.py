@@ -1,5 +1,7 @@
 """A tiny sweep, shared by the tests of sweeps."""
 
+import csv
+
 import yaml
 
 
@@ -31,3 +33,9 @@ def write(folder, content):
     file = folder / "sweep.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     return file
+
+
+def table(folder):
+    """The rows of a sweep's results; none where there is no table yet."""
+    file = folder / "results.csv"
+    return list(csv.DictReader(file.open())) if file.exists() else []

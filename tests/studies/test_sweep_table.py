@@ -1,6 +1,5 @@
 """The folder of a sweep: files of trials, the table made of them, published tables, and claims."""
 
-import csv
 import re
 import shutil
 import subprocess
@@ -9,13 +8,12 @@ import sys
 import pytest
 
 from mup_lightning import files
-from mup_lightning.cli.main import main
 from mup_lightning.errors import UserError
 from mup_lightning.studies.sweep.grid import expand
 from mup_lightning.studies.sweep.results import COLUMNS, prepare, read_trials, trial_file, write_table
 from mup_lightning.studies.sweep.run import dry_run, run_trials
 from mup_lightning.studies.sweep.spec import load
-from tests.studies.sweeps import tiny_sweep, write
+from tests.studies.sweeps import table, tiny_sweep, write
 from tests.studies.tables import SAVED
 
 WIDTH, DEPTH = {"vary": {"model.width": [16, 32]}}, {"vary": {"model.depth": [1, 2]}}
@@ -39,10 +37,6 @@ def finish(folder, trials, **result):
     for trial in trials:
         files.write_json(trial_file(folder, trial.hash), {"config": None, "result": DONE | result})
     write_table(folder, trials, known)
-
-
-def table(folder):
-    return list(csv.DictReader((folder / "results.csv").open()))
 
 
 def test_rows_are_tidy(trials, tmp_path):
@@ -127,23 +121,21 @@ def test_a_table_alone_is_continued(corpus, tmp_path):
         ("trials/abc.json", b"{", "is damaged: Expecting property name enclosed in double quotes: line 1 column 2"),
     ],
 )
-def test_a_damaged_folder_is_one_line(trials, tmp_path, capsys, name, content, message):
+def test_a_damaged_folder_is_one_line(trials, tmp_path, refused, name, content, message):
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
     (out / name).write_bytes(content)
-    assert main(["sweep", str(tmp_path / "file" / "sweep.yaml"), "--out", str(out)]) == 1
-    assert f"error: {out / name} {message}" in capsys.readouterr().err
+    assert refused(["sweep", tmp_path / "file" / "sweep.yaml", "--out", out]).startswith(f"{out / name} {message}")
     assert (out / name).read_bytes() == content
 
 
 @pytest.mark.parametrize("name", ["plain/below/it", "link"])
-def test_a_dry_run_says_the_same_of_the_folder(trials, tmp_path, capsys, name):
+def test_a_dry_run_says_the_same_of_the_folder(trials, tmp_path, refused, name):
     (tmp_path / "plain").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    arguments = ["sweep", str(tmp_path / "file" / "sweep.yaml"), "--out", str(tmp_path / name)]
+    arguments = ["sweep", tmp_path / "file" / "sweep.yaml", "--out", tmp_path / name]
     for more in ([], ["--dry-run"]):
-        assert main([*arguments, *more]) == 1
-        assert re.match(rf"error: {tmp_path}/(plain|link) is not a folder; expected one", capsys.readouterr().err)
+        assert re.match(rf"{tmp_path}/(plain|link) is not a folder; expected one", refused([*arguments, *more]))
     assert not (tmp_path / "nowhere").exists()
 
 

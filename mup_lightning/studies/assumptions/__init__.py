@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from mup_lightning.errors import UserError
-from mup_lightning.studies import GROWING, AtLeastTwo
-from mup_lightning.typed import Bound, NonNegativeInt, OpenUnitInterval, PositiveFloat, PositiveInt, Typed
+from mup_lightning.studies import GROWING
+from mup_lightning.typed import AtLeastTwo, Bound, NonNegativeInt, OpenUnitInterval, PositiveFloat, PositiveInt, Typed
 
 TIMES = ("start", "middle", "end")  # times of measurement: after 0, T/2 and T steps
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from mup_lightning.errors import UserError
 from mup_lightning.spectral.base import Parametrization
-from mup_lightning.studies import GROWING, AtLeastTwo
+from mup_lightning.studies import GROWING
 from mup_lightning.studies.scaling import Shape
-from mup_lightning.typed import NonNegativeInt, PositiveFloat, PositiveInt, Typed
+from mup_lightning.typed import AtLeastTwo, NonNegativeInt, PositiveFloat, PositiveInt, Typed
 
 SYMBOLS = {"width": "n", "depth": "L", "both": "r", "experts": "E"}
 """Axis -> what exponents are powers of; r is the factor by which both width and depth have grown."""

@@ -164,14 +164,6 @@ def _label(trials: list[Trial], keys: list[str]) -> None:
         trial.label = " ".join(words) or trial.hash[:12]
 
 
-def shard(trials: list[Trial], text: str) -> list[Trial]:
-    """Every N-th trial from the I-th on, for the text I/N: as much work for each shard."""
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise UserError(f"--shard is {text}; expected I/N with I from 1 to N, such as 1/4")
-    return trials[int(number) - 1 :: int(of)]
-
-
 def config_hash(config: Config, corpus: str) -> str:
     """sha256 of all that determines the numbers of a run: what must be equal to continue it, its length and devices."""
     trainer, data = config.trainer, config.data

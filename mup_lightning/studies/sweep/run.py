@@ -26,7 +26,7 @@ from mup_lightning.config.schema import Config, RunConfig
 from mup_lightning.errors import Busy, Diverged, UserError
 from mup_lightning.files import OneWriter, check_folder, write_json
 from mup_lightning.studies.scaling import six_digits
-from mup_lightning.studies.sweep.grid import Trial, expand, shard
+from mup_lightning.studies.sweep.grid import Trial, expand
 from mup_lightning.studies.sweep.results import Record, prepare, read_trials, trial_file, write_table
 from mup_lightning.studies.sweep.spec import SweepSettings, load
 from mup_lightning.studies.transfer.losses import number
@@ -34,6 +34,7 @@ from mup_lightning.studies.workers import DIED, each, fitting, gpus, threads
 from mup_lightning.tables import power_of_two
 from mup_lightning.training.run import plain
 from mup_lightning.training.train import train
+from mup_lightning.typed import Shard, convert
 
 LOG = "workers.log"
 ASSUMED_SPEED = 4.0e10  # operations per second of one worker, until a trial has been timed
@@ -59,7 +60,8 @@ def run(settings: SweepSettings) -> int:
     """Run a sweep, or what is left of it; see `Summary.exit_code`."""
     sweep = load(settings.file, settings.set)
     whole = expand(sweep)
-    trials = shard(whole, settings.shard)
+    number, of = map(int, convert(settings.shard, Shard, "--shard").split("/"))
+    trials = whole[number - 1 :: of]  # as much work for each shard
     folder = settings.out or sweep.folder
     check_folder(folder)
     if not trials:
