@@ -63,7 +63,7 @@ def corpus(tmp_path_factory):
 TINY = {
     "model": {"width": 32, "depth": 2, "heads": 2, "context": 16},
     "recipe": {"base_width": 16, "base_depth": 1, "weight_decay": 0.1, "eps": 1e-8},
-    "data": {"tokenizer": "bytes", "batch_size": 8, "micro_batch": 4},
+    "data": {"tokenizer": "bytes", "batch_size": 8, "micro_batch": 4, "val_tokens": 256},
     "trainer": {
         "max_steps": 10,
         "checkpoint_every": 4,
@@ -77,7 +77,10 @@ TINY = {
 
 
 def tiny_config(corpus, root, **changes):
-    """The configuration of a run that takes about a second, in a folder `root`; changes: {"section.key": value}."""
+    """The configuration of a short run in a folder `root`; changes: {"section.key": value}.
+
+    It is validated on few tokens: on all of them ("data.val_tokens": None) that would take longer than the training.
+    """
     from mup_lightning.config.load import build_config
 
     return build_config([TINY, {"data.path": str(corpus), "run.root": str(root)}, changes])

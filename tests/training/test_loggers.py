@@ -32,7 +32,7 @@ def table(config):
 @pytest.fixture(scope="module")
 def make(corpus, tmp_path_factory):
     """Makes configurations of runs in one folder, with every logger that is installed."""
-    every = EVERY | {"data.val_tokens": 256, "run.loggers": ["csv", "tensorboard", *SERVICES]}
+    every = EVERY | {"run.loggers": ["csv", "tensorboard", *SERVICES]}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("WANDB_MODE", "offline")

@@ -53,7 +53,7 @@ def assert_equal(first, second):
 @pytest.fixture(scope="module")
 def runs(corpus, tmp_path_factory):
     """Results of a whole run; and the folder of one that died after step 9. Both stay as they are."""
-    make = partial(tiny_config, corpus, tmp_path_factory.mktemp("runs"), **{"data.val_tokens": 256})
+    make = partial(tiny_config, corpus, tmp_path_factory.mktemp("runs"))
     return train(make(**{"run.name": "straight"})), crash(make(), 9).path
 
 
