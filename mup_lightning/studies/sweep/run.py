@@ -34,7 +34,6 @@ from mup_lightning.studies.workers import DIED, each, fitting, gpus, threads
 from mup_lightning.tables import power_of_two
 from mup_lightning.training.run import plain
 from mup_lightning.training.train import train
-from mup_lightning.typed import Shard, convert
 
 LOG = "workers.log"
 ASSUMED_SPEED = 4.0e10  # operations per second of one worker, until a trial has been timed
@@ -60,7 +59,7 @@ def run(settings: SweepSettings) -> int:
     """Run a sweep, or what is left of it; see `Summary.exit_code`."""
     sweep = load(settings.file, settings.set)
     whole = expand(sweep)
-    number, of = map(int, convert(settings.shard, Shard, "--shard").split("/"))
+    number, of = map(int, settings.shard.split("/"))
     trials = whole[number - 1 :: of]  # as much work for each shard
     folder = settings.out or sweep.folder
     check_folder(folder)

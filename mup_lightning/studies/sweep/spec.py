@@ -10,7 +10,7 @@ import yaml
 
 from mup_lightning.errors import UserError, located
 from mup_lightning.files import read_yaml
-from mup_lightning.typed import Bound, NonNegativeInt, Typed, build, convert
+from mup_lightning.typed import Bound, NonNegativeInt, Shard, Typed, build, convert
 
 _Exponents = list[Annotated[float, Bound("exponents between -1000 and 1000", lambda value: abs(value) < 1000)]]
 _Values = Annotated[list[Any], Bound("a list of values, or log2: [-9, -8, -7]", lambda value: len(value) > 0)]
@@ -89,7 +89,7 @@ class SweepSettings(Typed, prefix="--"):
     out: Path | None = None
     workers: NonNegativeInt | None = None
     set: list[str] = field(default_factory=list)
-    shard: str = "1/1"
+    shard: Shard = "1/1"
     dry_run: bool = False
 
 
