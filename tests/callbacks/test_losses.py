@@ -58,6 +58,7 @@ def test_a_mixture_shows_the_loss_of_each_source_and_resumes_to_the_bit(tiny, tm
     """Points are means over the sequences of a source; another mixture is another training."""
     other = write_corpus(tmp_path / "other", seed=5)
     changes = {"trainer.log_every": 4, "trainer.checkpoint_every": 6, "trainer.validate_every": 5}
+    changes |= {"data.val_tokens": None}
     mixture = {str(tiny().data.path): 0.75, str(other): 0.25}
     changes |= {"data.path": mixture, "trainer.feature_norms_every": 0, "trainer.noise_scale_every": 0}
     names = [str(folder) for folder in mixture]  # both are called "prepared"

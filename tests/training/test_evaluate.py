@@ -47,7 +47,14 @@ def runs(folder):
     """Name -> result of a run of GPT-2 and of one of Llama, whose multipliers all differ from 1; both are exported."""
     found = {}
     for name, changes in RUNS.items():
-        own = {"data.tokenizer": "gpt2", "run.name": name, "trainer.max_steps": 6, **FOLDS, **changes}
+        own = {
+            "data.tokenizer": "gpt2",
+            "run.name": name,
+            "trainer.max_steps": 6,
+            "data.val_tokens": None,
+            **FOLDS,
+            **changes,
+        }
         found[name] = train(tiny_config(folder / "corpus", folder / "runs", **own), progress=False)
         assert main(["export", str(folder / "runs" / name), "--out", str(folder / f"hf-{name}")]) == 0
     return found
