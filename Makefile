@@ -76,9 +76,9 @@ tensorboard: $(VENV)/.run ## look at all runs in a browser; PORT=6006
 	@$(BIN)/tensorboard --logdir runs --port $(or $(PORT),6006) --window_title mup_lightning
 bench: $(VENV)/.test ## our speed and memory against a plain PyTorch loop
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
-test: $(VENV)/.test ## run the tests, those of many processes and of SLURM beside the others
-	@$(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(MAKE) --no-print-directory -j3 test-distributed test-slurm test-others)
-test-distributed test-slurm test-others: ; @$(BIN)/python -m pytest $(if $(filter %others,$@),$(addprefix --ignore=tests/,distributed slurm),$(@:test-%=tests/%))
+test: $(VENV)/.test ## run the tests, in three groups at a time
+	@$(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(MAKE) --no-print-directory -j3 test-distributed test-slurm-data-model-plan test-others)
+test-distributed test-slurm-data-model-plan test-others: ; @$(BIN)/python -m pytest $(if $(filter %others,$@),$(addprefix --ignore=tests/,distributed slurm data model plan),$(addprefix tests/,$(subst -, ,$(@:test-%=%))))
 test-fast: $(VENV)/.test ## run the tests of an everyday change, in under two minutes
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 lint: $(VENV)/.lint ## formatter, linter, types, import direction
