@@ -80,7 +80,7 @@ def prepare(
 
 
 class Making:
-    """A corpus that is made in a folder, of a share of a card's source.
+    """A corpus being made in a folder, from a share of a card's source.
 
     Attributes:
         known: what the corpus that is there already was made of.
@@ -103,7 +103,7 @@ class Making:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """At first, that of a corpus without tokens; pins the card."""
+        """The new corpus's, at first without tokens; reading it pins the card."""
         self.card.pin()
         names = [(Path(name).name, file.sha256) for name, file in self.sources.files.items()]
         self.sources.source_hash = self.card.hash(files=names) + f" {self.share}" * (self.share != WHOLE)
@@ -112,7 +112,7 @@ class Making:
         return begun
 
     def found(self) -> Manifest:
-        """That of the finished corpus in the folder; raises UserError where it is of something else."""
+        """The manifest of the finished corpus in the folder; raises UserError where it is of something else."""
         found, changes = Manifest.load(self.folder), self.known.changes(self.sources) if self.known else ""
         now = (self.known.source_hash, self.tokenizer.vocabulary.sha256) if self.known and not changes else None
         if (found.source_hash, found.vocab_hash) != now:
